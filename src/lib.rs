@@ -1,0 +1,86 @@
+//! Portcullis: a mutual-TLS gateway in front of a model API.
+//!
+//! It answers, for every request: **who** is this (client certificate), **for what** (declared purpose), **how much**
+//! (the organization's quotas), and **can it be proved afterwards** (audit).
+//!
+//! # Words
+//!
+//! Eight words are used everywhere. A **[`Peer`](peer::Peer)** is what a handshake proved. A **Caller** is the one
+//! organization it belongs to. An **[`Ask`](ask::Ask)** is the one parsed request. The **Policy** says what may be,
+//! the **Ledger** what has been. An **Admission** is a request judged and reserved; its **Hold** is the reservation;
+//! the **Record** is the story of one exchange.
+//!
+//! # Floors
+//!
+//! A module imports only from lower floors, or from a module listed earlier on its own floor. `tests/floors.rs` reads
+//! this table and holds the code to it.
+//!
+//! | floor | modules |
+//! |---|---|
+//! | 6 commands | `mock`, `demo`, `cli` |
+//! | 5 assembly | `door`, `gateway`, `drain`, `reload`, `admin`, `worker` |
+//! | 4 exchange | `answer`, `cut`, `upstream`, `meter` |
+//! | 3 wire | `tls`, `guard`, `gate`, `dialect`, `usage` |
+//! | 2 judgement | `identify`, `admit` |
+//! | 1 facts | `settings`, `trust`, `policy`, `ledger`, `registry`, `audit`, `record`, `metrics` |
+//! | 0 words | `names`, `clock`, `tokens`, `limits`, `outcome`, `peer`, `ask` |
+//!
+//! Beside the floors stands `keeper`, which owns files: audit segments and the ledger's durable marks. Everything
+//! else talks to it by message; no worker makes a file call.
+//!
+//! # Invariants
+//!
+//! Each is held by a type, a lint or a test.
+//!
+//! * No request reaches `upstream` without an accepted audit line.
+//! * Floors 0 and 2 do no I/O and know no runtime; only `clock` reads time.
+//! * Only `policy::file` deserializes policy. A reload never writes the ledger.
+//! * No body is collected, except the bounded request body that admission must read.
+//! * Every exchange yields exactly one closing audit line.
+//! * Metric labels come from closed enums or configured names, never from request bytes.
+//! * No `unsafe`; no `unwrap`, `expect` or indexing outside tests; no lock guard crosses an `.await`.
+//! * What a client reads never holds operator text (addresses, paths, other organizations).
+
+pub mod ask;
+pub mod clock;
+pub mod limits;
+pub mod names;
+pub mod outcome;
+pub mod peer;
+pub mod tokens;
+
+pub mod audit;
+pub mod ledger;
+pub mod metrics;
+pub mod policy;
+pub mod record;
+pub mod registry;
+pub mod settings;
+pub mod trust;
+
+pub mod admit;
+pub mod identify;
+
+pub mod dialect;
+pub mod gate;
+pub mod guard;
+pub mod tls;
+pub mod usage;
+
+pub mod answer;
+pub mod cut;
+pub mod meter;
+pub mod upstream;
+
+pub mod admin;
+pub mod door;
+pub mod drain;
+pub mod gateway;
+pub mod reload;
+pub mod worker;
+
+pub mod cli;
+pub mod demo;
+pub mod mock;
+
+pub mod keeper;

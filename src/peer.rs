@@ -1,0 +1,121 @@
+//! What a handshake proved about the other side.
+//!
+//! A [`Peer`] exists only after the chain, the revocation lists and the certificate profile were checked; `tls` is
+//! the one caller of [`Peer::proved`]. It says nothing about organizations: that is judged anew for every request.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use crate::clock::Wall;
+use crate::names::AuthorityName;
+
+/// A SHA-256 digest, shown as 64 hexadecimal digits.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Sha256(pub [u8; 32]);
+
+impl Sha256 {
+    /// Parses 64 hexadecimal digits; colons between pairs are allowed, as `openssl` prints them.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Sha256> {
+        let digits: Vec<u8> = text.bytes().filter(|b| *b != b':').collect();
+        if digits.len() != 64 {
+            return None;
+        }
+        let mut out = [0u8; 32];
+        for (byte, pair) in out.iter_mut().zip(digits.chunks_exact(2)) {
+            let [high, low] = pair else { return None };
+            let high = char::from(*high).to_digit(16)?;
+            let low = char::from(*low).to_digit(16)?;
+            *byte = u8::try_from(high * 16 + low).ok()?;
+        }
+        Some(Sha256(out))
+    }
+
+    /// The digest of `bytes`.
+    #[must_use]
+    pub fn of(bytes: &[u8]) -> Sha256 {
+        let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes);
+        let mut out = [0u8; 32];
+        out.iter_mut().zip(digest.as_ref()).for_each(|(to, from)| *to = *from);
+        Sha256(out)
+    }
+}
+
+impl fmt::Display for Sha256 {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for Sha256 {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl serde::Serialize for Sha256 {
+    fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        s.collect_str(self)
+    }
+}
+
+/// The leaf certificate, reduced to what identity, revocation and records need.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Leaf {
+    /// Digest of the whole certificate (DER).
+    pub sha256: Sha256,
+    /// Digest of its public key (DER `SubjectPublicKeyInfo`).
+    pub spki_sha256: Sha256,
+    /// Serial number as lower-case hexadecimal digits.
+    pub serial: Arc<str>,
+    /// Issuer, for people (RFC 4514 style); never compared.
+    pub issuer: Arc<str>,
+    /// The one URI subject alternative name, when there is exactly one.
+    pub uri: Option<Arc<str>>,
+    /// The one DNS subject alternative name, when there is exactly one.
+    pub dns: Option<Arc<str>>,
+    /// Earliest `notAfter` of the verified chain, leaf included.
+    pub not_after: Wall,
+}
+
+/// The proof that a handshake produced.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Peer {
+    authority: AuthorityName,
+    authority_spki: Sha256,
+    leaf: Arc<Leaf>,
+    address: SocketAddr,
+}
+
+impl Peer {
+    /// States that the handshake verified all of this. Only `tls` may say so.
+    #[must_use]
+    pub fn proved(authority: AuthorityName, authority_spki: Sha256, leaf: Arc<Leaf>, address: SocketAddr) -> Peer {
+        Peer { authority, authority_spki, leaf, address }
+    }
+
+    /// The one authority that vouches for the chain.
+    #[must_use]
+    pub fn authority(&self) -> &AuthorityName {
+        &self.authority
+    }
+
+    /// Digest of that authority's public key: what identities are pinned to.
+    #[must_use]
+    pub fn authority_spki(&self) -> Sha256 {
+        self.authority_spki
+    }
+
+    /// The leaf certificate's facts.
+    #[must_use]
+    pub fn leaf(&self) -> &Arc<Leaf> {
+        &self.leaf
+    }
+
+    /// Where the connection comes from.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+}

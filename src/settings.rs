@@ -1,0 +1,1 @@
+//! Settings that need a restart: addresses, thread counts, state paths. Everything else is policy.

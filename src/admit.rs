@@ -1,1 +1,110 @@
-//! (being written)
+//! What for, and with which model? The declared purpose, its case, and the model grant.
+//!
+//! Pure judgement between identity and quota. Messages tell a partner its own possibilities and nobody else's.
+
+use std::sync::Arc;
+
+use crate::ask::Ask;
+use crate::gate::Declared;
+use crate::identify::Caller;
+use crate::names::{CaseRef, GroupId, PurposeId};
+use crate::outcome::{Code, Refusal};
+use crate::policy::{Group, Org, Policy, RevocationKind, Revocations, Upstream};
+
+/// A purpose that this organization may pursue now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Permitted {
+    purpose: PurposeId,
+    case: Option<CaseRef>,
+}
+
+impl Permitted {
+    /// The purpose.
+    #[must_use]
+    pub fn purpose(&self) -> &PurposeId {
+        &self.purpose
+    }
+
+    /// The case it belongs to.
+    #[must_use]
+    pub fn case(&self) -> Option<&CaseRef> {
+        self.case.as_ref()
+    }
+}
+
+/// A model that this organization may use now, and where it is served.
+#[derive(Debug, Clone)]
+pub struct Choice {
+    /// The upstream that serves it.
+    pub upstream: Arc<Upstream>,
+    /// Its group, if it belongs to one.
+    pub group: Option<Arc<Group>>,
+}
+
+impl Choice {
+    /// The group's id.
+    #[must_use]
+    pub fn group_id(&self) -> Option<&GroupId> {
+        self.group.as_ref().map(|group| &group.id)
+    }
+}
+
+/// Judges the declared purpose: known, permitted, and with a case where one is needed.
+///
+/// # Errors
+/// `purpose_unknown`, `purpose_not_permitted` or `case_missing`.
+pub fn purpose(
+    policy: &Policy,
+    revoked: &Revocations,
+    caller: &Caller,
+    declared: Declared,
+) -> Result<Permitted, Refusal> {
+    let Declared { purpose, case } = declared;
+    let org = caller.org();
+    let listed = || org.purposes.iter().map(PurposeId::as_str).collect::<Vec<_>>().join(", ");
+    let Some(entry) = policy.purposes.get(&purpose) else {
+        let message = format!("The purpose {purpose} is not known here. Yours are: {}.", listed());
+        return Err(Refusal::new(Code::PurposeUnknown, message).at("portcullis-purpose"));
+    };
+    if !may_pursue(org, revoked, &purpose) {
+        let message = format!("The purpose {purpose} is not granted to this organization. Yours are: {}.", listed());
+        return Err(Refusal::new(Code::PurposeNotPermitted, message).at("portcullis-purpose"));
+    }
+    if entry.case_required && case.is_none() {
+        let message = format!("The purpose {purpose} needs a case reference in the portcullis-case header.");
+        return Err(Refusal::new(Code::CaseMissing, message).at("portcullis-case"));
+    }
+    Ok(Permitted { purpose, case })
+}
+
+/// Whether a purpose is granted and not withdrawn.
+#[must_use]
+pub fn may_pursue(org: &Org, revoked: &Revocations, purpose: &PurposeId) -> bool {
+    org.purposes.contains(purpose) && !revoked.holds(RevocationKind::Purpose, purpose.as_str())
+}
+
+/// Whether a model is granted and not withdrawn.
+#[must_use]
+pub fn may_use(policy: &Policy, org: &Org, revoked: &Revocations, model: &str) -> bool {
+    let group = policy.models.group_of(model);
+    let group_withdrawn = group.is_some_and(|group| revoked.holds(RevocationKind::Model, group.id.as_str()));
+    org.may_use(model, group.map(|group| &group.id)) && !group_withdrawn && !revoked.holds(RevocationKind::Model, model)
+}
+
+/// Judges the model: granted, and served by an upstream that speaks the route's dialect.
+///
+/// # Errors
+/// `model_not_permitted`, which does not tell an unknown model from a forbidden one.
+pub fn model(policy: &Policy, revoked: &Revocations, caller: &Caller, ask: &Ask) -> Result<Choice, Refusal> {
+    let name = ask.model.as_str();
+    let refuse = || {
+        let message = format!("The model {name} is not available to this organization: GET /v1/models lists yours.");
+        Refusal::new(Code::ModelNotPermitted, message).at("model")
+    };
+    if !may_use(policy, caller.org(), revoked, name) {
+        return Err(refuse());
+    }
+    let upstream = policy.models.upstream_for(ask.route.dialect(), name);
+    let upstream = upstream.ok_or_else(|| refuse().for_operator("no upstream of this dialect serves it"))?;
+    Ok(Choice { upstream: upstream.clone(), group: policy.models.group_of(name).cloned() })
+}

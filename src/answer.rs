@@ -1,1 +1,268 @@
-//! (being written)
+//! What goes back: the one body type, the response heads, and refusals.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
+use http::{HeaderMap, StatusCode};
+use http_body::{Body, Frame, SizeHint};
+use hyper::Response;
+
+use crate::ask::{Dialect, Route};
+use crate::cut::BrokenOff;
+use crate::dialect::{self, LimitView};
+use crate::guard::Watch;
+use crate::ledger::{Shortfall, Standing};
+use crate::limits::{Allowance, Measure, Unit, Window};
+use crate::meter::Metered;
+use crate::names::OrgId;
+use crate::outcome::{Code, Refusal, Retry};
+use crate::tokens::Nano;
+
+/// The body of every answer.
+pub struct GateBody {
+    content: Content,
+    /// Tells the guard when the exchange is over.
+    watch: Option<Watch>,
+}
+
+enum Content {
+    Whole(Option<Bytes>),
+    Metered(Box<Metered>),
+}
+
+impl GateBody {
+    /// A body that is there already.
+    #[must_use]
+    pub fn whole(bytes: Bytes) -> GateBody {
+        GateBody { content: Content::Whole(Some(bytes)), watch: None }
+    }
+
+    /// A body that is metered as it passes.
+    #[must_use]
+    pub fn metered(metered: Metered) -> GateBody {
+        GateBody { content: Content::Metered(Box::new(metered)), watch: None }
+    }
+
+    /// Ends the exchange for the guard when this body ends.
+    #[must_use]
+    pub fn watched(mut self, watch: Watch) -> GateBody {
+        self.watch = Some(watch);
+        self
+    }
+}
+
+impl Drop for GateBody {
+    fn drop(&mut self) {
+        if let Some(watch) = &self.watch {
+            watch.exchange(false);
+        }
+    }
+}
+
+impl Body for GateBody {
+    type Data = Bytes;
+    type Error = BrokenOff;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BrokenOff>>> {
+        match &mut self.get_mut().content {
+            Content::Whole(bytes) => {
+                Poll::Ready(bytes.take().filter(|bytes| !bytes.is_empty()).map(|bytes| Ok(Frame::data(bytes))))
+            }
+            Content::Metered(metered) => metered.poll(cx).map(|next| next.map(|piece| piece.map(Frame::data))),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.content {
+            Content::Whole(bytes) => bytes.as_ref().is_none_or(Bytes::is_empty),
+            Content::Metered(_) => false,
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.content {
+            Content::Whole(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, Bytes::len) as u64),
+            Content::Metered(metered) => metered.size_hint(),
+        }
+    }
+}
+
+/// How a client wants to be answered.
+#[derive(Debug, Clone)]
+pub struct Manner {
+    /// The route, once known.
+    pub route: Option<Route>,
+    /// Refusals as problem details.
+    pub problem_json: bool,
+    /// The request's id, where its record is closed already.
+    pub id: Option<Arc<str>>,
+}
+
+/// A refusal as a response.
+#[must_use]
+pub fn refusal(refusal: &Refusal, id: &str, manner: &Manner) -> Response<GateBody> {
+    let form = dialect::Form {
+        dialect: manner.route.map_or(Dialect::OpenAi, Route::dialect),
+        request_id: id,
+        problem_json: manner.problem_json,
+        route: manner.route,
+        violated: &[],
+        jitter: jitter(id),
+    };
+    let envelope = dialect::envelope(refusal, &form);
+    let mut response = Response::new(GateBody::whole(envelope.body));
+    *response.status_mut() = envelope.status;
+    *response.headers_mut() = envelope.headers;
+    if closes(refusal.code) {
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
+}
+
+/// Thousandths of the wait, up to 100, that differ from request to request.
+fn jitter(id: &str) -> u8 {
+    let sum = id.bytes().fold(0u32, |sum, byte| sum.wrapping_mul(31).wrapping_add(u32::from(byte)));
+    u8::try_from(sum % 101).unwrap_or(0)
+}
+
+/// After these nothing more is expected of the connection.
+fn closes(code: Code) -> bool {
+    matches!(
+        code,
+        Code::ClientCertificateRequired
+            | Code::RequestInvalid
+            | Code::HeadersTooLarge
+            | Code::BodyTooLarge
+            | Code::Draining
+    )
+}
+
+/// JSON that the gateway itself answers with.
+#[must_use]
+pub fn json(bytes: Bytes, id: &str) -> Response<GateBody> {
+    let mut response = Response::new(GateBody::whole(bytes));
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    name(headers, id);
+    response
+}
+
+/// The request's id under both vendors' names.
+fn name(headers: &mut HeaderMap, id: &str) {
+    if let Ok(id) = HeaderValue::from_str(id) {
+        headers.insert(HeaderName::from_static("x-request-id"), id.clone());
+        headers.insert(HeaderName::from_static("request-id"), id);
+    }
+}
+
+/// What crosses from the upstream's head to the client's, by name.
+const CROSS: [HeaderName; 7] = [
+    CONTENT_TYPE,
+    CACHE_CONTROL,
+    RETRY_AFTER,
+    HeaderName::from_static("retry-after-ms"),
+    HeaderName::from_static("x-should-retry"),
+    HeaderName::from_static("openai-processing-ms"),
+    HeaderName::from_static("openai-version"),
+];
+
+/// The upstream's own id for a request, under either vendor's name.
+#[must_use]
+pub fn upstream_request_id(headers: &HeaderMap) -> Option<&HeaderValue> {
+    headers.get("x-request-id").or_else(|| headers.get("request-id"))
+}
+
+/// The client's head for an upstream's answer.
+#[must_use]
+pub fn head(status: StatusCode, upstream: &HeaderMap, id: &str) -> (StatusCode, HeaderMap) {
+    let mut headers = HeaderMap::with_capacity(24);
+    for cross in &CROSS {
+        for value in upstream.get_all(cross) {
+            headers.append(cross.clone(), value.clone());
+        }
+    }
+    if let Some(theirs) = upstream_request_id(upstream) {
+        headers.insert(HeaderName::from_static("portcullis-upstream-request-id"), theirs.clone());
+    }
+    headers.insert(HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no"));
+    name(&mut headers, id);
+    (status, headers)
+}
+
+/// Adds what is left of the limits.
+pub fn limits(headers: &mut HeaderMap, dialect: Dialect, standings: &[Standing], caller: &OrgId) {
+    let views: Vec<LimitView<'_>> = standings.iter().map(|standing| view(standing, caller)).collect();
+    dialect::limit_headers(dialect, &views, headers);
+}
+
+fn view<'a>(standing: &'a Standing, caller: &OrgId) -> LimitView<'a> {
+    LimitView {
+        above: u8::from(standing.org != *caller),
+        scope: &standing.id.scope,
+        measure: standing.id.measure,
+        limit: standing.limit(),
+        burst: standing.most(),
+        remaining: standing.remaining,
+        to_full: standing.to_full,
+        next: standing.next,
+        resets_at: standing.resets_at,
+        shadow: standing.shadow,
+    }
+}
+
+/// The refusal of a request that a limit keeps out: which limit, its number, what is used, what was asked, how long.
+#[must_use]
+pub fn short(shortfall: &Shortfall, caller: &OrgId) -> Refusal {
+    let code = shortfall.code();
+    let whose = if shortfall.org == *caller { "" } else { " (shared with other organizations)" };
+    let name = crate::policy::named(&shortfall.id);
+    let limit = amount(shortfall, allowed(&shortfall.allowance));
+    let (used, requested) = (amount(shortfall, shortfall.used), amount(shortfall, shortfall.requested));
+    let figures = format!("limit {limit}, used {used}, requested {requested}");
+    let message = match (code, shortfall.wait) {
+        (Code::QuotaRequestTooLarge, _) => {
+            format!(
+                "This request alone does not fit {name}{whose}: {figures}. Ask for less output, or send less input."
+            )
+        }
+        (Code::ConcurrencyLimitExceeded, _) => format!("Too many requests under way for {name}{whose}: {figures}."),
+        (_, Some(wait)) => format!("Limit reached for {name}{whose}: {figures}. Try again in {}.", spoken(wait)),
+        (_, None) => format!("Limit reached for {name}{whose}: {figures}."),
+    };
+    let retry = match (code, shortfall.wait) {
+        (Code::QuotaRequestTooLarge, _) | (_, None) => Retry::Never,
+        (_, Some(wait)) => Retry::After(wait),
+    };
+    Refusal::new(code, message).retry(retry).for_operator(format!("{} of {}", name, shortfall.org))
+}
+
+fn allowed(allowance: &Allowance) -> u64 {
+    match allowance {
+        Allowance::Rate { rate, .. } => *rate,
+        Allowance::Budget(most) | Allowance::Concurrent(most) => *most,
+    }
+}
+
+fn amount(shortfall: &Shortfall, units: u64) -> String {
+    match shortfall.id.measure {
+        Measure::Metered(Unit::Cost, Window::Day | Window::Month) => Nano(units).to_string(),
+        _ => units.to_string(),
+    }
+}
+
+/// A wait as a person says it, rounded up.
+fn spoken(wait: Duration) -> String {
+    let millis = wait.as_millis();
+    let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+    match seconds {
+        0 | 1 if millis < 1000 => format!("{millis} ms"),
+        0..120 => format!("{seconds} s"),
+        120..7200 => format!("{} min", seconds.div_ceil(60)),
+        _ => format!("{} h", seconds.div_ceil(3600)),
+    }
+}

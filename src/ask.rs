@@ -130,8 +130,10 @@ pub struct Ask {
     pub output_maximum: Option<u64>,
     /// How many answers (`n`; 1 where the body does not say).
     pub answers: u32,
-    /// Bytes of the body, which bound its text tokens from above.
+    /// Bytes of the body.
     pub body_bytes: u64,
+    /// Bytes of the body without the data of images, sounds and films: they bound its text tokens from above.
+    pub text_bytes: u64,
     /// Messages or input items, each of which may cost a few tokens of framing.
     pub items: u32,
     /// Image, audio and file parts, and other input whose tokens the body's length does not bound.

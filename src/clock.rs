@@ -65,7 +65,7 @@ impl Wall {
 /// RFC 3339 in UTC with milliseconds, as every log, header and JSON shape shows an instant.
 impl fmt::Display for Wall {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:.3}", Wall(self.0 - self.0.rem_euclid(1_000_000)).timestamp())
+        write!(f, "{:.3}", Wall(self.0.saturating_sub(self.0.rem_euclid(1_000_000))).timestamp())
     }
 }
 

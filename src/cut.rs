@@ -1,1 +1,181 @@
-//! (being written)
+//! The whole ladder by which an exchange is cut, from the kindest step to the last.
+//!
+//! 1. The upstream call is dropped, which cancels it.
+//! 2. Between two events, the dialect's error event goes to the client; inside one, nothing does.
+//! 3. The body fails: HTTP/1 ends without a terminating chunk, HTTP/2 with a reset.
+//! 4. A client that does not take the event at once is not waited for: after [`GRACE`] the stream's task, or the whole
+//!    connection, is dropped, and what is unsent is thrown away.
+//!
+//! hyper does not poll a body while the peer takes no bytes, and an error straight after a frame loses the frame; so
+//! steps 2 and 3 are taken in the body ([`Ladder`]), step 4 around the task that runs it ([`Leashed`], and the
+//! connection). Nothing here decides *that* something is cut.
+
+use std::cell::{Cell, OnceCell};
+use std::future::{Future, poll_fn};
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::time::{Instant, Sleep, sleep};
+
+use crate::deadline::now;
+use crate::registry::{Cause, Cut, Stream};
+
+/// How long a client has to take the error event.
+pub const GRACE: Duration = Duration::from_millis(50);
+
+/// Runs `future` until it is done or the cord is pulled, whichever comes first.
+///
+/// # Errors
+/// The cause, when the cord was pulled; the future is dropped then.
+pub async fn unless_cut<F: Future>(cut: &Cut, future: F) -> Result<F::Output, Cause> {
+    let mut future = pin!(future);
+    poll_fn(|cx| match cut.poll_cause(cx) {
+        Some(cause) => Poll::Ready(Err(cause)),
+        None => future.as_mut().poll(cx).map(Ok),
+    })
+    .await
+}
+
+/// The body broke off on purpose, or because the upstream's did.
+#[derive(Debug)]
+pub struct BrokenOff(pub &'static str);
+
+impl std::fmt::Display for BrokenOff {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.0)
+    }
+}
+
+impl std::error::Error for BrokenOff {}
+
+/// Where on the ladder a cut body stands.
+#[derive(Debug)]
+pub enum Ladder {
+    /// The event has still to be given out.
+    Say(Bytes),
+    /// The event was given out; one turn is left for it to be flushed.
+    Flush,
+    /// Nothing is left but to fail.
+    Fail,
+}
+
+impl Ladder {
+    /// The ladder for a body that may say `event`, or may not say anything.
+    #[must_use]
+    pub fn new(event: Option<Bytes>) -> Ladder {
+        event.map_or(Ladder::Fail, Ladder::Say)
+    }
+
+    /// One step down: the event, a pause, then `None` for ever.
+    pub fn step(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        match std::mem::replace(self, Ladder::Fail) {
+            Ladder::Say(event) => {
+                *self = Ladder::Flush;
+                Poll::Ready(Some(event))
+            }
+            Ladder::Flush => {
+                cx.waker().wake_by_ref();
+                Poll::Pending
+            }
+            Ladder::Fail => Poll::Ready(None),
+        }
+    }
+}
+
+/// How the task that runs an exchange reaches it: whether it is cut, and since when a frame waits for the client.
+#[derive(Debug, Default)]
+pub struct Leash {
+    stream: OnceCell<Arc<Stream>>,
+    offered: Cell<Option<Instant>>,
+    stalled: Cell<bool>,
+}
+
+impl Leash {
+    /// Ties the leash to an admitted exchange.
+    pub fn tie(&self, stream: Arc<Stream>) {
+        // One exchange, one leash: it is tied once.
+        let _ = self.stream.set(stream);
+    }
+
+    /// The cause of the exchange's cut, if it is cut.
+    #[must_use]
+    pub fn cause(&self) -> Option<Cause> {
+        self.stream.get().and_then(|stream| stream.cut().cause())
+    }
+
+    /// Notes that the body gave out a frame, or (`false`) that it was asked for another.
+    pub fn offer(&self, waits: bool) {
+        if waits != self.offered.get().is_some() {
+            self.offered.set(waits.then(now));
+        }
+    }
+
+    /// Whether the exchange ended because its client took nothing.
+    #[must_use]
+    pub fn stalled(&self) -> bool {
+        self.stalled.get()
+    }
+
+    /// Since when a frame has waited for the client to take it.
+    fn waits_since(&self) -> Option<Instant> {
+        self.offered.get()
+    }
+}
+
+/// A task on a leash: dropped [`GRACE`] after the cut, or when its client takes nothing for `patience`.
+pub struct Leashed<F> {
+    task: Option<Pin<Box<F>>>,
+    leash: Rc<Leash>,
+    patience: Duration,
+    timer: Option<Pin<Box<Sleep>>>,
+    cut_seen: bool,
+}
+
+impl<F: Future<Output = ()>> Leashed<F> {
+    /// Puts `task` on `leash`.
+    pub fn new(task: F, leash: Rc<Leash>, patience: Duration) -> Leashed<F> {
+        Leashed { task: Some(Box::pin(task)), leash, patience, timer: None, cut_seen: false }
+    }
+
+    /// Whether it is time to let go.
+    fn is_over(&mut self, cx: &mut Context<'_>) -> bool {
+        if self.leash.cause().is_some() && !self.cut_seen {
+            self.cut_seen = true;
+            self.timer = Some(Box::pin(sleep(GRACE)));
+        }
+        if self.cut_seen {
+            return self.timer.as_mut().is_none_or(|timer| timer.as_mut().poll(cx).is_ready());
+        }
+        let Some(since) = self.leash.waits_since() else { return false };
+        let deadline = since + self.patience;
+        let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
+        if timer.deadline() < deadline {
+            timer.as_mut().reset(deadline);
+        }
+        let over = timer.as_mut().poll(cx).is_ready();
+        self.leash.stalled.set(over);
+        over
+    }
+}
+
+impl<F: Future<Output = ()>> Future for Leashed<F> {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let this = &mut *self;
+        if let Some(task) = &mut this.task
+            && task.as_mut().poll(cx).is_ready()
+        {
+            return Poll::Ready(());
+        }
+        if this.is_over(cx) {
+            this.task = None;
+            return Poll::Ready(());
+        }
+        Poll::Pending
+    }
+}

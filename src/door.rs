@@ -1,1 +1,58 @@
-//! (being written)
+//! The door: accepts connections, turns away what there is no room for, and places the rest on workers.
+//!
+//! It holds no policy and reads no byte. The accept loop never ends on an error: it waits a moment and goes on.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+
+use crate::drain::Phase;
+use crate::gateway::Gateway;
+use crate::outcome::Handshake;
+use crate::worker::{Arrival, Crew, Permit};
+
+/// Accepts until drain begins, then closes the listener.
+pub async fn open(listener: TcpListener, gateway: &Arc<Gateway>, crews: &[Crew]) {
+    let held = Arc::new(AtomicUsize::new(0));
+    let mut closing = std::pin::pin!(gateway.drain.reached(Phase::Draining));
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = &mut closing => return,
+        };
+        match accepted {
+            Ok((tcp, address)) => {
+                let cap = gateway.current().policy.listen.max_connections;
+                let placed = Permit::take(&held, cap)
+                    .and_then(|permit| Some(Arrival { tcp: prepare(tcp).ok()?, address, permit }))
+                    .zip(crews.iter().min_by_key(|crew| crew.load()));
+                match placed {
+                    Some((arrival, crew)) => crew.place(arrival),
+                    None => gateway.recorder.metrics.handshake(Handshake::Shed, Duration::ZERO),
+                }
+            }
+            // The connection's own misfortune.
+            Err(error) if is_transient(&error) => {}
+            // Out of descriptors or memory: waiting gives others the time to end.
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+fn prepare(tcp: tokio::net::TcpStream) -> io::Result<std::net::TcpStream> {
+    tcp.set_nodelay(true)?;
+    tcp.into_std()
+}
+
+fn is_transient(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::ConnectionRefused
+    )
+}

@@ -1,1 +1,422 @@
-//! (being written)
+//! The pipeline: every request of every partner walks through [`exchange`], from top to bottom.
+//!
+//! Each step returns what the next one demands, so none can be left out or swapped. What refuses, refuses with a
+//! [`Refusal`] and nothing else; what was admitted is accounted for by the body that goes to the client.
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use http::request::Parts;
+use hyper::body::Incoming;
+use hyper::{Request, Response};
+
+use crate::admit::{self, Choice, Permitted};
+use crate::answer::{self, GateBody, Manner};
+use crate::ask::{Ask, Route, UsageChunk};
+use crate::audit::{Event, Fields};
+use crate::body::{self, Room};
+use crate::clock::{Clock, Now};
+use crate::cut::{Leash, unless_cut};
+use crate::dialect::{self, Edits};
+use crate::drain::Drain;
+use crate::failure::{Failure, fail, lost};
+use crate::gate::{self, Doors, Gated};
+use crate::guard::Watch;
+use crate::identify::{self, Caller};
+use crate::ledger::{Demand, Denial, Hold, Ledger};
+use crate::limits::Plan;
+use crate::meter::{Charged, Metered, Tab, Told};
+use crate::metrics::Decision;
+use crate::outcome::{Code, Refusal};
+use crate::policy::{Listen, Revocations};
+use crate::record::{Accepted, Record, Recorder};
+use crate::registry::{Connection, Registry, StreamEntry, StreamFacts};
+use crate::reserve::{Reserve, reserve};
+use crate::selfservice;
+use crate::snapshot::Snapshot;
+use crate::tls;
+use crate::upstream::{self, AnswerBody, Outgoing, Pools};
+use crate::usage::{Calibration, Form};
+
+/// What all workers share.
+pub struct Gateway {
+    /// What may be: replaced whole at every reload.
+    pub snapshot: ArcSwap<Snapshot>,
+    /// What was withdrawn by hand.
+    pub revocations: Arc<ArcSwap<Revocations>>,
+    /// What has been.
+    pub ledger: Arc<Ledger>,
+    /// Who is here.
+    pub registry: Registry,
+    /// What is told.
+    pub recorder: Arc<Recorder>,
+    /// How many tokens a byte has been, lately.
+    pub calibration: Arc<Calibration>,
+    /// Room for request bodies that wait for admission.
+    pub bodies: Room,
+    /// How far stopping has come.
+    pub drain: Drain,
+    /// Time.
+    pub clock: Clock,
+}
+
+/// One connection, as its requests see it.
+pub struct Visit {
+    gateway: Arc<Gateway>,
+    pools: Rc<Pools>,
+    connection: Arc<Connection>,
+    watch: Watch,
+}
+
+/// Serves one request: judges it, passes it on, accounts for it. Always answers; always records.
+pub async fn serve(visit: Rc<Visit>, leash: Rc<Leash>, request: Request<Incoming>) -> Response<GateBody> {
+    let snapshot = visit.gateway().current();
+    let policy = &snapshot.policy;
+    let (head, body) = request.into_parts();
+    let mut manner = Manner { route: None, problem_json: gate::wants_problem_json(&head), id: None };
+    let record = visit.gateway().recorder.open(&visit.connection, policy.generation, policy.hash);
+    let mut story = Some(record);
+    visit.watch.exchange(true);
+    let work = exchange(&visit, &snapshot, &leash, head, body, &mut story, &mut manner);
+    let response = match contained(work).await {
+        Ok(response) => response,
+        Err(refusal) => match story.take() {
+            Some(record) => {
+                let (id, refusal) = record.refuse(refusal);
+                answer::refusal(&refusal, &id, &manner)
+            }
+            None => answer::refusal(&refusal, manner.id.as_deref().unwrap_or_default(), &manner),
+        },
+    };
+    response.map(|body| body.watched(visit.watch.clone()))
+}
+
+/// The whole way of a request.
+async fn exchange(
+    visit: &Rc<Visit>,
+    snapshot: &Arc<Snapshot>,
+    leash: &Rc<Leash>,
+    head: Parts,
+    body: Incoming,
+    story: &mut Option<Record>,
+    manner: &mut Manner,
+) -> Result<Response<GateBody>, Refusal> {
+    let gateway = visit.gateway();
+    let policy = &snapshot.policy;
+    let revoked = gateway.revocations.load_full();
+    let record = story.as_mut().ok_or_else(lost)?;
+
+    let peer = visit.peer()?;
+    let gated = visit.gate(&head, snapshot)?;
+    manner.route = Some(gated.route());
+    note_head(record, &head, &gated);
+
+    let caller = identify::identify(policy, &revoked, peer, gateway.clock.now().wall)?;
+    record.belongs_to(&caller.org().id, gateway.recorder.metrics.org(&caller.org().id));
+    visit.bind(&caller)?;
+    if !gated.route().is_forwarded() {
+        let asker = selfservice::Asker { caller: &caller, peer, ledger: &gateway.ledger, now: gateway.clock.now() };
+        return Ok(selfservice::answer(snapshot, &asker, &gated, record));
+    }
+
+    let declared = gate::declared(&head.headers, &policy.purpose_header)?;
+    let permitted = permit(record, admit::purpose(policy, &revoked, &caller, declared.clone()), &declared.purpose)?;
+    let listen = &policy.listen;
+    let whole = body::read(&head.headers, body, listen.max_body, listen.body_memory, &gateway.bodies).await?;
+    let ask = dialect::read(gated.route(), &whole.bytes)?;
+    record.asks(&ask);
+    let choice = admit::model(policy, &revoked, &caller, &ask)?;
+
+    let plan = caller.org().plan(permitted.purpose(), choice.group_id()).ok_or_else(lost)?;
+    let reserved = reserve(&ask, choice.group.as_deref(), &policy.quota, plan, &gateway.calibration)?;
+    let hold = gateway.reserve(&caller, plan, snapshot, &reserved).await?;
+    let standings = gateway.ledger.standings(plan, &policy.quota.timezone, gateway.clock.now());
+    let entry = visit.enter(&caller, &permitted, &choice, &ask, record);
+    let spliced = dialect::splice(&whole.bytes, &ask, edits(&ask, &reserved));
+    let mut tab = gateway.tab(&caller, &permitted, &choice, ask, hold, &reserved, snapshot);
+    record.facts().reserved = Some(reserved.usage);
+    record.facts().upstream = Some(choice.upstream.name.clone());
+    let accepted = record.accept().await?;
+
+    leash.tie(entry.stream().clone());
+    record.facts().settlement = Some(tab.abandoned());
+    tab.sent = true;
+    let query = gated.query().map(str::to_owned);
+    let outgoing = Outgoing { route: gated.route(), query, headers: head.headers, body: spliced };
+    let sent = visit.send(snapshot, &choice, outgoing, &entry, &accepted, record).await;
+    drop(whole);
+    let response = match sent {
+        Ok(response) => response,
+        Err(failure) => return Err(fail(failure, tab, story, manner)),
+    };
+    let mut record = story.take().ok_or_else(lost)?;
+    let (mut parts, answer) = response.into_parts();
+    record.facts().status = parts.status.as_u16();
+    record.facts().upstream_request_id =
+        answer::upstream_request_id(&parts.headers).and_then(|id| Some(clip(id.to_str().ok()?)));
+    let (status, mut headers) = answer::head(parts.status, &parts.headers, record.request_id());
+    answer::limits(&mut headers, gated.route().dialect(), &standings, &caller.org().id);
+    (parts.status, parts.headers) = (status, headers);
+    let figures = gateway.recorder.metrics.model(&tab.ask.model);
+    let told = Told { record, entry, leash: leash.clone(), figures };
+    Ok(Response::from_parts(clean(parts), GateBody::metered(metered(answer, status, tab, told))))
+}
+
+/// Everything that is shorter to read elsewhere.
+impl Gateway {
+    /// The snapshot in force.
+    #[must_use]
+    pub fn current(&self) -> Arc<Snapshot> {
+        self.snapshot.load_full()
+    }
+
+    /// A handshake failed: counted, and recorded unless there are too many.
+    pub fn handshake_failed(&self, address: SocketAddr, began: Now, failed: &tls::Failed) {
+        let took = self.clock.now().mono.since(began.mono);
+        self.recorder.metrics.handshake(failed.result, took);
+        let fields = serde_json::json!({"peer": address, "result": failed.result, "detail": failed.detail});
+        self.recorder.journal.event(Event::HandshakeRefused, Fields::of(&fields));
+        tracing::debug!(%address, result = %failed.result, detail = failed.detail, "handshake refused");
+    }
+
+    /// Reserves against every limit at once.
+    async fn reserve(
+        &self,
+        caller: &Caller,
+        plan: &Plan,
+        snapshot: &Snapshot,
+        reserved: &Reserve,
+    ) -> Result<Hold, Refusal> {
+        let demand = Demand { plan, charge: reserved.charge, timezone: &snapshot.policy.quota.timezone };
+        let denied = |denial| match denial {
+            Denial::Short(shortfall) => answer::short(&shortfall, &caller.org().id),
+            Denial::StoreDown => {
+                let message =
+                    "Quotas cannot be kept at the moment, so this request is not forwarded. Try again shortly.";
+                Refusal::new(Code::QuotaUnavailable, message)
+            }
+        };
+        self.ledger.admit_durably(&demand, &self.clock).await.map_err(denied)
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "everything that an exchange owes, gathered in one place")]
+    fn tab(
+        self: &Arc<Self>,
+        caller: &Caller,
+        permitted: &Permitted,
+        choice: &Choice,
+        ask: Ask,
+        hold: Hold,
+        reserved: &Reserve,
+        snapshot: &Snapshot,
+    ) -> Tab {
+        let (gateway, org) = (self.clone(), caller.org().id.clone());
+        let (purpose, group) = (permitted.purpose().clone(), choice.group_id().cloned());
+        let plan = move || gateway.current().policy.org(org.as_str())?.plan(&purpose, group.as_ref()).cloned();
+        let quota = &snapshot.policy.quota;
+        Tab {
+            hold: Some(hold),
+            sent: false,
+            ask,
+            reserved: reserved.usage,
+            gauge: reserved.gauge,
+            rates: reserved.rates,
+            enforce: quota.enforce,
+            step: quota.extend,
+            timezone: quota.timezone.clone(),
+            plan: Rc::new(plan),
+            calibration: self.calibration.clone(),
+            clock: self.clock.clone(),
+        }
+    }
+}
+
+impl Visit {
+    /// A connection's visit, before its guard is known.
+    #[must_use]
+    pub fn new(gateway: Arc<Gateway>, pools: Rc<Pools>, connection: Arc<Connection>) -> Visit {
+        Visit { gateway, pools, connection, watch: Watch::default() }
+    }
+
+    /// With its guard's watch.
+    #[must_use]
+    pub fn watched(mut self, watch: Watch) -> Visit {
+        self.watch = watch;
+        self
+    }
+
+    /// The gateway.
+    #[must_use]
+    pub fn gateway(&self) -> &Arc<Gateway> {
+        &self.gateway
+    }
+
+    /// The connection.
+    #[must_use]
+    pub fn connection(&self) -> &Arc<Connection> {
+        &self.connection
+    }
+
+    /// The partner side's settings in force.
+    #[must_use]
+    pub fn listen(&self) -> Listen {
+        self.gateway().current().policy.listen.clone()
+    }
+
+    fn peer(&self) -> Result<&crate::peer::Peer, Refusal> {
+        self.connection.peer().ok_or_else(|| {
+            let message = "Connect with a client certificate: this gateway knows its partners by nothing else.";
+            Refusal::new(Code::ClientCertificateRequired, message)
+        })
+    }
+
+    /// The guard's verdict on the bytes, then the gate's on the head.
+    fn gate(&self, head: &Parts, snapshot: &Snapshot) -> Result<Gated, Refusal> {
+        if let Some(refusal) = self.watch.withheld(head.uri.path()) {
+            return Err(refusal);
+        }
+        let policy = &snapshot.policy;
+        gate::judge(head, Doors { server_names: &policy.server_names, purpose_header: &policy.purpose_header })
+    }
+
+    /// Counts the connection for its organization.
+    fn bind(&self, caller: &Caller) -> Result<(), Refusal> {
+        let org = caller.org();
+        if self.connection.org().is_none()
+            && let Some(peer) = self.connection.peer()
+        {
+            self.gateway().recorder.metrics.client_certificate(&org.id, peer.leaf().not_after);
+        }
+        if self.gateway().registry.bind(&self.connection, &org.id, org.connections) {
+            return Ok(());
+        }
+        let message = "This organization holds as many connections as it may. Use those that stand.";
+        Err(Refusal::new(Code::ConcurrencyLimitExceeded, message))
+    }
+
+    fn enter(
+        &self,
+        caller: &Caller,
+        permitted: &Permitted,
+        choice: &Choice,
+        ask: &Ask,
+        record: &Record,
+    ) -> StreamEntry {
+        let facts = StreamFacts {
+            request_id: record.request_id().clone(),
+            org: caller.org().id.clone(),
+            purpose: permitted.purpose().clone(),
+            model: ask.model.clone(),
+            group: choice.group_id().cloned(),
+            route: ask.route,
+        };
+        self.gateway().registry.open(&self.connection, facts, record.opened())
+    }
+
+    /// Sends the request, unless access is withdrawn meanwhile. An [`Accepted`] proves that its audit line is written.
+    async fn send(
+        &self,
+        snapshot: &Snapshot,
+        choice: &Choice,
+        outgoing: Outgoing,
+        entry: &StreamEntry,
+        _: &Accepted,
+        record: &mut Record,
+    ) -> Result<Response<AnswerBody>, Failure> {
+        let clock = &self.gateway().clock;
+        let forwarded = clock.now();
+        record.facts().forwarded = Some(forwarded);
+        let endpoint = snapshot.endpoint(&choice.upstream).ok_or(Failure::Lost)?;
+        let sending = upstream::send(&self.pools, endpoint, outgoing);
+        let sent = match unless_cut(entry.stream().cut(), sending).await {
+            Ok(sent) => sent.map_err(Failure::Upstream),
+            Err(cause) => Err(Failure::Cut(cause)),
+        };
+        let metrics = &self.gateway().recorder.metrics;
+        let name = endpoint.name().as_str();
+        match &sent {
+            Ok(response) => {
+                metrics.upstream(name, response.status().as_str(), Some(clock.now().mono.since(forwarded.mono)));
+            }
+            Err(Failure::Upstream(failed)) => metrics.upstream(name, failed.code.as_str(), None),
+            Err(_) => {}
+        }
+        sent
+    }
+}
+
+/// What is known of a request from its head.
+fn note_head(record: &mut Record, head: &Parts, gated: &Gated) {
+    let text = |name: &str| head.headers.get(name).and_then(|value| value.to_str().ok()).map(clip);
+    let facts = record.facts();
+    facts.route = Some(gated.route());
+    facts.client_request_id = text("x-client-request-id");
+    facts.traceparent = text("traceparent");
+}
+
+/// Foreign text for records: short.
+fn clip(text: &str) -> String {
+    text.chars().take(128).collect()
+}
+
+/// Counts what the purpose check decided, under a name of the catalogue.
+fn permit(
+    record: &mut Record,
+    judged: Result<Permitted, Refusal>,
+    declared: &crate::names::PurposeId,
+) -> Result<Permitted, Refusal> {
+    match judged {
+        Ok(permitted) => {
+            record.series().purpose(permitted.purpose(), Decision::Allow);
+            record.facts().purpose = Some(permitted.purpose().clone());
+            record.facts().case = permitted.case().cloned();
+            Ok(permitted)
+        }
+        Err(refusal) => {
+            if refusal.code != Code::PurposeUnknown {
+                record.series().purpose(declared, Decision::Deny);
+            }
+            Err(refusal)
+        }
+    }
+}
+
+fn edits(ask: &Ask, reserved: &Reserve) -> Edits {
+    let include_usage = ask.stream && !matches!(ask.usage_chunk, UsageChunk::Asked | UsageChunk::NotApplicable);
+    Edits { include_usage, output_maximum: reserved.held_to }
+}
+
+/// The metered body of an answer.
+fn metered(answer: AnswerBody, status: http::StatusCode, tab: Tab, told: Told) -> Metered {
+    let charged = match tab.ask.route {
+        _ if !status.is_success() => Charged::Nothing,
+        Route::CountTokens => Charged::Nothing,
+        _ => Charged::Observed,
+    };
+    let form = if tab.ask.stream && status.is_success() { Form::Events } else { Form::Whole };
+    let strip = edits_usage(&tab.ask);
+    Metered::new(answer, form, strip, charged, tab, told)
+}
+
+fn edits_usage(ask: &Ask) -> bool {
+    ask.stream && !matches!(ask.usage_chunk, UsageChunk::Asked | UsageChunk::NotApplicable)
+}
+
+/// The version and extensions of the upstream's head are no business of the client's.
+fn clean(parts: http::response::Parts) -> http::response::Parts {
+    let mut fresh = Response::new(()).into_parts().0;
+    (fresh.status, fresh.headers) = (parts.status, parts.headers);
+    fresh
+}
+
+/// Contains a panic to the exchange in which it happens.
+async fn contained<T>(work: impl Future<Output = Result<T, Refusal>>) -> Result<T, Refusal> {
+    let mut work = std::pin::pin!(work);
+    std::future::poll_fn(|cx| {
+        let polled = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| work.as_mut().poll(cx)));
+        polled.unwrap_or_else(|_| std::task::Poll::Ready(Err(lost())))
+    })
+    .await
+}

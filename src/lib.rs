@@ -17,12 +17,12 @@
 //!
 //! | floor | modules |
 //! |---|---|
-//! | 6 commands | `mock`, `demo`, `cli` |
-//! | 5 assembly | `door`, `gateway`, `drain`, `reload`, `admin`, `worker` |
-//! | 4 exchange | `answer`, `cut`, `upstream`, `meter` |
-//! | 3 wire | `tls`, `guard`, `gate`, `dialect`, `usage` |
-//! | 2 judgement | `identify`, `admit` |
-//! | 1 facts | `settings`, `trust`, `policy`, `ledger`, `registry`, `audit`, `record`, `metrics` |
+//! | 6 commands | `remote`, `mock`, `demo`, `cli` |
+//! | 5 assembly | `drain`, `snapshot`, `failure`, `selfservice`, `gateway`, `withdraw`, `connection`, `worker`, `door`, `reload`, `admin`, `server` |
+//! | 4 exchange | `record`, `body`, `cut`, `upstream`, `reserve`, `meter`, `answer` |
+//! | 3 wire | `deadline`, `socket`, `tls`, `guard`, `dialect`, `usage` |
+//! | 2 judgement | `gate`, `identify`, `admit` |
+//! | 1 facts | `trust`, `policy`, `ledger`, `registry`, `audit`, `metrics` |
 //! | 0 words | `names`, `clock`, `tokens`, `limits`, `outcome`, `peer`, `ask` |
 //!
 //! Beside the floors stands `keeper`, which owns files: audit segments and the ledger's durable marks. Everything
@@ -53,34 +53,48 @@ pub mod audit;
 pub mod ledger;
 pub mod metrics;
 pub mod policy;
-pub mod record;
 pub mod registry;
-pub mod settings;
 pub mod trust;
+
+pub mod keeper;
+
+pub mod gate;
 
 pub mod admit;
 pub mod identify;
 
+pub mod deadline;
 pub mod dialect;
-pub mod gate;
 pub mod guard;
+pub mod socket;
 pub mod tls;
 pub mod usage;
 
 pub mod answer;
+pub mod body;
 pub mod cut;
 pub mod meter;
+pub mod record;
+pub mod reserve;
 pub mod upstream;
 
 pub mod admin;
+pub mod connection;
 pub mod door;
 pub mod drain;
+pub mod failure;
 pub mod gateway;
 pub mod reload;
+pub mod selfservice;
+pub mod server;
+pub mod snapshot;
+pub mod withdraw;
 pub mod worker;
 
-pub mod cli;
-pub mod demo;
 pub mod mock;
 
-pub mod keeper;
+pub mod remote;
+
+pub mod demo;
+
+pub mod cli;

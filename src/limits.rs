@@ -63,24 +63,14 @@ impl Charge {
     /// How much of `unit`.
     #[must_use]
     pub fn get(&self, unit: Unit) -> u64 {
-        match (unit, &self.0) {
-            (Unit::Requests, [n, ..])
-            | (Unit::Tokens, [_, n, ..])
-            | (Unit::InputTokens, [_, _, n, ..])
-            | (Unit::OutputTokens, [_, _, _, n, _])
-            | (Unit::Cost, [.., n]) => *n,
-        }
+        self.0.get(unit as usize).copied().unwrap_or(0)
     }
 
     /// The same charge with `amount` of `unit`.
     #[must_use]
     pub fn with(mut self, unit: Unit, amount: u64) -> Charge {
-        match (unit, &mut self.0) {
-            (Unit::Requests, [n, ..])
-            | (Unit::Tokens, [_, n, ..])
-            | (Unit::InputTokens, [_, _, n, ..])
-            | (Unit::OutputTokens, [_, _, _, n, _])
-            | (Unit::Cost, [.., n]) => *n = amount,
+        if let Some(place) = self.0.get_mut(unit as usize) {
+            *place = amount;
         }
         self
     }
@@ -104,7 +94,7 @@ impl Charge {
     /// Whether nothing is charged.
     #[must_use]
     pub fn is_zero(&self) -> bool {
-        self.0 == [0; 5]
+        self.0.iter().fold(0, |bits, n| bits | n) == 0
     }
 }
 

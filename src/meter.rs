@@ -1,1 +1,342 @@
-//! (being written)
+//! The metered body: owns what an exchange reserved and what will be told of it, until the last byte.
+//!
+//! Frames pass one by one, never collected; the scanner watches them go by. Whichever way the exchange ends (complete,
+//! upstream failed, client gone, cut, panic), it is settled and closed exactly once, on drop at the latest. What to
+//! charge is arithmetic of `usage`; that something is cut is decided elsewhere.
+
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http_body::{Body, SizeHint};
+use jiff::tz::TimeZone;
+
+use crate::ask::Ask;
+use crate::clock::{Clock, Mono};
+use crate::cut::{BrokenOff, Ladder, Leash};
+use crate::dialect;
+use crate::ledger::{Extension, Hold};
+use crate::limits::{Charge, Enforce, Plan, Unit};
+use crate::metrics::ModelSeries;
+use crate::outcome::{Code, Ending};
+use crate::record::{Record, Settlement};
+use crate::registry::StreamEntry;
+use crate::reserve::Rates;
+use crate::tokens::{Nano, Usage};
+use crate::upstream::{AnswerBody, BodyFailed};
+use crate::usage::{Calibration, Form, Gauge, Observed, Scanner};
+
+/// What an exchange owes, and how that is found out.
+pub struct Tab {
+    /// What was reserved in the ledger, until it is settled.
+    pub hold: Option<Hold>,
+    /// Whether the request may have reached the upstream.
+    pub sent: bool,
+    /// The request.
+    pub ask: Ask,
+    /// What was reserved, in tokens.
+    pub reserved: Usage,
+    /// How this exchange is measured.
+    pub gauge: Gauge,
+    /// What tokens cost.
+    pub rates: Rates,
+    /// What happens when more is needed.
+    pub enforce: Enforce,
+    /// By how many output tokens a reservation grows.
+    pub step: u64,
+    /// Where days begin.
+    pub timezone: TimeZone,
+    /// The plan in force now, for growing reservations.
+    pub plan: Rc<dyn Fn() -> Option<Arc<Plan>>>,
+    /// What is learned from reports.
+    pub calibration: Arc<Calibration>,
+    /// Time.
+    pub clock: Clock,
+}
+
+/// What becomes of an exchange's tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Charged {
+    /// What was observed.
+    Observed,
+    /// The input alone: it was sent, and no answer came.
+    Input,
+    /// Nothing: the upstream did not work.
+    Nothing,
+}
+
+impl Tab {
+    /// Settles an exchange that had no answer to watch.
+    pub fn settle_unanswered(mut self, charged: Charged) -> Settlement {
+        self.settle(&nothing(), charged)
+    }
+
+    /// What is charged when nobody comes back to settle a request that was sent.
+    #[must_use]
+    pub fn abandoned(&self) -> Settlement {
+        self.figure(&nothing(), Charged::Input)
+    }
+
+    fn figure(&self, observed: &Observed, charged: Charged) -> Settlement {
+        let metered = self.gauge.settle(observed);
+        let (usage, kind) = match charged {
+            Charged::Observed => (metered.usage, metered.basis.as_str()),
+            Charged::Input => (Usage { output: 0, reasoning: 0, ..metered.usage }, "estimated"),
+            Charged::Nothing => (Usage::default(), "none"),
+        };
+        let cost = Nano(self.rates.charge(1, &usage).get(Unit::Cost));
+        Settlement { usage, kind, cost }
+    }
+
+    fn settle(&mut self, observed: &Observed, charged: Charged) -> Settlement {
+        let settlement = self.figure(observed, charged);
+        if let Some(hold) = self.hold.take() {
+            hold.settle(&self.rates.charge(1, &settlement.usage));
+        }
+        if charged == Charged::Observed {
+            self.calibration.learn(&self.ask, observed, &self.gauge.settle(observed));
+        }
+        settlement
+    }
+}
+
+/// A request that nobody settled: its client left before there was an answer, or it was never sent.
+impl Drop for Tab {
+    fn drop(&mut self) {
+        let Some(hold) = self.hold.take() else { return };
+        let charge = if self.sent { self.rates.charge(1, &self.abandoned().usage) } else { Charge::ZERO };
+        hold.settle(&charge);
+    }
+}
+
+fn nothing() -> Observed {
+    Observed { usage: None, usage_final: false, text_bytes: 0, events: 0, finished: false, upstream_error: false }
+}
+
+/// An upstream's answer on its way to the client.
+pub struct Metered {
+    answer: Option<AnswerBody>,
+    scanner: Option<Scanner>,
+    ready: VecDeque<Bytes>,
+    over: bool,
+    form: Form,
+    tab: Option<Tab>,
+    charged: Charged,
+    record: Option<Record>,
+    entry: StreamEntry,
+    leash: Rc<Leash>,
+    figures: Arc<ModelSeries>,
+    ladder: Option<Ladder>,
+    last: Option<Mono>,
+    begun: bool,
+    bytes_out: u64,
+    exact: Option<u64>,
+}
+
+impl Metered {
+    /// Takes over an answer whose head was accepted. `strip` says that the usage chunk is to be taken out.
+    #[must_use]
+    pub fn new(answer: AnswerBody, form: Form, strip: bool, charged: Charged, tab: Tab, told: Told) -> Metered {
+        let scanner = (charged == Charged::Observed).then(|| Scanner::new(tab.ask.route, form, strip));
+        let exact = if form == Form::Whole { answer.size_hint().exact() } else { None };
+        let Told { record, entry, leash, figures } = told;
+        Metered {
+            answer: Some(answer),
+            scanner,
+            ready: VecDeque::new(),
+            over: false,
+            form,
+            tab: Some(tab),
+            charged,
+            record: Some(record),
+            entry,
+            leash,
+            figures,
+            ladder: None,
+            last: None,
+            begun: false,
+            bytes_out: 0,
+            exact,
+        }
+    }
+
+    /// The length, where the upstream said it and nothing is taken out.
+    #[must_use]
+    pub fn size_hint(&self) -> SizeHint {
+        self.exact.map_or_else(SizeHint::default, |exact| SizeHint::with_exact(exact.saturating_sub(self.bytes_out)))
+    }
+
+    /// The next piece for the client.
+    pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, BrokenOff>>> {
+        self.leash.offer(false);
+        let next = std::task::ready!(self.step(cx));
+        if let Some(Ok(piece)) = &next {
+            self.leash.offer(true);
+            self.bytes_out += piece.len() as u64;
+        }
+        Poll::Ready(next)
+    }
+
+    fn step(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, BrokenOff>>> {
+        if self.ladder.is_none()
+            && let Some(cause) = self.entry.stream().cut().poll_cause(cx)
+        {
+            self.cut(cause.code, cause.ending);
+        }
+        loop {
+            if let Some(ladder) = &mut self.ladder {
+                return ladder.step(cx).map(|event| Some(event.ok_or(BrokenOff("cut"))));
+            }
+            if let Some(piece) = self.ready.pop_front() {
+                return Poll::Ready(Some(Ok(piece)));
+            }
+            if self.over {
+                self.finish(Ending::Complete, None);
+                return Poll::Ready(None);
+            }
+            let Some(answer) = &mut self.answer else { return Poll::Ready(None) };
+            match std::task::ready!(Pin::new(answer).poll_frame(cx)) {
+                Some(Ok(frame)) => {
+                    if let Ok(piece) = frame.into_data() {
+                        self.pass(&piece);
+                    }
+                }
+                None => {
+                    if let Some(scanner) = &mut self.scanner {
+                        scanner.finish(&mut |piece| self.ready.push_back(piece));
+                    }
+                    self.over = true;
+                }
+                Some(Err(BodyFailed::Silent)) => self.cut(Code::UpstreamTimeout, Ending::UpstreamTimeout),
+                Some(Err(BodyFailed::Broken(error))) => {
+                    if let Some(record) = &mut self.record {
+                        record.facts().detail = Some(error.to_string());
+                    }
+                    self.cut(Code::UpstreamInvalid, Ending::UpstreamFailed);
+                }
+            }
+        }
+    }
+
+    /// Watches a piece go by, and lets the reservation grow with the stream.
+    fn pass(&mut self, piece: &Bytes) {
+        let Some(scanner) = &mut self.scanner else {
+            self.ready.push_back(piece.clone());
+            return;
+        };
+        scanner.feed(piece, &mut |piece| self.ready.push_back(piece));
+        if self.form == Form::Whole {
+            return;
+        }
+        let observed = scanner.observed();
+        let Some(tab) = &mut self.tab else { return };
+        let now = tab.clock.now();
+        if let Some(last) = self.last.replace(now.mono) {
+            self.figures.gap(now.mono.since(last));
+        }
+        if !self.begun && observed.text_bytes > 0 {
+            self.begun = true;
+            if let Some(record) = &mut self.record {
+                self.figures.first_token(now.mono.since(record.opened().mono));
+                record.facts().first_token = Some(now);
+            }
+        }
+        let so_far = tab.gauge.output_so_far(&observed);
+        self.entry.stream().note_output(so_far);
+        if !grow(tab, so_far) {
+            self.cut(Code::InsufficientQuota, Ending::QuotaCut);
+        }
+    }
+
+    /// Cuts the answer short: cancels the upstream, settles, and begins the ladder.
+    fn cut(&mut self, code: Code, ending: Ending) {
+        let event = self.error_event(code);
+        self.answer = None;
+        self.finish(ending, Some(code));
+        self.ladder = Some(Ladder::new(event));
+    }
+
+    /// The event that tells the client why, where it can stand: between two events of a stream.
+    fn error_event(&self, code: Code) -> Option<Bytes> {
+        let scanner =
+            self.scanner.as_ref().filter(|scanner| self.form == Form::Events && scanner.at_event_boundary())?;
+        let (tab, record) = (self.tab.as_ref()?, self.record.as_ref()?);
+        let events = scanner.observed().events;
+        Some(dialect::error_event(tab.ask.route, code, sentence(code), record.request_id(), events))
+    }
+
+    /// Settles and closes, once.
+    fn finish(&mut self, ending: Ending, reason: Option<Code>) {
+        let observed = self.scanner.as_ref().map_or_else(nothing, Scanner::observed);
+        let settlement = self.tab.take().map(|mut tab| tab.settle(&observed, self.charged));
+        if let Some(mut record) = self.record.take() {
+            let facts = record.facts();
+            facts.settlement = settlement;
+            facts.bytes_out = self.bytes_out;
+            record.close(ending, reason);
+        }
+    }
+}
+
+impl Drop for Metered {
+    fn drop(&mut self) {
+        let cause = self.entry.stream().cut().cause();
+        let (ending, reason) = match cause {
+            _ if std::thread::panicking() => (Ending::Panicked, Some(Code::InternalError)),
+            Some(cause) => (cause.ending, Some(cause.code)),
+            None if self.leash.stalled() => (Ending::ClientStalled, None),
+            // hyper drops a body of known length as soon as it has all of it.
+            None if self.exact == Some(self.bytes_out) => (Ending::Complete, None),
+            None => (Ending::ClientGone, None),
+        };
+        self.finish(ending, reason);
+    }
+}
+
+/// Everything through which an exchange is told and found.
+pub struct Told {
+    /// Its record.
+    pub record: Record,
+    /// Its place in the register.
+    pub entry: StreamEntry,
+    /// How its task reaches it.
+    pub leash: Rc<Leash>,
+    /// Its model's figures.
+    pub figures: Arc<ModelSeries>,
+}
+
+/// Lets a reservation grow to what has passed. `false`: a budget refuses, and the mode says to cut.
+fn grow(tab: &mut Tab, so_far: u64) -> bool {
+    while so_far >= tab.reserved.output && tab.enforce != Enforce::Post {
+        let more: Charge = tab.rates.charge(0, &Usage { output: tab.step, ..Usage::default() });
+        let Some(plan) = (tab.plan)() else { return true };
+        let Some(hold) = &mut tab.hold else { return true };
+        match hold.extend(&plan, &more, &tab.timezone, tab.clock.now()) {
+            Extension::Extended | Extension::Debt(_) => tab.reserved.output += tab.step,
+            Extension::Refused(_) => return false,
+            // The marks rise in the background; the settlement charges what is not reserved by then.
+            Extension::NeedsStore(_) => return true,
+        }
+    }
+    true
+}
+
+/// What a client reads when its answer is cut.
+fn sentence(code: Code) -> &'static str {
+    match code {
+        Code::InsufficientQuota => "The budget of this organization is used up: the answer ends here.",
+        Code::OrganizationSuspended => "Access for this organization was suspended: the answer ends here.",
+        Code::CertificateRevoked => "This client certificate was revoked: the answer ends here.",
+        Code::CertificateExpired => "This client certificate has expired: the answer ends here.",
+        Code::PurposeNotPermitted => "This purpose is no longer granted: the answer ends here.",
+        Code::ModelNotPermitted => "This model is no longer granted: the answer ends here.",
+        Code::GrantExpired => "The grant of this organization has ended: the answer ends here.",
+        Code::Draining => "The gateway is stopping: the answer ends here. Try again.",
+        Code::UpstreamTimeout => "The model fell silent: the answer ends here.",
+        Code::UpstreamInvalid => "The model's answer broke off.",
+        _ => "The answer ends here.",
+    }
+}

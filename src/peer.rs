@@ -77,6 +77,8 @@ pub struct Leaf {
     pub dns: Option<Arc<str>>,
     /// Earliest `notAfter` of the verified chain, leaf included.
     pub not_after: Wall,
+    /// The certificate itself (DER), to be verified again when trust changes.
+    pub der: Arc<[u8]>,
 }
 
 /// The proof that a handshake produced.

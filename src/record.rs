@@ -1,1 +1,397 @@
-//! (being written)
+//! The story of one exchange: opened with the request, closed exactly once, told to metrics and audit.
+//!
+//! A [`Record`] rides in whatever owns the exchange at the moment, at last in the body that goes to the client. It is
+//! closed by [`Record::close`], or by being dropped, which is how a panic or a client that left is told. It never
+//! holds prompts, completions or credentials, and it decides nothing.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use serde::Serialize;
+
+use crate::ask::{Ask, Route};
+use crate::audit::{Event, Fields};
+use crate::clock::{Clock, Now};
+use crate::keeper::audit::{Journal, Place};
+use crate::metrics::{Metrics, OrgSeries};
+use crate::names::{AuthorityName, CaseRef, ModelName, OrgId, PurposeId, UpstreamName};
+use crate::outcome::{Code, Ending, Refusal};
+use crate::peer::{Peer, Sha256};
+use crate::registry::Connection;
+use crate::tokens::{Nano, Usage};
+
+/// What every record needs at its opening and its close.
+pub struct Recorder {
+    /// Where audit lines go.
+    pub journal: Journal,
+    /// Where figures go.
+    pub metrics: Arc<Metrics>,
+    /// What dates them.
+    pub clock: Clock,
+    ids: RequestIds,
+}
+
+impl Recorder {
+    /// A recorder whose request ids begin at a random place.
+    #[must_use]
+    pub fn new(journal: Journal, metrics: Arc<Metrics>, clock: Clock) -> Arc<Recorder> {
+        Arc::new(Recorder { journal, metrics, clock, ids: RequestIds::new() })
+    }
+
+    /// Opens the record of a request that has just arrived.
+    #[must_use]
+    pub fn open(self: &Arc<Self>, connection: &Connection, generation: u64, config_hash: Sha256) -> Record {
+        let story = Story {
+            request_id: self.ids.next(),
+            connection: connection.id(),
+            peer: connection.peer().cloned(),
+            generation,
+            config_hash,
+            opened: self.clock.now(),
+            series: self.metrics.unknown(),
+            facts: Facts::default(),
+        };
+        Record { recorder: self.clone(), story: Box::new(story), place: None, waited: false, open: true }
+    }
+}
+
+/// An open record. Dropping it closes it as panicked or abandoned; whoever knows better calls [`Record::close`].
+pub struct Record {
+    recorder: Arc<Recorder>,
+    story: Box<Story>,
+    place: Option<Place>,
+    /// Its accepted line is on its way.
+    waited: bool,
+    open: bool,
+}
+
+struct Story {
+    request_id: Arc<str>,
+    connection: u64,
+    peer: Option<Peer>,
+    generation: u64,
+    config_hash: Sha256,
+    opened: Now,
+    series: Arc<OrgSeries>,
+    facts: Facts,
+}
+
+/// What became known on the way.
+#[derive(Debug, Default)]
+pub struct Facts {
+    /// The organization.
+    pub org: Option<OrgId>,
+    /// The declared purpose, once permitted.
+    pub purpose: Option<PurposeId>,
+    /// The case reference.
+    pub case: Option<CaseRef>,
+    /// The route.
+    pub route: Option<Route>,
+    /// The model.
+    pub model: Option<ModelName>,
+    /// The client's own id for the request.
+    pub client_request_id: Option<String>,
+    /// The trace that the request belongs to.
+    pub traceparent: Option<String>,
+    /// Where it was sent.
+    pub upstream: Option<UpstreamName>,
+    /// The upstream's id for the request.
+    pub upstream_request_id: Option<String>,
+    /// What was reserved.
+    pub reserved: Option<Usage>,
+    /// What was used, and how that is known.
+    pub settlement: Option<Settlement>,
+    /// The status that the client was sent.
+    pub status: u16,
+    /// Request body bytes.
+    pub bytes_in: u64,
+    /// Response body bytes given to the client's connection.
+    pub bytes_out: u64,
+    /// When the first content went by.
+    pub first_token: Option<Now>,
+    /// When the first byte went upstream.
+    pub forwarded: Option<Now>,
+    /// What is told to the operator alone.
+    pub detail: Option<String>,
+}
+
+/// What an exchange is charged, and how the figure is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Settlement {
+    /// Tokens.
+    pub usage: Usage,
+    /// `reported`, `estimated`, `disputed` or `none`.
+    pub kind: &'static str,
+    /// Money.
+    pub cost: Nano,
+}
+
+/// The evidence that an exchange's accepted line is written: `upstream` sends nothing without it.
+pub struct Accepted(());
+
+impl Record {
+    /// The id that the client is told.
+    #[must_use]
+    pub fn request_id(&self) -> &Arc<str> {
+        &self.story.request_id
+    }
+
+    /// When the request arrived.
+    #[must_use]
+    pub fn opened(&self) -> Now {
+        self.story.opened
+    }
+
+    /// What is known so far, to be added to.
+    pub fn facts(&mut self) -> &mut Facts {
+        &mut self.story.facts
+    }
+
+    /// The organization's figures.
+    #[must_use]
+    pub fn series(&self) -> &Arc<OrgSeries> {
+        &self.story.series
+    }
+
+    /// Names the organization, whose figures count from here on.
+    pub fn belongs_to(&mut self, org: &OrgId, series: Arc<OrgSeries>) {
+        self.story.facts.org = Some(org.clone());
+        self.story.series = series;
+    }
+
+    /// Notes what the body asks for.
+    pub fn asks(&mut self, ask: &Ask) {
+        self.story.facts.model = Some(ask.model.clone());
+        self.story.facts.bytes_in = ask.body_bytes;
+    }
+
+    /// Writes the accepted line and takes the room of the closing one.
+    ///
+    /// # Errors
+    /// `audit_unavailable` when the line cannot be written: then nothing may be forwarded.
+    pub async fn accept(&mut self) -> Result<Accepted, Refusal> {
+        let line = self.story.line(None, None, self.recorder.clock.now());
+        self.waited = true;
+        match self.recorder.journal.accepted(line).await {
+            Ok(place) => {
+                self.place = Some(place);
+                self.waited = false;
+                self.story.series.opened();
+                Ok(Accepted(()))
+            }
+            Err(unavailable) => {
+                self.waited = false;
+                Err(Refusal::new(
+                    Code::AuditUnavailable,
+                    "The gateway cannot record this request at the moment, so it is not forwarded. Try again shortly.",
+                )
+                .for_operator(unavailable.to_string()))
+            }
+        }
+    }
+
+    /// Closes the record of a refusal and hands the refusal back, to be answered.
+    #[must_use]
+    pub fn refuse(mut self, refusal: Refusal) -> (Arc<str>, Refusal) {
+        self.story.facts.detail.clone_from(&refusal.operator);
+        self.story.facts.status = refusal.code.on_the_wire().0;
+        let id = self.story.request_id.clone();
+        // What was admitted can only be refused afterwards by a panic.
+        let ending = if self.place.is_some() { Ending::Panicked } else { Ending::Refused };
+        self.finish(ending, Some(refusal.code));
+        (id, refusal)
+    }
+
+    /// Closes the record. `reason` is the code of a cut or failure.
+    pub fn close(mut self, ending: Ending, reason: Option<Code>) {
+        self.finish(ending, reason);
+    }
+
+    /// Closes the record of a request that the gateway itself answered: it was not admitted, and not refused.
+    pub fn served(&mut self) {
+        self.open = false;
+        let now = self.recorder.clock.now();
+        self.story.count(&self.recorder.metrics, false, Ending::Complete, None, now);
+    }
+
+    fn finish(&mut self, ending: Ending, reason: Option<Code>) {
+        if !std::mem::replace(&mut self.open, false) {
+            return;
+        }
+        let now = self.recorder.clock.now();
+        self.story.count(&self.recorder.metrics, self.place.is_some(), ending, reason, now);
+        let line = self.story.line(Some(ending), reason, now);
+        match self.place.take() {
+            Some(place) => place.close(line),
+            // A request that was dropped or given up while its line was written is closed by the keeper.
+            None if self.waited => {}
+            None => self.recorder.journal.event(Event::Refused, line),
+        }
+    }
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        let ending = if std::thread::panicking() { Ending::Panicked } else { Ending::ClientGone };
+        self.finish(ending, None);
+    }
+}
+
+impl Story {
+    /// Moves the figures that the end of an exchange moves.
+    fn count(&self, metrics: &Metrics, admitted: bool, ending: Ending, reason: Option<Code>, now: Now) {
+        let Facts { route, model, status, settlement, reserved, bytes_in, bytes_out, .. } = &self.facts;
+        self.series.request(*route, *status);
+        metrics.exchange(*route, *status, now.mono.since(self.opened.mono), *bytes_in, *bytes_out);
+        if let (Some(route), Some(forwarded)) = (route, self.facts.forwarded) {
+            metrics.overhead(*route, forwarded.mono.since(self.opened.mono));
+        }
+        if ending == Ending::Panicked {
+            metrics.panicked();
+        }
+        if !admitted {
+            if let Some(code) = reason {
+                self.series.refused(code);
+            }
+            return;
+        }
+        self.series.closed(ending, reason);
+        if let (Some(model), Some(settlement)) = (model, settlement) {
+            let figures = metrics.model(model);
+            self.series.charged(&figures, model, &settlement.usage, settlement.cost, settlement.kind);
+            self.series.settled(reserved.map_or(0, |usage| usage.total()), settlement.usage.total());
+        }
+    }
+
+    /// The record's own members.
+    fn line(&self, ending: Option<Ending>, reason: Option<Code>, now: Now) -> Fields {
+        let facts = &self.facts;
+        let line = Line {
+            request_id: &self.request_id,
+            connection: self.connection,
+            peer: self.peer.as_ref().map(Peer::address),
+            certificate: self.peer.as_ref().map(|peer| Certificate {
+                sha256: peer.leaf().sha256,
+                issuer: &peer.leaf().issuer,
+                serial: &peer.leaf().serial,
+            }),
+            authority: self.peer.as_ref().map(Peer::authority),
+            organization: facts.org.as_ref(),
+            purpose: facts.purpose.as_ref(),
+            case: facts.case.as_ref(),
+            route: facts.route.map(Route::as_str),
+            model: facts.model.as_ref(),
+            decision: if ending == Some(Ending::Refused) { "refused" } else { "accepted" },
+            reason,
+            ending,
+            status: ending.map(|_| facts.status),
+            generation: self.generation,
+            config_hash: self.config_hash,
+            reserved: facts.reserved,
+            usage: facts.settlement.map(|settlement| settlement.usage),
+            settlement: facts.settlement.map(|settlement| settlement.kind),
+            cost: facts.settlement.map(|settlement| settlement.cost),
+            bytes_in: facts.bytes_in,
+            bytes_out: ending.map(|_| facts.bytes_out),
+            duration_ms: ending.map(|_| millis(self.opened, now)),
+            ttft_ms: facts.first_token.map(|first| millis(self.opened, first)),
+            upstream: facts.upstream.as_ref(),
+            upstream_request_id: facts.upstream_request_id.as_deref(),
+            client_request_id: facts.client_request_id.as_deref(),
+            traceparent: facts.traceparent.as_deref(),
+            severed_by: reason.filter(|_| matches!(ending, Some(Ending::Severed | Ending::Drained | Ending::QuotaCut))),
+            detail: facts.detail.as_deref(),
+        };
+        Fields::of(&line)
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "milliseconds with three places, for people")]
+fn millis(from: Now, to: Now) -> f64 {
+    to.mono.since(from.mono).as_micros() as f64 / 1000.0
+}
+
+/// The members of `accepted`, `closed` and `refused` records.
+#[derive(Serialize)]
+struct Line<'a> {
+    request_id: &'a str,
+    connection: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    peer: Option<std::net::SocketAddr>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    certificate: Option<Certificate<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    authority: Option<&'a AuthorityName>,
+    organization: Option<&'a OrgId>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    purpose: Option<&'a PurposeId>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    case: Option<&'a CaseRef>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    route: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    model: Option<&'a ModelName>,
+    decision: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<Code>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ending: Option<Ending>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    status: Option<u16>,
+    generation: u64,
+    config_hash: Sha256,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reserved: Option<Usage>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    usage: Option<Usage>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    settlement: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cost: Option<Nano>,
+    bytes_in: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    bytes_out: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    duration_ms: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ttft_ms: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    upstream: Option<&'a UpstreamName>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    upstream_request_id: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    client_request_id: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    traceparent: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    severed_by: Option<Code>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    detail: Option<&'a str>,
+}
+
+#[derive(Serialize)]
+struct Certificate<'a> {
+    sha256: Sha256,
+    issuer: &'a str,
+    serial: &'a str,
+}
+
+/// Request ids: a random beginning for the process, and a count.
+struct RequestIds {
+    boot: u64,
+    next: AtomicU64,
+}
+
+impl RequestIds {
+    fn new() -> RequestIds {
+        let mut boot = [0; 8];
+        // Without randomness there would be no TLS either.
+        let _ = aws_lc_rs::rand::fill(&mut boot);
+        RequestIds { boot: u64::from_le_bytes(boot), next: AtomicU64::new(1) }
+    }
+
+    fn next(&self) -> Arc<str> {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        format!("req_{:016x}{number:08x}", self.boot).into()
+    }
+}

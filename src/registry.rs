@@ -1,1 +1,336 @@
-//! (being written)
+//! Every live connection and stream, so that each can be found again and cut.
+//!
+//! A connection is entered before its handshake result is used, a stream before its request is forwarded; both leave
+//! when their entry is dropped. The registry judges nothing: whoever withdraws access walks it, asks the policy about
+//! each entry and pulls the [`Cut`]s of those that may not stay.
+
+use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::task::Context;
+
+use atomic_waker::AtomicWaker;
+use dashmap::DashMap;
+
+use crate::ask::Route;
+use crate::clock::{Mono, Now, Wall};
+use crate::names::{GroupId, ModelName, OrgId, PurposeId};
+use crate::outcome::{Code, Ending};
+use crate::peer::Peer;
+
+/// Why, and since when, something is cut.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cause {
+    /// What the client and the record are told.
+    pub code: Code,
+    /// How the exchange is said to have ended.
+    pub ending: Ending,
+    /// When the trigger was seen.
+    pub at: Mono,
+}
+
+/// A cord that is pulled at most once; the first cause stays. One task waits for it: the one that serves what the
+/// cord is tied to.
+#[derive(Debug, Default)]
+pub struct Cut {
+    cause: OnceLock<Cause>,
+    waiting: AtomicWaker,
+}
+
+impl Cut {
+    /// Pulls the cord. Says whether this call was the one that did.
+    pub fn pull(&self, cause: Cause) -> bool {
+        let first = self.cause.set(cause).is_ok();
+        self.waiting.wake();
+        first
+    }
+
+    /// The cause, once pulled.
+    #[must_use]
+    pub fn cause(&self) -> Option<Cause> {
+        self.cause.get().copied()
+    }
+
+    /// The cause, if the cord was pulled; otherwise the calling task is woken when it is.
+    pub fn poll_cause(&self, cx: &mut Context<'_>) -> Option<Cause> {
+        if self.cause.get().is_none() {
+            self.waiting.register(cx.waker());
+        }
+        self.cause()
+    }
+}
+
+/// A live connection.
+#[derive(Debug)]
+pub struct Connection {
+    id: u64,
+    peer: Option<Peer>,
+    org: OnceLock<OrgId>,
+    cut: Cut,
+}
+
+impl Connection {
+    /// Its number, unique within the process.
+    #[must_use]
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// What its handshake proved; `None` where a missing certificate is explained instead of refused.
+    #[must_use]
+    pub fn peer(&self) -> Option<&Peer> {
+        self.peer.as_ref()
+    }
+
+    /// The cord of the whole connection.
+    #[must_use]
+    pub fn cut(&self) -> &Cut {
+        &self.cut
+    }
+
+    /// The organization that its requests were first found to belong to.
+    #[must_use]
+    pub fn org(&self) -> Option<&OrgId> {
+        self.org.get()
+    }
+}
+
+/// A live exchange that has been admitted.
+#[derive(Debug)]
+pub struct Stream {
+    number: u64,
+    connection: Arc<Connection>,
+    /// What it is.
+    pub facts: StreamFacts,
+    /// When it was admitted.
+    pub since: Now,
+    output_tokens: AtomicU64,
+    cut: Cut,
+}
+
+/// What a stream was admitted as.
+#[derive(Debug, Clone)]
+pub struct StreamFacts {
+    /// The id that the client was told.
+    pub request_id: Arc<str>,
+    /// Whose it is.
+    pub org: OrgId,
+    /// Its declared purpose.
+    pub purpose: PurposeId,
+    /// The model it uses.
+    pub model: ModelName,
+    /// That model's group.
+    pub group: Option<GroupId>,
+    /// Its route.
+    pub route: Route,
+}
+
+impl Stream {
+    /// The connection it runs on.
+    #[must_use]
+    pub fn connection(&self) -> &Arc<Connection> {
+        &self.connection
+    }
+
+    /// Its own cord.
+    #[must_use]
+    pub fn cut(&self) -> &Cut {
+        &self.cut
+    }
+
+    /// Output tokens metered so far.
+    #[must_use]
+    pub fn output_tokens(&self) -> u64 {
+        self.output_tokens.load(Ordering::Relaxed)
+    }
+
+    /// Notes output tokens metered so far.
+    pub fn note_output(&self, tokens: u64) {
+        self.output_tokens.store(tokens, Ordering::Relaxed);
+    }
+}
+
+/// The register; cloning shares it.
+#[derive(Debug, Clone, Default)]
+pub struct Registry(Arc<Tables>);
+
+#[derive(Debug)]
+struct Tables {
+    next: AtomicU64,
+    /// The earliest instant at which some live certificate expires.
+    earliest_expiry: AtomicI64,
+    connections: DashMap<u64, Arc<Connection>>,
+    streams: DashMap<u64, Arc<Stream>>,
+    held: DashMap<OrgId, AtomicUsize>,
+}
+
+impl Default for Tables {
+    fn default() -> Self {
+        Tables {
+            next: AtomicU64::new(1),
+            earliest_expiry: AtomicI64::new(i64::MAX),
+            connections: DashMap::new(),
+            streams: DashMap::new(),
+            held: DashMap::new(),
+        }
+    }
+}
+
+impl Registry {
+    /// Enters a connection; it stays until the entry is dropped.
+    #[must_use]
+    pub fn enter(&self, peer: Option<Peer>) -> ConnectionEntry {
+        let id = self.0.next.fetch_add(1, Ordering::Relaxed);
+        if let Some(peer) = &peer {
+            self.0.earliest_expiry.fetch_min(peer.leaf().not_after.0, Ordering::AcqRel);
+        }
+        let connection = Arc::new(Connection { id, peer, org: OnceLock::new(), cut: Cut::default() });
+        self.0.connections.insert(id, connection.clone());
+        ConnectionEntry { registry: self.clone(), connection }
+    }
+
+    /// Enters an admitted exchange; it stays until the entry is dropped.
+    #[must_use]
+    pub fn open(&self, connection: &Arc<Connection>, facts: StreamFacts, since: Now) -> StreamEntry {
+        let number = self.0.next.fetch_add(1, Ordering::Relaxed);
+        let output_tokens = AtomicU64::new(0);
+        let connection = connection.clone();
+        let stream = Arc::new(Stream { number, connection, facts, since, output_tokens, cut: Cut::default() });
+        self.0.streams.insert(number, stream.clone());
+        StreamEntry { registry: self.clone(), stream }
+    }
+
+    /// Binds a connection to its organization, unless that already holds `cap` connections. Binding twice is free.
+    #[must_use]
+    pub fn bind(&self, connection: &Connection, org: &OrgId, cap: Option<u64>) -> bool {
+        if connection.org.get().is_some() {
+            return true;
+        }
+        let held = self.0.held.entry(org.clone()).or_default();
+        let cap = usize::try_from(cap.unwrap_or(u64::MAX)).unwrap_or(usize::MAX);
+        if held.fetch_add(1, Ordering::AcqRel) >= cap {
+            held.fetch_sub(1, Ordering::AcqRel);
+            return false;
+        }
+        if connection.org.set(org.clone()).is_err() {
+            held.fetch_sub(1, Ordering::AcqRel);
+        }
+        true
+    }
+
+    /// All live connections, as they are now.
+    #[must_use]
+    pub fn connections(&self) -> Vec<Arc<Connection>> {
+        self.0.connections.iter().map(|entry| entry.value().clone()).collect()
+    }
+
+    /// All live streams, as they are now.
+    #[must_use]
+    pub fn streams(&self) -> Vec<Arc<Stream>> {
+        self.0.streams.iter().map(|entry| entry.value().clone()).collect()
+    }
+
+    /// How many connections live.
+    #[must_use]
+    pub fn connection_count(&self) -> usize {
+        self.0.connections.len()
+    }
+
+    /// How many streams live.
+    #[must_use]
+    pub fn stream_count(&self) -> usize {
+        self.0.streams.len()
+    }
+
+    /// Whether some live certificate has expired by `now`. Once true, the caller sweeps and calls
+    /// [`Registry::recompute_expiry`].
+    #[must_use]
+    pub fn expiry_is_due(&self, now: Wall) -> bool {
+        self.0.earliest_expiry.load(Ordering::Acquire) <= now.0
+    }
+
+    /// Finds the earliest expiry among the connections that live now and are not cut.
+    pub fn recompute_expiry(&self) {
+        self.0.earliest_expiry.store(i64::MAX, Ordering::Release);
+        let live = self.0.connections.iter();
+        let expiries = live.filter(|entry| entry.cut.cause().is_none());
+        for not_after in expiries.filter_map(|entry| entry.peer.as_ref().map(|peer| peer.leaf().not_after.0)) {
+            self.0.earliest_expiry.fetch_min(not_after, Ordering::AcqRel);
+        }
+    }
+}
+
+/// A connection's place in the register; leaving is dropping it.
+#[derive(Debug)]
+pub struct ConnectionEntry {
+    registry: Registry,
+    connection: Arc<Connection>,
+}
+
+impl ConnectionEntry {
+    /// The connection.
+    #[must_use]
+    pub fn connection(&self) -> &Arc<Connection> {
+        &self.connection
+    }
+}
+
+impl Drop for ConnectionEntry {
+    fn drop(&mut self) {
+        self.registry.0.connections.remove(&self.connection.id);
+        if let Some(org) = self.connection.org.get()
+            && let Some(held) = self.registry.0.held.get(org)
+        {
+            held.fetch_sub(1, Ordering::AcqRel);
+        }
+    }
+}
+
+/// A stream's place in the register; leaving is dropping it.
+#[derive(Debug)]
+pub struct StreamEntry {
+    registry: Registry,
+    stream: Arc<Stream>,
+}
+
+impl StreamEntry {
+    /// The stream.
+    #[must_use]
+    pub fn stream(&self) -> &Arc<Stream> {
+        &self.stream
+    }
+}
+
+impl Drop for StreamEntry {
+    fn drop(&mut self) {
+        self.registry.0.streams.remove(&self.stream.number);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_counts_for_its_organization_until_it_leaves() {
+        let registry = Registry::default();
+        let org: OrgId = "acme".parse().unwrap();
+        let first = registry.enter(None);
+        let second = registry.enter(None);
+        assert!(registry.bind(first.connection(), &org, Some(1)));
+        assert!(registry.bind(first.connection(), &org, Some(1)), "binding again is free");
+        assert!(!registry.bind(second.connection(), &org, Some(1)));
+        drop(first);
+        assert!(registry.bind(second.connection(), &org, Some(1)));
+        drop(second);
+        assert_eq!(registry.connection_count(), 0);
+    }
+
+    #[test]
+    fn the_first_cause_stays() {
+        let cut = Cut::default();
+        let cause = |code| Cause { code, ending: Ending::Severed, at: Mono(1) };
+        assert!(cut.pull(cause(Code::CertificateRevoked)));
+        assert!(!cut.pull(cause(Code::Draining)));
+        assert_eq!(cut.cause().unwrap().code, Code::CertificateRevoked);
+    }
+}

@@ -1,1 +1,280 @@
-//! (being written)
+//! Replacing the policy while everything runs: watch, load, publish, sweep. Whole or not at all.
+//!
+//! Loading reads files, so it happens on a thread that serves nobody. A mistake changes nothing, is told with its
+//! place, and is remembered.
+
+use std::collections::VecDeque;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use notify::{RecursiveMode, Watcher};
+use parking_lot::Mutex;
+use serde::Serialize;
+use serde_json::json;
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+
+use crate::audit::{Event, Fields};
+use crate::clock::Now;
+use crate::gateway::Gateway;
+use crate::names::{AuthorityName, ModelName};
+use crate::peer::Leaf;
+use crate::policy::{self, Diff, Mistakes, Policy};
+use crate::snapshot::Snapshot;
+use crate::tls::Revoked;
+use crate::withdraw;
+
+/// What asked for a reload.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trigger {
+    /// SIGHUP.
+    Signal,
+    /// `POST /-/reload`.
+    Http,
+    /// A file changed.
+    Watch,
+}
+
+impl Trigger {
+    /// The word in metrics and records.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Trigger::Signal => "signal",
+            Trigger::Http => "http",
+            Trigger::Watch => "watch",
+        }
+    }
+}
+
+/// How a reload ended.
+pub enum Outcome {
+    /// A new policy is in force.
+    Applied(Diff),
+    /// The files say what they said before.
+    Unchanged,
+    /// Nothing changed, because of these.
+    Rejected(Mistakes),
+}
+
+/// A reload that was.
+#[derive(Debug, Clone, Serialize)]
+pub struct Past {
+    /// When.
+    pub at: String,
+    /// What asked for it.
+    pub trigger: &'static str,
+    /// Who asked for it.
+    pub by: String,
+    /// `applied` or `rejected`.
+    pub result: &'static str,
+    /// The policy in force afterwards.
+    pub generation: u64,
+    /// Its hash.
+    pub hash: String,
+    /// The difference, or the mistakes.
+    pub text: String,
+}
+
+/// How many reloads are remembered.
+const REMEMBERED: usize = 50;
+/// How long files must rest before they are read: an editor or a rename is rarely one event.
+const REST: Duration = Duration::from_millis(50);
+/// How often files are read without any event, for file systems that send none.
+const ANYWAY: Duration = Duration::from_secs(5);
+
+/// Reloads, one at a time.
+pub struct Reloader {
+    path: PathBuf,
+    gateway: Arc<Gateway>,
+    turn: tokio::sync::Mutex<()>,
+    past: Mutex<VecDeque<Past>>,
+    /// The last mistakes that a watch found, so that they are told once.
+    told: Mutex<Option<String>>,
+}
+
+impl Reloader {
+    /// A reloader of the file that the gateway was started with.
+    #[must_use]
+    pub fn new(path: &Path, gateway: Arc<Gateway>) -> Arc<Reloader> {
+        let past = Mutex::default();
+        Arc::new(Reloader {
+            path: path.to_owned(),
+            gateway,
+            turn: tokio::sync::Mutex::new(()),
+            past,
+            told: Mutex::default(),
+        })
+    }
+
+    /// The last reloads, the latest first.
+    #[must_use]
+    pub fn past(&self) -> Vec<Past> {
+        self.past.lock().iter().cloned().collect()
+    }
+
+    /// Reads everything again, and puts it in force if all of it is right.
+    pub async fn reload(&self, trigger: Trigger, by: &str) -> Outcome {
+        let _turn = self.turn.lock().await;
+        let (path, old, now) = (self.path.clone(), self.gateway.current(), self.gateway.clock.now());
+        let before = old.policy.clone();
+        let loading = tokio::task::spawn_blocking(move || policy::load(&path, Some(&before), now));
+        let loaded = match loading.await {
+            Ok(loaded) => loaded,
+            Err(_) => Err(mistake("loading the configuration failed in a way that should not happen")),
+        };
+        let outcome = loaded.and_then(|policy| self.publish(policy, &old, now));
+        let outcome = outcome.unwrap_or_else(Outcome::Rejected);
+        self.tell(trigger, by, &outcome, now);
+        outcome
+    }
+
+    fn publish(&self, policy: Policy, old: &Snapshot, now: Now) -> Result<Outcome, Mistakes> {
+        if policy.hash == old.policy.hash {
+            return Ok(Outcome::Unchanged);
+        }
+        let diff = Diff::between(&old.policy, &policy);
+        let snapshot = Snapshot::new(policy, revoked(&self.gateway.revocations), Some(old));
+        let snapshot = Arc::new(snapshot.map_err(|unusable| mistake(&unusable.to_string()))?);
+        put_in_force(&self.gateway, &snapshot);
+        let swept = withdraw::sweep(&self.gateway);
+        if !swept.streams.is_empty() {
+            tracing::warn!(streams = swept.streams.len(), connections = swept.connections, "cut by the new policy");
+        }
+        let gateway = self.gateway.clone();
+        tokio::task::spawn_local(async move { withdraw::measure(&gateway, swept.streams, now).await });
+        Ok(Outcome::Applied(diff))
+    }
+
+    fn tell(&self, trigger: Trigger, by: &str, outcome: &Outcome, now: Now) {
+        let metrics = &self.gateway.recorder.metrics;
+        let (result, text) = match outcome {
+            Outcome::Applied(diff) => ("applied", diff.render()),
+            Outcome::Unchanged => ("unchanged", String::new()),
+            Outcome::Rejected(mistakes) => ("rejected", mistakes.render(false)),
+        };
+        let again = trigger == Trigger::Watch && self.told.lock().as_ref() == Some(&text);
+        if trigger == Trigger::Watch && (result == "unchanged" || again) {
+            return;
+        }
+        *self.told.lock() = (result == "rejected").then(|| text.clone());
+        metrics.reload(trigger.as_str(), result, now.wall);
+        match outcome {
+            Outcome::Applied(_) => {
+                tracing::info!(trigger = trigger.as_str(), "configuration applied:\n{}", text.trim_end());
+            }
+            Outcome::Unchanged => tracing::info!(trigger = trigger.as_str(), "configuration unchanged"),
+            Outcome::Rejected(_) => {
+                tracing::error!(
+                    trigger = trigger.as_str(),
+                    "configuration rejected, the old one stays in force:\n{}",
+                    text.trim_end()
+                );
+            }
+        }
+        let policy = &self.gateway.current().policy;
+        let past = Past {
+            at: now.wall.to_string(),
+            trigger: trigger.as_str(),
+            by: by.to_owned(),
+            result,
+            generation: policy.generation,
+            hash: policy.hash.to_string(),
+            text,
+        };
+        self.gateway.recorder.journal.event(Event::Reload, Fields::of(&past));
+        let mut list = self.past.lock();
+        list.push_front(past);
+        list.truncate(REMEMBERED);
+    }
+
+    /// Reloads whenever a file of the configuration changes, until dropped.
+    pub async fn watch(self: Arc<Self>) {
+        let (events, mut inbox) = unbounded_channel();
+        let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+            // Reading a file is an event too; only what may have changed it counts.
+            if event.is_ok_and(|event| !event.kind.is_access()) {
+                let _ = events.send(());
+            }
+        });
+        let mut watcher = watcher
+            .inspect_err(|error| tracing::warn!(%error, "no file events; files are read every few seconds"))
+            .ok();
+        let mut watched: Vec<PathBuf> = Vec::new();
+        loop {
+            if let Some(watcher) = &mut watcher {
+                follow(watcher, &mut watched, &self.gateway.current().policy);
+            }
+            rest(&mut inbox).await;
+            self.reload(Trigger::Watch, "file watch").await;
+        }
+    }
+}
+
+/// Makes a snapshot the one that new requests and handshakes see.
+pub fn put_in_force(gateway: &Gateway, snapshot: &Arc<Snapshot>) {
+    gateway.snapshot.store(snapshot.clone());
+    let metrics = &gateway.recorder.metrics;
+    let policy = &snapshot.policy;
+    metrics.in_force(policy.generation, &policy.hash.to_string());
+    let orgs: Vec<_> = policy.orgs().map(|org| org.id.clone()).collect();
+    let models: Vec<ModelName> = policy.orgs().flat_map(|org| org.usable(&policy.models)).collect();
+    metrics.configured(&orgs, models);
+    if let Some(name) = policy.server_names.first() {
+        metrics.server_certificate(name, policy.identity.not_after());
+    }
+    for crl in policy.authorities.iter().flat_map(|authority| authority.crls()) {
+        metrics.crl(crl.issuer(), crl.next_update());
+    }
+}
+
+/// The question whether a certificate was revoked by hand, for handshakes.
+#[must_use]
+pub fn revoked(revocations: &Arc<arc_swap::ArcSwap<policy::Revocations>>) -> Revoked {
+    let revocations = revocations.clone();
+    Arc::new(move |authority: &AuthorityName, leaf: &Leaf| revocations.load().certificate(authority.as_str(), leaf))
+}
+
+fn mistake(message: &str) -> Mistakes {
+    let found = vec![policy::Mistake { place: None, message: message.to_owned(), hint: None }];
+    Mistakes { sources: Vec::new(), found }
+}
+
+/// Watches the directories of all files: a file that is replaced by a rename is another file.
+fn follow(watcher: &mut notify::RecommendedWatcher, watched: &mut Vec<PathBuf>, policy: &Policy) {
+    for directory in policy.directories() {
+        if !watched.contains(directory) && watcher.watch(directory, RecursiveMode::NonRecursive).is_ok() {
+            watched.push(directory.clone());
+        }
+    }
+    watched.retain(|directory| {
+        let stays = policy.directories().contains(directory);
+        if !stays {
+            let _ = watcher.unwatch(directory);
+        }
+        stays
+    });
+}
+
+/// Waits for an event, and then until none has come for a moment.
+async fn rest(inbox: &mut UnboundedReceiver<()>) {
+    let _ = tokio::time::timeout(ANYWAY, inbox.recv()).await;
+    for _ in 0..4 {
+        match tokio::time::timeout(REST, inbox.recv()).await {
+            Ok(Some(())) => while inbox.try_recv().is_ok() {},
+            _ => return,
+        }
+    }
+}
+
+/// What a reload's outcome is for programs: `{"result", "text", "changes" | "mistakes"}`.
+#[must_use]
+pub fn to_json(outcome: &Outcome) -> serde_json::Value {
+    match outcome {
+        Outcome::Applied(diff) => json!({"result": "applied", "text": diff.render(), "changes": diff.changes}),
+        Outcome::Unchanged => json!({"result": "unchanged", "text": "nothing changed\n", "changes": []}),
+        Outcome::Rejected(mistakes) => {
+            json!({"result": "rejected", "text": mistakes.render(false), "mistakes": mistakes.to_json()})
+        }
+    }
+}

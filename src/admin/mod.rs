@@ -1,1 +1,68 @@
-//! (being written)
+//! The operators' side: its own listener, for looking and for acting. Partners never reach it.
+//!
+//! Looking is GET; everything that changes something is POST, is refused to other sites' pages, and is recorded with
+//! who asked for it.
+
+mod act;
+mod listener;
+mod look;
+pub mod page;
+pub mod status;
+
+pub use listener::{Listener, Scope, serve};
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
+use http_body_util::Full;
+use hyper::{Response, StatusCode};
+
+use crate::clock::Wall;
+use crate::gateway::Gateway;
+use crate::keeper::withdrawn::Withdrawn;
+use crate::reload::Reloader;
+use crate::trust::Secret;
+
+/// Changes the log filter while running.
+pub type SetFilter = Box<dyn Fn(&str) -> Result<(), String> + Send + Sync>;
+
+/// What operators look at and act upon.
+pub struct Desk {
+    /// The gateway.
+    pub gateway: Arc<Gateway>,
+    /// How the policy is replaced.
+    pub reloader: Arc<Reloader>,
+    /// Where withdrawals are kept.
+    pub withdrawn: Withdrawn,
+    /// When the process began.
+    pub started: Wall,
+    /// What every POST needs.
+    pub token: Option<Secret>,
+    /// Asks for the stop after a drain.
+    pub stop: tokio::sync::mpsc::UnboundedSender<()>,
+    /// Lets the log filter be changed.
+    pub filter: Option<SetFilter>,
+}
+
+/// An answer of the admin side.
+pub type Answer = Response<Full<Bytes>>;
+
+/// An answer of one kind.
+fn answer(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Answer {
+    let mut response = Response::new(Full::new(body.into()));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert("x-content-type-options", HeaderValue::from_static("nosniff"));
+    response
+}
+
+fn text(status: StatusCode, body: impl Into<Bytes>) -> Answer {
+    answer(status, "text/plain; charset=utf-8", body)
+}
+
+fn json(status: StatusCode, value: &serde_json::Value) -> Answer {
+    answer(status, "application/json", value.to_string())
+}

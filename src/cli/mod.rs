@@ -1,1 +1,98 @@
-//! (being written)
+//! The command line: one file a subcommand; this one only says which there are.
+//!
+//! Results go to stdout, errors to stderr. Exit codes: 0 fine, 1 refused or invalid, 2 usage or unreadable.
+
+mod audit;
+mod certs;
+mod check;
+mod config;
+mod explain;
+mod operate;
+mod run;
+mod shell;
+
+pub use certs::init as init_certificates;
+
+use std::io::IsTerminal;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::{demo, mock};
+
+/// A mutual-TLS gateway in front of a model API: who, for what, how much, and provable afterwards.
+#[derive(Debug, Parser)]
+#[command(name = "portcullis", version, propagate_version = true, arg_required_else_help = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the gateway
+    Run(run::Args),
+    /// See it work: certificates, configuration, mock model and gateway in one go
+    Demo(demo::Args),
+    /// Check a configuration: every mistake at once, and the difference to what runs
+    Check(check::Args),
+    /// Say offline whether a request would be allowed, and which line decides
+    Explain(explain::Args),
+    /// Reload the running gateway's configuration
+    Reload(operate::ReloadArgs),
+    /// Show the running gateway's state
+    Status(operate::StatusArgs),
+    /// Stop the running gateway without cutting anybody off
+    Drain(operate::DrainArgs),
+    /// Withdraw access at once, on open streams too
+    Revoke(operate::RevokeArgs),
+    /// Give back what `revoke` withdrew
+    Restore(operate::RestoreArgs),
+    /// Certificates for a small programme
+    Certs(certs::Args),
+    /// Verify, prove, follow and summarize the audit log
+    Audit(audit::Args),
+    /// The configuration's schema, defaults and resolved form
+    Config(config::Args),
+    /// The model that demo, tests and load runs use
+    Mock(mock::Args),
+    /// Shell completions
+    Completions(shell::CompletionsArgs),
+    /// The manual page
+    Man,
+    /// Version and build
+    Version(shell::VersionArgs),
+}
+
+/// Parses the process's arguments and runs what they ask for.
+#[must_use]
+pub fn main() -> ExitCode {
+    match Cli::parse().command {
+        Command::Run(args) => run::run(&args),
+        Command::Demo(args) => demo::run(&args),
+        Command::Check(args) => check::run(&args),
+        Command::Explain(args) => explain::run(&args),
+        Command::Reload(args) => operate::reload(&args),
+        Command::Status(args) => operate::status(&args),
+        Command::Drain(args) => operate::drain(&args),
+        Command::Revoke(args) => operate::revoke(&args),
+        Command::Restore(args) => operate::restore(&args),
+        Command::Certs(args) => certs::run(&args),
+        Command::Audit(args) => audit::run(args),
+        Command::Config(args) => config::run(&args),
+        Command::Mock(args) => shell::mock(&args),
+        Command::Completions(args) => shell::completions(&args),
+        Command::Man => shell::man(),
+        Command::Version(args) => shell::version(&args),
+    }
+}
+
+/// Exit code 1: refused or invalid.
+pub const REFUSED: u8 = 1;
+/// Exit code 2: usage, or unreadable.
+pub const UNUSABLE: u8 = 2;
+
+/// Whether colours may be used on `stream`: a terminal, and nobody said no.
+fn colour(stream: &impl IsTerminal) -> bool {
+    stream.is_terminal() && std::env::var_os("NO_COLOR").is_none()
+}

@@ -1,1 +1,112 @@
-//! (being written)
+//! The guards: what lets only exactly-formed bytes reach the HTTP library, and counts what it does not count.
+//!
+//! A guard reads the decrypted bytes of a connection below hyper. It refuses, and never rewrites: what passes, passes
+//! as it came. A head that may not pass is withheld, and its [`Refusal`] kept for the service, which answers it like
+//! any other. The guards also run the clocks of a connection: for a head, for a body that stands still, and for a
+//! connection without a request.
+
+pub mod h1;
+mod h1_head;
+pub mod h2;
+
+use std::cell::{Cell, RefCell};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::time::{Instant, Sleep, sleep_until};
+
+use crate::deadline::now;
+use crate::outcome::Refusal;
+
+/// The clocks of a connection.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// From the first byte of a request to the end of its head.
+    pub head: Duration,
+    /// A request body that stands still.
+    pub body: Duration,
+    /// A connection without a request.
+    pub idle: Duration,
+}
+
+/// The path of the request that stands for a head that was withheld. No route has it.
+const IN_PLACE_OF_A_HEAD: &str = "/-withheld";
+
+/// What guard and service tell each other; cloning shares it.
+#[derive(Debug, Clone, Default)]
+pub struct Watch(Rc<Told>);
+
+#[derive(Debug, Default)]
+struct Told {
+    exchanges: Cell<u32>,
+    withheld: RefCell<Option<Refusal>>,
+}
+
+impl Watch {
+    /// An exchange began, or (`false`) ended: while there are any, the connection is not idle.
+    pub fn exchange(&self, begins: bool) {
+        let now = self.0.exchanges.get();
+        self.0.exchanges.set(if begins { now + 1 } else { now.saturating_sub(1) });
+    }
+
+    /// Takes the refusal of a head that was withheld, if a request for `path` stands for it: requests that came before
+    /// it on the same connection have nothing to do with it.
+    #[must_use]
+    pub fn withheld(&self, path: &str) -> Option<Refusal> {
+        if path == IN_PLACE_OF_A_HEAD { self.0.withheld.borrow_mut().take() } else { None }
+    }
+
+    fn is_idle(&self) -> bool {
+        self.0.exchanges.get() == 0
+    }
+
+    fn withhold(&self, refusal: Refusal) {
+        *self.0.withheld.borrow_mut() = Some(refusal);
+    }
+}
+
+/// What a clock runs for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wait {
+    Head,
+    Body,
+    Idle,
+}
+
+/// One timer for all clocks of a connection, moved only when what it runs for changes.
+#[derive(Debug, Default)]
+struct Timer {
+    running: Option<(Wait, Instant)>,
+    sleep: Option<Pin<Box<Sleep>>>,
+}
+
+impl Timer {
+    /// Lets the clock run for `wait`, from now if it did not already.
+    fn run(&mut self, wait: Wait, patience: Duration) {
+        if self.running.is_some_and(|(running, _)| running == wait) {
+            return;
+        }
+        self.restart(wait, patience);
+    }
+
+    /// Lets the clock run from now.
+    fn restart(&mut self, wait: Wait, patience: Duration) {
+        self.running = Some((wait, now() + patience));
+    }
+
+    fn stop(&mut self) {
+        self.running = None;
+    }
+
+    /// Ready when the time for what it runs for is up.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Wait> {
+        let Some((wait, deadline)) = self.running else { return Poll::Pending };
+        let sleep = self.sleep.get_or_insert_with(|| Box::pin(sleep_until(deadline)));
+        if sleep.deadline() != deadline {
+            sleep.as_mut().reset(deadline);
+        }
+        sleep.as_mut().poll(cx).map(|()| wait)
+    }
+}

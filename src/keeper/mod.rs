@@ -1,1 +1,8 @@
-//! (being written)
+//! What owns files: the audit log, the ledger's durable marks, and what was withdrawn by hand.
+//!
+//! It stands beside the floors. Everything else talks to it by message; no worker ever makes a file call, and no
+//! judgement is made here. Audit and marks have threads of their own, so that neither waits for the other's fsync.
+
+pub mod audit;
+pub mod marks;
+pub mod withdrawn;

@@ -1,1 +1,277 @@
-//! (being written)
+//! What has been: live counters by organization, which know no limits.
+//!
+//! The limit is an argument of every question, never state: so a reload writes nothing here and can refill nothing.
+//! A request is judged against all limits of its organization and of every ancestor at once, and is charged in all of
+//! their accounts or in none. The [`Hold`] it gets settles exactly once, whatever happens to the request.
+//!
+//! Nothing here does I/O: durable marks are gathered and handed to the keeper, and an admission that outruns them
+//! says so ([`Verdict::NeedsStore`]).
+
+mod account;
+pub(crate) mod bell;
+mod hold;
+mod judge;
+mod latch;
+mod lease;
+pub(crate) mod marks;
+mod meter;
+mod reading;
+mod standing;
+mod window;
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use arc_swap::ArcSwap;
+use jiff::tz::TimeZone;
+use parking_lot::Mutex;
+use smallvec::SmallVec;
+
+pub use bell::{StoreDown, StoreHealth, Wait};
+pub use hold::{Extension, Hold, HoldId};
+pub use standing::{Shortfall, Standing, Total, Totals};
+
+use crate::clock::{Clock, Mono, Now, Wall};
+use crate::limits::{Charge, Level, Plan, Seat};
+use crate::names::OrgId;
+use account::Account;
+use bell::Bell;
+use judge::{CHAIN, Occasion, Step, Steps, keep_worst, wait_for_marks};
+use marks::{Batch, Restored};
+
+/// Seats beyond this are found by name: a wrong number must not fill the memory.
+const MOST_SEATS: usize = 1 << 20;
+
+/// How often an admission asks again after waiting for the marks, before it takes the store to be down.
+const PATIENCE: u32 = 16;
+
+/// What a request asks for.
+#[derive(Debug, Clone, Copy)]
+pub struct Demand<'a> {
+    /// What it is held against.
+    pub plan: &'a Plan,
+    /// What to reserve.
+    pub charge: Charge,
+    /// Where days and months begin.
+    pub timezone: &'a TimeZone,
+}
+
+/// What becomes of a request.
+#[derive(Debug)]
+#[must_use]
+#[expect(clippy::large_enum_variant, reason = "no allocation on the way to an admission")]
+pub enum Verdict {
+    /// Reserved everywhere.
+    Admitted(Hold),
+    /// Charged nowhere; the limit that keeps it out longest.
+    Refused(Shortfall),
+    /// Charged nowhere yet: the durable marks must rise first. Wait, and ask again.
+    NeedsStore(Wait),
+}
+
+/// Why a request that was ready to wait was not admitted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Denial {
+    /// A limit keeps it out.
+    Short(Shortfall),
+    /// The durable marks cannot be raised.
+    StoreDown,
+}
+
+/// Every organization's account.
+pub struct Ledger {
+    directory: ArcSwap<Directory>,
+    /// Held while the directory grows.
+    restored: Mutex<Restored>,
+    bell: Option<Arc<Bell>>,
+    holds: AtomicU64,
+}
+
+/// Where accounts are found.
+#[derive(Debug, Clone, Default)]
+struct Directory {
+    /// A cache of `names`, so that the usual question hashes nothing.
+    seats: Vec<Option<Arc<Account>>>,
+    names: HashMap<OrgId, Arc<Account>>,
+}
+
+impl Directory {
+    fn find(&self, level: &Level) -> Option<&Arc<Account>> {
+        let Seat(seat) = level.account;
+        let seated = self.seats.get(seat as usize).and_then(Option::as_ref);
+        let seated = seated.filter(|account| same(&account.org, &level.org));
+        seated.or_else(|| self.names.get(&level.org))
+    }
+
+    /// Whether every organization of `plan` has an account here.
+    fn holds(&self, plan: &Plan) -> bool {
+        plan.levels.iter().all(|level| self.find(level).is_some())
+    }
+
+    /// Locks the accounts of a plan, each once, in the order of their addresses (see [`Steps`]).
+    fn lock<'a>(&'a self, plan: &'a Plan, timezone: &TimeZone, now: Now) -> Steps<'a> {
+        let find = |level: &'a Level| self.find(level).map(|account| (level, account));
+        let mut accounts: SmallVec<[_; CHAIN]> = plan.levels.iter().filter_map(find).collect();
+        accounts.sort_unstable_by_key(|(_, account)| Arc::as_ptr(account));
+        accounts.dedup_by(|(_, one), (_, other)| Arc::ptr_eq(one, other));
+        accounts.iter().map(|(level, account)| Step::admit(level, account, timezone, now)).collect()
+    }
+
+    fn enter(&mut self, Seat(seat): Seat, account: &Arc<Account>) {
+        let seat = seat as usize;
+        if seat >= MOST_SEATS {
+            return;
+        }
+        if self.seats.len() <= seat {
+            self.seats.resize(seat + 1, None);
+        }
+        if let Some(place @ None) = self.seats.get_mut(seat) {
+            *place = Some(Arc::clone(account));
+        }
+    }
+}
+
+/// Whether two names are one; most often they are even one text in memory.
+fn same(one: &OrgId, other: &OrgId) -> bool {
+    std::ptr::eq(one.as_str(), other.as_str()) || one == other
+}
+
+impl Default for Ledger {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Ledger {
+    /// A ledger that lives in memory and forgets everything with the process.
+    #[must_use]
+    pub fn new() -> Ledger {
+        Ledger {
+            directory: ArcSwap::default(),
+            restored: Mutex::new(Restored::new([], Now { mono: Mono(0), wall: Wall(0) })),
+            bell: None,
+            holds: AtomicU64::new(0),
+        }
+    }
+
+    /// A ledger that goes on from what was kept, and charges nothing that is not marked: `bell` calls who marks.
+    pub(crate) fn durable(restored: Restored, bell: Arc<Bell>) -> Ledger {
+        Ledger { restored: Mutex::new(restored), bell: Some(bell), ..Ledger::new() }
+    }
+
+    /// Judges a request against every limit of its plan at once, and reserves what it asks for in every account or in
+    /// none.
+    pub fn admit(&self, demand: &Demand<'_>, now: Now) -> Verdict {
+        let Demand { plan, charge, timezone } = demand;
+        let mut directory = self.directory.load();
+        if !directory.holds(plan) {
+            plan.levels.iter().for_each(|level| drop(self.open(level, timezone, now)));
+            directory = self.directory.load();
+        }
+        let mut steps = directory.lock(plan, timezone, now);
+        let (mut worst, mut shadowed) = (None, Vec::new());
+        for step in &mut steps {
+            step.judge(Occasion::Admission, charge, now, |limit, found| {
+                if limit.shadow { shadowed.push(found) } else { keep_worst(&mut worst, found) }
+            });
+        }
+        if let Some(worst) = worst {
+            return Verdict::Refused(worst);
+        }
+        if let Some(wait) = wait_for_marks(&mut steps, charge, now) {
+            return Verdict::NeedsStore(wait);
+        }
+        let stakes = steps.iter_mut().map(|step| step.commit(charge)).collect();
+        drop(steps);
+        let id = HoldId(self.holds.fetch_add(1, Ordering::Relaxed));
+        Verdict::Admitted(Hold::new(id, stakes, *charge, shadowed))
+    }
+
+    /// As [`Ledger::admit`], and waits for the durable marks where that is all that is missing.
+    ///
+    /// # Errors
+    /// [`Denial`]: a limit, or a store that does not answer.
+    pub async fn admit_durably(&self, demand: &Demand<'_>, clock: &Clock) -> Result<Hold, Denial> {
+        for _ in 0..PATIENCE {
+            match self.admit(demand, clock.now()) {
+                Verdict::Admitted(hold) => return Ok(hold),
+                Verdict::Refused(shortfall) => return Err(Denial::Short(shortfall)),
+                Verdict::NeedsStore(wait) => wait.raised().await.map_err(|StoreDown| Denial::StoreDown)?,
+            }
+        }
+        Err(Denial::StoreDown)
+    }
+
+    /// How every limit of `plan` stands, root first: after an admission, for the headers of its answer.
+    #[must_use]
+    pub fn standings(&self, plan: &Plan, timezone: &TimeZone, now: Now) -> Vec<Standing> {
+        let mut standings = Vec::with_capacity(plan.levels.iter().map(|level| level.limits.len()).sum());
+        for level in &plan.levels {
+            let account = self.account(level, timezone, now);
+            reading::of_level(&mut account.lock(), level, timezone, now, &mut standings);
+        }
+        standings
+    }
+
+    /// How every limit of one level stands; the level may hold all scopes and limits of an organization.
+    #[must_use]
+    pub fn level_standings(&self, level: &Level, timezone: &TimeZone, now: Now) -> Vec<Standing> {
+        let mut standings = Vec::with_capacity(level.limits.len());
+        let account = self.account(level, timezone, now);
+        reading::of_level(&mut account.lock(), level, timezone, now, &mut standings);
+        standings
+    }
+
+    /// What the organization of `level` has used in the current day and month, limited or not.
+    #[must_use]
+    pub fn totals(&self, level: &Level, timezone: &TimeZone, now: Now) -> Totals {
+        reading::totals(&mut self.account(level, timezone, now).lock(), level, timezone, now)
+    }
+
+    /// How writing the durable marks goes; none for a ledger that lives in memory.
+    #[must_use]
+    pub fn store_health(&self) -> Option<StoreHealth> {
+        self.bell.as_ref().map(|bell| bell.health())
+    }
+
+    /// The marks that are due.
+    pub(crate) fn gather(&self, bell: &Bell, now: Now) -> Batch {
+        Batch::gather(bell, self.directory.load().names.values().cloned().collect(), now)
+    }
+
+    /// All marks, exactly; nothing more can be charged afterwards.
+    pub(crate) fn gather_last(&self, bell: &Bell, now: Now) -> Batch {
+        Batch::gather_last(bell, self.directory.load().names.values().cloned().collect(), now)
+    }
+
+    fn account(&self, level: &Level, timezone: &TimeZone, now: Now) -> Arc<Account> {
+        let known = self.directory.load().find(level).cloned();
+        known.unwrap_or_else(|| self.open(level, timezone, now))
+    }
+
+    /// Finds an account by name, or opens it, and remembers its seat.
+    #[cold]
+    fn open(&self, level: &Level, timezone: &TimeZone, now: Now) -> Arc<Account> {
+        let mut restored = self.restored.lock();
+        let mut directory = Directory::clone(&self.directory.load());
+        let account = directory.names.entry(level.org.clone()).or_insert_with(|| {
+            let state = restored.account(&level.org, timezone, now);
+            Arc::new(Account::new(level.org.clone(), state, self.bell.clone()))
+        });
+        let account = Arc::clone(account);
+        directory.enter(level.account, &account);
+        self.directory.store(Arc::new(directory));
+        account
+    }
+}
+
+impl fmt::Debug for Ledger {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Ledger").field("durable", &self.bell.is_some()).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,1 +1,257 @@
-//! (being written)
+//! What may be: an immutable snapshot, compiled from files, replaced whole.
+//!
+//! [`load`] reads every file once, notes every mistake of all of them, and either returns a policy that is right in
+//! every part or nothing. A policy holds no counters, locks or sockets; it remembers only which seat in the ledger
+//! belongs to whom and which rates were in force, so that no reload refills anything.
+
+mod compile;
+mod diff;
+mod file;
+mod limits;
+mod listen;
+mod mistake;
+mod models;
+mod org;
+mod revocations;
+mod summary;
+
+pub use diff::{Change, Diff, named};
+pub use limits::Written;
+pub use listen::{AdminAddress, AdminSettings, AuditSettings, Drain, Listen, LogSettings, Quota, Settings};
+pub use mistake::{Mistake, Mistakes, Place, Source};
+pub use models::{Group, Models, Pattern, Upstream};
+pub use org::{Identity, Mark, ModelGrant, Org, Status};
+pub use revocations::{Kind as RevocationKind, Revocations, Revoked};
+pub use summary::Summary;
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::HeaderName;
+
+use crate::clock::{Now, Wall};
+use crate::names::{AuthorityName, OrgId, PurposeId};
+use crate::peer::{Leaf, Sha256};
+use crate::trust::{Authority, Secret, ServerIdentity};
+use file::{At, Sink, Table};
+
+/// One purpose of the catalogue.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Purpose {
+    /// Its id.
+    pub id: PurposeId,
+    /// What it means.
+    pub text: String,
+    /// Whether a case reference is needed.
+    pub case_required: bool,
+}
+
+/// Everything that may be.
+pub struct Policy {
+    /// Counts from 1; one more for every policy that differs from the one before.
+    pub generation: u64,
+    /// The digest of everything that was read.
+    pub hash: Sha256,
+    /// When it was loaded.
+    pub loaded_at: Wall,
+    /// The partner side.
+    pub listen: Listen,
+    /// What needs a restart.
+    pub settings: Settings,
+    /// Names that SNI and Host must hold, in lower case.
+    pub server_names: Arc<[String]>,
+    /// The gateway's certificate.
+    pub identity: Arc<ServerIdentity>,
+    /// Who may vouch for partners.
+    pub authorities: Arc<[Arc<Authority>]>,
+    /// A missing client certificate is explained instead of refused.
+    pub explain_missing: bool,
+    /// The longest a partner's certificate may be valid.
+    pub longest_certificate: Option<Duration>,
+    /// The header that declares the purpose.
+    pub purpose_header: HeaderName,
+    /// The catalogue.
+    pub purposes: BTreeMap<PurposeId, Purpose>,
+    /// Groups and upstreams.
+    pub models: Models,
+    /// How quotas are enforced.
+    pub quota: Quota,
+    /// The audit log.
+    pub audit: AuditSettings,
+    /// Logging.
+    pub log: LogSettings,
+    /// Legal, but odd.
+    pub warnings: Vec<Mistake>,
+    /// The files, for explanations.
+    pub sources: Vec<Source>,
+    /// Where rules are written: `acme.status` → place.
+    pub places: HashMap<String, Place>,
+    orgs: BTreeMap<OrgId, Arc<Org>>,
+    marks: HashMap<(AuthorityName, Mark), (OrgId, usize)>,
+    memory: limits::Memory,
+    directories: Vec<PathBuf>,
+}
+
+/// Whom a certificate belongs to.
+#[derive(Debug)]
+pub enum Owner<'a> {
+    /// Exactly one organization, by one of its identities.
+    One(&'a Arc<Org>, &'a Identity),
+    /// Nobody.
+    Nobody,
+    /// Two organizations, which loading could not foresee.
+    Many,
+}
+
+impl Policy {
+    /// An organization.
+    #[must_use]
+    pub fn org(&self, id: &str) -> Option<&Arc<Org>> {
+        self.orgs.get(id)
+    }
+
+    /// All organizations, by id.
+    pub fn orgs(&self) -> impl Iterator<Item = &Arc<Org>> {
+        self.orgs.values()
+    }
+
+    /// The organization that a certificate belongs to.
+    #[must_use]
+    pub fn owner(&self, authority: &AuthorityName, leaf: &Leaf) -> Owner<'_> {
+        let marks = [
+            leaf.uri.clone().map(Mark::Uri),
+            leaf.dns.clone().map(Mark::Dns),
+            Some(Mark::Leaf(leaf.sha256)),
+            Some(Mark::Spki(leaf.spki_sha256)),
+        ];
+        let mut found = None;
+        for mark in marks.into_iter().flatten() {
+            let Some((org, index)) = self.marks.get(&(authority.clone(), mark)) else { continue };
+            match found {
+                Some((known, _)) if known != org => return Owner::Many,
+                Some(_) => {}
+                None => found = Some((org, *index)),
+            }
+        }
+        let owner = found.and_then(|(org, index)| {
+            let org = self.orgs.get(org)?;
+            Some(Owner::One(org, org.identities.get(index)?))
+        });
+        owner.unwrap_or(Owner::Nobody)
+    }
+
+    /// What [`load`] read: the directories to watch.
+    #[must_use]
+    pub fn directories(&self) -> &[PathBuf] {
+        &self.directories
+    }
+
+    /// `file:line:column` of a rule.
+    #[must_use]
+    pub fn locate(&self, rule: &str) -> Option<String> {
+        let mistakes = Mistakes { sources: self.sources.clone(), found: Vec::new() };
+        let (file, line, column) = mistakes.line_of(self.places.get(rule)?)?;
+        Some(format!("{}:{line}:{column}", file.display()))
+    }
+}
+
+impl std::fmt::Debug for Policy {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Policy").field("generation", &self.generation).field("hash", &self.hash).finish_non_exhaustive()
+    }
+}
+
+/// Reads and compiles everything that `path` leads to. `previous` is the policy in force, if any.
+///
+/// # Errors
+/// Every mistake, with the files to show them in.
+pub fn load(path: &Path, previous: Option<&Policy>, now: Now) -> Result<Policy, Mistakes> {
+    let sink = Sink::default();
+    let files = Files::new(path);
+    match compile::compile(path, &files, &sink, previous, now) {
+        Some(policy) if sink.mistakes.borrow().is_empty() => Ok(policy),
+        _ => Err(Mistakes { sources: sink.sources.into_inner(), found: sink.mistakes.into_inner() }),
+    }
+}
+
+/// Every file that was read, each once, and the digest of them all.
+struct Files {
+    base: PathBuf,
+    read: RefCell<Vec<(PathBuf, Sha256)>>,
+}
+
+impl Files {
+    fn new(path: &Path) -> Files {
+        let base = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        Files { base: base.to_owned(), read: RefCell::default() }
+    }
+
+    /// A path as the configuration means it.
+    fn resolve(&self, path: &str) -> PathBuf {
+        self.base.join(path)
+    }
+
+    fn bytes(&self, path: &Path) -> std::io::Result<Vec<u8>> {
+        let bytes = std::fs::read(path)?;
+        self.read.borrow_mut().push((path.to_owned(), Sha256::of(&bytes)));
+        Ok(bytes)
+    }
+
+    /// Reads a file that the configuration names.
+    fn read(&self, at: &At<String>, sink: &Sink) -> Option<Vec<u8>> {
+        let path = self.resolve(&at.value);
+        match self.bytes(&path) {
+            Ok(bytes) => Some(bytes),
+            Err(error) => {
+                sink.wrong(Some(&at.place), format!("cannot read {}: {error}", path.display()), None);
+                None
+            }
+        }
+    }
+
+    /// Fetches the secret that `key` refers to.
+    fn secret(&self, table: &Table<'_>, key: &str) -> Option<Secret> {
+        let at = table.text(key)?;
+        let reference = models::secret_ref(&at, table.sink())?;
+        match reference.resolve(&self.base) {
+            Ok(secret) => {
+                // A rotated secret is another policy: its digest counts, salted by the place it comes from.
+                let digest = Sha256::of(format!("{}\n{}", at.value, secret.expose()).as_bytes());
+                self.read.borrow_mut().push((PathBuf::from(&at.value), digest));
+                if let crate::trust::SecretRef::File(path) = &reference {
+                    self.read.borrow_mut().push((self.base.join(path), digest));
+                }
+                Some(secret)
+            }
+            Err(unresolved) => {
+                table.sink().wrong(Some(&at.place), unresolved.to_string(), None);
+                None
+            }
+        }
+    }
+
+    /// One digest over names and contents.
+    fn hash(&self) -> Sha256 {
+        let mut read = self.read.borrow().clone();
+        read.sort();
+        read.dedup();
+        let all: String = read.iter().map(|(path, digest)| format!("{} {digest}\n", path.display())).collect();
+        Sha256::of(all.as_bytes())
+    }
+
+    /// The directories of all files.
+    fn directories(&self) -> Vec<PathBuf> {
+        let read = self.read.borrow();
+        let parents = read.iter().filter_map(|(path, _)| path.parent()).filter(|parent| parent.is_dir());
+        let mut directories: Vec<PathBuf> = parents.map(Path::to_owned).collect();
+        directories.sort();
+        directories.dedup();
+        directories
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,1 +1,27 @@
-//! (being written)
+//! From a TCP connection to a proved [`Peer`](crate::peer::Peer): TLS 1.3, client certificates, nothing resumed.
+//!
+//! This folder is the only place that builds anything of rustls, so that a change of its interface stays here. It
+//! judges certificates against the authorities it is given, never against organizations.
+
+mod accept;
+mod acceptance;
+mod connector;
+mod verifier;
+
+pub use accept::{Accepted, Alpn, Failed, Proof, ServerStream, accept};
+pub use acceptance::{Acceptance, Revoked, Terms, Turned, Verdict};
+pub use connector::{Unusable, connector, operators};
+
+use std::sync::{Arc, LazyLock};
+
+use rustls::crypto::CryptoProvider;
+
+/// The cryptographic provider, as `version` and metrics name it.
+pub const PROVIDER: &str = "aws-lc-rs";
+
+/// One provider for both sides: post-quantum key exchange first.
+fn provider() -> Arc<CryptoProvider> {
+    static PROVIDER: LazyLock<Arc<CryptoProvider>> =
+        LazyLock::new(|| Arc::new(rustls::crypto::aws_lc_rs::default_provider()));
+    PROVIDER.clone()
+}

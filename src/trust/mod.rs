@@ -1,1 +1,72 @@
-//! (being written)
+//! Certificates, keys, revocation lists and secrets, checked once when they are loaded.
+//!
+//! Everything here works on bytes that somebody else has read; path validation and signatures are webpki's and
+//! aws-lc's. What comes out (an [`Authority`], a [`ServerIdentity`], a [`Secret`]) is ready for use and cannot be
+//! half-checked.
+
+mod authority;
+mod crl;
+pub mod issue;
+pub mod leaf;
+mod secret;
+mod server;
+
+pub use authority::{Authority, Refused, Rules, Verified};
+pub use crl::Crl;
+pub use secret::{Secret, SecretRef, Unresolved};
+pub use server::ServerIdentity;
+
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject;
+
+use crate::clock::Wall;
+use crate::peer::Sha256;
+
+/// Which file a flaw is in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Subject {
+    /// A certificate.
+    Certificate,
+    /// A private key.
+    PrivateKey,
+    /// An authority's file.
+    Authority,
+    /// A revocation list.
+    Crl,
+}
+
+/// Something that is wrong with a file; the sentence is for the operator and holds no secret.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Flaw {
+    /// Which file.
+    pub subject: Subject,
+    /// What is wrong, and what to do.
+    pub message: String,
+}
+
+impl Flaw {
+    fn new(subject: Subject, message: impl Into<String>) -> Flaw {
+        Flaw { subject, message: message.into() }
+    }
+}
+
+/// All certificates of a PEM file.
+fn certificates(pem: &[u8], subject: Subject) -> Result<Vec<CertificateDer<'static>>, Flaw> {
+    let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
+    match found {
+        Ok(found) if !found.is_empty() => Ok(found),
+        Ok(_) => Err(Flaw::new(subject, "the file holds no PEM certificate")),
+        Err(error) => Err(Flaw::new(subject, format!("the file is not PEM: {error}"))),
+    }
+}
+
+/// The SHA-256 of the first certificate in a PEM file.
+#[must_use]
+pub fn first_certificate_sha256(pem: &[u8]) -> Option<Sha256> {
+    let first = CertificateDer::pem_slice_iter(pem).next()?.ok()?;
+    Some(Sha256::of(&first))
+}
+
+fn wall(time: x509_parser::time::ASN1Time) -> Wall {
+    Wall::from_seconds(time.timestamp())
+}

@@ -1,0 +1,129 @@
+//! What operators do: reload, drain, revoke, restore, change the log filter.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use hyper::StatusCode;
+use serde_json::{Value, json};
+
+use super::{Answer, Desk, json, text};
+use crate::audit::{Event, Fields};
+use crate::drain::Phase;
+use crate::names::{AuthorityName, ModelName, OrgId, PurposeId};
+use crate::peer::Sha256;
+use crate::policy::RevocationKind;
+use crate::reload::{self, Outcome, Trigger};
+use crate::withdraw;
+
+/// Does what a POST asks for; `by` is who asks.
+pub(super) async fn act(desk: &Arc<Desk>, path: &str, by: &str, body: &Bytes) -> Answer {
+    match path {
+        "/-/reload" => {
+            let outcome = desk.reloader.reload(Trigger::Http, by).await;
+            let rejected = matches!(outcome, Outcome::Rejected(_));
+            let status = if rejected { StatusCode::UNPROCESSABLE_ENTITY } else { StatusCode::OK };
+            json(status, &reload::to_json(&outcome))
+        }
+        "/-/drain" => drain(desk, by),
+        "/-/revoke" => change(desk, by, body, true).await,
+        "/-/restore" => change(desk, by, body, false).await,
+        "/-/log" => filter(desk, body),
+        _ => text(StatusCode::NOT_FOUND, "there is nothing to do here\n"),
+    }
+}
+
+fn drain(desk: &Desk, by: &str) -> Answer {
+    let gateway = &desk.gateway;
+    if gateway.drain.phase() == Phase::Serving {
+        let fields = json!({"by": by, "streams": gateway.registry.stream_count()});
+        gateway.recorder.journal.event(Event::Drain, Fields::of(&fields));
+        // The one who waits for it ends the process; when nobody does any more, it is ending already.
+        let _ = desk.stop.send(());
+    }
+    let streams = gateway.registry.stream_count();
+    let sentence =
+        format!("draining: {streams} streams and {} connections to go\n", gateway.registry.connection_count());
+    json(StatusCode::OK, &json!({"text": sentence, "streams": streams}))
+}
+
+fn filter(desk: &Desk, body: &Bytes) -> Answer {
+    let asked: Option<String> = serde_json::from_slice::<Value>(body)
+        .ok()
+        .and_then(|value| value.get("filter").and_then(Value::as_str).map(str::to_owned));
+    match (asked, &desk.filter) {
+        (Some(filter), Some(set)) => match set(&filter) {
+            Ok(()) => json(StatusCode::OK, &json!({"text": format!("log filter: {filter}\n")})),
+            Err(error) => text(StatusCode::BAD_REQUEST, format!("{error}\n")),
+        },
+        _ => text(StatusCode::BAD_REQUEST, "send {\"filter\": \"…\"}\n"),
+    }
+}
+
+/// What a withdrawal names, checked.
+struct Asked {
+    kind: RevocationKind,
+    target: String,
+    reason: Option<String>,
+}
+
+fn parse(body: &Bytes) -> Result<Asked, String> {
+    let value: Value = serde_json::from_slice(body).map_err(|error| format!("not JSON: {error}"))?;
+    let object = value.as_object().ok_or("not an object")?;
+    let known: Vec<&str> = RevocationKind::ALL.iter().map(|kind| kind.as_str()).collect();
+    if let Some(odd) = object.keys().find(|key| *key != "reason" && !known.contains(&key.as_str())) {
+        return Err(format!("unknown member {odd}; known: {}, reason", known.join(", ")));
+    }
+    let mut named =
+        RevocationKind::ALL.into_iter().filter_map(|kind| Some((kind, object.get(kind.as_str())?.as_str()?)));
+    let (Some((kind, target)), None) = (named.next(), named.next()) else {
+        return Err(format!("name exactly one of {}", known.join(", ")));
+    };
+    let reason = object.get("reason").and_then(Value::as_str).map(|reason| reason.chars().take(500).collect());
+    let target = canonical(kind, target).ok_or_else(|| format!("{target:?} is no {}", kind.as_str()))?;
+    Ok(Asked { kind, target, reason })
+}
+
+fn canonical(kind: RevocationKind, target: &str) -> Option<String> {
+    Some(match kind {
+        RevocationKind::Organization => target.parse::<OrgId>().ok()?.to_string(),
+        RevocationKind::CertificateSha256 => Sha256::parse(target)?.to_string(),
+        RevocationKind::Authority => target.parse::<AuthorityName>().ok()?.to_string(),
+        RevocationKind::Purpose => target.parse::<PurposeId>().ok()?.to_string(),
+        RevocationKind::Model => target.parse::<ModelName>().ok()?.to_string(),
+    })
+}
+
+/// Withdraws or gives back: in force and cut first, because that is what the operator is waiting for, then kept.
+async fn change(desk: &Arc<Desk>, by: &str, body: &Bytes, revoke: bool) -> Answer {
+    let trigger = desk.gateway.clock.now();
+    let Asked { kind, target, reason } = match parse(body) {
+        Ok(asked) => asked,
+        Err(error) => return text(StatusCode::BAD_REQUEST, format!("{error}\n")),
+    };
+    let gateway = &desk.gateway;
+    let before = gateway.revocations.load_full();
+    let after =
+        if revoke { before.with(kind, &target, reason.clone(), trigger.wall) } else { before.without(kind, &target) };
+    let changed = *before != after;
+    let bytes = after.to_bytes();
+    gateway.revocations.store(Arc::new(after));
+    let swept = withdraw::sweep(gateway);
+    let (streams, connections) = (swept.streams.len(), swept.connections);
+    let measured = gateway.clone();
+    tokio::task::spawn_local(async move { withdraw::measure(&measured, swept.streams, trigger).await });
+    let fields = json!({"kind_of_target": kind.as_str(), "target": target, "reason": reason, "by": by,
+        "streams": streams, "connections": connections});
+    let event = if revoke { Event::Revoke } else { Event::Restore };
+    gateway.recorder.journal.event(event, Fields::of(&fields));
+    let place = desk.withdrawn.clone();
+    let kept = tokio::task::spawn_blocking(move || place.save(&bytes)).await;
+    if !matches!(kept, Ok(Ok(()))) {
+        let message = "in force, but it could not be written to disk: it would be forgotten at a restart\n";
+        return json(StatusCode::INTERNAL_SERVER_ERROR, &json!({"text": message, "streams": streams}));
+    }
+    let verb = if revoke { "revoked" } else { "restored" };
+    let known = if changed { "" } else { " (it was already)" };
+    let sentence =
+        format!("{verb} {} {target}{known}: {streams} streams and {connections} connections cut\n", kind.as_str());
+    json(StatusCode::OK, &json!({"text": sentence, "changed": changed, "streams": streams, "connections": connections}))
+}

@@ -1,0 +1,172 @@
+//! What operators see: probes, metrics, status.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::sync::Arc;
+
+use http::HeaderValue;
+use hyper::StatusCode;
+use serde_json::json;
+
+use super::listener::Scope;
+use super::status::{self, Status};
+use super::{Answer, Desk, answer, page, text};
+use crate::drain::Phase;
+use crate::metrics::QuotaSample;
+use crate::outcome::Code;
+use crate::policy::{self, RevocationKind};
+
+/// Answers a GET.
+pub(super) fn look(desk: &Arc<Desk>, scope: Scope, path: &str, query: Option<&str>) -> Answer {
+    match (path, scope) {
+        ("/livez" | "/healthz", _) => text(StatusCode::OK, "ok\n"),
+        ("/readyz", _) => ready(desk, query.is_some_and(|query| query.contains("verbose"))),
+        ("/metrics", _) => answer(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", metrics(desk)),
+        ("/status.json", Scope::All) => {
+            let status = gather(desk);
+            answer(StatusCode::OK, "application/json", serde_json::to_vec(&status).unwrap_or_default())
+        }
+        ("/policy.json", Scope::All) => answer(StatusCode::OK, "application/json", summary(desk)),
+        ("/", Scope::All) => {
+            let rendered = page::render(&gather(desk));
+            let mut response = answer(StatusCode::OK, "text/html; charset=utf-8", rendered.html);
+            let headers = response.headers_mut();
+            if let Ok(policy) = HeaderValue::from_str(&rendered.content_security_policy) {
+                headers.insert("content-security-policy", policy);
+            }
+            headers.insert("referrer-policy", HeaderValue::from_static("no-referrer"));
+            response
+        }
+        _ => text(StatusCode::NOT_FOUND, "there is nothing here\n"),
+    }
+}
+
+/// The resolved limits, for `check --against`.
+fn summary(desk: &Desk) -> String {
+    policy::Summary::of(&desk.gateway.current().policy).to_json()
+}
+
+fn ready(desk: &Desk, verbose: bool) -> Answer {
+    let gateway = &desk.gateway;
+    let policy = &gateway.current().policy;
+    let now = gateway.clock.now().wall;
+    let crls = policy.authorities.iter().flat_map(|authority| authority.crls());
+    let checks = [
+        ("serving", gateway.drain.phase() == Phase::Serving),
+        ("certificate", policy.identity.not_after() > now),
+        ("crl", crls.into_iter().all(|crl| crl.next_update() > now)),
+        ("audit", gateway.recorder.journal.healthy() || !policy.audit.closed),
+        ("quota", gateway.ledger.store_health().is_none_or(|health| health.up)),
+        ("capacity", gateway.registry.connection_count() < policy.listen.max_connections),
+    ];
+    let fine = checks.iter().all(|(_, fine)| *fine);
+    let status = if fine { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let mut body = String::new();
+    for (name, fine) in checks.iter().filter(|(_, fine)| verbose || !fine) {
+        let _ = writeln!(body, "[{}] {name}", if *fine { "+" } else { "-" });
+    }
+    body.push_str(if fine { "ok\n" } else { "not ready\n" });
+    text(status, body)
+}
+
+fn metrics(desk: &Desk) -> String {
+    let gateway = &desk.gateway;
+    let metrics = &gateway.recorder.metrics;
+    let counters = gateway.recorder.journal.counters();
+    metrics.audit(counters.written, counters.failed, i64::try_from(counters.queued).unwrap_or(i64::MAX));
+    if let Some(store) = gateway.ledger.store_health() {
+        metrics.marks(store.errors, store.written);
+    }
+    metrics.draining(gateway.drain.phase() > Phase::Serving);
+    metrics.quotas(&quotas(desk));
+    metrics.render()
+}
+
+fn quotas(desk: &Desk) -> Vec<QuotaSample> {
+    let gateway = &desk.gateway;
+    let policy = &gateway.current().policy;
+    let now = gateway.clock.now();
+    let mut samples = Vec::new();
+    for org in policy.orgs() {
+        for standing in gateway.ledger.level_standings(&org.own, &policy.quota.timezone, now) {
+            samples.push(status::sample(&standing));
+        }
+    }
+    samples
+}
+
+/// Everything that the status page and `status` show.
+fn gather(desk: &Desk) -> Status {
+    let gateway = &desk.gateway;
+    let snapshot = gateway.current();
+    let policy = &snapshot.policy;
+    let now = gateway.clock.now();
+    let streams = gateway.registry.streams();
+    let revoked = gateway.revocations.load();
+    let mut by_org: BTreeMap<&str, usize> = BTreeMap::new();
+    for stream in &streams {
+        *by_org.entry(stream.facts.org.as_str()).or_default() += 1;
+    }
+    let organization = |org: &Arc<policy::Org>| status::Organization {
+        id: org.id.to_string(),
+        name: org.name.clone(),
+        parent: org.ancestors.first().map(|parent| parent.id.to_string()),
+        status: match org.status {
+            policy::Status::Active if revoked.holds(RevocationKind::Organization, org.id.as_str()) => "revoked",
+            policy::Status::Active => "active",
+            policy::Status::Suspended => "suspended",
+        }
+        .into(),
+        streams: by_org.get(org.id.as_str()).copied().unwrap_or(0),
+        limits: gateway
+            .ledger
+            .level_standings(&org.own, &policy.quota.timezone, now)
+            .iter()
+            .map(|standing| serde_json::to_value(standing).unwrap_or_default())
+            .collect(),
+    };
+    let live = |stream: &Arc<crate::registry::Stream>| status::LiveStream {
+        request_id: stream.facts.request_id.to_string(),
+        organization: stream.facts.org.to_string(),
+        purpose: stream.facts.purpose.to_string(),
+        model: stream.facts.model.to_string(),
+        age_seconds: now.mono.since(stream.since.mono).as_secs_f64(),
+        output_tokens: stream.output_tokens(),
+    };
+    let mut certificates = vec![status::Certificate {
+        kind: "server".into(),
+        name: policy.server_names.first().cloned().unwrap_or_default(),
+        ends: policy.identity.not_after().to_string(),
+    }];
+    for authority in policy.authorities.iter() {
+        let name = authority.name().to_string();
+        certificates.push(status::Certificate {
+            kind: "authority".into(),
+            name,
+            ends: authority.not_after().to_string(),
+        });
+        for crl in authority.crls() {
+            let (name, ends) = (crl.issuer().to_owned(), crl.next_update().to_string());
+            certificates.push(status::Certificate { kind: "crl".into(), name, ends });
+        }
+    }
+    let upstream = |endpoint: &Arc<crate::upstream::Endpoint>| json!({"name": endpoint.name(), "healthy": gateway.recorder.metrics.is_healthy(endpoint.name().as_str())});
+    Status {
+        version: env!("CARGO_PKG_VERSION").into(),
+        generation: policy.generation,
+        config_hash: policy.hash.to_string(),
+        started_at: desk.started.to_string(),
+        draining: gateway.drain.phase() > Phase::Serving,
+        organizations: policy.orgs().map(organization).collect(),
+        streams: streams.iter().map(live).collect(),
+        refusals: Code::ALL
+            .iter()
+            .map(|code| (code.to_string(), gateway.recorder.metrics.refusals(*code)))
+            .filter(|(_, count)| *count > 0)
+            .collect(),
+        certificates,
+        revoked: revoked.all().iter().map(|entry| serde_json::to_value(entry).unwrap_or_default()).collect(),
+        upstreams: snapshot.endpoints.iter().map(upstream).collect(),
+        reloads: desk.reloader.past().iter().map(|past| serde_json::to_value(past).unwrap_or_default()).collect(),
+    }
+}

@@ -1,0 +1,289 @@
+//! What one organization did in a span of time: uses by purpose, tokens, cost, refusals.
+//!
+//! A request counts where its accepted line falls; its closing line may come later. The numbers are those of the
+//! lines, nothing is estimated here, and how each was settled is told apart.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt::Write as _;
+
+use serde::{Deserialize, Serialize};
+
+use crate::audit::line::{Head, Kind};
+use crate::clock::Wall;
+use crate::tokens::Nano;
+
+/// The members of a request's line that a report looks at.
+#[derive(Deserialize)]
+struct Told {
+    organization: Option<String>,
+    purpose: Option<String>,
+    reason: Option<String>,
+    ending: Option<String>,
+    usage: Option<Tokens>,
+    settlement: Option<String>,
+    cost: Option<String>,
+    accepted_seq: Option<u64>,
+}
+
+/// Tokens, as `tokens::Usage` writes them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Tokens {
+    /// Plain input.
+    pub input: u64,
+    /// Input read from a prompt cache.
+    pub cached_input: u64,
+    /// Input written to a prompt cache.
+    pub cache_write: u64,
+    /// Output, reasoning included.
+    pub output: u64,
+    /// The part of the output that was reasoning.
+    pub reasoning: u64,
+}
+
+impl Tokens {
+    fn add(&mut self, other: Tokens) {
+        let pairs = [
+            (&mut self.input, other.input),
+            (&mut self.cached_input, other.cached_input),
+            (&mut self.cache_write, other.cache_write),
+            (&mut self.output, other.output),
+            (&mut self.reasoning, other.reasoning),
+        ];
+        for (to, from) in pairs {
+            *to = to.saturating_add(from);
+        }
+    }
+}
+
+/// The sums for one purpose, or for all.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
+pub struct Sums {
+    /// Requests accepted.
+    pub accepted: u64,
+    /// Of these, without a closing line: still open, or the process was killed.
+    pub open: u64,
+    /// How the others ended.
+    pub endings: BTreeMap<String, u64>,
+    /// How the others were settled: what was reported, estimated, disputed.
+    pub settlements: BTreeMap<String, u64>,
+    /// Requests refused.
+    pub refused: u64,
+    /// Why.
+    pub refusals: BTreeMap<String, u64>,
+    /// Tokens of closed requests.
+    pub tokens: Tokens,
+    /// Their cost, in the configured currency.
+    pub cost: Nano,
+}
+
+/// A report under way.
+#[derive(Debug, Clone)]
+pub struct Report {
+    organization: String,
+    from: Option<Wall>,
+    until: Option<Wall>,
+    by_purpose: BTreeMap<String, Sums>,
+    open: HashMap<u64, String>,
+}
+
+/// Stands for a purpose where none was declared.
+const NO_PURPOSE: &str = "-";
+
+impl Report {
+    /// For one organization, from an instant up to another (not included), where these are given.
+    #[must_use]
+    pub fn new(organization: &str, from: Option<Wall>, until: Option<Wall>) -> Report {
+        let (by_purpose, open) = (BTreeMap::new(), HashMap::new());
+        Report { organization: organization.to_owned(), from, until, by_purpose, open }
+    }
+
+    /// Takes the next record of the log.
+    pub fn record(&mut self, head: &Head<'_>, record: &[u8]) {
+        if !matches!(head.kind, Kind::Accepted | Kind::Closed | Kind::Refused) {
+            return;
+        }
+        let Ok(told) = serde_json::from_slice::<Told>(record) else { return };
+        match head.kind {
+            Kind::Closed => self.close(told),
+            _ if !self.concerns(head, &told) => {}
+            Kind::Accepted => {
+                let purpose = told.purpose.unwrap_or_else(|| NO_PURPOSE.to_owned());
+                self.sums(&purpose).accepted += 1;
+                self.open.insert(head.seq, purpose);
+            }
+            _ => {
+                let sums = self.sums(&told.purpose.unwrap_or_else(|| NO_PURPOSE.to_owned()));
+                sums.refused += 1;
+                count(&mut sums.refusals, told.reason);
+            }
+        }
+    }
+
+    fn concerns(&self, head: &Head<'_>, told: &Told) -> bool {
+        let at = head.time.parse().map(Wall::from_timestamp);
+        let within = |at| self.from.is_none_or(|from| from <= at) && self.until.is_none_or(|until| at < until);
+        told.organization.as_deref() == Some(self.organization.as_str()) && at.is_ok_and(within)
+    }
+
+    fn close(&mut self, told: Told) {
+        let Some(purpose) = told.accepted_seq.and_then(|seq| self.open.remove(&seq)) else { return };
+        let sums = self.sums(&purpose);
+        count(&mut sums.endings, told.ending);
+        count(&mut sums.settlements, told.settlement);
+        sums.tokens.add(told.usage.unwrap_or_default());
+        let cost = told.cost.as_deref().and_then(Nano::parse).unwrap_or_default();
+        sums.cost = Nano(sums.cost.0.saturating_add(cost.0));
+    }
+
+    fn sums(&mut self, purpose: &str) -> &mut Sums {
+        self.by_purpose.entry(purpose.to_owned()).or_default()
+    }
+
+    /// Ends the report.
+    #[must_use]
+    pub fn finish(mut self) -> Finished {
+        for purpose in std::mem::take(&mut self.open).into_values() {
+            self.sums(&purpose).open += 1;
+        }
+        let total = self.by_purpose.values().fold(Sums::default(), total);
+        let Report { organization, from, until, by_purpose, .. } = self;
+        let text = |at: Option<Wall>| at.map(|at| at.to_string());
+        Finished { organization, from: text(from), until: text(until), by_purpose, total }
+    }
+}
+
+fn count(counts: &mut BTreeMap<String, u64>, word: Option<String>) {
+    if let Some(word) = word {
+        *counts.entry(word).or_default() += 1;
+    }
+}
+
+fn total(mut total: Sums, one: &Sums) -> Sums {
+    total.accepted += one.accepted;
+    total.open += one.open;
+    total.refused += one.refused;
+    total.tokens.add(one.tokens);
+    total.cost = Nano(total.cost.0.saturating_add(one.cost.0));
+    let maps = [
+        (&mut total.endings, &one.endings),
+        (&mut total.settlements, &one.settlements),
+        (&mut total.refusals, &one.refusals),
+    ];
+    for (to, from) in maps {
+        for (word, number) in from {
+            *to.entry(word.clone()).or_default() += number;
+        }
+    }
+    total
+}
+
+/// A report, ready to be shown.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Finished {
+    /// Whose.
+    pub organization: String,
+    /// From this instant (RFC 3339), or the beginning …
+    pub from: Option<String>,
+    /// … up to this one, not included, or the end.
+    pub until: Option<String>,
+    /// Sums by purpose; `-` where none was declared.
+    pub by_purpose: BTreeMap<String, Sums>,
+    /// All of them.
+    pub total: Sums,
+}
+
+impl Finished {
+    /// For people.
+    #[must_use]
+    pub fn text(&self) -> String {
+        let from = self.from.as_deref().unwrap_or("the beginning");
+        let until = self.until.as_deref().unwrap_or("the end");
+        let mut text = format!("{}, from {from} until {until}\n\n", self.organization);
+        let width = self.by_purpose.keys().map(String::len).chain([7]).max().unwrap_or(7);
+        let mut row = |cells: [&str; 7]| {
+            let [purpose, rest @ ..] = cells;
+            // Writing to a string cannot fail.
+            let _ = write!(text, "{purpose:width$}");
+            for cell in rest {
+                let _ = write!(text, "  {cell:>12}");
+            }
+            text.push('\n');
+        };
+        row(["purpose", "accepted", "open", "refused", "input", "output", "cost"]);
+        let rows = self.by_purpose.iter().map(|(purpose, sums)| (purpose.as_str(), sums));
+        for (purpose, sums) in rows.chain([("total", &self.total)]) {
+            let input = sums.tokens.input + sums.tokens.cached_input + sums.tokens.cache_write;
+            let numbers = [sums.accepted, sums.open, sums.refused, input, sums.tokens.output].map(|n| n.to_string());
+            let [accepted, open, refused, input, output] = numbers.each_ref().map(String::as_str);
+            row([purpose, accepted, open, refused, input, output, &sums.cost.to_string()]);
+        }
+        for (title, words) in [("endings", &self.total.endings), ("refusals", &self.total.refusals)] {
+            let _ = write!(text, "\n{title}: {}", words_of(words, ", "));
+        }
+        text.push('\n');
+        text
+    }
+
+    /// One row a purpose, RFC 4180.
+    #[must_use]
+    pub fn csv(&self) -> String {
+        let mut csv = "organization,purpose,accepted,open,refused,input_tokens,cached_input_tokens,cache_write_tokens,\
+                       output_tokens,reasoning_tokens,cost,endings,refusals\r\n"
+            .to_owned();
+        for (purpose, sums) in &self.by_purpose {
+            let tokens = &sums.tokens;
+            let _ = write!(csv, "{},{purpose},{},{},{},", self.organization, sums.accepted, sums.open, sums.refused);
+            let _ = write!(csv, "{},{},{},", tokens.input, tokens.cached_input, tokens.cache_write);
+            let _ = write!(csv, "{},{},{},", tokens.output, tokens.reasoning, sums.cost);
+            let _ = write!(csv, "{},{}\r\n", words_of(&sums.endings, ";"), words_of(&sums.refusals, ";"));
+        }
+        csv
+    }
+}
+
+/// Names and words of the trail hold neither commas nor quotes, so nothing needs escaping.
+fn words_of(words: &BTreeMap<String, u64>, between: &str) -> String {
+    let words: Vec<String> = words.iter().map(|(word, number)| format!("{word}={number}")).collect();
+    if words.is_empty() { "none".to_owned() } else { words.join(between) }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::audit::{Chain, Draft, Fields, Leaf};
+
+    #[test]
+    fn uses_are_counted_where_they_began_and_only_for_their_organization() {
+        let mut draft = Draft::new("b".into());
+        draft.begin(&Chain::empty());
+        let hour = |h: i64| Wall::from_seconds(h * 3600);
+        let mut push = |kind, at, of, fields| draft.push(kind, hour(at), of, &Fields::of(&fields));
+        let acme = json!({"organization": "acme", "purpose": "malware-analysis"});
+        push(Kind::Accepted, 1, None, acme.clone());
+        push(Kind::Accepted, 2, None, json!({"organization": "globex", "purpose": "malware-analysis"}));
+        push(Kind::Accepted, 3, None, acme.clone());
+        push(Kind::Accepted, 3, None, acme);
+        push(Kind::Refused, 4, None, json!({"organization": "acme", "reason": "purpose_missing"}));
+        let usage = json!({"input": 10, "cached_input": 1, "output": 5, "reasoning": 2});
+        let closing = json!({"ending": "complete", "settlement": "reported", "usage": usage, "cost": "0.25"});
+        push(Kind::Closed, 99, Some(0), closing.clone());
+        push(Kind::Closed, 99, Some(1), closing.clone());
+        push(Kind::Closed, 99, Some(2), closing);
+
+        let mut report = Report::new("acme", Some(hour(2)), Some(hour(50)));
+        for line in draft.bytes().split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
+            let leaf = Leaf::from(line);
+            report.record(&Head::parse(leaf.record()).unwrap(), leaf.record());
+        }
+        let finished = report.finish();
+        let sums = &finished.by_purpose["malware-analysis"];
+        assert_eq!((sums.accepted, sums.open, sums.endings["complete"]), (2, 1, 1));
+        assert_eq!((sums.tokens.input, sums.tokens.output, sums.cost), (10, 5, Nano(250_000_000)));
+        assert_eq!((finished.total.refused, finished.total.refusals["purpose_missing"]), (1, 1));
+        assert!(finished.text().contains("refusals: purpose_missing=1"));
+        assert_eq!(finished.csv().lines().nth(2), Some("acme,malware-analysis,2,1,0,10,1,0,5,2,0.25,complete=1,none"));
+    }
+}

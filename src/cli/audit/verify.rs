@@ -1,0 +1,127 @@
+//! `audit verify DIR`: is this log what was written?
+
+use std::io::{self, IsTerminal, Write};
+use std::path::PathBuf;
+
+use serde_json::json;
+
+use super::{Case, Stop};
+use crate::audit::VerifyingKey;
+use crate::audit::verify::{Finding, Summary};
+use crate::clock::{Clock, Mono};
+use crate::keeper::audit::examine::{Failure, walk};
+
+/// A log of at least so many bytes shows its progress also where nobody seems to watch.
+const LARGE: u64 = 256 * 1024 * 1024;
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// The log's directory
+    dir: PathBuf,
+    /// A checkpoint kept elsewhere (one or more signed notes): shows a log that was cut off together with its own
+    #[arg(long, value_name = "FILE")]
+    checkpoint: Option<PathBuf>,
+    /// The public key that must have signed it [default: audit.pub beside the log, which proves less]
+    #[arg(long, value_name = "FILE")]
+    key: Option<PathBuf>,
+    /// Answer in JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(args: &Args) -> Result<(), Stop> {
+    let verified = Case::open(&args.dir, args.key.as_deref(), args.checkpoint.as_deref()).and_then(|case| {
+        let total = case.log.segments().iter().map(|segment| segment.bytes).sum();
+        let mut progress = Progress::new(total);
+        let summary = walk(&case.log, &case.grounds, |head, _, bytes| progress.show(head.seq, bytes));
+        progress.clear();
+        summary.map(|summary| (case, summary))
+    });
+    match verified {
+        Ok((case, summary)) => Ok(say_whole(args, &case, &summary)?),
+        Err(Failure::Found(finding)) if args.json => {
+            say(&json!({"ok": false, "finding": finding}))?;
+            Err(Stop::Said)
+        }
+        Err(Failure::Found(finding)) => Err(Stop::Refused(describe(&finding))),
+        Err(Failure::Unreadable(error)) => Err(Stop::Unreadable(error)),
+    }
+}
+
+fn say(answer: &serde_json::Value) -> io::Result<()> {
+    writeln!(io::stdout(), "{answer}")
+}
+
+fn describe(finding: &Finding) -> String {
+    match finding.seq {
+        Some(0) | None => finding.to_string(),
+        Some(_) => format!("{finding}\nit is the first record that is wrong"),
+    }
+}
+
+fn say_whole(args: &Args, case: &Case, summary: &Summary) -> io::Result<()> {
+    let signed_by = case.grounds.latest.as_ref().map_or("", |(checkpoint, _)| checkpoint.origin.as_str());
+    let pinned = args.key.is_some();
+    if args.json {
+        let keys: Vec<String> = case.keys.iter().map(ToString::to_string).collect();
+        let (live, segments) = (case.log.is_live(), case.log.segments().len());
+        return say(&json!({
+            "ok": true, "summary": summary, "unsigned": summary.size - summary.signed, "segments": segments,
+            "origin": signed_by, "keys": keys, "key_pinned": pinned, "live": live,
+        }));
+    }
+    let mut out = io::stdout().lock();
+    let unsigned = summary.size - summary.signed;
+    writeln!(
+        out,
+        "whole     {} records, segments: {}, root {}",
+        summary.size,
+        case.log.segments().len(),
+        summary.root
+    )?;
+    if summary.first > 0 {
+        writeln!(out, "retired   records 0 to {} by signed retention", summary.first - 1)?;
+    }
+    writeln!(out, "signed    {} records by {signed_by}, {} checkpoints agree", summary.signed, summary.checkpoints)?;
+    if unsigned > 0 {
+        let why = if case.log.is_live() { "the next checkpoint will" } else { "the process ended before it could" };
+        writeln!(out, "unsigned  the last {unsigned} records: {why}")?;
+    }
+    let keys: Vec<String> = case.keys.iter().map(VerifyingKey::to_string).collect();
+    let hint = if pinned { "" } else { " (read beside the log; pin it with --key)" };
+    writeln!(out, "key       {}{hint}", keys.join(" "))
+}
+
+/// A line on stderr that is written over, at most five times a second.
+struct Progress {
+    shown: bool,
+    clock: Clock,
+    last: Mono,
+    total: u64,
+}
+
+impl Progress {
+    fn new(total: u64) -> Progress {
+        let shown = io::stderr().is_terminal() || total >= LARGE;
+        Progress { shown, clock: Clock::system(), last: Mono(0), total }
+    }
+
+    fn show(&mut self, seq: u64, bytes: u64) {
+        // The clock is asked now and then only: a record takes about a microsecond.
+        if !self.shown || !seq.is_multiple_of(4096) {
+            return;
+        }
+        let now = self.clock.now().mono;
+        if now.since(self.last).as_millis() >= 200 {
+            self.last = now;
+            let _ =
+                write!(io::stderr(), "\r{} records, {} of {} MB", seq + 1, bytes / 1_000_000, self.total / 1_000_000);
+        }
+    }
+
+    fn clear(&self) {
+        if self.shown && self.last != Mono(0) {
+            let _ = writeln!(io::stderr());
+        }
+    }
+}

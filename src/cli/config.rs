@@ -1,0 +1,62 @@
+//! `portcullis config`: the schema, a commented default, and the resolved form.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args as ClapArgs, Subcommand};
+
+use super::{REFUSED, colour};
+use crate::clock::Clock;
+use crate::policy::{self, Summary};
+
+/// The schema of the main file, for editors.
+pub const SCHEMA: &str = include_str!("../../config/schema.json");
+/// The shipped example, which holds every setting with its default.
+pub const DEFAULT: &str = include_str!("../../config/portcullis.toml");
+
+/// Arguments of `portcullis config`.
+#[derive(Debug, ClapArgs)]
+pub struct Args {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Debug, Subcommand)]
+enum What {
+    /// The JSON Schema
+    Schema,
+    /// A commented configuration with every default
+    Default,
+    /// The resolved configuration, without secrets
+    Show {
+        /// The configuration
+        #[arg(short, long, default_value = "config/portcullis.toml", value_name = "FILE")]
+        config: PathBuf,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// Prints what is asked for.
+pub fn run(args: &Args) -> ExitCode {
+    match &args.what {
+        What::Schema => print!("{SCHEMA}"),
+        What::Default => print!("{DEFAULT}"),
+        What::Show { config, json } => match policy::load(config, None, Clock::system().now()) {
+            Ok(policy) => {
+                let summary = Summary::of(&policy);
+                if *json {
+                    println!("{}", summary.to_json());
+                } else {
+                    summary.rules.iter().for_each(|(rule, value)| println!("{rule} = {value}"));
+                }
+            }
+            Err(mistakes) => {
+                eprint!("{}", mistakes.render(colour(&std::io::stderr())));
+                return ExitCode::from(REFUSED);
+            }
+        },
+    }
+    ExitCode::SUCCESS
+}

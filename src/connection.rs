@@ -1,0 +1,198 @@
+//! One partner connection from the handshake to its end, written once for both protocols.
+//!
+//! The stack is `tcp → socket → rustls → guard → cork → hyper → gateway`. This file puts it together and ends it: by
+//! itself, by drain, or by a cut. It never looks into a request.
+
+use std::cell::RefCell;
+use std::convert::Infallible;
+use std::future::{Future, poll_fn};
+use std::net::SocketAddr;
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use hyper::body::Incoming;
+use hyper::server::conn::{http1, http2};
+use hyper::service::Service;
+use hyper::{Request, Response};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::TcpStream;
+use tokio::time::{Sleep, sleep};
+
+use crate::answer::GateBody;
+use crate::cut::{GRACE, Leash, Leashed};
+use crate::drain::Phase;
+use crate::gateway::{self, Gateway, Visit};
+use crate::guard;
+use crate::outcome::Handshake;
+use crate::policy::Listen;
+use crate::socket::{Cork, Handle, Socket};
+use crate::tls::{self, Alpn, Proof};
+use crate::upstream::Pools;
+use crate::withdraw;
+
+/// Serves one accepted TCP connection until it ends.
+pub async fn serve(gateway: &Arc<Gateway>, pools: &Rc<Pools>, tcp: TcpStream, address: SocketAddr) {
+    let snapshot = gateway.current();
+    let listen = &snapshot.policy.listen;
+    let began = gateway.clock.now();
+    let socket = Socket::new(tcp, listen.write_timeout);
+    let handle = socket.handle();
+    let handshake = tls::accept(socket, &snapshot.acceptance, address, began.wall, listen.handshake_timeout);
+    let accepted = match handshake.await {
+        Ok(accepted) => accepted,
+        Err(failed) => return gateway.handshake_failed(address, began, &failed),
+    };
+    let peer = match accepted.proof {
+        Proof::Certified(peer) => Some(peer),
+        Proof::Missing => None,
+    };
+    let result = if peer.is_some() { Handshake::Ok } else { Handshake::NoCertificate };
+    gateway.recorder.metrics.handshake(result, gateway.clock.now().mono.since(began.mono));
+    let entry = gateway.registry.enter(peer);
+    // A policy that was published during the handshake swept the register before this entry was in it.
+    withdraw::recheck(gateway, entry.connection());
+    let visit = Visit::new(gateway.clone(), pools.clone(), entry.connection().clone());
+    match accepted.alpn {
+        Alpn::H2 => serve_h2(visit, accepted.stream, &handle).await,
+        Alpn::Http1 => serve_h1(visit, accepted.stream, &handle).await,
+    }
+}
+
+async fn serve_h1(visit: Visit, stream: tls::ServerStream<Socket>, handle: &Handle) {
+    let listen = visit.listen();
+    let (stream, watch) = guard::h1::Guard::new(stream, clocks(&listen));
+    let visit = Rc::new(visit.watched(watch));
+    let leash: Rc<RefCell<Rc<Leash>>> = Rc::default();
+    let service = Lead { visit: visit.clone(), next: leash.clone() };
+    let mut builder = http1::Builder::new();
+    builder
+        .max_headers(128)
+        .max_buf_size(64 * 1024)
+        .half_close(false)
+        .header_read_timeout(None)
+        .timer(TokioTimer::new());
+    let connection = builder.serve_connection(TokioIo::new(stream), service);
+    let cut = || leash.borrow().cause().is_some();
+    end(connection, &visit, handle, cut).await;
+}
+
+async fn serve_h2(visit: Visit, stream: tls::ServerStream<Socket>, handle: &Handle) {
+    let listen = visit.listen();
+    let (stream, watch) = guard::h2::Guard::new(stream, clocks(&listen));
+    let visit = Rc::new(visit.watched(watch));
+    let next: Rc<RefCell<Rc<Leash>>> = Rc::default();
+    let executor = OnLeash { next: next.clone(), patience: listen.write_timeout };
+    let cork = Cork::new(stream);
+    let mut builder = http2::Builder::new(executor);
+    builder
+        .max_concurrent_streams(listen.max_streams)
+        .initial_stream_window_size(64 * 1024)
+        .initial_connection_window_size(512 * 1024)
+        .max_header_list_size(16 * 1024)
+        .max_send_buf_size(64 * 1024)
+        .max_pending_accept_reset_streams(20)
+        .max_local_error_reset_streams(64)
+        .keep_alive_interval(Duration::from_secs(20))
+        .keep_alive_timeout(Duration::from_secs(10))
+        .timer(TokioTimer::new());
+    let connection = builder.serve_connection(TokioIo::new(cork.clone()), Lead { visit: visit.clone(), next });
+    cork.drive(end(connection, &visit, handle, || false)).await;
+}
+
+fn clocks(listen: &Listen) -> guard::Limits {
+    guard::Limits { head: listen.head_timeout, body: listen.body_idle_timeout, idle: listen.idle_timeout }
+}
+
+/// A connection that can be asked to finish what it carries and take nothing new.
+trait Graceful: Future {
+    fn finish(self: Pin<&mut Self>);
+}
+
+impl<I, S> Graceful for http1::Connection<I, S>
+where
+    Self: Future,
+    S: hyper::service::HttpService<Incoming, ResBody = GateBody>,
+    S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    I: hyper::rt::Read + hyper::rt::Write + Unpin,
+{
+    fn finish(self: Pin<&mut Self>) {
+        self.graceful_shutdown();
+    }
+}
+
+impl<I, S> Graceful for http2::Connection<I, S, OnLeash>
+where
+    Self: Future,
+    S: hyper::service::HttpService<Incoming, ResBody = GateBody>,
+    S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    I: hyper::rt::Read + hyper::rt::Write + Unpin,
+    OnLeash: hyper::rt::bounds::Http2ServerConnExec<S::Future, GateBody>,
+{
+    fn finish(self: Pin<&mut Self>) {
+        self.graceful_shutdown();
+    }
+}
+
+/// Runs a connection to its end: its own, or after drain began the end of what it carries, or [`GRACE`] after a cut.
+async fn end<C: Graceful>(connection: C, visit: &Visit, handle: &Handle, exchange_is_cut: impl Fn() -> bool) {
+    let mut connection = pin!(connection);
+    let mut draining = pin!(visit.gateway().drain.reached(Phase::Draining));
+    let mut drains = false;
+    let mut grace: Option<Pin<Box<Sleep>>> = None;
+    poll_fn(|cx| {
+        if !drains && draining.as_mut().poll(cx).is_ready() {
+            drains = true;
+            connection.as_mut().finish();
+        }
+        let withdrawn = visit.connection().cut().poll_cause(cx).is_some();
+        if grace.is_none() && (withdrawn || exchange_is_cut()) {
+            connection.as_mut().finish();
+            grace = Some(Box::pin(sleep(GRACE)));
+        }
+        if connection.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(());
+        }
+        if grace.as_mut().is_some_and(|grace| grace.as_mut().poll(cx).is_ready()) {
+            handle.abort();
+            return Poll::Ready(());
+        }
+        Poll::Pending
+    })
+    .await;
+}
+
+/// The service that hyper calls: it gives every exchange its leash and leads it to the gateway.
+struct Lead {
+    visit: Rc<Visit>,
+    next: Rc<RefCell<Rc<Leash>>>,
+}
+
+impl Service<Request<Incoming>> for Lead {
+    type Response = Response<GateBody>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<GateBody>, Infallible>>>>;
+
+    fn call(&self, request: Request<Incoming>) -> Self::Future {
+        let leash = Rc::new(Leash::default());
+        *self.next.borrow_mut() = leash.clone();
+        let visit = self.visit.clone();
+        Box::pin(async move { Ok(gateway::serve(visit, leash, request).await) })
+    }
+}
+
+/// Runs each HTTP/2 stream's task on the leash that its request was just given.
+#[derive(Clone)]
+struct OnLeash {
+    next: Rc<RefCell<Rc<Leash>>>,
+    patience: Duration,
+}
+
+impl<F: Future<Output = ()> + 'static> hyper::rt::Executor<F> for OnLeash {
+    fn execute(&self, task: F) {
+        let leash = self.next.borrow().clone();
+        tokio::task::spawn_local(Leashed::new(task, leash, self.patience));
+    }
+}

@@ -1,0 +1,167 @@
+//! `portcullis demo`: the whole thing on one machine, with nothing to configure.
+//!
+//! It makes certificates and a commented configuration in one directory, starts the mock model and the gateway on free
+//! ports, and prints lines to paste. With `--check` it plays the story itself and says whether all of it is true.
+
+mod client;
+mod files;
+mod story;
+
+use std::io::Write;
+use std::net::{SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::mpsc;
+
+use clap::Args as ClapArgs;
+use tokio::sync::Notify;
+
+use crate::clock::Clock;
+use crate::mock::{Mock, Options, Script};
+use crate::remote::Admin;
+use crate::server::{Addresses, Server, Shutdown, Start, Wish};
+use client::Partner;
+use story::Stage;
+
+/// Arguments of `portcullis demo`.
+#[derive(Debug, ClapArgs)]
+pub struct Args {
+    /// Where certificates, configuration and state are kept
+    #[arg(long, default_value = ".portcullis-demo", value_name = "DIR")]
+    dir: PathBuf,
+    /// Play the story and exit 0 or 1
+    #[arg(long)]
+    check: bool,
+    /// Print JSON (with --check)
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs the demo.
+pub fn run(args: &Args) -> ExitCode {
+    match demo(args) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(1),
+        Err(error) => {
+            eprintln!("portcullis demo: {error}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn demo(args: &Args) -> Result<bool, String> {
+    let clock = Clock::system();
+    // A check tells its story on a clean page: yesterday's use would be today's refusal.
+    let dir = if args.check { args.dir.join("check") } else { args.dir.clone() };
+    if args.check && dir.exists() {
+        std::fs::remove_dir_all(&dir).map_err(text)?;
+    }
+    progress(args, "certificates");
+    files::certificates(&dir, clock.now().wall)?;
+    let mock = start_mock()?;
+    progress(args, "mock model");
+    files::configuration(&dir, mock, port(8443)?, port(9443)?)?;
+    let config = dir.join("portcullis.toml");
+    let server = Server::prepare(Start { config, clock, listener: None, filter: None }).map_err(text)?;
+    let addresses = server.addresses().clone();
+    progress(args, "gateway");
+    if args.check {
+        return check(args, &dir, server, &addresses);
+    }
+    files::invitation(&dir, &addresses);
+    server.run(Interrupted).map_err(text)?;
+    Ok(true)
+}
+
+fn progress(args: &Args, what: &str) {
+    if !args.json {
+        eprintln!("… {what}");
+    }
+}
+
+/// The preferred port, or a free one.
+fn port(preferred: u16) -> Result<SocketAddr, String> {
+    let local = |port| SocketAddr::from(([127, 0, 0, 1], port));
+    let listener = TcpListener::bind(local(preferred)).or_else(|_| TcpListener::bind(local(0))).map_err(text)?;
+    listener.local_addr().map_err(text)
+}
+
+/// Runs the mock model on a thread of its own, for as long as the process lives.
+fn start_mock() -> Result<SocketAddr, String> {
+    let (tell, told) = mpsc::channel();
+    let serve = move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let Ok(runtime) = runtime else { return };
+        runtime.block_on(async {
+            let script = Script { output_tokens: 12, ..Script::default() };
+            let options = Options { script, ..Options::default() };
+            let address = SocketAddr::from(([127, 0, 0, 1], 0));
+            let Ok(mock) = Mock::bind(address, options) else { return };
+            let _ = tell.send(mock.address());
+            std::future::pending::<()>().await;
+        });
+    };
+    std::thread::Builder::new().name("mock".into()).spawn(serve).map_err(text)?;
+    told.recv().map_err(|_| "the mock model did not start".to_owned())
+}
+
+fn check(args: &Args, dir: &Path, server: Server, addresses: &Addresses) -> Result<bool, String> {
+    let over = std::sync::Arc::new(Notify::new());
+    let told = Told(over.clone());
+    let running = std::thread::Builder::new().name("gateway".into()).spawn(move || server.run(told)).map_err(text)?;
+    let partner = |name: &str| {
+        let tls = files::client(dir, name)?;
+        Ok::<_, String>(Partner { gateway: addresses.partners, tls })
+    };
+    let stage = Stage {
+        acme: partner("acme")?,
+        globex: partner("globex")?,
+        stranger: partner("stranger")?,
+        admin: Admin::at(addresses.admin.clone()),
+        orgs: dir.join("orgs.d"),
+        audit: dir.join("audit"),
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(text)?;
+    let fine = runtime.block_on(stage.play(|chapter| {
+        let (mark, seen) = match &chapter.seen {
+            Ok(seen) => ("ok", seen),
+            Err(seen) => ("FAILED", seen),
+        };
+        if args.json {
+            println!("{}", serde_json::json!({"chapter": chapter.title, "ok": chapter.seen.is_ok(), "seen": seen}));
+        } else {
+            println!("{:<42} {mark:<7} {seen}", chapter.title);
+        }
+        let _ = std::io::stdout().flush();
+    }));
+    over.notify_one();
+    let ended = running.join().map_err(|_| "the gateway panicked".to_owned())?;
+    ended.map_err(text)?;
+    Ok(fine)
+}
+
+/// Ctrl-C stops the demo.
+struct Interrupted;
+
+impl Shutdown for Interrupted {
+    async fn next(&mut self) -> Wish {
+        // Without a signal handler the default action ends the process all the same.
+        let _ = tokio::signal::ctrl_c().await;
+        Wish::Stop
+    }
+}
+
+/// The story's end stops the gateway.
+struct Told(std::sync::Arc<Notify>);
+
+impl Shutdown for Told {
+    async fn next(&mut self) -> Wish {
+        self.0.notified().await;
+        Wish::Stop
+    }
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "shaped for map_err")]
+fn text(error: impl ToString) -> String {
+    error.to_string()
+}

@@ -1,0 +1,282 @@
+//! Bodies, read and refused.
+
+use proptest::prelude::*;
+use serde_json::Value;
+
+use super::*;
+
+fn asked(route: Route, body: &str) -> Ask {
+    read(route, body.as_bytes()).unwrap_or_else(|refusal| panic!("{body}: {}", refusal.message))
+}
+
+/// A chat body with `members` beside the model.
+fn chat(members: &str) -> String {
+    format!("{{\"model\":\"m\",{members}}}")
+}
+
+#[test]
+fn a_whole_chat_request_becomes_an_ask() {
+    let body = r#" {
+        "model": "gpt-5.1", "stream": true, "n": 2, "max_tokens": null, "max_completion_tokens": 300,
+        "messages": [
+            {"role": "system", "content": "be brief"},
+            {"role": "user", "content": [
+                {"type": "text", "text": "what is this?"},
+                {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}]}],
+        "stream_options": {"include_obfuscation": false}, "temperature": 0.5 } "#;
+    let ask = asked(Route::Chat, body);
+    let place = |text: &str| body.find(text).unwrap();
+    assert_eq!(ask.model.as_str(), "gpt-5.1");
+    assert_eq!((ask.stream, ask.answers, ask.output_maximum), (true, 2, Some(300)));
+    assert_eq!((ask.items, ask.nontext_parts, ask.unbounded), (2, 1, false));
+    assert_eq!(ask.body_bytes, body.len() as u64);
+    assert_eq!(ask.text_bytes, (body.len() - "data:image/png;base64,AAAA".len()) as u64);
+    assert_eq!(ask.open_brace, 2);
+    assert_eq!(ask.maximum_spans, vec![place("300")..place("300") + 3; 1]);
+    let after_brace = place("{\"include_ob") + 1;
+    assert_eq!(ask.usage_chunk, UsageChunk::InObject { after_brace, has_members: true });
+}
+
+#[test]
+fn members_of_the_wrong_kind_are_refused() {
+    for (members, param) in [
+        ("\"max_tokens\":-1", "max_tokens"),
+        ("\"max_tokens\":0", "max_tokens"),
+        ("\"max_tokens\":1.0", "max_tokens"),
+        ("\"max_tokens\":1e2", "max_tokens"),
+        ("\"max_tokens\":\"100\"", "max_tokens"),
+        ("\"max_tokens\":true", "max_tokens"),
+        ("\"max_tokens\":[1]", "max_tokens"),
+        ("\"max_tokens\":9007199254740992", "max_tokens"),
+        ("\"max_completion_tokens\":99999999999999999999999999", "max_completion_tokens"),
+        ("\"max_output_tokens\":-0", "max_output_tokens"),
+        ("\"n\":0", "n"),
+        ("\"n\":129", "n"),
+        ("\"n\":1000000", "n"),
+        ("\"n\":\"2\"", "n"),
+        ("\"best_of\":1000000", "best_of"),
+        ("\"stream\":\"true\"", "stream"),
+        ("\"stream\":1", "stream"),
+        ("\"background\":\"yes\"", "background"),
+        ("\"stream_options\":false", "stream_options"),
+        ("\"stream_options\":[]", "stream_options"),
+        ("\"stream_options\":\"include_usage\"", "stream_options"),
+        ("\"stream_options\":{\"include_usage\":1}", "stream_options"),
+        ("\"stream_options\":{\"include_usage\":true,\"include_usage\":false}", "stream_options"),
+        ("\"stream_options\":{\"include_usage\":true,\"include_us\\u0061ge\":false}", "stream_options"),
+    ] {
+        let refusal = read(Route::Chat, chat(members).as_bytes()).unwrap_err();
+        assert_eq!((refusal.code, refusal.param), (Code::BodyInvalid, Some(param)), "{members}");
+    }
+}
+
+#[test]
+fn a_metered_member_stands_once_and_in_its_spelling() {
+    for (name, _) in Metered::ALL {
+        let escaped = format!("\\u{:04x}{}", name.as_bytes()[0], &name[1..]);
+        for twin in [
+            name.to_owned(),
+            escaped,
+            name.to_uppercase(),
+            name.replacen('s', "\u{17f}", 1),
+            name.replacen('k', "\u{212a}", 1),
+        ] {
+            let body = format!("{{\"model\":\"m\",\"{name}\":null,\"{twin}\":null}}");
+            let refusal = read(Route::Chat, body.as_bytes());
+            assert!(refusal.is_err_and(|refusal| refusal.code == Code::BodyInvalid), "{body}");
+        }
+    }
+    // Elsewhere in the body the same words mean nothing.
+    asked(Route::Chat, &chat("\"metadata\":{\"model\":1,\"model\":2,\"Stream\":0},\"names\":[],\"N1\":2"));
+    let background = read(Route::Responses, chat("\"background\":true").as_bytes()).unwrap_err();
+    assert_eq!(background.code, Code::RequestInvalid);
+}
+
+#[test]
+fn nulls_are_as_good_as_nothing() {
+    let ask =
+        asked(Route::Chat, &chat("\"stream\":null,\"n\":null,\"background\":null,\"max_completion_tokens\":null"));
+    assert_eq!((ask.stream, ask.answers, ask.output_maximum), (false, 1, None));
+    assert_eq!(ask.maximum_spans.len(), 1, "where a number would be put");
+    assert!(asked(Route::Chat, &chat("\"max_tokens\":null")).maximum_spans.is_empty());
+}
+
+#[test]
+fn a_model_is_named() {
+    for (body, code) in [
+        ("{}", Code::ModelMissing),
+        ("{\"model\":null}", Code::ModelMissing),
+        ("{\"model\":\"\"}", Code::ModelMissing),
+        ("{\"model\":5}", Code::BodyInvalid),
+        ("{\"model\":[\"m\"]}", Code::BodyInvalid),
+        ("{\"model\":\"a b\"}", Code::BodyInvalid),
+        ("{\"model\":\"gpt-*\"}", Code::BodyInvalid),
+    ] {
+        assert_eq!(read(Route::Chat, body.as_bytes()).unwrap_err().code, code, "{body}");
+    }
+    assert_eq!(asked(Route::Chat, r#"{"model":"gpt\u002d5"}"#).model.as_str(), "gpt-5");
+}
+
+#[test]
+fn what_is_not_one_json_object_is_refused() {
+    let deep = format!("{{\"model\":\"m\",\"x\":{}{}}}", "[".repeat(64), "]".repeat(64));
+    let huge = format!("{{\"model\":\"m\",\"x\":{}", "[".repeat(1_000_000));
+    for body in
+        ["", "null", "[]", "\"model\"", "{\"model\":\"m\"", "{\"model\":\"m\"}{}", "{\"model\":\"m\"} x", &deep, &huge]
+    {
+        assert_eq!(read(Route::Chat, body.as_bytes()).unwrap_err().code, Code::BodyInvalid);
+    }
+    for body in [&b"\xef\xbb\xbf{\"model\":\"m\"}"[..], b"{\"model\":\"m\",\"x\":\"\xff\"}", b"\xff\xfe{\x00}\x00"] {
+        assert_eq!(read(Route::Chat, body).unwrap_err().code, Code::BodyInvalid);
+    }
+    let depth_64 = format!("{{\"model\":\"m\",\"x\":{}{}}}", "[".repeat(63), "]".repeat(63));
+    asked(Route::Chat, &depth_64);
+}
+
+#[test]
+fn several_maxima_reserve_the_largest_and_prompts_multiply_answers() {
+    let ask = asked(Route::Chat, &chat("\"max_tokens\":5,\"max_completion_tokens\":9,\"max_output_tokens\":7"));
+    assert_eq!((ask.output_maximum, ask.maximum_spans.len()), (Some(9), 3));
+    let answers = |members: &str| asked(Route::Completions, &chat(members)).answers;
+    assert_eq!(answers("\"prompt\":\"a\",\"n\":3"), 3);
+    assert_eq!(answers("\"prompt\":[\"a\",\"b\"],\"n\":3,\"best_of\":5"), 10);
+    assert_eq!(answers("\"prompt\":[1,2,3]"), 1);
+    assert_eq!(answers("\"prompt\":[[1,2],[3]]"), 2);
+}
+
+#[test]
+fn input_that_its_length_does_not_bound_is_found() {
+    let messages = |content: &str| chat(&format!("\"messages\":[{{\"role\":\"user\",\"content\":[{content}]}}]"));
+    let input = |item: &str| chat(&format!("\"input\":[{item}]"));
+    for (route, body, nontext, unbounded) in [
+        (Route::Chat, messages(r#"{"type":"text","text":"image"}"#), 0, false),
+        (Route::Chat, messages(r#"{"image_url":{"url":"https://x/y.png"},"type":"image_url"}"#), 1, false),
+        (Route::Chat, messages(r#"{"type":"input_audio","input_audio":{"data":"AA","format":"wav"}}"#), 1, false),
+        (Route::Chat, messages(r#"{"type":"file","file":{"file_data":"data:application/pdf;base64,AA"}}"#), 1, false),
+        (Route::Chat, messages(r#"{"type":"file","file":{"file_id":"file-1"}}"#), 1, true),
+        (Route::Chat, messages(r#"{"type":"video_url","video_url":{"url":"https://x"}}"#), 1, false),
+        (Route::Chat, chat(r#""messages":[{"role":"assistant","audio":{"id":"audio_1"}}]"#), 0, true),
+        (Route::Chat, chat(r#""web_search_options":{}"#), 0, true),
+        (
+            Route::Chat,
+            chat(r#""tools":[{"type":"function","function":{"name":"f","parameters":{"type":"object"}}}]"#),
+            0,
+            false,
+        ),
+        (
+            Route::Responses,
+            input(r#"{"type":"message","content":[{"type":"input_image","image_url":"https://x"}]}"#),
+            1,
+            false,
+        ),
+        (Route::Responses, input(r#"{"role":"user","content":[{"type":"input_image","file_id":"file-1"}]}"#), 1, true),
+        (
+            Route::Responses,
+            input(r#"{"role":"user","content":[{"type":"input_file","file_url":"https://x"}]}"#),
+            1,
+            true,
+        ),
+        (Route::Responses, input(r#"{"role":"user","content":[{"type":"input_file","file_data":"AAAA"}]}"#), 1, false),
+        (Route::Responses, input(r#"{"type":"item_reference","id":"msg_1"}"#), 0, true),
+        (
+            Route::Responses,
+            input(r#"{"type":"computer_call_output","output":{"type":"computer_screenshot","image_url":"data:"}}"#),
+            1,
+            false,
+        ),
+        (Route::Responses, chat(r#""previous_response_id":"resp_1""#), 0, true),
+        (Route::Responses, chat(r#""previous_response_id":null,"conversation":null,"prompt":null"#), 0, false),
+        (Route::Responses, chat(r#""conversation":{"id":"c"}"#), 0, true),
+        (Route::Responses, chat(r#""prompt":{"id":"pmpt_1"}"#), 0, true),
+        (Route::Responses, chat(r#""tools":[{"type":"web_search"}]"#), 0, true),
+        (Route::Responses, chat(r#""tools":[{"type":"mcp","server_url":"https://x"}]"#), 0, true),
+        (
+            Route::Responses,
+            chat(r#""tools":[{"type":"function","name":"f"},{"type":"custom"},{"type":"local_shell"}]"#),
+            0,
+            false,
+        ),
+        (Route::Messages, messages(r#"{"type":"image","source":{"type":"base64","data":"AAAA"}}"#), 1, false),
+        (Route::Messages, messages(r#"{"type":"image","source":{"type":"url","url":"https://x"}}"#), 1, false),
+        (Route::Messages, messages(r#"{"source":{"url":"https://x","type":"url"},"type":"document"}"#), 1, true),
+        (Route::Messages, messages(r#"{"type":"document","source":{"type":"base64","data":"AAAA"}}"#), 1, false),
+        (Route::Messages, messages(r#"{"type":"document","source":{"type":"text","data":"all of it"}}"#), 0, false),
+        (
+            Route::Messages,
+            messages(r#"{"type":"document","source":{"type":"base64","data":"AA"},"x":{"type":"text"}}"#),
+            1,
+            false,
+        ),
+        (Route::Messages, messages(r#"{"type":"document","source":{"type":"file","file_id":"f"}}"#), 2, true),
+        (
+            Route::Messages,
+            messages(r#"{"type":"tool_result","content":[{"type":"image","source":{"type":"base64","data":"A"}}]}"#),
+            1,
+            false,
+        ),
+        (Route::Messages, messages(r#"{"type":"container_upload","file_id":"f"}"#), 0, true),
+        (Route::Messages, chat(r#""system":[{"type":"text","text":"a"},{"type":"text","text":"b"}]"#), 0, false),
+        (
+            Route::Messages,
+            chat(r#""tools":[{"name":"f","input_schema":{"type":"image"}},{"type":"bash_20250124"}]"#),
+            0,
+            false,
+        ),
+        (Route::Messages, chat(r#""tools":[{"type":"web_fetch_20250910","name":"web_fetch"}]"#), 0, true),
+        (Route::Messages, chat(r#""mcp_servers":[{"url":"https://x"}]"#), 0, true),
+        (Route::Messages, chat(r#""mcp_servers":[]"#), 0, false),
+        (Route::Embeddings, chat(r#""input":[1,2,3]"#), 0, false),
+    ] {
+        let ask = asked(route, &body);
+        assert_eq!((ask.nontext_parts, ask.unbounded), (nontext, unbounded), "{body}");
+    }
+}
+
+#[test]
+fn items_are_counted_and_only_media_leave_the_text() {
+    let items = |route, members: &str| asked(route, &chat(members)).items;
+    assert_eq!(items(Route::Embeddings, "\"input\":[1,2,3]"), 1);
+    assert_eq!(items(Route::Embeddings, "\"input\":[\"a\",\"b\"]"), 2);
+    assert_eq!(items(Route::Responses, "\"input\":\"a\",\"instructions\":\"b\""), 2);
+    assert_eq!(items(Route::Messages, "\"system\":\"a\",\"messages\":[{},{}]"), 3);
+    assert!(items(Route::Chat, "\"tools\":[{\"type\":\"function\"}]") > 1, "a vendor's words about tools");
+    // Text that pretends to be data counts as text, unless the upstream will read it as an image.
+    let long = "x".repeat(1000);
+    for (part, hidden) in [
+        (format!(r#"{{"type":"text","text":"{long}","data":"{long}"}}"#), 0),
+        (format!(r#"{{"type":"document","source":{{"type":"text","data":"{long}"}}}}"#), 0),
+        (format!(r#"{{"type":"input_file","file_data":"{long}"}}"#), 0),
+        (format!(r#"{{"type":"image","source":{{"type":"base64","data":"{long}"}}}}"#), 1000),
+    ] {
+        let ask = asked(Route::Messages, &chat(&format!("\"messages\":[{{\"content\":[{part}]}}]")));
+        assert_eq!(ask.body_bytes - ask.text_bytes, hidden, "{part}");
+    }
+}
+
+proptest! {
+    #[test]
+    fn reading_never_panics(body in proptest::collection::vec(any::<u8>(), 0..200), which in 0usize..6) {
+        let route = Route::ALL[which];
+        let _ = read(route, &body);
+    }
+
+    #[test]
+    fn what_is_read_is_what_serde_json_reads(
+        model in "[a-z\\\\\"é]{0,5}", max in proptest::option::of(any::<i64>()), stream: Option<bool>, n in 0i64..140, pretty: bool,
+    ) {
+        let mut body = serde_json::json!({"messages": [], "model": model, "n": n});
+        if let Some(max) = max { body["max_tokens"] = max.into() }
+        if let Some(stream) = stream { body["stream"] = stream.into() }
+        let text = if pretty { serde_json::to_string_pretty(&body) } else { serde_json::to_string(&body) }.unwrap();
+        let read: Result<Ask, _> = read(Route::Chat, text.as_bytes());
+        let tree: Value = serde_json::from_str(&text).unwrap();
+        let fine = model.parse::<ModelName>().is_ok() && max.is_none_or(|m| (1..1 << 53).contains(&m)) && (1..=128).contains(&n);
+        prop_assert_eq!(read.is_ok(), fine, "{}", text);
+        if let Ok(ask) = read {
+            prop_assert_eq!(tree["model"].as_str(), Some(ask.model.as_str()));
+            prop_assert_eq!(tree["max_tokens"].as_u64(), ask.output_maximum);
+            prop_assert_eq!(tree["stream"].as_bool().unwrap_or(false), ask.stream);
+            prop_assert_eq!(tree["n"].as_u64(), Some(ask.answers.into()));
+        }
+    }
+}

@@ -1,0 +1,252 @@
+//! What is left of the limits, in the response head: the vendor's own headers and the IETF's.
+//!
+//! The vendor's tell the tightest rate of each unit, as their clients expect exactly one; the IETF's
+//! (draft-ietf-httpapi-ratelimit-headers-10) list every policy, budgets too. A limit in shadow is told to nobody, and
+//! what belongs to an ancestor is called `parent`, as partners do not learn of each other. Never more is told to be
+//! left than there is: reset times are rounded up.
+
+use std::time::Duration;
+
+use bytes::{BufMut, BytesMut};
+use http::{HeaderMap, HeaderName, HeaderValue};
+
+use crate::ask::Dialect;
+use crate::clock::Wall;
+use crate::limits::{Measure, Scope, Unit, Window};
+
+const POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
+const STATE: HeaderName = HeaderName::from_static("ratelimit");
+
+/// The largest integer of structured fields (RFC 9651 §3.3.1).
+const MAX_SF_INTEGER: u64 = 999_999_999_999_999;
+
+/// How one limit stands, after the request was reserved.
+#[derive(Debug, Clone, Copy)]
+pub struct LimitView<'a> {
+    /// How far above the caller's organization it is held: 0 its own, 1 its parent's.
+    pub above: u8,
+    /// Which requests count.
+    pub scope: &'a Scope,
+    /// What is counted.
+    pub measure: Measure,
+    /// Units per window, or requests at once.
+    pub limit: u64,
+    /// The most that can stand in a meter.
+    pub burst: u64,
+    /// Units that could be admitted now.
+    pub remaining: u64,
+    /// Time until all of it is there again.
+    pub to_full: Duration,
+    /// Time until more is there than now; zero when all of it is.
+    pub next: Duration,
+    /// The instant at which `to_full` has passed.
+    pub resets_at: Wall,
+    /// Never a reason to refuse.
+    pub shadow: bool,
+}
+
+/// The three headers of one unit.
+type Names = [HeaderName; 3];
+
+macro_rules! names {
+    ($before:literal, $middle:literal, $after:literal) => {
+        [
+            HeaderName::from_static(concat!($before, "limit", $middle, $after)),
+            HeaderName::from_static(concat!($before, "remaining", $middle, $after)),
+            HeaderName::from_static(concat!($before, "reset", $middle, $after)),
+        ]
+    };
+}
+
+const OPENAI: [(Unit, Names); 2] =
+    [(Unit::Requests, names!("x-ratelimit-", "-", "requests")), (Unit::Tokens, names!("x-ratelimit-", "-", "tokens"))];
+
+const ANTHROPIC: [(Unit, Names); 4] = [
+    (Unit::Requests, names!("anthropic-ratelimit-requests-", "", "")),
+    (Unit::Tokens, names!("anthropic-ratelimit-tokens-", "", "")),
+    (Unit::InputTokens, names!("anthropic-ratelimit-input-tokens-", "", "")),
+    (Unit::OutputTokens, names!("anthropic-ratelimit-output-tokens-", "", "")),
+];
+
+/// Adds the limit headers of `dialect` and the IETF's to `headers`.
+pub fn limit_headers(dialect: Dialect, views: &[LimitView<'_>], headers: &mut HeaderMap) {
+    let mut pen = Pen(BytesMut::with_capacity(96 * views.len() + 128));
+    let units: &[(Unit, Names)] = match dialect {
+        Dialect::OpenAi => &OPENAI,
+        Dialect::Anthropic => &ANTHROPIC,
+    };
+    for (unit, [limit, remaining, reset]) in units {
+        let Some(view) = tightest(views, *unit) else { continue };
+        headers.insert(limit, HeaderValue::from(view.limit));
+        headers.insert(remaining, HeaderValue::from(view.remaining.min(view.limit)));
+        match dialect {
+            Dialect::OpenAi => pen.go_duration(view.to_full),
+            Dialect::Anthropic => pen.instant(view.resets_at),
+        }
+        pen.finish(reset.clone(), headers);
+    }
+    let told = || views.iter().filter(|view| !view.shadow);
+    told().for_each(|view| pen.policy(view));
+    pen.finish(POLICY, headers);
+    told().for_each(|view| pen.state(view));
+    pen.finish(STATE, headers);
+}
+
+/// A limit's name in the IETF headers and in RFC 9457's `violated-policies`: its place in the configuration.
+#[must_use]
+pub fn policy_name(above: u8, scope: &Scope, measure: Measure) -> String {
+    let mut pen = Pen(BytesMut::new());
+    pen.name(above, scope, measure);
+    String::from_utf8_lossy(&pen.0).into_owned()
+}
+
+/// The second, minute or hour limit of `unit` with the lowest share left.
+fn tightest<'a, 'v>(views: &'a [LimitView<'v>], unit: Unit) -> Option<&'a LimitView<'v>> {
+    let rates = views.iter().filter(|view| {
+        matches!(view.measure, Measure::Metered(of, window) if of == unit && !window.is_calendar()) && !view.shadow
+    });
+    rates.reduce(|tightest, view| {
+        let share = |of: &LimitView<'_>, other: &LimitView<'_>| u128::from(of.remaining) * u128::from(other.limit);
+        if share(view, tightest) < share(tightest, view) { view } else { tightest }
+    })
+}
+
+/// Writes header values one after the other into one allocation.
+struct Pen(BytesMut);
+
+impl Pen {
+    /// Ends the value and files it; an empty one is no header.
+    fn finish(&mut self, name: HeaderName, headers: &mut HeaderMap) {
+        let value = self.0.split().freeze();
+        if let (false, Ok(value)) = (value.is_empty(), HeaderValue::from_maybe_shared(value)) {
+            headers.insert(name, value);
+        }
+    }
+
+    fn put(&mut self, text: &str) {
+        self.0.put_slice(text.as_bytes());
+    }
+
+    fn number(&mut self, number: u64) {
+        self.put(itoa::Buffer::new().format(number));
+    }
+
+    fn word(&mut self, word: &str) {
+        self.0.extend(word.bytes().map(|byte| if byte == b'_' { b'-' } else { byte }));
+    }
+
+    /// `6m0s`, `1.5s`, `174ms`: as Go writes a duration, in whole milliseconds.
+    fn go_duration(&mut self, duration: Duration) {
+        let millis = whole(duration.as_nanos().div_ceil(1_000_000));
+        let (seconds, millis) = (millis / 1000, millis % 1000);
+        if seconds == 0 && millis > 0 {
+            self.number(millis);
+            return self.put("ms");
+        }
+        let (hours, minutes, seconds) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
+        if hours > 0 {
+            self.number(hours);
+            self.put("h");
+        }
+        if hours > 0 || minutes > 0 {
+            self.number(minutes);
+            self.put("m");
+        }
+        self.number(seconds);
+        if millis > 0 {
+            let digits = [b'.', digit(millis / 100), digit(millis / 10), digit(millis)];
+            let kept = digits.iter().rposition(|d| *d != b'0').map_or(0, |last| last + 1);
+            self.0.put_slice(digits.get(..kept).unwrap_or_default());
+        }
+        self.put("s");
+    }
+
+    /// RFC 3339 in UTC, to the second.
+    fn instant(&mut self, at: Wall) {
+        use std::fmt::Write as _;
+        let seconds = at.seconds() + i64::from(at.0.rem_euclid(1_000_000_000) > 0);
+        // Writing to memory does not fail.
+        let _ = write!(self.0, "{}", Wall::from_seconds(seconds).timestamp());
+    }
+
+    fn name(&mut self, above: u8, scope: &Scope, measure: Measure) {
+        (0..above).for_each(|_| self.put("parent."));
+        if let Some(purpose) = &scope.purpose {
+            self.put("purpose.");
+            self.put(purpose.as_str());
+            self.put(".");
+        }
+        if let Some(model) = &scope.model {
+            self.put("model.");
+            self.put(model.as_str());
+            self.put(".");
+        }
+        match measure {
+            Measure::Concurrent => self.put("concurrent-requests"),
+            Measure::Metered(unit, window) => {
+                self.word(unit.as_str());
+                self.put("-per-");
+                self.put(window.as_str());
+            }
+        }
+    }
+
+    /// Begins an item of a structured field's list.
+    fn item(&mut self, view: &LimitView<'_>) {
+        self.put(if self.0.is_empty() { "\"" } else { ", \"" });
+        self.name(view.above, view.scope, view.measure);
+        self.put("\"");
+    }
+
+    fn parameter(&mut self, name: &str, value: u64) {
+        self.put(name);
+        self.number(value.min(MAX_SF_INTEGER));
+    }
+
+    fn policy(&mut self, view: &LimitView<'_>) {
+        self.item(view);
+        self.parameter(";q=", units(view, view.limit));
+        match view.measure {
+            Measure::Concurrent => self.put(";qu=\"concurrent-requests\""),
+            Measure::Metered(unit, window) => self.metered(view, unit, window),
+        }
+    }
+
+    /// Only requests have a registered unit, which is the default; the others go by a parameter of our own.
+    fn metered(&mut self, view: &LimitView<'_>, unit: Unit, window: Window) {
+        self.parameter(";w=", window.nominal().as_secs());
+        if !window.is_calendar() && view.burst != view.limit {
+            self.parameter(";portcullis-burst=", units(view, view.burst));
+        }
+        if unit != Unit::Requests {
+            self.put(";portcullis-unit=\"");
+            self.word(if unit == Unit::Cost { "cost_micros" } else { unit.as_str() });
+            self.put("\"");
+        }
+    }
+
+    fn state(&mut self, view: &LimitView<'_>) {
+        self.item(view);
+        self.parameter(";r=", units(view, view.remaining));
+        if view.measure != Measure::Concurrent && !view.next.is_zero() {
+            self.parameter(";t=", whole(view.next.as_nanos().div_ceil(1_000_000_000)));
+        }
+    }
+}
+
+/// Money in millionths, so that it fits the integers of structured fields; everything else as it is counted.
+fn units(view: &LimitView<'_>, number: u64) -> u64 {
+    if matches!(view.measure, Measure::Metered(Unit::Cost, _)) { number / 1000 } else { number }
+}
+
+/// The last decimal digit of `number`.
+fn digit(number: u64) -> u8 {
+    b'0' + u8::try_from(number % 10).unwrap_or(0)
+}
+
+fn whole(number: u128) -> u64 {
+    u64::try_from(number).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests;

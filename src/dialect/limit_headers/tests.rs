@@ -1,0 +1,160 @@
+//! Limit headers, read back by an independent parser.
+
+use proptest::prelude::*;
+use sfv::{BareItem, List, ListEntry, Parser};
+
+use super::*;
+
+fn rate(unit: Unit, window: Window, limit: u64, remaining: u64) -> LimitView<'static> {
+    static WHOLE: std::sync::LazyLock<Scope> = std::sync::LazyLock::new(Scope::default);
+    LimitView {
+        above: 0,
+        scope: &WHOLE,
+        measure: Measure::Metered(unit, window),
+        limit,
+        burst: limit,
+        remaining,
+        to_full: Duration::from_mins(6),
+        next: Duration::from_millis(1200),
+        resets_at: Wall(1_755_780_058_500_000_000),
+        shadow: false,
+    }
+}
+
+fn told(dialect: Dialect, views: &[LimitView<'_>]) -> Vec<(String, String)> {
+    let mut headers = HeaderMap::new();
+    limit_headers(dialect, views, &mut headers);
+    headers.iter().map(|(name, value)| (name.to_string(), value.to_str().unwrap().to_owned())).collect()
+}
+
+fn pairs(of: &[(&str, &str)]) -> Vec<(String, String)> {
+    of.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+}
+
+#[test]
+fn openai_is_told_the_tightest_rate_of_each_unit() {
+    let views = [
+        rate(Unit::Requests, Window::Minute, 600, 300),
+        rate(Unit::Requests, Window::Second, 20, 9),
+        rate(Unit::Tokens, Window::Minute, 150_000, 149_984),
+        rate(Unit::Tokens, Window::Day, 10, 0),
+        LimitView { shadow: true, ..rate(Unit::Tokens, Window::Minute, 10, 0) },
+    ];
+    let wanted = pairs(&[
+        ("x-ratelimit-limit-requests", "20"),
+        ("x-ratelimit-remaining-requests", "9"),
+        ("x-ratelimit-reset-requests", "6m0s"),
+        ("x-ratelimit-limit-tokens", "150000"),
+        ("x-ratelimit-remaining-tokens", "149984"),
+        ("x-ratelimit-reset-tokens", "6m0s"),
+        (
+            "ratelimit-policy",
+            "\"requests-per-minute\";q=600;w=60, \"requests-per-second\";q=20;w=1, \
+             \"tokens-per-minute\";q=150000;w=60;portcullis-unit=\"tokens\", \
+             \"tokens-per-day\";q=10;w=86400;portcullis-unit=\"tokens\"",
+        ),
+        (
+            "ratelimit",
+            "\"requests-per-minute\";r=300;t=2, \"requests-per-second\";r=9;t=2, \
+             \"tokens-per-minute\";r=149984;t=2, \"tokens-per-day\";r=0;t=2",
+        ),
+    ]);
+    assert_eq!(told(Dialect::OpenAi, &views), wanted);
+}
+
+#[test]
+fn anthropic_is_told_input_and_output_apart_and_instants_round_up() {
+    let views = [rate(Unit::InputTokens, Window::Hour, 50_000, 7)];
+    let wanted = pairs(&[
+        ("anthropic-ratelimit-input-tokens-limit", "50000"),
+        ("anthropic-ratelimit-input-tokens-remaining", "7"),
+        ("anthropic-ratelimit-input-tokens-reset", "2025-08-21T12:40:59Z"),
+        ("ratelimit-policy", "\"input-tokens-per-hour\";q=50000;w=3600;portcullis-unit=\"input-tokens\""),
+        ("ratelimit", "\"input-tokens-per-hour\";r=7;t=2"),
+    ]);
+    assert_eq!(told(Dialect::Anthropic, &views), wanted);
+    assert!(told(Dialect::OpenAi, &[]).is_empty());
+}
+
+#[test]
+fn durations_are_written_as_go_writes_them() {
+    for (millis, wanted) in [
+        (0, "0s"),
+        (174, "174ms"),
+        (1000, "1s"),
+        (1500, "1.5s"),
+        (1050, "1.05s"),
+        (60_000, "1m0s"),
+        (360_000, "6m0s"),
+        (61_001, "1m1.001s"),
+        (3_600_000, "1h0m0s"),
+        (90_061_100, "25h1m1.1s"),
+    ] {
+        let mut pen = Pen(BytesMut::new());
+        pen.go_duration(Duration::from_millis(millis));
+        assert_eq!(pen.0, wanted);
+    }
+    let mut pen = Pen(BytesMut::new());
+    pen.go_duration(Duration::from_nanos(1));
+    assert_eq!(pen.0, "1ms");
+}
+
+#[test]
+fn names_say_the_place_in_the_configuration() {
+    let scope = Scope { purpose: "malware".parse().ok(), model: "frontier".parse().ok() };
+    let cost = Measure::Metered(Unit::Cost, Window::Month);
+    assert_eq!(policy_name(0, &scope, cost), "purpose.malware.model.frontier.cost-per-month");
+    assert_eq!(policy_name(2, &Scope::default(), Measure::Concurrent), "parent.parent.concurrent-requests");
+    let view = LimitView { above: 1, scope: &scope, ..rate(Unit::Cost, Window::Month, 2_500_000_000_000, 999) };
+    let told = told(Dialect::OpenAi, &[view]);
+    let policy = "\"parent.purpose.malware.model.frontier.cost-per-month\";q=2500000000;w=2592000;portcullis-unit=\"cost-micros\"";
+    assert_eq!(told.first().unwrap().1, policy);
+}
+
+fn any_view() -> impl Strategy<Value = LimitView<'static>> {
+    let measure = prop_oneof![
+        Just(Measure::Concurrent),
+        (0usize..5, 0usize..5).prop_map(|(unit, window)| Measure::Metered(Unit::ALL[unit], Window::ALL[window])),
+    ];
+    (measure, any::<[u64; 5]>(), any::<i64>(), 0u8..3, any::<bool>()).prop_map(|(measure, n, at, above, shadow)| {
+        LimitView {
+            above,
+            measure,
+            limit: n[0],
+            burst: n[1],
+            remaining: n[2],
+            to_full: Duration::from_nanos(n[3]),
+            next: Duration::from_nanos(n[4]),
+            resets_at: Wall(at),
+            shadow,
+            ..rate(Unit::Requests, Window::Minute, 1, 1)
+        }
+    })
+}
+
+proptest! {
+    #[test]
+    fn whatever_stands_there_the_headers_are_structured_fields(
+        views in proptest::collection::vec(any_view(), 0..6), anthropic: bool,
+    ) {
+        let dialect = if anthropic { Dialect::Anthropic } else { Dialect::OpenAi };
+        let mut headers = HeaderMap::new();
+        limit_headers(dialect, &views, &mut headers);
+        let told: Vec<_> = views.iter().filter(|view| !view.shadow).collect();
+        for (header, parameter) in [(POLICY, "q"), (STATE, "r")] {
+            let Some(value) = headers.get(&header) else {
+                prop_assert!(told.is_empty());
+                continue;
+            };
+            let list: List = Parser::new(value.as_bytes()).parse().unwrap();
+            prop_assert_eq!(list.len(), told.len());
+            for (entry, view) in list.iter().zip(&told) {
+                let ListEntry::Item(item) = entry else { panic!("an inner list") };
+                let BareItem::String(name) = &item.bare_item else { panic!("not a string") };
+                prop_assert_eq!(name.as_str(), policy_name(view.above, view.scope, view.measure));
+                let integer = matches!(item.params.get(parameter), Some(BareItem::Integer(_)));
+                prop_assert!(integer);
+            }
+        }
+    }
+}

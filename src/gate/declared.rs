@@ -1,0 +1,53 @@
+//! The declared purpose and its case reference: one line each, in a strict grammar.
+
+use http::{HeaderMap, HeaderName, HeaderValue};
+
+use crate::names::{CaseRef, PurposeId};
+use crate::outcome::{Code, Refusal};
+
+/// What the client says it is about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Declared {
+    /// The purpose.
+    pub purpose: PurposeId,
+    /// The case it belongs to.
+    pub case: Option<CaseRef>,
+}
+
+/// Reads the purpose (under its configured name, `portcullis-purpose` or `x-purpose`) and `portcullis-case`.
+///
+/// # Errors
+/// `purpose_missing`, `purpose_invalid` or `case_invalid`.
+pub fn declared(headers: &HeaderMap, purpose_header: &HeaderName) -> Result<Declared, Refusal> {
+    let aliases = ["portcullis-purpose", "x-purpose"];
+    let own = headers.get_all(purpose_header).iter();
+    let others = aliases.iter().filter(|alias| **alias != purpose_header.as_str());
+    let mut lines = own.chain(others.flat_map(|alias| headers.get_all(*alias).iter()));
+    let Some(value) = lines.next() else {
+        let message = format!("Declare what this request is for in the {purpose_header} header.");
+        return Err(Refusal::new(Code::PurposeMissing, message).at("portcullis-purpose"));
+    };
+    if lines.next().is_some() {
+        let message = "Declare exactly one purpose, in exactly one header line.";
+        return Err(Refusal::new(Code::PurposeInvalid, message).at("portcullis-purpose"));
+    }
+    let purpose = PurposeId::from_bytes(value.as_bytes()).map_err(|error| {
+        let message = format!("The purpose {error}: one value, no list.");
+        Refusal::new(Code::PurposeInvalid, message).at("portcullis-purpose")
+    })?;
+    Ok(Declared { purpose, case: case(headers)? })
+}
+
+fn case(headers: &HeaderMap) -> Result<Option<CaseRef>, Refusal> {
+    let mut lines = headers.get_all("portcullis-case").iter();
+    let wrong = |message: String| Refusal::new(Code::CaseInvalid, message).at("portcullis-case");
+    match (lines.next(), lines.next()) {
+        (None, _) => Ok(None),
+        (Some(_), Some(_)) => Err(wrong("Give exactly one case reference.".into())),
+        (Some(value), None) => parse(value).map(Some).map_err(|error| wrong(format!("The case reference {error}."))),
+    }
+}
+
+fn parse(value: &HeaderValue) -> Result<CaseRef, crate::names::NotAName> {
+    CaseRef::from_bytes(value.as_bytes())
+}

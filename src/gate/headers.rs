@@ -1,0 +1,141 @@
+//! The header lines of a request: how many, how long, and what may not stand in them.
+
+use http::header::{
+    ACCEPT, AUTHORIZATION, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, HOST, TE,
+    TRANSFER_ENCODING, UPGRADE, USER_AGENT,
+};
+use http::request::Parts;
+use http::{HeaderName, HeaderValue, Version};
+
+use super::invalid;
+use crate::ask::Route;
+use crate::outcome::{Code, Refusal};
+
+/// Lines of one head.
+const MOST_LINES: usize = 64;
+/// Bytes of all names and values of one head.
+const MOST_BYTES: usize = 16 * 1024;
+
+/// What the other side may not declare hop-by-hop: taking one away would change what a request means.
+const PROTECTED: [&str; 15] = [
+    "host",
+    "content-length",
+    "content-type",
+    "content-encoding",
+    "transfer-encoding",
+    "authorization",
+    "x-api-key",
+    "accept",
+    "expect",
+    "cookie",
+    "forwarded",
+    "portcullis-purpose",
+    "portcullis-case",
+    "x-purpose",
+    "idempotency-key",
+];
+
+/// Headers whose values are read or passed on, and so must be plain ASCII.
+fn matters(name: &HeaderName, purpose_header: &HeaderName) -> bool {
+    let known = [&HOST, &CONTENT_TYPE, &ACCEPT, &AUTHORIZATION, &USER_AGENT, &CONNECTION, &TE, purpose_header];
+    let forwarded =
+        ["anthropic-version", "anthropic-beta", "openai-beta", "idempotency-key", "traceparent", "tracestate"];
+    known.contains(&name)
+        || forwarded.contains(&name.as_str())
+        || name.as_str().starts_with("portcullis-")
+        || name.as_str().starts_with("x-")
+}
+
+/// Count, size, and what may not be there at all.
+pub(super) fn shape(head: &Parts, purpose_header: &HeaderName) -> Result<(), Refusal> {
+    let lines = head.headers.len();
+    let bytes: usize = head.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
+    if lines > MOST_LINES || bytes > MOST_BYTES {
+        let message = format!("A request may have {MOST_LINES} header lines and {MOST_BYTES} bytes of them.");
+        return Err(Refusal::new(Code::HeadersTooLarge, message));
+    }
+    for (name, value) in &head.headers {
+        line(name, value, head.version, purpose_header)?;
+    }
+    if head.headers.contains_key(UPGRADE) || head.headers.contains_key("http2-settings") {
+        return Err(invalid("The protocol cannot be changed here.").at("upgrade"));
+    }
+    if head.headers.contains_key("trailer") && head.version == Version::HTTP_2 {
+        return Ok(());
+    }
+    each(head, &TE, "te", |value| value.eq_ignore_ascii_case(b"trailers"))?;
+    each(head, &EXPECT, "expect", |value| value.eq_ignore_ascii_case(b"100-continue"))?;
+    connection(head, purpose_header)
+}
+
+fn line(name: &HeaderName, value: &HeaderValue, version: Version, purpose_header: &HeaderName) -> Result<(), Refusal> {
+    if name.as_str().contains('_') {
+        return Err(invalid("A header name holds an underscore: use a hyphen."));
+    }
+    let bytes = value.as_bytes();
+    let padded = bytes.first().is_some_and(is_blank) || bytes.last().is_some_and(is_blank);
+    if version == Version::HTTP_2 && padded {
+        return Err(invalid("A header value begins or ends with white space, which HTTP/2 forbids."));
+    }
+    if matters(name, purpose_header) && !bytes.iter().all(|byte| matches!(byte, b'\t' | b' '..=b'~')) {
+        // The purpose has a code of its own for this, and the organization is judged first.
+        if name == purpose_header || matches!(name.as_str(), "portcullis-purpose" | "x-purpose" | "portcullis-case") {
+            return Ok(());
+        }
+        return Err(invalid("A header value holds characters outside printable ASCII."));
+    }
+    Ok(())
+}
+
+fn is_blank(byte: &u8) -> bool {
+    matches!(byte, b' ' | b'\t')
+}
+
+fn each(head: &Parts, name: &HeaderName, param: &'static str, fine: fn(&[u8]) -> bool) -> Result<(), Refusal> {
+    if head.headers.get_all(name).iter().all(|value| fine(value.as_bytes())) {
+        return Ok(());
+    }
+    Err(invalid(format!("The {param} header asks for something that is not done here.")).at(param))
+}
+
+/// Nothing that matters may be declared hop-by-hop.
+fn connection(head: &Parts, purpose_header: &HeaderName) -> Result<(), Refusal> {
+    let lines = head.headers.get_all(CONNECTION).iter();
+    let tokens = lines.flat_map(|value| value.as_bytes().split(|byte| *byte == b',')).map(<[u8]>::trim_ascii);
+    for token in tokens {
+        let named = |name: &str| token.eq_ignore_ascii_case(name.as_bytes());
+        if PROTECTED.iter().any(|name| named(name)) || named(purpose_header.as_str()) || named("upgrade") {
+            return Err(invalid("Connection names a header that may not be taken away.").at("connection"));
+        }
+    }
+    Ok(())
+}
+
+/// What kind of body the request brings.
+pub(super) fn media(head: &Parts, route: Route) -> Result<(), Refusal> {
+    let unsupported = |message: &str, param| Err(Refusal::new(Code::MediaTypeNotSupported, message).at(param));
+    if !route.is_forwarded() {
+        let empty = head.headers.get_all(CONTENT_LENGTH).iter().all(|value| value == "0");
+        if !empty || head.headers.contains_key(TRANSFER_ENCODING) {
+            return Err(invalid("This route takes no body."));
+        }
+        return Ok(());
+    }
+    let plain = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"identity");
+    if !head.headers.get_all(CONTENT_ENCODING).iter().all(plain) {
+        return unsupported("Send the body uncompressed.", "content-encoding");
+    }
+    let mut types = head.headers.get_all(CONTENT_TYPE).iter();
+    match (types.next(), types.next()) {
+        (Some(value), None) if is_json(value.as_bytes()) => Ok(()),
+        _ => unsupported("Send one content-type: application/json.", "content-type"),
+    }
+}
+
+fn is_json(value: &[u8]) -> bool {
+    let mut parts = value.split(|byte| *byte == b';').map(<[u8]>::trim_ascii);
+    let json = parts.next().is_some_and(|kind| kind.eq_ignore_ascii_case(b"application/json"));
+    let utf8 =
+        |part: &[u8]| part.eq_ignore_ascii_case(b"charset=utf-8") || part.eq_ignore_ascii_case(b"charset=\"utf-8\"");
+    json && parts.all(utf8)
+}

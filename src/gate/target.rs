@@ -1,0 +1,96 @@
+//! Where a request goes: version, form, host, path and query.
+
+use http::request::Parts;
+use http::{Method, Version};
+
+use super::invalid;
+use crate::ask::Route;
+use crate::outcome::{Code, Refusal};
+
+/// Version, method and form of the target.
+pub(super) fn shape(head: &Parts) -> Result<(), Refusal> {
+    if !matches!(head.version, Version::HTTP_11 | Version::HTTP_2) {
+        return Err(invalid("Only HTTP/1.1 and HTTP/2 are spoken here."));
+    }
+    if matches!(head.method, Method::CONNECT | Method::TRACE) {
+        return Err(invalid(format!("{} is not served here.", head.method)));
+    }
+    if head.version == Version::HTTP_2 && head.uri.scheme_str() != Some("https") {
+        return Err(invalid("The :scheme must be https."));
+    }
+    let path = head.uri.path().as_bytes();
+    let fine = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'/' | b'_' | b'.' | b':' | b'-');
+    let dots = |segment: &[u8]| matches!(segment, b"." | b"..");
+    let crooked = path.first() != Some(&b'/')
+        || !path.iter().all(fine)
+        || memchr::memmem::find(path, b"//").is_some()
+        || path.split(|byte| *byte == b'/').any(dots);
+    if crooked { Err(invalid("The path is not one of the plain paths that are served here.")) } else { Ok(()) }
+}
+
+/// Host and authority: exactly one, the same, and served here.
+pub(super) fn host(head: &Parts, server_names: &[String]) -> Result<(), Refusal> {
+    let mut lines = head.headers.get_all(http::header::HOST).iter();
+    let (header, second) = (lines.next(), lines.next());
+    if second.is_some() {
+        return Err(invalid("There is more than one Host.").at("host"));
+    }
+    let header =
+        header.map(|value| value.to_str().map_err(|_| invalid("Host is not plain text.").at("host"))).transpose()?;
+    let authority = head.uri.authority().map(http::uri::Authority::as_str);
+    if head.version == Version::HTTP_11 && header.is_none() {
+        return Err(invalid("Host is missing.").at("host"));
+    }
+    let (Some(named), other) = (authority.or(header), authority.and(header)) else {
+        return Err(invalid("The authority is missing.").at("host"));
+    };
+    let name = name_of(named)?;
+    if let Some(other) = other
+        && !name_of(other)?.eq_ignore_ascii_case(name)
+    {
+        return Err(invalid("Host and the authority differ.").at("host"));
+    }
+    if server_names.iter().any(|served| served.eq_ignore_ascii_case(name)) {
+        return Ok(());
+    }
+    Err(Refusal::new(Code::HostNotServed, "This host is not served here: check the base URL.").at("host"))
+}
+
+/// The name without its port.
+fn name_of(authority: &str) -> Result<&str, Refusal> {
+    let (name, port) = authority.split_once(':').map_or((authority, None), |(name, port)| (name, Some(port)));
+    let digits = |port: &str| (1..=5).contains(&port.len()) && port.bytes().all(|byte| byte.is_ascii_digit());
+    let label = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.');
+    let fine = !name.is_empty() && name.bytes().all(label) && port.is_none_or(digits);
+    if fine { Ok(name) } else { Err(invalid("Host is not a host name with an optional port.").at("host")) }
+}
+
+/// The route with exactly this path.
+pub(super) fn route(path: &str) -> Result<Route, Refusal> {
+    let found = Route::ALL.into_iter().find(|route| route.path() == path);
+    found.ok_or_else(|| {
+        let paths: Vec<&str> = Route::ALL.iter().map(|route| route.path()).collect();
+        Refusal::new(Code::RouteNotFound, format!("There is no such route. Served here: {}.", paths.join(", ")))
+    })
+}
+
+/// The query, when each of its members may stand on this route.
+pub(super) fn query(query: Option<&str>, route: Route) -> Result<Option<String>, Refusal> {
+    let Some(query) = query else { return Ok(None) };
+    let allowed: &[&str] = match route {
+        Route::Messages | Route::CountTokens => &["beta"],
+        Route::Models => &["limit", "order", "after", "after_id", "before_id"],
+        _ => &[],
+    };
+    let mut seen = Vec::new();
+    for member in query.split('&') {
+        let (key, value) = member.split_once('=').unwrap_or((member, ""));
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'~' | b'-' | b':' | b'/');
+        if !allowed.contains(&key) || seen.contains(&key) || value.len() > 256 || !value.bytes().all(plain) {
+            let list = if allowed.is_empty() { "none".to_owned() } else { allowed.join(", ") };
+            return Err(invalid(format!("The query may hold, once each: {list}.")));
+        }
+        seen.push(key);
+    }
+    Ok(Some(query.to_owned()))
+}

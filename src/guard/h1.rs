@@ -1,0 +1,227 @@
+//! The guard of an HTTP/1.1 connection: every head complete and exactly formed, every body framed as it says.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::{Buf, BytesMut};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::h1_head::{self, Chunked, Crooked, Framing};
+use super::{Limits, Timer, Wait, Watch};
+use crate::outcome::{Code, Refusal};
+
+/// What hyper is given in place of a head that was withheld; the service answers it with the stored refusal.
+const IN_ITS_PLACE: &[u8] = b"GET /-withheld HTTP/1.1\r\nhost: withheld\r\nconnection: close\r\n\r\n";
+/// How much is read at once.
+const READ: usize = 8 * 1024;
+
+/// Where the next byte belongs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Next {
+    /// To a head, of which this much was looked at.
+    Head(usize),
+    /// To a body of this many more bytes.
+    Length(u64),
+    /// To a chunked body.
+    Chunks(Chunked),
+    /// Nowhere: the connection is over.
+    Over,
+}
+
+/// A guarded stream.
+pub struct Guard<S> {
+    stream: S,
+    limits: Limits,
+    watch: Watch,
+    timer: Timer,
+    next: Next,
+    /// Read, and not yet checked.
+    held: BytesMut,
+    /// Checked, and not yet passed on: so many bytes at the beginning of `passing`.
+    passing: BytesMut,
+}
+
+impl<S> Guard<S> {
+    /// Guards `stream`; the watch is for the service.
+    pub fn new(stream: S, limits: Limits) -> (Guard<S>, Watch) {
+        let watch = Watch::default();
+        let guard = Guard {
+            stream,
+            limits,
+            watch: watch.clone(),
+            timer: Timer::default(),
+            next: Next::Head(0),
+            held: BytesMut::new(),
+            passing: BytesMut::new(),
+        };
+        (guard, watch)
+    }
+
+    /// Moves what is held and fine to what passes.
+    fn advance(&mut self) -> io::Result<()> {
+        loop {
+            match self.next {
+                Next::Head(seen) => match h1_head::end(&self.held, seen) {
+                    Ok(None) if self.held.len() > h1_head::MOST_BYTES => {
+                        self.withhold(Crooked::Large);
+                        return Ok(());
+                    }
+                    Ok(None) => {
+                        self.next = Next::Head(self.held.len());
+                        return Ok(());
+                    }
+                    Ok(Some(end)) if end > h1_head::MOST_BYTES => {
+                        self.withhold(Crooked::Large);
+                        return Ok(());
+                    }
+                    Ok(Some(end)) => match h1_head::check(self.held.get(..end).unwrap_or_default()) {
+                        Ok(framing) => {
+                            self.pass(end);
+                            self.next = match framing {
+                                Framing::Length(0) => Next::Head(0),
+                                Framing::Length(length) => Next::Length(length),
+                                Framing::Chunked => Next::Chunks(Chunked::BEGIN),
+                            };
+                        }
+                        Err(crooked) => {
+                            self.withhold(crooked);
+                            return Ok(());
+                        }
+                    },
+                    Err(crooked) => {
+                        self.withhold(crooked);
+                        return Ok(());
+                    }
+                },
+                Next::Length(left) => {
+                    let here = self.held.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+                    self.pass(here);
+                    let left = left - here as u64;
+                    self.next = if left == 0 { Next::Head(0) } else { Next::Length(left) };
+                }
+                Next::Chunks(mut chunks) => {
+                    let taken =
+                        chunks.follow(&self.held).map_err(|what| io::Error::new(io::ErrorKind::InvalidData, what))?;
+                    self.pass(taken);
+                    self.next = if chunks == Chunked::Done { Next::Head(0) } else { Next::Chunks(chunks) };
+                }
+                Next::Over => return Ok(()),
+            }
+            if self.held.is_empty() {
+                return Ok(());
+            }
+        }
+    }
+
+    fn pass(&mut self, count: usize) {
+        if self.passing.is_empty() {
+            self.passing = self.held.split_to(count);
+        } else {
+            let more = self.held.split_to(count);
+            self.passing.extend_from_slice(&more);
+        }
+    }
+
+    fn withhold(&mut self, crooked: Crooked) {
+        let refusal = match crooked {
+            Crooked::Large => {
+                Refusal::new(Code::HeadersTooLarge, "A request may have 64 header lines and 16384 bytes of them.")
+            }
+            Crooked::Form(message) => Refusal::new(Code::RequestInvalid, message),
+        };
+        self.watch.withhold(refusal);
+        self.held.clear();
+        self.passing.extend_from_slice(IN_ITS_PLACE);
+        self.next = Next::Over;
+    }
+
+    /// Lets the right clock run.
+    fn wind(&mut self) {
+        match self.next {
+            Next::Head(_) if !self.held.is_empty() => self.timer.run(Wait::Head, self.limits.head),
+            Next::Head(_) if self.watch.is_idle() => self.timer.run(Wait::Idle, self.limits.idle),
+            Next::Length(_) | Next::Chunks(_) => self.timer.run(Wait::Body, self.limits.body),
+            Next::Head(_) | Next::Over => self.timer.stop(),
+        }
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Guard<S> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        loop {
+            if !this.passing.is_empty() {
+                let count = this.passing.len().min(buf.remaining());
+                buf.put_slice(this.passing.get(..count).unwrap_or_default());
+                this.passing.advance(count);
+                if this.passing.is_empty() {
+                    this.passing = BytesMut::new();
+                }
+                return Poll::Ready(Ok(()));
+            }
+            if this.next == Next::Over {
+                // hyper closes after the answer; what the client still sends is not looked at.
+                return Poll::Pending;
+            }
+            this.held.reserve(READ);
+            let read = match read_some(&mut this.stream, &mut this.held, cx) {
+                Poll::Ready(read) => read?,
+                Poll::Pending => {
+                    this.wind();
+                    return match ready!(this.timer.poll(cx)) {
+                        Wait::Body => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
+                        // The end of the stream: hyper closes a connection between requests without a word.
+                        Wait::Head | Wait::Idle => Poll::Ready(Ok(())),
+                    };
+                }
+            };
+            if read == 0 {
+                return Poll::Ready(Ok(()));
+            }
+            if matches!(this.next, Next::Length(_) | Next::Chunks(_)) {
+                this.timer.restart(Wait::Body, this.limits.body);
+            }
+            this.advance()?;
+        }
+    }
+}
+
+/// Reads what is there into the spare room of `into`.
+fn read_some<S: AsyncRead + Unpin>(
+    stream: &mut S,
+    into: &mut BytesMut,
+    cx: &mut Context<'_>,
+) -> Poll<io::Result<usize>> {
+    let read = std::pin::pin!(tokio::io::AsyncReadExt::read_buf(stream, into));
+    read.poll(cx)
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Guard<S> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().stream).poll_write(cx, bytes)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().stream).poll_write_vectored(cx, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests;

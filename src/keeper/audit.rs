@@ -1,0 +1,258 @@
+//! The audit log's keeper: the threads that own its files, and the handles that reach them.
+//!
+//! [`AuditLog`] is the running log, [`Journal`] what requests hold. One thread writes, one makes durable and signs,
+//! one packs and retires, one hands checkpoints outside; only the first is ever waited for. What a line is, and how
+//! it is chained, lives in [`crate::audit`]; nothing here knows what the fields mean.
+
+pub mod examine;
+mod handoff;
+mod inbox;
+mod journal;
+mod notary;
+mod outside;
+mod pace;
+mod post;
+pub mod read;
+mod sealer;
+mod segment;
+mod start;
+mod throttle;
+mod writer;
+
+#[cfg(test)]
+mod tests;
+
+/// The locks of the hand-over between keeper and workers, under a name that model checks can replace.
+mod sync {
+    pub(super) use parking_lot::Mutex;
+}
+
+use std::fs::File;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::channel;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use serde::Serialize;
+use zeroize::Zeroizing;
+
+pub use self::journal::{AuditUnavailable, Counters, Journal, Place};
+pub use self::outside::Outside;
+
+use self::inbox::{Inbox, Orders};
+use self::notary::{Desk, Hands, Notary};
+use self::sealer::Sealer;
+use self::segment::{Disk, FileSystem};
+use self::start::{Opened, Tail};
+use self::writer::{Open, Rules, Writer};
+use crate::audit::{Fields, Kind, VerifyingKey, line};
+use crate::clock::Clock;
+use crate::peer::Sha256;
+
+/// What becomes of requests whose accepted line cannot be written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnFailure {
+    /// They are refused.
+    Closed,
+    /// They pass unrecorded, and are counted in a `dropped` line.
+    Open,
+}
+
+/// What an accepted line survives before its request is forwarded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Durability {
+    /// The process's death: it was written. It is fsynced within about 250 ms.
+    Process,
+    /// A power loss: it was fsynced.
+    Power,
+}
+
+/// How a log is kept.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Where its files are.
+    pub directory: PathBuf,
+    /// Its name in checkpoints, for example `gateway.example/audit`; no white space, no `+`.
+    pub origin: String,
+    /// What becomes of requests whose line cannot be written.
+    pub on_failure: OnFailure,
+    /// What a line survives.
+    pub durability: Durability,
+    /// A segment ends at this many bytes …
+    pub rotate_size: u64,
+    /// … or at this age.
+    pub rotate_age: Duration,
+    /// How long records are kept; `None`: for ever.
+    pub keep: Option<Duration>,
+    /// Places outside that are handed every checkpoint.
+    pub checkpoints: Vec<Outside>,
+    /// The signing key as PKCS#8 PEM; `None`: `audit.key` beside the log, made at first start.
+    pub key: Option<Zeroizing<Vec<u8>>>,
+    /// How long a request may wait for its line.
+    pub patience: Duration,
+}
+
+impl Options {
+    /// The defaults for a directory and a name.
+    #[must_use]
+    pub fn new(directory: impl Into<PathBuf>, origin: impl Into<String>) -> Options {
+        Options {
+            directory: directory.into(),
+            origin: origin.into(),
+            on_failure: OnFailure::Closed,
+            durability: Durability::Process,
+            rotate_size: 256 * 1024 * 1024,
+            rotate_age: Duration::from_secs(24 * 3600),
+            keep: Some(Duration::from_secs(400 * 24 * 3600)),
+            checkpoints: Vec::new(),
+            key: None,
+            patience: Duration::from_secs(2),
+        }
+    }
+}
+
+/// The running log. It must be stopped, or dropped, outside of async code: both wait for the last lines.
+#[derive(Debug)]
+pub struct AuditLog {
+    journal: Journal,
+    inbox: Arc<Inbox>,
+    key: VerifyingKey,
+    stopping: Arc<AtomicBool>,
+    threads: Vec<JoinHandle<()>>,
+    /// Held until everything is written.
+    lock: Option<File>,
+}
+
+impl AuditLog {
+    /// Opens the log, making or repairing it if need be, and writes its `start` line with the fields given.
+    ///
+    /// # Errors
+    /// The directory cannot be used, another process writes it, the key is not one, or the log is not what its signed
+    /// checkpoints say.
+    pub fn start(options: Options, clock: Clock, about: &Fields) -> io::Result<AuditLog> {
+        AuditLog::start_on(FileSystem, options, clock, about)
+    }
+
+    fn start_on(disk: impl Disk, options: Options, clock: Clock, about: &Fields) -> io::Result<AuditLog> {
+        let key = options.key.as_deref().map(Vec::as_slice);
+        let Opened { lock, signer, tail } = start::open(&options.directory, &options.origin, key)?;
+        let signer = Arc::new(signer);
+        let inbox = Arc::new(Inbox::new(clock.clone()));
+        let journal = Journal::new(Arc::clone(&inbox), options.on_failure, options.patience);
+        let stopping = Arc::new(AtomicBool::new(false));
+        let current = tail.number;
+
+        let (orders, orders_here) = channel();
+        let (seal, complete) = channel();
+        let (deliver, deliveries) = channel();
+        let deliver = (!options.checkpoints.is_empty()).then_some(deliver);
+        let (notary, waiting) = Notary::new(orders);
+        let hands = Hands { seal, deliver };
+        let desk = Desk::new(Arc::clone(&inbox), options.directory.clone(), Arc::clone(&signer), hands, waiting);
+        let rules = Rules {
+            directory: options.directory.clone(),
+            durability: options.durability,
+            rotate_size: options.rotate_size,
+            rotate_age: options.rotate_age,
+        };
+        let writer = begin(disk, Arc::clone(&inbox), rules, tail, notary, about)?;
+        let sealer = Sealer {
+            directory: options.directory,
+            signer: Arc::clone(&signer),
+            clock,
+            keep: options.keep,
+            stopping: Arc::clone(&stopping),
+        };
+
+        let mut threads = vec![
+            spawn("audit-write", move || writer.run())?,
+            spawn("audit-sign", move || desk.run(&orders_here))?,
+            spawn("audit-pack", move || sealer.run(current, &complete))?,
+        ];
+        if !options.checkpoints.is_empty() {
+            let (places, inbox) = (options.checkpoints, Arc::clone(&inbox));
+            threads.push(spawn("audit-post", move || outside::run(places, &inbox, &deliveries))?);
+        }
+        Ok(AuditLog { journal, inbox, key: signer.verifying_key(), stopping, threads, lock: Some(lock) })
+    }
+
+    /// A handle for requests and events.
+    #[must_use]
+    pub fn journal(&self) -> &Journal {
+        &self.journal
+    }
+
+    /// The key that checkpoints are verified with.
+    #[must_use]
+    pub fn verifying_key(&self) -> &VerifyingKey {
+        &self.key
+    }
+
+    /// Writes what was told, a `stop` line and a last checkpoint, and closes the files. Lines told afterwards are
+    /// lost and counted as failed.
+    pub fn stop(mut self) {
+        self.finish();
+    }
+
+    fn finish(&mut self) {
+        self.stopping.store(true, Ordering::Release);
+        self.inbox.order(Orders { checkpoint: false, stop: true });
+        for thread in self.threads.drain(..) {
+            if thread.join().is_err() {
+                tracing::error!("a thread of the audit log panicked");
+            }
+        }
+        self.lock = None;
+    }
+}
+
+impl Drop for AuditLog {
+    fn drop(&mut self) {
+        if !self.threads.is_empty() {
+            self.finish();
+        }
+    }
+}
+
+/// What the line says that tells of a torn tail.
+#[derive(Serialize)]
+struct Repair {
+    segment: u64,
+    bytes: u64,
+    sha256: Sha256,
+}
+
+fn begin<D: Disk>(
+    disk: D,
+    inbox: Arc<Inbox>,
+    rules: Rules,
+    tail: Tail,
+    notary: Notary,
+    about: &Fields,
+) -> io::Result<Writer<D>> {
+    let file = disk.open(&tail.number.open_path(&rules.directory), tail.new)?;
+    let since = tail.since.unwrap_or_else(|| inbox.clock().now().wall);
+    let open = Open { file, number: tail.number, length: tail.length, since, torn: false };
+    let torn = |(bytes, sha256)| Repair { segment: tail.number.0, bytes, sha256 };
+    let repaired = tail.torn.map(torn).map(|repair| (Kind::Repaired, Fields::of(&repair)));
+    let lines = repaired.into_iter().chain([(Kind::Start, about.clone())]).collect();
+    let mut writer = Writer::new(inbox, rules, disk, tail.chain, boot()?, open, notary);
+    writer.begin(lines)?;
+    Ok(writer)
+}
+
+/// A random name for this run of the process.
+fn boot() -> io::Result<String> {
+    let mut bytes = [0; 8];
+    aws_lc_rs::rand::fill(&mut bytes).map_err(|_| io::Error::other("the machine gives no randomness"))?;
+    let mut digits = Vec::with_capacity(16);
+    line::push_hex(&mut digits, &bytes);
+    String::from_utf8(digits).map_err(io::Error::other)
+}
+
+fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<JoinHandle<()>> {
+    thread::Builder::new().name(name.to_owned()).spawn(work)
+}

@@ -1,0 +1,141 @@
+//! A log held against what was signed: the grounds first, then one pass over every line.
+//!
+//! Every reader of records (verify, prove, report, export) goes through [`walk`], so none of them ever works with a
+//! record that was not verified.
+
+use std::io;
+use std::path::Path;
+
+use super::read::{KEYS, Log, SignedNote};
+use super::segment::Number;
+use crate::audit::checkpoint::{Checkpoint, VerifyingKey};
+use crate::audit::line::Head;
+use crate::audit::verify::{Finding, Place, Summary, Verifier, Vouched};
+use crate::audit::{Chain, Leaf};
+
+/// Why a pass over a log ended early.
+#[derive(Debug)]
+pub enum Failure {
+    /// The log is not what was written.
+    Found(Finding),
+    /// It cannot be read, or not be judged.
+    Unreadable(io::Error),
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Failure {
+        Failure::Unreadable(error)
+    }
+}
+
+impl From<Finding> for Failure {
+    fn from(finding: Finding) -> Failure {
+        Failure::Found(finding)
+    }
+}
+
+/// What a log is checked against, gathered before its lines are read.
+#[derive(Debug, Clone)]
+pub struct Grounds {
+    /// The state before the first record that is here.
+    pub start: Chain,
+    /// The verified checkpoints.
+    pub vouched: Vec<Vouched>,
+    /// The largest of them, as a note.
+    pub latest: Option<(Checkpoint, String)>,
+}
+
+impl Grounds {
+    /// Verifies every note beside the log, and those from `outside`, with `keys`.
+    ///
+    /// # Errors
+    /// A note does not verify, records are missing at the beginning, or nothing vouches for the log.
+    pub fn gather(log: &Log, keys: &[VerifyingKey], outside: Vec<SignedNote>) -> Result<Grounds, Failure> {
+        let (mut vouched, mut retirements) = (Vec::new(), Vec::new());
+        let mut latest: Option<(Checkpoint, String)> = None;
+        for SignedNote { place, text } in log.notes()?.into_iter().chain(outside) {
+            let checkpoint = Checkpoint::open(&text, keys).map_err(|what| refused(&place, what))?;
+            let source = format!("{}:{}", place.file, place.line);
+            vouched.push(Vouched { size: checkpoint.size, root: checkpoint.root, source });
+            retirements.extend(checkpoint.resume().filter(|_| checkpoint.retires()));
+            if latest.as_ref().is_none_or(|(known, _)| known.size <= checkpoint.size) {
+                latest = Some((checkpoint, text));
+            }
+        }
+        if vouched.is_empty() {
+            let place = Place { file: KEYS.into(), line: 1 };
+            return Err(refused(&place, "no signed checkpoint lies beside the log".to_owned()).into());
+        }
+        Ok(Grounds { start: beginning(log, retirements)?, vouched, latest })
+    }
+}
+
+/// The state before the first record that is here: where retention left off, or nothing.
+fn beginning(log: &Log, mut retirements: Vec<Chain>) -> Result<Chain, Failure> {
+    let Some(segment) = log.segments().first() else { return Ok(Chain::empty()) };
+    let mut lines = log.lines(*segment)?;
+    let first = match lines.advance() {
+        Ok(Some(_)) => Head::parse(lines.leaf().record()).ok().map(|head| head.seq),
+        _ => None,
+    };
+    if let Some(at) = retirements.iter().position(|chain| Some(chain.size()) == first) {
+        return Ok(retirements.swap_remove(at));
+    }
+    if segment.number == Number(1) {
+        return Ok(Chain::empty());
+    }
+    retirements.into_iter().max_by_key(Chain::size).ok_or_else(|| {
+        let what = "what came before is missing, and nothing signed says that it was retired".to_owned();
+        Finding { seq: first.map(|seq| seq.saturating_sub(1)), ..refused(&lines.place(), what) }.into()
+    })
+}
+
+/// Verifies a log with the keys and checkpoints that lie beside it.
+///
+/// # Errors
+/// The first thing that is wrong, or an unreadable file.
+pub fn verify(directory: &Path) -> Result<Summary, Failure> {
+    let log = Log::open(directory)?;
+    let grounds = Grounds::gather(&log, &log.keys()?, Vec::new())?;
+    walk(&log, &grounds, |_, _, _| {})
+}
+
+/// Passes over the whole log, verifying; every verified record is handed to `each`, with the bytes read so far.
+///
+/// # Errors
+/// The first thing that is wrong, or an unreadable file.
+pub fn walk(log: &Log, grounds: &Grounds, mut each: impl FnMut(&Head<'_>, &Leaf, u64)) -> Result<Summary, Failure> {
+    let mut verifier = Verifier::new(&grounds.start, grounds.vouched.clone());
+    let mut end = Place { file: "audit-1.jsonl".into(), line: 1 };
+    let mut read = 0;
+    for (index, segment) in log.segments().iter().enumerate() {
+        let may_grow = log.is_live() && index + 1 == log.segments().len();
+        let mut lines = log.lines(*segment)?;
+        loop {
+            let line = match lines.advance() {
+                Ok(Some(line)) => line,
+                Ok(None) => break,
+                Err(error) => {
+                    return Err(verifier.unreadable(&lines.place(), format!("the file is damaged: {error}")).into());
+                }
+            };
+            read += line.bytes;
+            if !line.whole {
+                if may_grow {
+                    break;
+                }
+                return Err(verifier
+                    .unreadable(&lines.place(), "it has no end: the file was cut off here".to_owned())
+                    .into());
+            }
+            let head = verifier.record(lines.place(), lines.leaf())?;
+            each(&head, lines.leaf(), read);
+        }
+        end = lines.place();
+    }
+    Ok(verifier.finish(&end)?)
+}
+
+fn refused(place: &Place, what: String) -> Finding {
+    Finding { file: place.file.to_string(), line: place.line, seq: None, what }
+}

@@ -1,0 +1,295 @@
+//! What the workers leave for the keeper: one queue under one short lock, and the bell that wakes the keeper.
+//!
+//! Only a line that somebody waits for rings at once. Closing lines and events are gathered for a moment, so a busy
+//! gateway pays for few wake-ups. The queue is bounded in everything that strangers can cause; the room of a closing
+//! line was taken when its request was accepted. No file is touched here.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use parking_lot::{Condvar, Mutex};
+use serde::Serialize;
+
+use super::handoff::Ticket;
+use super::throttle::Throttle;
+use crate::audit::{Event, Fields, Kind};
+use crate::clock::{Clock, Wall};
+
+/// Accepted lines that may wait at once; beyond, requests are refused instead of queued.
+const WAITING_MAX: usize = 8192;
+/// Bytes of refused lines (requests and handshakes) that may wait at once.
+const FLOOD_MAX: usize = 8 * 1024 * 1024;
+/// How long closing lines and events may be gathered.
+const GATHER: Duration = Duration::from_millis(10);
+/// Refused handshakes kept a second, and at once after a quiet time.
+const HANDSHAKES: (u64, u64) = (50, 200);
+
+/// One line on its way.
+#[derive(Debug)]
+pub(super) struct Entry {
+    pub(super) at: Wall,
+    pub(super) told: Told,
+    pub(super) fields: Fields,
+}
+
+impl Entry {
+    /// The bytes by which it counts against [`FLOOD_MAX`].
+    fn flood(&self) -> usize {
+        match self.told {
+            Told::Plain(Kind::Refused | Kind::HandshakeRefused) => self.fields.len(),
+            _ => 0,
+        }
+    }
+}
+
+/// What an entry tells, and to whom an answer is owed.
+#[derive(Debug)]
+pub(super) enum Told {
+    /// A request that waits for its line.
+    Accepted(Arc<Ticket>),
+    /// The end of the request whose accepted line has this `seq`.
+    Closed(u64),
+    /// Anything else.
+    Plain(Kind),
+}
+
+/// Lines that could not be kept, by kind; it becomes a `dropped` line of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+pub(super) struct Dropped {
+    #[serde(skip_serializing_if = "is_zero")]
+    accepted: u64,
+    #[serde(skip_serializing_if = "is_zero")]
+    closed: u64,
+    #[serde(skip_serializing_if = "is_zero")]
+    refused: u64,
+    #[serde(skip_serializing_if = "is_zero")]
+    handshake_refused: u64,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature serde asks for")]
+fn is_zero(count: &u64) -> bool {
+    *count == 0
+}
+
+/// What the keeper's thread is doing, so that it is woken only when it must be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Writer {
+    /// It will look at the queue by itself.
+    Busy,
+    /// It waits a moment for more; only a waiting request ends that.
+    Gathering,
+    /// Anything wakes it.
+    Asleep,
+}
+
+#[derive(Debug)]
+struct Queue {
+    entries: Vec<Entry>,
+    waiting: usize,
+    flood: usize,
+    writer: Writer,
+    orders: Orders,
+    stopped: bool,
+    dropped: Dropped,
+    handshakes: Throttle,
+}
+
+impl Queue {
+    fn empty_into(&mut self, entries: &mut Vec<Entry>) -> Orders {
+        if entries.is_empty() {
+            std::mem::swap(&mut self.entries, entries);
+        } else {
+            entries.append(&mut self.entries);
+        }
+        self.waiting = 0;
+        // What the keeper could not write yet counts until it could.
+        self.flood = entries.iter().map(Entry::flood).sum();
+        self.stopped = self.orders.stop;
+        let stop = self.orders.stop;
+        std::mem::replace(&mut self.orders, Orders { checkpoint: false, stop })
+    }
+}
+
+/// What else is asked of the keeper.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Orders {
+    /// Sign a checkpoint now.
+    pub(super) checkpoint: bool,
+    /// Write what is here, then stop.
+    pub(super) stop: bool,
+}
+
+/// Numbers for the metrics.
+#[derive(Debug, Default)]
+pub(super) struct Tally {
+    pub(super) written: AtomicU64,
+    pub(super) failed: AtomicU64,
+    pub(super) dropped: AtomicU64,
+    pub(super) open: AtomicU64,
+    pub(super) checkpoints: AtomicU64,
+    pub(super) undelivered: AtomicU64,
+}
+
+/// The queue, the bell and the state that workers and keeper share.
+#[derive(Debug)]
+pub(super) struct Inbox {
+    queue: Mutex<Queue>,
+    bell: Condvar,
+    clock: Clock,
+    pub(super) tally: Tally,
+    /// The last write failed, and the pause before the next attempt is not over.
+    pub(super) failing: AtomicBool,
+    /// A request waited in vain, and no write has ended since.
+    pub(super) stuck: AtomicBool,
+    /// The last fsync outside a write failed.
+    pub(super) unsynced: AtomicBool,
+}
+
+impl Inbox {
+    pub(super) fn new(clock: Clock) -> Inbox {
+        let queue = Queue {
+            entries: Vec::new(),
+            waiting: 0,
+            flood: 0,
+            writer: Writer::Busy,
+            orders: Orders::default(),
+            stopped: false,
+            dropped: Dropped::default(),
+            handshakes: Throttle::new(HANDSHAKES.0, HANDSHAKES.1),
+        };
+        Inbox {
+            queue: Mutex::new(queue),
+            bell: Condvar::new(),
+            clock,
+            tally: Tally::default(),
+            failing: AtomicBool::new(false),
+            stuck: AtomicBool::new(false),
+            unsynced: AtomicBool::new(false),
+        }
+    }
+
+    /// Whether lines get through at present.
+    pub(super) fn passes(&self) -> bool {
+        !self.failing.load(Ordering::Acquire) && !self.stuck.load(Ordering::Acquire)
+    }
+
+    /// Queues the line of a request that waits for it; `false` when there is no room.
+    pub(super) fn accept(&self, ticket: &Arc<Ticket>, fields: Fields) -> bool {
+        let at = self.clock.now().wall;
+        let mut queue = self.queue.lock();
+        if queue.waiting >= WAITING_MAX || queue.orders.stop {
+            return false;
+        }
+        queue.waiting += 1;
+        queue.entries.push(Entry { at, told: Told::Accepted(Arc::clone(ticket)), fields });
+        let ring = queue.writer != Writer::Busy;
+        self.ring(queue, ring);
+        true
+    }
+
+    /// Queues a closing line; its room was taken with the accepted line.
+    pub(super) fn close(&self, accepted: u64, fields: Fields) {
+        let at = self.clock.now().wall;
+        self.tally.open.fetch_sub(1, Ordering::Relaxed);
+        self.put(Entry { at, told: Told::Closed(accepted), fields });
+    }
+
+    /// Queues an event, or counts it where there is no room.
+    pub(super) fn tell(&self, event: Event, fields: Fields) {
+        let now = self.clock.now();
+        let mut queue = self.queue.lock();
+        let over = event == Event::HandshakeRefused && !queue.handshakes.passes(now.mono);
+        if event.floods() && (over || queue.flood + fields.len() > FLOOD_MAX) {
+            match event {
+                Event::HandshakeRefused => queue.dropped.handshake_refused += 1,
+                _ => queue.dropped.refused += 1,
+            }
+            self.tally.dropped.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+        if event.floods() {
+            queue.flood += fields.len();
+        }
+        drop(queue);
+        self.put(Entry { at: now.wall, told: Told::Plain(event.into()), fields });
+    }
+
+    /// Counts an accepted line, and the closing line that cannot follow it, as dropped (`on_failure = "open"`).
+    pub(super) fn count_unrecorded(&self, accepted: bool) {
+        let mut queue = self.queue.lock();
+        let counter = if accepted { &mut queue.dropped.accepted } else { &mut queue.dropped.closed };
+        *counter += 1;
+        drop(queue);
+        self.tally.dropped.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Gives orders beyond the lines.
+    pub(super) fn order(&self, orders: Orders) {
+        let mut queue = self.queue.lock();
+        queue.orders.checkpoint |= orders.checkpoint;
+        queue.orders.stop |= orders.stop;
+        let ring = queue.writer != Writer::Busy;
+        self.ring(queue, ring);
+    }
+
+    fn put(&self, entry: Entry) {
+        let mut queue = self.queue.lock();
+        if queue.stopped {
+            self.tally.failed.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+        queue.entries.push(entry);
+        let ring = queue.writer == Writer::Asleep;
+        self.ring(queue, ring);
+    }
+
+    /// Wakes the keeper if it must be, once.
+    fn ring(&self, mut queue: parking_lot::MutexGuard<'_, Queue>, ring: bool) {
+        if ring {
+            queue.writer = Writer::Busy;
+            drop(queue);
+            self.bell.notify_one();
+        }
+    }
+
+    /// The keeper's half: appends what is here to `entries`, after waiting for `patience` at most.
+    pub(super) fn take(&self, entries: &mut Vec<Entry>, patience: Duration) -> Orders {
+        let mut queue = self.queue.lock();
+        if queue.waiting == 0 && !queue.orders.stop && !queue.orders.checkpoint {
+            queue.writer = Writer::Gathering;
+            let asleep = |queue: &mut Queue| queue.writer != Writer::Busy;
+            self.bell.wait_while_for(&mut queue, asleep, patience.min(GATHER));
+            if queue.writer == Writer::Gathering && queue.entries.is_empty() {
+                queue.writer = Writer::Asleep;
+                self.bell.wait_while_for(&mut queue, asleep, patience.saturating_sub(GATHER));
+            }
+            queue.writer = Writer::Busy;
+        }
+        queue.empty_into(entries)
+    }
+
+    /// The keeper's half while writing fails: waits the whole pause, whatever comes.
+    pub(super) fn take_after(&self, entries: &mut Vec<Entry>, pause: Duration) -> Orders {
+        let mut queue = self.queue.lock();
+        queue.writer = Writer::Busy;
+        self.bell.wait_while_for(&mut queue, |queue| !queue.orders.stop, pause);
+        queue.empty_into(entries)
+    }
+
+    /// The keeper's half: what was dropped since it last asked.
+    pub(super) fn take_dropped(&self) -> Option<Entry> {
+        let dropped = std::mem::take(&mut self.queue.lock().dropped);
+        let told = Told::Plain(Kind::Dropped);
+        (dropped != Dropped::default()).then(|| Entry { at: self.clock.now().wall, told, fields: Fields::of(&dropped) })
+    }
+
+    /// Lines that wait at present.
+    pub(super) fn length(&self) -> usize {
+        self.queue.lock().entries.len()
+    }
+
+    pub(super) fn clock(&self) -> &Clock {
+        &self.clock
+    }
+}

@@ -1,0 +1,242 @@
+//! The handle that requests hold: a line before the upstream is called, a line when it is over.
+//!
+//! [`Journal::accepted`] resolves when the line is as durable as configured; its [`Place`] is the evidence, and the
+//! room for the closing line. Nothing here makes a file call or blocks.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::OnFailure;
+use super::handoff::{Lane, Leaving, Outcome, Ticket};
+use super::inbox::{Inbox, Orders};
+use crate::audit::{Event, Fields};
+use crate::outcome::{Code, Ending};
+
+/// The audit line could not be written in time: the request must not be forwarded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AuditUnavailable;
+
+impl std::fmt::Display for AuditUnavailable {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("the audit log cannot be written")
+    }
+}
+
+impl std::error::Error for AuditUnavailable {}
+
+/// A handle on the audit log. Clones share one lane; a worker takes its own with [`Journal::lane`].
+#[derive(Debug, Clone)]
+pub struct Journal {
+    inbox: Arc<Inbox>,
+    lane: Arc<Lane>,
+    on_failure: OnFailure,
+    patience: Duration,
+}
+
+impl Journal {
+    pub(super) fn new(inbox: Arc<Inbox>, on_failure: OnFailure, patience: Duration) -> Journal {
+        Journal { inbox, lane: Arc::default(), on_failure, patience }
+    }
+
+    /// A handle for another worker thread: tasks that share a handle (or its clones) are woken by one another, which
+    /// is cheapest when they live in one runtime.
+    #[must_use]
+    pub fn lane(&self) -> Journal {
+        Journal { lane: Arc::default(), ..self.clone() }
+    }
+
+    /// Writes the accepted line. Resolves when it was written (`durability = "process"`) or fsynced (`"power"`).
+    /// Must be polled in a tokio runtime with timers.
+    ///
+    /// When this future is dropped early, a line that was written all the same is closed as `client_gone` by the
+    /// keeper; when the wait was too long, as `refused`.
+    ///
+    /// # Errors
+    /// [`AuditUnavailable`] when the line cannot be written within the bound (about two seconds; at once while
+    /// writing is known to fail) and `on_failure` is `closed`. With `open` the place is then unrecorded.
+    pub async fn accepted(&self, fields: Fields) -> Result<Place, AuditUnavailable> {
+        match self.write(fields).await {
+            Some(seq) => Ok(Place { inbox: Some(Arc::clone(&self.inbox)), seq: Some(seq) }),
+            None => self.without_line(),
+        }
+    }
+
+    async fn write(&self, fields: Fields) -> Option<u64> {
+        if !self.inbox.passes() {
+            return None;
+        }
+        let ticket = Ticket::new(Arc::clone(&self.lane));
+        if !self.inbox.accept(&ticket, fields) {
+            return None;
+        }
+        let mut wait = Wait { ticket, inbox: &self.inbox, over: false };
+        match tokio::time::timeout(self.patience, &mut wait).await {
+            Ok(Outcome::Written(seq)) => Some(seq),
+            Ok(Outcome::Failed) => None,
+            Err(_) => {
+                wait.give_up();
+                None
+            }
+        }
+    }
+
+    fn without_line(&self) -> Result<Place, AuditUnavailable> {
+        match self.on_failure {
+            OnFailure::Closed => {
+                self.inbox.tally.failed.fetch_add(1, Ordering::Relaxed);
+                Err(AuditUnavailable)
+            }
+            OnFailure::Open => {
+                self.inbox.count_unrecorded(true);
+                Ok(Place { inbox: Some(Arc::clone(&self.inbox)), seq: None })
+            }
+        }
+    }
+
+    /// Tells what happened apart from accepted requests. Never blocks; what strangers can cause is bounded, and
+    /// what is over the bound is counted in a `dropped` line. What operators do is signed at once.
+    pub fn event(&self, event: Event, fields: Fields) {
+        self.inbox.tell(event, fields);
+        if !event.floods() {
+            self.inbox.order(Orders { checkpoint: true, stop: false });
+        }
+    }
+
+    /// Whether accepted lines get through at present; readiness and alerts follow it.
+    #[must_use]
+    pub fn healthy(&self) -> bool {
+        self.inbox.passes() && !self.inbox.unsynced.load(Ordering::Acquire)
+    }
+
+    /// Numbers for the metrics.
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        let tally = &self.inbox.tally;
+        let read = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
+        Counters {
+            written: read(&tally.written),
+            failed: read(&tally.failed),
+            dropped: read(&tally.dropped),
+            queued: self.inbox.length(),
+            open: read(&tally.open),
+            checkpoints: read(&tally.checkpoints),
+            undelivered: read(&tally.undelivered),
+        }
+    }
+}
+
+/// What the keeper has done since it started, and what waits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Counters {
+    /// Lines written.
+    pub written: u64,
+    /// Lines that could not be written when asked: each refused a request, or was told too late to be kept.
+    pub failed: u64,
+    /// Lines given up knowingly: over the bound, or unrecorded under `on_failure = "open"`.
+    pub dropped: u64,
+    /// Lines that wait at present.
+    pub queued: usize,
+    /// Accepted requests without their closing line at present.
+    pub open: u64,
+    /// Checkpoints signed.
+    pub checkpoints: u64,
+    /// Checkpoints that a place outside did not take.
+    pub undelivered: u64,
+}
+
+struct Wait<'a> {
+    ticket: Arc<Ticket>,
+    inbox: &'a Inbox,
+    over: bool,
+}
+
+impl Wait<'_> {
+    /// Time is up: newcomers are refused at once until a write ends.
+    fn give_up(&mut self) {
+        self.over = true;
+        // Before leaving: whoever looks at the ticket afterwards ends a write, and clears the flag.
+        self.inbox.stuck.store(true, Ordering::Release);
+        if let Some(seq) = self.ticket.leave(Leaving::Impatient) {
+            self.inbox.stuck.store(false, Ordering::Release);
+            self.inbox.close(seq, unforwarded(Leaving::Impatient));
+        }
+    }
+}
+
+impl Future for Wait<'_> {
+    type Output = Outcome;
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Outcome> {
+        let outcome = self.ticket.poll(cx);
+        self.over = outcome.is_ready();
+        outcome
+    }
+}
+
+impl Drop for Wait<'_> {
+    fn drop(&mut self) {
+        if !self.over
+            && let Some(seq) = self.ticket.leave(Leaving::Gone)
+        {
+            self.inbox.close(seq, unforwarded(Leaving::Gone));
+        }
+    }
+}
+
+/// The closing members the keeper writes itself.
+#[derive(Serialize)]
+struct Minimal {
+    ending: Ending,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<Code>,
+}
+
+/// How a request ends whose line was written although nobody waited for it: it was not forwarded.
+pub(super) fn unforwarded(leaving: Leaving) -> Fields {
+    Fields::of(&match leaving {
+        Leaving::Gone => Minimal { ending: Ending::ClientGone, reason: None },
+        Leaving::Impatient => Minimal { ending: Ending::Refused, reason: Some(Code::AuditUnavailable) },
+    })
+}
+
+/// An accepted line, and the room for the line that closes it: exactly one follows, on drop at the latest.
+#[derive(Debug)]
+#[must_use = "dropping it closes the request as panicked"]
+pub struct Place {
+    inbox: Option<Arc<Inbox>>,
+    seq: Option<u64>,
+}
+
+impl Place {
+    /// The accepted line's `seq`; `None` when it is unrecorded (`on_failure = "open"`).
+    #[must_use]
+    pub fn seq(&self) -> Option<u64> {
+        self.seq
+    }
+
+    /// Tells how the request ended. Never blocks, never fails: its room was taken beforehand.
+    pub fn close(mut self, fields: Fields) {
+        self.tell(fields);
+    }
+
+    fn tell(&mut self, fields: Fields) {
+        match (self.inbox.take(), self.seq) {
+            (Some(inbox), Some(seq)) => inbox.close(seq, fields),
+            (Some(inbox), None) => inbox.count_unrecorded(false),
+            (None, _) => {}
+        }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if self.inbox.is_some() {
+            self.tell(Fields::of(&Minimal { ending: Ending::Panicked, reason: None }));
+        }
+    }
+}

@@ -1,0 +1,96 @@
+//! When the keeper's recurring duties are due: fsync, signature, word of dropped lines, another try at rotation.
+//!
+//! It runs by a system clock of its own: these are distances between calls to the disk, not times that anybody reads,
+//! so a clock that a test turns by hand does not hold them up.
+
+use std::time::Duration;
+
+use crate::clock::{Clock, Mono};
+
+/// Written bytes are fsynced after this long (`durability = "process"`).
+const SYNC_AFTER: Duration = Duration::from_millis(250);
+/// New records are signed after this long; a rotation that failed is tried again.
+const SIGN_AFTER: Duration = Duration::from_secs(1);
+/// Dropped lines are told this often at most.
+const TELL_DROPPED_AFTER: Duration = Duration::from_secs(1);
+
+/// What was done when.
+#[derive(Debug)]
+pub(super) struct Pace {
+    clock: Clock,
+    /// Lines were written since the keeper last slept.
+    active: bool,
+    unsynced_since: Option<Mono>,
+    signed: u64,
+    signed_at: Mono,
+    dropped_at: Mono,
+    rotation_failed_at: Option<Mono>,
+}
+
+impl Pace {
+    pub(super) fn new() -> Pace {
+        let clock = Clock::system();
+        let now = clock.now().mono;
+        let (unsynced_since, rotation_failed_at) = (None, None);
+        Pace { clock, active: false, unsynced_since, signed: 0, signed_at: now, dropped_at: now, rotation_failed_at }
+    }
+
+    /// Lines were written; `synced`: and fsynced.
+    pub(super) fn wrote(&mut self, synced: bool) {
+        self.active = true;
+        if !synced {
+            let now = self.clock.now().mono;
+            self.unsynced_since.get_or_insert(now);
+        }
+    }
+
+    /// An fsync was ordered.
+    pub(super) fn ordered_sync(&mut self) {
+        self.unsynced_since = None;
+    }
+
+    /// A signature over so many records was ordered, and an fsync with it.
+    pub(super) fn ordered_signature(&mut self, size: u64) {
+        self.unsynced_since = None;
+        self.signed = size;
+        self.signed_at = self.clock.now().mono;
+    }
+
+    /// Time until the next fsync is due.
+    pub(super) fn sync_in(&self) -> Option<Duration> {
+        let now = self.clock.now().mono;
+        self.unsynced_since.map(|since| SYNC_AFTER.saturating_sub(now.since(since)))
+    }
+
+    /// Time until the next signature is due, in a log of so many records; `failed`: the last one could not be made.
+    pub(super) fn signature_in(&self, size: u64, failed: bool) -> Option<Duration> {
+        let now = self.clock.now().mono;
+        (size > self.signed || failed).then(|| SIGN_AFTER.saturating_sub(now.since(self.signed_at)))
+    }
+
+    /// Whether dropped lines may be told again, which counts as told.
+    pub(super) fn may_tell_dropped(&mut self) -> bool {
+        let now = self.clock.now().mono;
+        let may = now.since(self.dropped_at) >= TELL_DROPPED_AFTER;
+        if may {
+            self.dropped_at = now;
+        }
+        may
+    }
+
+    /// Time until dropped lines may be told, asked once after lines were written.
+    pub(super) fn quiet_in(&mut self) -> Option<Duration> {
+        std::mem::take(&mut self.active).then_some(TELL_DROPPED_AFTER)
+    }
+
+    /// Whether a rotation may be tried.
+    pub(super) fn may_rotate(&self) -> bool {
+        let now = self.clock.now().mono;
+        self.rotation_failed_at.is_none_or(|at| now.since(at) >= SIGN_AFTER)
+    }
+
+    /// How the rotation went.
+    pub(super) fn rotated(&mut self, done: bool) {
+        self.rotation_failed_at = (!done).then(|| self.clock.now().mono);
+    }
+}

@@ -1,0 +1,154 @@
+//! The third thread: packs complete segments and removes what retention lets go.
+//!
+//! A packed segment replaces the plain one only when it is whole and on disk. Nothing is removed before a signed note
+//! says so, and carries what the rest of the log hangs on.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::Receiver;
+use std::time::Duration;
+
+use flate2::Compression;
+use flate2::write::GzEncoder;
+
+use super::read::{Log, RETIRED, Segment, SignedNote, invalid};
+use super::segment::{Number, sync_directory};
+use crate::audit::checkpoint::Checkpoint;
+use crate::audit::line::Head;
+use crate::audit::{Chain, Signer};
+use crate::clock::{Clock, Wall};
+
+pub(super) struct Sealer {
+    pub(super) directory: PathBuf,
+    pub(super) signer: Arc<Signer>,
+    pub(super) clock: Clock,
+    pub(super) keep: Option<Duration>,
+    /// The keeper stops: a segment half packed is left to the next start.
+    pub(super) stopping: Arc<AtomicBool>,
+}
+
+impl Sealer {
+    /// Packs what earlier runs left, then what comes, until the notary is gone.
+    pub(super) fn run(&self, current: Number, complete: &Receiver<Number>) {
+        yield_to_traffic();
+        self.tidy(current);
+        while let Ok(number) = complete.recv() {
+            if let Err(error) = self.seal(number) {
+                tracing::warn!(%error, segment = number.0, "an audit segment could not be packed");
+            }
+            self.retire(number.next());
+        }
+    }
+
+    fn tidy(&self, current: Number) {
+        let Ok(log) = Log::open(&self.directory) else { return };
+        for segment in log.segments().iter().filter(|segment| !segment.sealed && segment.number < current) {
+            if let Err(error) = self.seal(segment.number) {
+                tracing::warn!(%error, segment = segment.number.0, "an audit segment could not be packed");
+            }
+        }
+        self.retire(current);
+    }
+
+    fn seal(&self, number: Number) -> io::Result<()> {
+        let (plain, packed) = (number.open_path(&self.directory), number.sealed_path(&self.directory));
+        let part = packed.with_extension("gz.part");
+        if !self.pack(&plain, &part)? {
+            return fs::remove_file(&part);
+        }
+        fs::rename(&part, &packed)?;
+        sync_directory(&packed)?;
+        fs::remove_file(&plain)
+    }
+
+    /// Returns whether it was finished. The fast level: a sixth of the default's work for a seventh more bytes.
+    fn pack(&self, plain: &Path, part: &Path) -> io::Result<bool> {
+        let mut from = File::open(plain)?;
+        let to = OpenOptions::new().write(true).create(true).truncate(true).mode(0o640).open(part)?;
+        let mut encoder = GzEncoder::new(to, Compression::fast());
+        let mut chunk = vec![0; 256 * 1024];
+        loop {
+            let read = from.read(&mut chunk)?;
+            if read == 0 {
+                break;
+            }
+            encoder.write_all(chunk.get(..read).unwrap_or_default())?;
+            if self.stopping.load(Ordering::Acquire) {
+                return Ok(false);
+            }
+        }
+        let packed = encoder.finish()?;
+        packed.set_permissions(fs::Permissions::from_mode(0o440))?;
+        packed.sync_all()?;
+        Ok(true)
+    }
+
+    /// Removes the segments before `current` that hold only records older than retention asks for.
+    fn retire(&self, current: Number) {
+        let Some(keep) = self.keep else { return };
+        let before = Wall(self.clock.now().wall.0.saturating_sub(i64::try_from(keep.as_nanos()).unwrap_or(i64::MAX)));
+        if let Err(error) = self.retire_before(before, current) {
+            tracing::warn!(%error, "old audit segments could not be retired");
+        }
+    }
+
+    fn retire_before(&self, before: Wall, current: Number) -> io::Result<()> {
+        let log = Log::open(&self.directory)?;
+        let keys = log.keys()?;
+        for pair in log.segments().windows(2) {
+            let [old, next] = pair else { continue };
+            let Some((seq, since)) = first_record(&log, *next)? else { continue };
+            if next.number > current || since >= before {
+                break;
+            }
+            let resumable = |note: SignedNote| Checkpoint::open(&note.text, &keys).ok().and_then(|note| note.resume());
+            let chain = log.notes()?.into_iter().filter_map(resumable).find(|chain| chain.size() == seq);
+            let chain = chain.ok_or_else(|| invalid("no signed note carries what the next segment hangs on"))?;
+            self.say_retired(&chain)?;
+            remove(&self.directory, old.number)?;
+        }
+        Ok(())
+    }
+
+    fn say_retired(&self, chain: &Chain) -> io::Result<()> {
+        let path = self.directory.join(RETIRED);
+        let note = self.signer.sign(&Checkpoint::retiring(self.signer.origin(), chain));
+        let mut file = OpenOptions::new().append(true).create(true).mode(0o640).open(&path)?;
+        file.write_all(note.as_bytes())?;
+        file.sync_all()?;
+        sync_directory(&path)
+    }
+}
+
+/// Lets this thread run only where nothing else wants the processor.
+fn yield_to_traffic() {
+    // On Linux the priority is a thread's own; elsewhere it would be the whole process's.
+    #[cfg(target_os = "linux")]
+    if let Err(error) = rustix::process::setpriority_process(None, 19) {
+        tracing::debug!(%error, "the packing thread keeps its priority");
+    }
+}
+
+fn remove(directory: &Path, number: Number) -> io::Result<()> {
+    for path in [number.open_path(directory), number.sealed_path(directory), number.checkpoints_path(directory)] {
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn first_record(log: &Log, segment: Segment) -> io::Result<Option<(u64, Wall)>> {
+    let mut lines = log.lines(segment)?;
+    if lines.advance()?.is_none() {
+        return Ok(None);
+    }
+    let head = Head::parse(lines.leaf().record()).map_err(invalid)?;
+    let since = head.time.parse().map_err(|_| invalid("a record's time is not RFC 3339"))?;
+    Ok(Some((head.seq, Wall::from_timestamp(since))))
+}

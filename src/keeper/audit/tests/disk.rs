@@ -1,0 +1,208 @@
+//! Disks that are full, stuck, or slow to promise.
+
+use std::sync::atomic::{AtomicI64, AtomicUsize};
+
+use super::super::segment::SegmentFile;
+use super::*;
+use crate::clock::Mono;
+
+/// A file system with so many bytes left, that can hang, and that counts fsyncs.
+#[derive(Clone, Default)]
+struct Faulty(Arc<State>);
+
+#[derive(Default)]
+struct State {
+    room: AtomicI64,
+    syncs: AtomicUsize,
+    sync_fails: AtomicBool,
+    hung: parking_lot::Mutex<()>,
+    sync_hung: parking_lot::Mutex<()>,
+}
+
+struct FaultyFile(File, Arc<State>);
+
+impl Disk for Faulty {
+    fn open(&self, path: &Path, new: bool) -> io::Result<Arc<dyn SegmentFile>> {
+        let file = fs::OpenOptions::new().write(true).create_new(new).open(path)?;
+        Ok(Arc::new(FaultyFile(file, Arc::clone(&self.0))))
+    }
+}
+
+impl SegmentFile for FaultyFile {
+    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        drop(self.1.hung.lock());
+        let length = i64::try_from(bytes.len()).unwrap();
+        let room = self.1.room.fetch_sub(length, Ordering::SeqCst);
+        if room >= length {
+            return self.0.write_at(bytes, offset);
+        }
+        // As a file system does: what fits is written.
+        self.1.room.fetch_add(length, Ordering::SeqCst);
+        let part = usize::try_from(room.max(0)).unwrap();
+        self.0.write_at(&bytes[..part], offset)?;
+        Err(io::Error::from_raw_os_error(28))
+    }
+
+    fn truncate(&self, length: u64) -> io::Result<()> {
+        self.0.set_len(length)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        drop(self.1.sync_hung.lock());
+        self.1.syncs.fetch_add(1, Ordering::SeqCst);
+        if self.1.sync_fails.load(Ordering::SeqCst) { Err(io::Error::other("sync")) } else { Ok(()) }
+    }
+}
+
+fn faulty(room: i64, options: Options) -> (Faulty, AuditLog) {
+    let disk = Faulty::default();
+    disk.0.room.store(room, Ordering::SeqCst);
+    let log = AuditLog::start_on(disk.clone(), options, Clock::system(), &Fields::none()).unwrap();
+    (disk, log)
+}
+
+async fn accepted_in_the_end(journal: &Journal) -> Place {
+    loop {
+        match journal.accepted(fields("after")).await {
+            Ok(place) => return place,
+            Err(AuditUnavailable) => tokio::time::sleep(Duration::from_millis(5)).await,
+        }
+    }
+}
+
+#[test]
+fn a_full_disk_refuses_and_recovers_without_a_gap() {
+    let place = tempfile::tempdir().unwrap();
+    let (disk, log) = faulty(20_000, options(place.path()));
+    let (open, refused) = worker(async {
+        let (mut open, mut refused) = (Vec::new(), 0);
+        for i in 0..500 {
+            match log.journal().accepted(fields(&format!("{i}"))).await {
+                Ok(place) => open.push(place),
+                Err(AuditUnavailable) => refused += 1,
+            }
+            // Some end while the disk is full: their lines are kept in memory.
+            if i % 20 == 0 {
+                open.drain(..1.min(open.len())).for_each(|place| place.close(fields("end")));
+            }
+        }
+        assert!(!log.journal().healthy());
+        log.journal().event(Event::Reload, fields("kept"));
+        disk.0.room.store(i64::MAX / 2, Ordering::SeqCst);
+        accepted_in_the_end(log.journal()).await.close(fields("after"));
+        (open, refused)
+    });
+    assert!(refused > 100 && !open.is_empty(), "{refused}");
+    for place in open {
+        place.close(fields("end"));
+    }
+    assert!(log.journal().healthy() && log.journal().counters().failed >= refused);
+    log.stop();
+    let (_, records) = records(place.path());
+    assert_closed_once(&records);
+    assert!(kinds(&records).contains(&"reload"));
+}
+
+#[test]
+fn a_stuck_disk_refuses_within_the_bound_and_what_it_wrote_late_is_closed() {
+    let place = tempfile::tempdir().unwrap();
+    let patience = Duration::from_millis(100);
+    let (disk, log) = faulty(i64::MAX / 2, Options { patience, ..options(place.path()) });
+    let hang = disk.0.hung.lock();
+    worker(async {
+        assert_eq!(log.journal().accepted(fields("late")).await.unwrap_err(), AuditUnavailable);
+        // Newcomers do not queue behind it.
+        let clock = Clock::system();
+        for _ in 0..100 {
+            assert!(log.journal().accepted(fields("shed")).await.is_err());
+        }
+        assert!(clock.now().mono.since(Mono(0)) < patience);
+    });
+    drop(hang);
+    worker(async {
+        accepted_in_the_end(log.journal()).await.close(fields("after"));
+    });
+    log.stop();
+    let (_, records) = records(place.path());
+    assert_closed_once(&records);
+    assert!(!records.iter().any(|record| record["request_id"] == "shed"));
+    let late = records.iter().find(|record| record["reason"] == "audit_unavailable").unwrap();
+    assert_eq!((late["kind"].as_str(), late["ending"].as_str()), (Some("closed"), Some("refused")));
+}
+
+#[test]
+fn an_open_log_lets_requests_pass_and_counts_them() {
+    let place = tempfile::tempdir().unwrap();
+    let (disk, log) = faulty(2000, Options { on_failure: OnFailure::Open, ..options(place.path()) });
+    worker(async {
+        for _ in 0..50 {
+            log.journal().accepted(fields("open")).await.unwrap().close(fields("open"));
+        }
+        disk.0.room.store(i64::MAX / 2, Ordering::SeqCst);
+        while log.journal().accepted(fields("back")).await.unwrap().seq().is_none() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    });
+    let dropped = log.journal().counters().dropped;
+    log.stop();
+    let (_, records) = records(place.path());
+    assert_closed_once(&records);
+    let told = |name: &str| -> u64 {
+        records.iter().filter(|r| r["kind"] == "dropped").filter_map(|r| r[name].as_u64()).sum()
+    };
+    assert_eq!(told("accepted") + told("closed"), dropped);
+    assert!(told("accepted") > 10);
+}
+
+#[test]
+fn power_durability_answers_after_the_fsync_and_never_when_it_failed() {
+    let place = tempfile::tempdir().unwrap();
+    let (disk, log) = faulty(i64::MAX / 2, Options { durability: Durability::Power, ..options(place.path()) });
+    worker(async {
+        let before = disk.0.syncs.load(Ordering::SeqCst);
+        let first = log.journal().accepted(fields("a")).await.unwrap();
+        assert!(disk.0.syncs.load(Ordering::SeqCst) > before);
+        disk.0.sync_fails.store(true, Ordering::SeqCst);
+        assert!(log.journal().accepted(fields("b")).await.is_err());
+        first.close(fields("a"));
+        disk.0.sync_fails.store(false, Ordering::SeqCst);
+        accepted_in_the_end(log.journal()).await.close(fields("after"));
+    });
+    log.stop();
+    let (_, records) = records(place.path());
+    assert_closed_once(&records);
+    assert!(!records.iter().any(|record| record["request_id"] == "b"));
+}
+
+#[test]
+fn in_process_mode_nobody_waits_for_an_fsync() {
+    let place = tempfile::tempdir().unwrap();
+    let (disk, log) = faulty(i64::MAX / 2, options(place.path()));
+    let hang = disk.0.sync_hung.lock();
+    worker(async {
+        for _ in 0..200 {
+            log.journal().accepted(fields("a")).await.unwrap().close(fields("a"));
+        }
+        // Nor for a signature, which waits for the fsync.
+        log.journal().event(Event::Reload, Fields::none());
+        log.journal().accepted(fields("b")).await.unwrap().close(fields("b"));
+    });
+    drop(hang);
+    log.stop();
+    assert_eq!(records(place.path()).0.signed, 2 + 1 + 402);
+}
+
+#[test]
+fn a_flood_of_refused_handshakes_is_bounded_and_counted() {
+    let place = tempfile::tempdir().unwrap();
+    let (_, log) = faulty(i64::MAX / 2, options(place.path()));
+    for _ in 0..5000 {
+        log.journal().event(Event::HandshakeRefused, Fields::none());
+    }
+    log.stop();
+    let (_, records) = records(place.path());
+    let kept = records.iter().filter(|r| r["kind"] == "handshake_refused").count() as u64;
+    let told: u64 = records.iter().filter_map(|r| r["handshake_refused"].as_u64()).sum();
+    assert!((200..1000).contains(&kept), "{kept}");
+    assert_eq!(kept + told, 5000);
+}

@@ -1,0 +1,329 @@
+//! The keeper's thread: takes what workers left, forms lines, writes them, answers.
+//!
+//! A batch is one write. When a write fails nothing of it stays in the file and the chain does not move: requests
+//! that wait are refused, closing lines and events are kept and written first as soon as the disk takes them again.
+//! In `process` mode nobody waits for an fsync here; that, and signing, is the notary's thread.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use super::Durability;
+use super::handoff::{Lane, Outcome};
+use super::inbox::{Entry, Inbox, Told};
+use super::journal::unforwarded;
+use super::notary::{Notary, Note, Order};
+use super::pace::Pace;
+use super::segment::{Disk, Number, SegmentFile};
+use crate::audit::{Chain, Draft, Fields, Kind};
+use crate::clock::Wall;
+
+/// Lines formed and written at once, at most about so many bytes.
+const CHUNK: usize = 256 * 1024;
+/// Pause after a failed write.
+const RETRY: Duration = Duration::from_millis(100);
+/// Attempts to write what is left when stopping, each after such a pause.
+const LAST_ATTEMPTS: u32 = 20;
+/// The longest sleep of an idle keeper.
+const IDLE: Duration = Duration::from_secs(3600);
+
+/// The segment that is being written.
+pub(super) struct Open {
+    pub(super) file: Arc<dyn SegmentFile>,
+    pub(super) number: Number,
+    /// Bytes that hold whole, committed lines.
+    pub(super) length: u64,
+    /// When its first line was or will be written.
+    pub(super) since: Wall,
+    /// More than `length` bytes may be in the file.
+    pub(super) torn: bool,
+}
+
+/// When a segment ends, and what a line must survive.
+#[derive(Debug, Clone)]
+pub(super) struct Rules {
+    pub(super) directory: PathBuf,
+    pub(super) durability: Durability,
+    pub(super) rotate_size: u64,
+    pub(super) rotate_age: Duration,
+}
+
+/// The thread's state.
+pub(super) struct Writer<D: Disk> {
+    inbox: Arc<Inbox>,
+    rules: Rules,
+    disk: D,
+    chain: Chain,
+    draft: Draft,
+    open: Open,
+    notary: Notary,
+    backlog: Vec<Entry>,
+    numbers: Vec<Option<u64>>,
+    lanes: Vec<Arc<Lane>>,
+    pace: Pace,
+    /// The failure that lasts was told.
+    complained: bool,
+}
+
+impl<D: Disk> Writer<D> {
+    pub(super) fn new(
+        inbox: Arc<Inbox>,
+        rules: Rules,
+        disk: D,
+        chain: Chain,
+        boot: String,
+        open: Open,
+        notary: Notary,
+    ) -> Self {
+        let (draft, backlog, numbers, lanes) = (Draft::new(boot), Vec::new(), Vec::new(), Vec::new());
+        Writer {
+            inbox,
+            rules,
+            disk,
+            chain,
+            draft,
+            open,
+            notary,
+            backlog,
+            numbers,
+            lanes,
+            pace: Pace::new(),
+            complained: false,
+        }
+    }
+
+    /// Writes the first lines of a run, on the caller's thread: a log that takes none is not opened.
+    pub(super) fn begin(&mut self, lines: Vec<(Kind, Fields)>) -> io::Result<()> {
+        let at = self.inbox.clock().now().wall;
+        self.backlog.extend(lines.into_iter().map(|(kind, fields)| Entry { at, told: Told::Plain(kind), fields }));
+        self.number();
+        self.append()?;
+        self.committed();
+        self.backlog.clear();
+        let note = self.note(true);
+        self.notary.order(Order::Sign(note));
+        Ok(())
+    }
+
+    /// Runs until it is told to stop.
+    pub(super) fn run(mut self) {
+        loop {
+            let orders = if self.failing() {
+                self.inbox.take_after(&mut self.backlog, RETRY)
+            } else {
+                let patience = self.patience();
+                self.inbox.take(&mut self.backlog, patience)
+            };
+            if orders.stop {
+                return self.stop();
+            }
+            if self.pace.may_tell_dropped() {
+                self.tell_dropped();
+            }
+            self.write_all();
+            self.keep_pace(orders.checkpoint);
+        }
+    }
+
+    fn stop(mut self) {
+        self.tell_dropped();
+        let open = self.inbox.tally.open.load(Ordering::Relaxed);
+        let fields = Fields::of(&serde_json::json!({ "open": open }));
+        let at = self.inbox.clock().now().wall;
+        self.backlog.push(Entry { at, told: Told::Plain(Kind::Stop), fields });
+        for _ in 0..LAST_ATTEMPTS {
+            self.write_all();
+            if self.backlog.is_empty() {
+                break;
+            }
+            std::thread::sleep(RETRY);
+        }
+        if !self.backlog.is_empty() {
+            tracing::error!(lines = self.backlog.len(), "audit lines are lost: the log cannot be written");
+        }
+        let note = self.note(false);
+        self.notary.order(Order::Sign(note));
+    }
+
+    fn failing(&self) -> bool {
+        self.inbox.failing.load(Ordering::Acquire)
+    }
+
+    /// Writes everything in the backlog, or as much as the disk takes.
+    fn write_all(&mut self) {
+        self.inbox.failing.store(false, Ordering::Release);
+        while !self.backlog.is_empty() {
+            self.number();
+            match self.append() {
+                Ok(()) => {
+                    let done = self.committed();
+                    self.backlog.drain(..done);
+                    if std::mem::take(&mut self.complained) {
+                        tracing::info!("the audit log is written again");
+                    }
+                }
+                Err(error) => {
+                    self.failed(&error);
+                    break;
+                }
+            }
+        }
+        self.inbox.stuck.store(false, Ordering::Release);
+        self.lanes.drain(..).for_each(|lane| lane.wake_one());
+    }
+
+    /// Forms lines for the front of the backlog, leaving out those that nobody waits for any more.
+    fn number(&mut self) {
+        self.draft.begin(&self.chain);
+        self.numbers.clear();
+        for entry in &self.backlog {
+            if self.draft.bytes().len() >= CHUNK {
+                break;
+            }
+            let (kind, accepted) = match &entry.told {
+                Told::Accepted(ticket) if ticket.left() => {
+                    self.numbers.push(None);
+                    continue;
+                }
+                Told::Accepted(_) => (Kind::Accepted, None),
+                Told::Closed(accepted) => (Kind::Closed, Some(*accepted)),
+                Told::Plain(kind) => (*kind, None),
+            };
+            self.numbers.push(Some(self.draft.push(kind, entry.at, accepted, &entry.fields)));
+        }
+    }
+
+    /// Writes the draft. After an error nothing of it counts, and what is in the file is cut off before more follows.
+    fn append(&mut self) -> io::Result<()> {
+        if self.open.torn {
+            self.open.file.truncate(self.open.length)?;
+            self.open.torn = false;
+        }
+        if self.draft.is_empty() {
+            return Ok(());
+        }
+        let power = self.rules.durability == Durability::Power;
+        let written = self.open.file.write_at(self.draft.bytes(), self.open.length);
+        let durable = written.and_then(|()| if power { self.open.file.sync() } else { Ok(()) });
+        if durable.is_err() {
+            self.open.torn = self.open.file.truncate(self.open.length).is_err();
+        }
+        durable
+    }
+
+    /// Takes the draft for written and answers those who wait; returns how many entries that was.
+    fn committed(&mut self) -> usize {
+        self.chain.commit(&self.draft);
+        self.open.length += self.draft.bytes().len() as u64;
+        self.inbox.tally.written.fetch_add(self.draft.len() as u64, Ordering::Relaxed);
+        if !self.draft.is_empty() {
+            self.pace.wrote(self.rules.durability == Durability::Power);
+        }
+        let mut unwanted = Vec::new();
+        for (entry, number) in self.backlog.iter().zip(&self.numbers) {
+            let (Told::Accepted(ticket), Some(seq)) = (&entry.told, *number) else { continue };
+            match ticket.answer(Outcome::Written(seq)) {
+                Ok(()) => {
+                    self.inbox.tally.open.fetch_add(1, Ordering::Relaxed);
+                    remember(&mut self.lanes, ticket.lane());
+                }
+                // Nobody will forward it, and nobody else will close it.
+                Err(leaving) => {
+                    unwanted.push(Entry { at: entry.at, told: Told::Closed(seq), fields: unforwarded(leaving) });
+                }
+            }
+        }
+        self.backlog.extend(unwanted);
+        self.numbers.len()
+    }
+
+    /// Refuses the requests that wait and keeps everything else for later.
+    fn failed(&mut self, error: &io::Error) {
+        if !std::mem::replace(&mut self.complained, true) {
+            tracing::error!(%error, segment = self.open.number.0, "the audit log cannot be written; it is tried on");
+        }
+        self.inbox.failing.store(true, Ordering::Release);
+        let lanes = &mut self.lanes;
+        self.backlog.retain(|entry| {
+            let Told::Accepted(ticket) = &entry.told else { return true };
+            if ticket.answer(Outcome::Failed).is_ok() {
+                remember(lanes, ticket.lane());
+            }
+            false
+        });
+    }
+
+    fn tell_dropped(&mut self) {
+        let dropped = self.inbox.take_dropped();
+        self.backlog.extend(dropped);
+    }
+
+    /// Fsyncs, signs and rotates what is due.
+    fn keep_pace(&mut self, checkpoint: bool) {
+        if self.rotation_due() && self.pace.may_rotate() {
+            self.rotate();
+        }
+        let idle = self.notary.idle();
+        let due = |wait: Option<Duration>| idle && wait.is_some_and(|wait| wait.is_zero());
+        if checkpoint || due(self.signature_in()) {
+            let note = self.note(false);
+            self.notary.order(Order::Sign(note));
+        } else if due(self.pace.sync_in()) {
+            self.pace.ordered_sync();
+            self.notary.order(Order::Sync(Arc::clone(&self.open.file)));
+        }
+    }
+
+    fn signature_in(&self) -> Option<Duration> {
+        self.pace.signature_in(self.chain.size(), self.inbox.unsynced.load(Ordering::Acquire))
+    }
+
+    fn rotation_due(&self) -> bool {
+        let age = self.open.since.until(self.inbox.clock().now().wall);
+        let (begun, sound) = (self.open.length > 0, !self.open.torn);
+        begun && sound && (self.open.length >= self.rules.rotate_size || age >= self.rules.rotate_age)
+    }
+
+    fn rotate(&mut self) {
+        let old = self.open.number;
+        let number = old.next();
+        let opened = self.disk.open(&number.open_path(&self.rules.directory), true);
+        self.pace.rotated(opened.is_ok());
+        match opened {
+            Ok(file) => {
+                let last = self.note(false);
+                self.notary.order(Order::Sign(last));
+                let since = self.inbox.clock().now().wall;
+                self.open = Open { file, number, length: 0, since, torn: false };
+                let first = self.note(true);
+                self.notary.order(Order::Sign(first));
+                self.notary.order(Order::Seal(old));
+            }
+            Err(error) => tracing::error!(%error, segment = number.0, "a new audit segment cannot be opened"),
+        }
+    }
+
+    /// The log as it stands, to be fsynced and signed.
+    fn note(&mut self, resumable: bool) -> Note {
+        self.pace.ordered_signature(self.chain.size());
+        let file = Arc::clone(&self.open.file);
+        Note { segment: self.open.number, file, chain: self.chain.clone(), resumable }
+    }
+
+    /// How long the keeper may sleep when nobody wakes it.
+    fn patience(&mut self) -> Duration {
+        let age = self.open.since.until(self.inbox.clock().now().wall);
+        let rotate = (self.open.length > 0).then(|| self.rules.rotate_age.saturating_sub(age));
+        let waits = [self.signature_in(), self.pace.sync_in(), rotate, self.pace.quiet_in()];
+        // What is due and not done waits for the notary, or for a rotation that failed.
+        waits.into_iter().flatten().min().unwrap_or(IDLE).clamp(Duration::from_millis(20), IDLE)
+    }
+}
+
+fn remember(lanes: &mut Vec<Arc<Lane>>, lane: &Arc<Lane>) {
+    if !lanes.iter().any(|known| Arc::ptr_eq(known, lane)) {
+        lanes.push(Arc::clone(lane));
+    }
+}

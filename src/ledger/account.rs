@@ -1,0 +1,272 @@
+//! What one organization has used: every counter of every scope, behind one lock.
+//!
+//! An account knows no limits. It is charged, settled and read; what its numbers are held against comes with each
+//! question. Day and month tallies run for every scope and unit, limited or not, so that a limit added later sees
+//! real use; meters run where a limit drains them.
+
+use std::sync::Arc;
+
+use jiff::tz::TimeZone;
+
+use super::bell::Bell;
+use super::latch::{Latch, Latched};
+use super::lease::Lease;
+use super::meter::{Leak, Meter};
+use super::window::{Ends, day_after, month_after};
+use crate::clock::Wall;
+use crate::limits::{Charge, Level, Scope, Seat, Unit};
+use crate::names::OrgId;
+
+/// Seats beyond this are not kept: no configuration has so many scopes, and a wrong number must not fill the memory.
+const MOST_SEATS: usize = 1 << 16;
+
+/// Meters of one scope: every unit over every leaking window.
+pub(super) const METERS: usize = Unit::ALL.len() * Leak::ALL.len();
+
+/// What the meter at an index counts, and over which window.
+pub(super) fn metered_at(index: usize) -> Option<(Unit, Leak)> {
+    let (unit, leak) = (index / Leak::ALL.len(), index % Leak::ALL.len());
+    Some((*Unit::ALL.get(unit)?, *Leak::ALL.get(leak)?))
+}
+
+/// The place of a unit's meter among those of a scope.
+pub(super) fn meter_index(unit: Unit, leak: Leak) -> usize {
+    unit as usize * Leak::ALL.len() + leak as usize
+}
+
+/// One organization's account.
+#[derive(Debug)]
+pub(super) struct Account {
+    /// Whose it is.
+    pub(super) org: OrgId,
+    /// How the keeper is told that marks must rise; none for a ledger that lives in memory only.
+    pub(super) bell: Option<Arc<Bell>>,
+    state: Latch<State>,
+}
+
+impl Account {
+    /// An account that stands as `state` says.
+    pub(super) fn new(org: OrgId, state: State, bell: Option<Arc<Bell>>) -> Account {
+        Account { org, bell, state: Latch::new(state) }
+    }
+
+    /// Locks the counters. Never held over an `.await`.
+    pub(super) fn lock(&self) -> Latched<'_, State> {
+        self.state.lock()
+    }
+}
+
+/// The counters of one organization.
+#[derive(Debug)]
+pub(super) struct State {
+    /// When the day and the month that are being counted end.
+    pub(super) ends: Ends,
+    /// By seat.
+    seats: Vec<Option<Slot>>,
+    /// Restored, and not asked for since: a removed purpose's use waits here for its return.
+    waiting: Vec<Slot>,
+}
+
+/// A scope and what was counted in it.
+#[derive(Debug)]
+pub(super) struct Slot {
+    /// Which requests count.
+    pub(super) scope: Scope,
+    /// What they used.
+    pub(super) counters: Counters,
+}
+
+impl State {
+    /// Counters that begin at `now`, with what was `restored`.
+    pub(super) fn new(ends: Ends, restored: Vec<Slot>) -> State {
+        State { ends, seats: Vec::new(), waiting: restored }
+    }
+
+    /// Begins new windows where the old ones have ended. Windows never begin anew for any other reason.
+    pub(super) fn roll(&mut self, now: Wall, timezone: &TimeZone) {
+        if self.ends.passed(now) {
+            self.begin_windows(now, timezone);
+        }
+    }
+
+    #[cold]
+    fn begin_windows(&mut self, now: Wall, timezone: &TimeZone) {
+        let (day, month) = (now >= self.ends.day, now >= self.ends.month);
+        if day {
+            self.ends.day = day_after(now, timezone);
+        }
+        if month {
+            self.ends.month = month_after(now, timezone);
+        }
+        for slot in self.slots_mut() {
+            slot.counters.begin(day, month);
+        }
+    }
+
+    /// Makes room for a level's scopes that were not seen before.
+    pub(super) fn seat(&mut self, level: &Level) {
+        for (seat, scope) in level.scopes.iter() {
+            let index = seat.0 as usize;
+            if !matches!(self.seats.get(index), Some(Some(_))) && index < MOST_SEATS {
+                self.take_seat(index, scope);
+            }
+        }
+    }
+
+    #[cold]
+    fn take_seat(&mut self, index: usize, scope: &Scope) {
+        let returned = self.waiting.iter().position(|slot| slot.scope == *scope);
+        let slot = returned.map_or_else(
+            || Slot { scope: scope.clone(), counters: Counters::default() },
+            |place| self.waiting.swap_remove(place),
+        );
+        if self.seats.len() <= index {
+            self.seats.resize_with(index + 1, || None);
+        }
+        if let Some(place) = self.seats.get_mut(index) {
+            *place = Some(slot);
+        }
+    }
+
+    /// The counters at `seat`.
+    pub(super) fn counters(&mut self, seat: Seat) -> Option<&mut Counters> {
+        self.seats.get_mut(seat.0 as usize)?.as_mut().map(|slot| &mut slot.counters)
+    }
+
+    /// Every scope that was ever counted.
+    pub(super) fn slots_mut(&mut self) -> impl Iterator<Item = &mut Slot> {
+        self.seats.iter_mut().flatten().chain(self.waiting.iter_mut())
+    }
+}
+
+/// What one calendar window has seen. What is charged in it is what was settled, and what [`Counters::reserved`] holds
+/// beyond `before`: so a reservation moves one number, not three.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Tally {
+    /// What requests that are over have used.
+    pub(super) settled: Charge,
+    /// What requests under way had reserved before the window began.
+    before: Charge,
+}
+
+/// What a settlement does to one tally.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum TallySettling {
+    /// It takes all that was used.
+    Whole,
+    /// It takes what was used beyond what had been reserved before the window began.
+    Beyond(Charge),
+    /// It takes nothing: the window is not the reservation's any more.
+    Nothing,
+}
+
+impl Tally {
+    fn settle(&mut self, reserved: &Charge, actual: &Charge, how: &TallySettling) {
+        match how {
+            TallySettling::Whole => self.settled = self.settled.plus(actual),
+            TallySettling::Beyond(before) => {
+                self.settled = self.settled.plus(&actual.minus(before));
+                self.before = self.before.minus(before);
+            }
+            TallySettling::Nothing => self.before = self.before.minus(reserved),
+        }
+    }
+}
+
+/// One settlement of one scope.
+#[derive(Debug)]
+pub(super) struct Settling<'a> {
+    /// Everything that was reserved.
+    pub(super) reserved: &'a Charge,
+    /// Everything that was used.
+    pub(super) actual: &'a Charge,
+    /// In the day's tally.
+    pub(super) day: TallySettling,
+    /// In the month's.
+    pub(super) month: TallySettling,
+}
+
+/// What one scope of an organization has used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Counters {
+    /// By [`meter_index`].
+    meters: [Meter; METERS],
+    /// The meters that a limit was ever held against, as bits.
+    running: u64,
+    /// What requests under way have reserved, whenever that was.
+    pub(super) reserved: Charge,
+    /// The day that [`State::ends`] closes.
+    pub(super) day: Tally,
+    /// The month that [`State::ends`] closes.
+    pub(super) month: Tally,
+    /// Requests under way.
+    pub(super) streams: u64,
+    /// How much more may be charged before the durable marks must rise.
+    pub(super) lease: Lease,
+}
+
+impl Counters {
+    /// The meter at [`meter_index`], which runs from now on.
+    pub(super) fn meter(&mut self, index: usize) -> Option<&mut Meter> {
+        let meter = self.meters.get_mut(index)?;
+        self.running |= 1 << index;
+        Some(meter)
+    }
+
+    /// The meters that run, as bits.
+    pub(super) fn running(&self) -> u64 {
+        self.running
+    }
+
+    /// The meters that run, with their indexes.
+    pub(super) fn meters(&self) -> impl Iterator<Item = (usize, &Meter)> {
+        self.meters.iter().enumerate().filter(|(index, _)| self.running & (1 << index) != 0)
+    }
+
+    /// What a tally's window has been charged in one unit, and how much of it is reserved.
+    pub(super) fn charged_in(&self, tally: &Tally, unit: Unit) -> (u64, u64) {
+        let reserved = self.reserved.get(unit).saturating_sub(tally.before.get(unit));
+        (tally.settled.get(unit).saturating_add(reserved), reserved)
+    }
+
+    /// What a tally's window has been charged, settled and reserved.
+    pub(super) fn charged(&self, tally: &Tally) -> Charge {
+        tally.settled.plus(&self.reserved.minus(&tally.before))
+    }
+
+    /// Reserves `charge`, also in the meters at `moved`.
+    pub(super) fn reserve(&mut self, charge: &Charge, moved: impl Iterator<Item = usize>) {
+        self.reserved = self.reserved.plus(charge);
+        self.each_meter(moved, |unit, meter| meter.add(charge.get(unit)));
+    }
+
+    /// Replaces a reservation by what was used; `moved` are the meters that it moved, by index.
+    pub(super) fn settle(&mut self, settling: &Settling<'_>, moved: impl Iterator<Item = usize>) {
+        let Settling { reserved, actual, day, month } = settling;
+        self.streams = self.streams.saturating_sub(1);
+        self.reserved = self.reserved.minus(reserved);
+        self.day.settle(reserved, actual, day);
+        self.month.settle(reserved, actual, month);
+        self.each_meter(moved, |unit, meter| meter.settle(reserved.get(unit), actual.get(unit)));
+    }
+
+    /// Begins a window: nothing is charged in it yet.
+    fn begin(&mut self, day: bool, month: bool) {
+        let fresh = Tally { settled: Charge::ZERO, before: self.reserved };
+        if day {
+            self.day = fresh;
+        }
+        if month {
+            self.month = fresh;
+        }
+    }
+
+    fn each_meter(&mut self, moved: impl Iterator<Item = usize>, mut with: impl FnMut(Unit, &mut Meter)) {
+        for index in moved {
+            let unit = Unit::ALL.get(index / Leak::ALL.len());
+            if let (Some(unit), Some(meter)) = (unit, self.meters.get_mut(index)) {
+                with(*unit, meter);
+            }
+        }
+    }
+}

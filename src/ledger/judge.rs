@@ -1,0 +1,262 @@
+//! One level of a plan, locked: judged against its limits, then charged or left as it was.
+//!
+//! Judging writes nothing but the passing of time. Whoever judges holds the locks of all levels of the plan, so that
+//! what was judged is still true when it is charged.
+
+use std::sync::Arc;
+
+use jiff::tz::TimeZone;
+use smallvec::SmallVec;
+
+use super::account::{Account, METERS, State, meter_index};
+use super::bell::{Bell, Wait};
+use super::hold::Stake;
+use super::latch::Latched;
+use super::lease::Known;
+use super::meter::Leak;
+use super::reading::Reading;
+use super::standing::Shortfall;
+use super::window::Ends;
+use crate::clock::Now;
+use crate::limits::{Charge, Level, Limit, Measure, Seat, Unit};
+
+/// Chains up to this depth need no heap.
+pub(super) const CHAIN: usize = 4;
+
+/// A request moves at most this many scopes of one organization: its own, its purpose's, its group's, the pair's.
+pub(super) const SCOPES: usize = 4;
+
+/// For which of its two occasions a charge is judged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Occasion {
+    /// A new request: every limit is asked, whether the request uses its unit or not; debt keeps everybody out.
+    Admission,
+    /// More of a request that runs: only limits on what is added.
+    Extension,
+}
+
+impl Occasion {
+    fn cost(self, limit: &Limit, charge: &Charge) -> Option<u64> {
+        let cost = match limit.id.measure {
+            Measure::Metered(unit, _) => charge.get(unit),
+            Measure::Concurrent => u64::from(self == Occasion::Admission),
+        };
+        (self == Occasion::Admission || cost > 0).then_some(cost)
+    }
+}
+
+/// The seats of the scopes that a request moves in one account.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Seats {
+    places: [Seat; SCOPES],
+    taken: usize,
+}
+
+impl Seats {
+    fn of(level: &Level) -> Seats {
+        let mut places = [Seat(0); SCOPES];
+        places.iter_mut().zip(level.scopes.iter()).for_each(|(place, (seat, _))| *place = *seat);
+        Seats { places, taken: level.scopes.len().min(SCOPES) }
+    }
+
+    /// The bit of the meter that `limit` drains, if it drains one.
+    fn meter_of(self, limit: &Limit) -> u64 {
+        let Measure::Metered(unit, window) = limit.id.measure else { return 0 };
+        let place = usize::from(limit.scope);
+        let leak = Leak::of(window).filter(|_| place < self.taken);
+        leak.map_or(0, |leak| 1 << (place * METERS + meter_index(unit, leak)))
+    }
+
+    fn iter(self) -> impl Iterator<Item = Seat> {
+        self.places.into_iter().take(self.taken)
+    }
+}
+
+/// What an admission moved in one account: what its settlement must find again.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Share {
+    pub(super) seats: Seats,
+    /// One bit a meter, [`METERS`] a scope.
+    moved: u64,
+    /// The windows whose tallies were charged last.
+    pub(super) ends: Ends,
+}
+
+impl Share {
+    /// Every scope's seat with the indexes of its moved meters.
+    pub(super) fn scopes(self) -> impl Iterator<Item = (Seat, Bits)> {
+        let bits = move |place: usize| Bits((self.moved >> (place * METERS)) & ((1 << METERS) - 1));
+        self.seats.iter().enumerate().map(move |(place, seat)| (seat, bits(place)))
+    }
+}
+
+/// The indexes of the bits that are set.
+#[derive(Debug)]
+pub(super) struct Bits(u64);
+
+impl Iterator for Bits {
+    type Item = usize;
+
+    fn next(&mut self) -> Option<usize> {
+        let lowest = self.0.trailing_zeros();
+        self.0 &= self.0.wrapping_sub(1);
+        (lowest < u64::BITS).then_some(lowest as usize)
+    }
+}
+
+/// An account, locked, with the level that is held against it.
+pub(super) struct Step<'a> {
+    level: Option<&'a Level>,
+    seats: Seats,
+    account: &'a Arc<Account>,
+    pub(super) state: Latched<'a, State>,
+    /// The meters of the limits that were judged, as [`Share::moved`].
+    rated: u64,
+}
+
+/// All levels of a plan, locked.
+///
+/// Whoever locks several accounts does so in the order of their addresses. It must be the same for every plan that
+/// ever was, or two reloads that turn a chain upside down could lock each other out; a rank in the chain would not do.
+pub(super) type Steps<'a> = SmallVec<[Step<'a>; CHAIN]>;
+
+impl<'a> Step<'a> {
+    /// Locks `account` to judge a new request.
+    pub(super) fn admit(level: &'a Level, account: &'a Arc<Account>, timezone: &TimeZone, now: Now) -> Step<'a> {
+        debug_assert!(level.scopes.len() <= SCOPES, "a request moves its own, its purpose's, its group's, the pair's");
+        Step::lock(Some(level), Seats::of(level), account, timezone, now)
+    }
+
+    /// Locks `account` to judge more of what runs; `level` is none when the plan in force no longer knows it.
+    pub(super) fn extend(
+        level: Option<&'a Level>,
+        share: &Share,
+        account: &'a Arc<Account>,
+        timezone: &TimeZone,
+        now: Now,
+    ) -> Step<'a> {
+        Step::lock(level, share.seats, account, timezone, now)
+    }
+
+    fn lock(
+        level: Option<&'a Level>,
+        seats: Seats,
+        account: &'a Arc<Account>,
+        timezone: &TimeZone,
+        now: Now,
+    ) -> Step<'a> {
+        let mut state = account.lock();
+        state.roll(now.wall, timezone);
+        if let Some(level) = level {
+            state.seat(level);
+        }
+        Step { level, seats, account, state, rated: 0 }
+    }
+}
+
+impl Step<'_> {
+    /// Tells `found` every limit that `charge` does not fit.
+    pub(super) fn judge(
+        &mut self,
+        occasion: Occasion,
+        charge: &Charge,
+        now: Now,
+        mut found: impl FnMut(&Limit, Shortfall),
+    ) {
+        let Some(level) = self.level else { return };
+        for limit in level.limits.iter() {
+            let Some(cost) = occasion.cost(limit, charge) else { continue };
+            self.rated |= self.seats.meter_of(limit);
+            let reading = Reading::take(&mut self.state, level, limit, now);
+            if !reading.fits(cost) {
+                found(limit, reading.shortfall(level, limit, cost, now));
+            }
+        }
+    }
+
+    /// The bell to ring, if `charge` outruns the durable marks. What is missing has been asked for then.
+    pub(super) fn outruns_marks(&mut self, charge: &Charge, now: Now) -> Option<&Arc<Bell>> {
+        let bell = self.account.bell.as_ref()?;
+        if self.seats.iter().all(|seat| self.covered(seat, charge)) {
+            return None;
+        }
+        self.want(charge, now);
+        Some(bell)
+    }
+
+    /// Whether the mark of one scope allows `charge` already.
+    fn covered(&mut self, seat: Seat, charge: &Charge) -> bool {
+        let ends = Some(self.state.ends);
+        self.state.counters(seat).is_none_or(|counters| {
+            let known = Known { running: counters.running(), ends };
+            counters.lease.covers(charge) && counters.lease.knows(known)
+        })
+    }
+
+    /// Asks for higher marks: `charge` more in every scope that has no room for it, but never more than the limits
+    /// allow, so that a crowd before a small budget does not make a crash expensive.
+    #[cold]
+    fn want(&mut self, charge: &Charge, now: Now) {
+        for (place, seat) in self.seats.iter().enumerate() {
+            if !self.covered(seat, charge) {
+                let headroom = self.headroom(place, now);
+                if let Some(counters) = self.state.counters(seat) {
+                    counters.lease.want(charge, &headroom);
+                }
+            }
+        }
+    }
+
+    fn headroom(&mut self, place: usize, now: Now) -> Charge {
+        let mut headroom = Unit::ALL.iter().fold(Charge::ZERO, |most, unit| most.with(*unit, u64::MAX));
+        let Some(level) = self.level else { return headroom };
+        for limit in level.limits.iter().filter(|limit| usize::from(limit.scope) == place && !limit.shadow) {
+            if let Measure::Metered(unit, _) = limit.id.measure {
+                let remaining = Reading::take(&mut self.state, level, limit, now).remaining();
+                headroom = headroom.with(unit, headroom.get(unit).min(remaining));
+            }
+        }
+        headroom
+    }
+
+    /// Charges a new request, which was judged before.
+    pub(super) fn commit(&mut self, charge: &Charge) -> Stake {
+        for seat in self.seats.iter() {
+            if let Some(counters) = self.state.counters(seat) {
+                counters.streams = counters.streams.saturating_add(1);
+            }
+        }
+        let share = Share { seats: self.seats, moved: self.rated, ends: self.state.ends };
+        self.charge(&share, charge);
+        Stake::new(Arc::clone(self.account), share)
+    }
+
+    /// Charges `more` where `share` tells.
+    pub(super) fn charge(&mut self, share: &Share, more: &Charge) {
+        let durable = self.account.bell.is_some();
+        for (seat, moved) in share.scopes() {
+            if let Some(counters) = self.state.counters(seat) {
+                counters.reserve(more, moved);
+                if durable {
+                    counters.lease.spend(more);
+                }
+            }
+        }
+    }
+}
+
+/// Keeps the shortfall that keeps a request out longest.
+pub(super) fn keep_worst(worst: &mut Option<Shortfall>, found: Shortfall) {
+    if worst.as_ref().is_none_or(|worst| found.outlasts(worst)) {
+        *worst = Some(found);
+    }
+}
+
+/// What to wait for, if `charge` outruns a durable mark anywhere.
+pub(super) fn wait_for_marks(steps: &mut Steps<'_>, charge: &Charge, now: Now) -> Option<Wait> {
+    let mut outrun = None;
+    for step in steps {
+        outrun = step.outruns_marks(charge, now).or(outrun);
+    }
+    outrun.map(|bell| bell.ring_and_wait())
+}

@@ -1,0 +1,100 @@
+//! Leases: how far use may run ahead of what is written.
+//!
+//! Every scope has, per unit, an amount that may be charged before its mark is written again. Leases only count; who
+//! writes marks, and where, is the keeper's business.
+
+use super::window::Ends;
+use crate::limits::{Charge, Unit};
+
+/// Room to charge in one scope before its mark must be written again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Lease {
+    /// What is left.
+    room: Charge,
+    /// What there was when the mark was written.
+    size: Charge,
+    /// Charged since the last gathering.
+    spent: Charge,
+    /// Charged from one gathering to the next, of late: the higher of the last such time and half of this.
+    pace: Charge,
+    /// Asked for by those who wait.
+    wanted: Charge,
+    /// Whether anybody waits, be it for knowledge alone.
+    asked: bool,
+    /// What the written mark knows beside amounts.
+    known: Known,
+    /// What the mark that is being written, if one is, adds to the room, and what it knows.
+    offered: Option<(Charge, Known)>,
+}
+
+/// What a mark must know of a scope before anything is charged there: without it, a start would lose what the lease
+/// accounts for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Known {
+    /// The meters that run, as bits.
+    pub(super) running: u64,
+    /// The windows that are open: a clock that steps back over a restart must not reopen the ones before.
+    pub(super) ends: Option<Ends>,
+}
+
+impl Lease {
+    /// Whether `charge` fits.
+    pub(super) fn covers(&self, charge: &Charge) -> bool {
+        charge.minus(&self.room).is_zero()
+    }
+
+    /// Whether the mark knows what there is to know.
+    pub(super) fn knows(&self, now: Known) -> bool {
+        now.running & !self.known.running == 0 && now.ends == self.known.ends
+    }
+
+    /// Takes `charge`, and says whether it fitted. What does not fit is taken nevertheless: it has been used.
+    pub(super) fn spend(&mut self, charge: &Charge) -> bool {
+        let fitted = self.covers(charge);
+        self.room = self.room.minus(charge);
+        self.spent = self.spent.plus(charge);
+        fitted
+    }
+
+    /// Asks for room for `charge` beside what others asked for; `headroom` is all that limits could ever let through.
+    pub(super) fn want(&mut self, charge: &Charge, headroom: &Charge) {
+        let asked = self.wanted.plus(charge);
+        self.wanted = of_each(|unit| asked.get(unit).min(headroom.get(unit)).max(self.wanted.get(unit)));
+        self.asked = true;
+    }
+
+    /// Looks at what was spent since the last time; the new size, if a mark is due. It never shrinks below the room
+    /// that is left, so that it does not matter whether a write that failed was written after all.
+    pub(super) fn gather(&mut self, now: Known) -> Option<Charge> {
+        let spent = std::mem::take(&mut self.spent);
+        self.pace = of_each(|unit| spent.get(unit).max(self.pace.get(unit) / 2));
+        let low = |unit| {
+            let (room, spent) = (self.room.get(unit), spent.get(unit));
+            room < self.size.get(unit) / 2 || (spent > 0 && room <= spent)
+        };
+        if !self.asked && !Unit::ALL.into_iter().any(low) {
+            return None;
+        }
+        self.asked = false;
+        let wanted = std::mem::take(&mut self.wanted);
+        let size = of_each(|unit| {
+            let ahead = self.pace.get(unit).saturating_mul(2);
+            self.room.get(unit).max(ahead).max(wanted.get(unit))
+        });
+        self.offered = Some((size.minus(&self.room), now));
+        self.size = size;
+        Some(size)
+    }
+
+    /// Says what became of the mark that was gathered last.
+    pub(super) fn decide(&mut self, written: bool) {
+        if let Some((more, known)) = self.offered.take().filter(|_| written) {
+            self.room = self.room.plus(&more);
+            self.known = known;
+        }
+    }
+}
+
+fn of_each(amount: impl Fn(Unit) -> u64) -> Charge {
+    Unit::ALL.into_iter().fold(Charge::ZERO, |all, unit| all.with(unit, amount(unit)))
+}

@@ -1,0 +1,186 @@
+//! Readings: a limit and its counter at one instant.
+//!
+//! A reading never tells more room than there is: use is rounded up, and what requests under way have reserved counts
+//! as used. Nothing here charges anything.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::tz::TimeZone;
+
+use super::account::{State, Tally, meter_index};
+use super::meter::{Flow, Leak, Meter};
+use super::standing::{Shortfall, Standing, Total, Totals};
+use crate::clock::{Now, Wall};
+use crate::limits::{Allowance, Level, Limit, Measure, Scope, Unit, Window};
+
+/// How long a request should wait for another one's end, which nobody can know: long enough not to storm.
+const A_STREAM_ENDS: Duration = Duration::from_millis(250);
+
+/// Time that never comes: 584 years.
+const NEVER: Duration = Duration::from_nanos(u64::MAX);
+
+/// One limit's counter, read at an instant.
+pub(super) enum Reading {
+    /// A meter, drained.
+    Rate { meter: Meter, flow: Flow, burst: u64, reserved: u64 },
+    /// A calendar tally.
+    Budget { most: u64, charged: u64, reserved: u64, ends: Wall },
+    /// Requests under way.
+    Streams { most: u64, live: u64 },
+    /// A limit that fits no counter: nothing passes it.
+    Closed,
+}
+
+impl Reading {
+    /// Reads `limit` of `level` in its account; windows must have been rolled, meters are drained here.
+    #[inline(always)]
+    #[expect(clippy::inline_always, reason = "where nothing but `fits` is asked, nothing but that is computed")]
+    pub(super) fn take(state: &mut State, level: &Level, limit: &Limit, now: Now) -> Reading {
+        let ends = state.ends;
+        let seat = level.scopes.get(usize::from(limit.scope)).map(|(seat, _)| *seat);
+        let Some(counters) = seat.and_then(|seat| state.counters(seat)) else { return Reading::Closed };
+        match (limit.id.measure, limit.allowance) {
+            (Measure::Metered(unit, window), Allowance::Rate { rate, burst, since, slowest }) => {
+                let Some(leak) = Leak::of(window) else { return Reading::Closed };
+                let (flow, reserved) = (Flow { leak, rate, since, slowest }, counters.reserved.get(unit));
+                let Some(meter) = counters.meter(meter_index(unit, leak)) else { return Reading::Closed };
+                meter.drain(&flow, now.mono);
+                Reading::Rate { meter: *meter, flow, burst, reserved }
+            }
+            (Measure::Metered(unit, window), Allowance::Budget(most)) => {
+                let (tally, ends) = match window {
+                    Window::Day => (&counters.day, ends.day),
+                    Window::Month => (&counters.month, ends.month),
+                    Window::Second | Window::Minute | Window::Hour => return Reading::Closed,
+                };
+                let (charged, reserved) = counters.charged_in(tally, unit);
+                Reading::Budget { most, charged, reserved, ends }
+            }
+            (Measure::Concurrent, Allowance::Concurrent(most)) => Reading::Streams { most, live: counters.streams },
+            _ => Reading::Closed,
+        }
+    }
+
+    fn charged(&self) -> u64 {
+        match self {
+            Reading::Rate { meter, .. } => meter.used(),
+            Reading::Budget { charged, .. } => *charged,
+            Reading::Streams { live, .. } => *live,
+            Reading::Closed => 0,
+        }
+    }
+
+    fn most(&self) -> u64 {
+        match self {
+            Reading::Rate { burst, .. } => *burst,
+            Reading::Budget { most, .. } | Reading::Streams { most, .. } => *most,
+            Reading::Closed => 0,
+        }
+    }
+
+    /// Units that could be added now.
+    pub(super) fn remaining(&self) -> u64 {
+        self.most().saturating_sub(self.charged())
+    }
+
+    /// Whether `cost` fits.
+    pub(super) fn fits(&self, cost: u64) -> bool {
+        !matches!(self, Reading::Closed) && self.charged().saturating_add(cost) <= self.most()
+    }
+
+    /// The shortfall of a `cost` that does not fit.
+    #[cold]
+    pub(super) fn shortfall(&self, level: &Level, limit: &Limit, cost: u64, now: Now) -> Shortfall {
+        Shortfall {
+            org: level.org.clone(),
+            id: Arc::clone(&limit.id),
+            allowance: limit.allowance,
+            used: self.charged(),
+            requested: cost,
+            wait: if cost > self.most() { None } else { self.wait(cost, now) },
+            resets_at: now.wall.plus(self.time_to_lose(self.charged().into(), now).unwrap_or(NEVER)),
+        }
+    }
+
+    fn wait(&self, cost: u64, now: Now) -> Option<Duration> {
+        let excess = (u128::from(self.charged()) + u128::from(cost)).saturating_sub(u128::from(self.most()));
+        match self {
+            Reading::Streams { .. } => Some(A_STREAM_ENDS),
+            _ => self.time_to_lose(excess, now),
+        }
+    }
+
+    /// Time until `units` less are charged; none when that never happens by itself.
+    fn time_to_lose(&self, units: u128, now: Now) -> Option<Duration> {
+        match self {
+            Reading::Rate { meter, flow, .. } => meter.time_to_drain(units, flow, now.mono),
+            Reading::Budget { ends, .. } => Some(now.wall.until(*ends)),
+            Reading::Streams { .. } => Some(Duration::ZERO),
+            Reading::Closed => None,
+        }
+    }
+
+    /// The reading for those who want to know.
+    pub(super) fn standing(&self, level: &Level, limit: &Limit, now: Now) -> Standing {
+        let charged = self.charged();
+        let reserved = match (self, limit.id.measure) {
+            (_, Measure::Concurrent | Measure::Metered(Unit::Requests, _)) => 0,
+            (Reading::Rate { reserved, .. } | Reading::Budget { reserved, .. }, _) => charged.min(*reserved),
+            _ => 0,
+        };
+        let to_full = self.time_to_lose(charged.into(), now).unwrap_or(NEVER);
+        Standing {
+            org: level.org.clone(),
+            id: Arc::clone(&limit.id),
+            allowance: limit.allowance,
+            used: charged - reserved,
+            reserved,
+            remaining: self.remaining(),
+            to_full,
+            next: self.time_to_grow(now),
+            resets_at: match self {
+                Reading::Budget { ends, .. } => *ends,
+                _ => now.wall.plus(to_full),
+            },
+            shadow: limit.shadow,
+        }
+    }
+
+    fn time_to_grow(&self, now: Now) -> Duration {
+        let (charged, most) = (self.charged(), self.most());
+        if charged == 0 {
+            return Duration::ZERO;
+        }
+        if most == 0 {
+            return NEVER;
+        }
+        self.time_to_lose(u128::from(charged - charged.min(most)) + 1, now).unwrap_or(NEVER)
+    }
+}
+
+/// How every limit of `level` stands.
+pub(super) fn of_level(state: &mut State, level: &Level, timezone: &TimeZone, now: Now, into: &mut Vec<Standing>) {
+    state.roll(now.wall, timezone);
+    state.seat(level);
+    for limit in level.limits.iter() {
+        into.push(Reading::take(state, level, limit, now).standing(level, limit, now));
+    }
+}
+
+/// What the scope that holds all of an organization's requests has counted.
+pub(super) fn totals(state: &mut State, level: &Level, timezone: &TimeZone, now: Now) -> Totals {
+    state.roll(now.wall, timezone);
+    state.seat(level);
+    let ends = state.ends;
+    let whole = state.slots_mut().find(|slot| slot.scope == Scope::default());
+    let whole = whole.map(|slot| slot.counters).unwrap_or_default();
+    let used = |tally: &Tally| {
+        let requests = whole.charged_in(tally, Unit::Requests).0;
+        tally.settled.with(Unit::Requests, requests)
+    };
+    Totals {
+        day: Total { used: used(&whole.day), resets_at: ends.day },
+        month: Total { used: used(&whole.month), resets_at: ends.month },
+    }
+}

@@ -1,0 +1,208 @@
+//! How a limit stands at an instant: for refusals, headers, the usage page and the operators' status.
+//!
+//! These are the ledger's answers as plain values, and their JSON; where the numbers come from is `reading`'s affair.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::ser::{Serialize, SerializeMap, Serializer};
+
+use crate::clock::Wall;
+use crate::limits::{Allowance, Charge, LimitId, Measure, Unit, Window};
+use crate::names::OrgId;
+use crate::outcome::Code;
+use crate::tokens::Nano;
+
+/// How one limit of one organization stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Standing {
+    /// Whose limit.
+    pub org: OrgId,
+    /// Which one.
+    pub id: Arc<LimitId>,
+    /// What it allows.
+    pub allowance: Allowance,
+    /// Units used and settled. Requests count as used from their admission on.
+    pub used: u64,
+    /// Units that requests under way have reserved beyond that; of a meter, those that have not drained since.
+    pub reserved: u64,
+    /// Units that could be admitted now.
+    pub remaining: u64,
+    /// Time until the whole allowance is there again, if nothing is added.
+    pub to_full: Duration,
+    /// Time until `remaining` grows; zero when nothing is used.
+    pub next: Duration,
+    /// The instant at which `to_full` has passed.
+    pub resets_at: Wall,
+    /// Judged and reported, but never a reason to refuse.
+    pub shadow: bool,
+}
+
+impl Standing {
+    /// What is counted; requests for [`Measure::Concurrent`].
+    #[must_use]
+    pub fn unit(&self) -> Unit {
+        match self.id.measure {
+            Measure::Metered(unit, _) => unit,
+            Measure::Concurrent => Unit::Requests,
+        }
+    }
+
+    /// Over which window; none for [`Measure::Concurrent`].
+    #[must_use]
+    pub fn window(&self) -> Option<Window> {
+        match self.id.measure {
+            Measure::Metered(_, window) => Some(window),
+            Measure::Concurrent => None,
+        }
+    }
+
+    /// The configured number: units per window, or requests at once.
+    #[must_use]
+    pub fn limit(&self) -> u64 {
+        match self.allowance {
+            Allowance::Rate { rate, .. } => rate,
+            Allowance::Budget(most) | Allowance::Concurrent(most) => most,
+        }
+    }
+
+    /// The most that can stand against the limit: its burst, where it has one.
+    #[must_use]
+    pub fn most(&self) -> u64 {
+        cap(&self.allowance)
+    }
+
+    /// Used and reserved, as a share of the most: above 1 in debt, 0 for a limit of zero that nobody has touched.
+    #[must_use]
+    #[expect(clippy::cast_precision_loss, reason = "a ratio for eyes and graphs")]
+    pub fn ratio(&self) -> f64 {
+        let charged = self.used.saturating_add(self.reserved);
+        if charged == 0 { 0.0 } else { charged as f64 / self.most().max(1) as f64 }
+    }
+}
+
+/// The shape that every JSON document of ours gives a limit.
+impl Serialize for Standing {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let amount = |n: u64| Amount(self.unit(), n);
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("id", &self.id.measure.to_string())?;
+        map.serialize_entry("scope", &ScopeJson(self))?;
+        map.serialize_entry("unit", self.unit().as_str())?;
+        map.serialize_entry("window", &self.window().map(Window::as_str))?;
+        map.serialize_entry("limit", &amount(self.limit()))?;
+        if self.most() != self.limit() {
+            map.serialize_entry("burst", &amount(self.most()))?;
+        }
+        map.serialize_entry("used", &amount(self.used))?;
+        map.serialize_entry("reserved", &amount(self.reserved))?;
+        map.serialize_entry("remaining", &amount(self.remaining))?;
+        map.serialize_entry("resets_at", &self.window().map(|_| self.resets_at.to_string()))?;
+        if self.shadow {
+            map.serialize_entry("shadow", &true)?;
+        }
+        map.end()
+    }
+}
+
+struct ScopeJson<'a>(&'a Standing);
+
+impl Serialize for ScopeJson<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(Some(3))?;
+        map.serialize_entry("organization", &self.0.org)?;
+        map.serialize_entry("purpose", &self.0.id.scope.purpose)?;
+        map.serialize_entry("model", &self.0.id.scope.model)?;
+        map.end()
+    }
+}
+
+/// A number of units: money as a decimal string, everything else as a number.
+struct Amount(Unit, u64);
+
+impl Serialize for Amount {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self.0 {
+            Unit::Cost => Nano(self.1).serialize(serializer),
+            Unit::Requests | Unit::Tokens | Unit::InputTokens | Unit::OutputTokens => serializer.serialize_u64(self.1),
+        }
+    }
+}
+
+/// What an organization has used in the current day and month, limited or not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+pub struct Totals {
+    /// Since the day began.
+    pub day: Total,
+    /// Since the month began.
+    pub month: Total,
+}
+
+/// What was used in one calendar window.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Total {
+    /// Settled use; requests from their admission on.
+    pub used: Charge,
+    /// When the window ends.
+    pub resets_at: Wall,
+}
+
+impl Serialize for Total {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(Some(Unit::ALL.len() + 1))?;
+        for unit in Unit::ALL {
+            map.serialize_entry(unit.as_str(), &Amount(unit, self.used.get(unit)))?;
+        }
+        map.serialize_entry("resets_at", &self.resets_at.to_string())?;
+        map.end()
+    }
+}
+
+/// A limit that a request does not fit: everything that a refusal says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Shortfall {
+    /// Whose limit.
+    pub org: OrgId,
+    /// Which one.
+    pub id: Arc<LimitId>,
+    /// What it allows.
+    pub allowance: Allowance,
+    /// Units used and reserved when the request came.
+    pub used: u64,
+    /// Units that the request asked for.
+    pub requested: u64,
+    /// After which time it would fit, if nothing else came; none when it can never fit.
+    pub wait: Option<Duration>,
+    /// When the limit is whole again.
+    pub resets_at: Wall,
+}
+
+impl Shortfall {
+    /// The word for this refusal.
+    #[must_use]
+    pub fn code(&self) -> Code {
+        match self.id.measure {
+            Measure::Concurrent => Code::ConcurrencyLimitExceeded,
+            Measure::Metered(..) if self.requested > cap(&self.allowance) => Code::QuotaRequestTooLarge,
+            Measure::Metered(_, window) if window.is_calendar() => Code::InsufficientQuota,
+            Measure::Metered(..) => Code::RateLimitExceeded,
+        }
+    }
+
+    /// Whether this one keeps a request out for longer than `other` does.
+    pub(super) fn outlasts(&self, other: &Shortfall) -> bool {
+        match (self.wait, other.wait) {
+            (_, None) => false,
+            (None, Some(_)) => true,
+            (Some(mine), Some(theirs)) => mine > theirs,
+        }
+    }
+}
+
+/// The most that can stand against an allowance.
+fn cap(allowance: &Allowance) -> u64 {
+    match allowance {
+        Allowance::Rate { burst, .. } => *burst,
+        Allowance::Budget(most) | Allowance::Concurrent(most) => *most,
+    }
+}

@@ -1,0 +1,268 @@
+//! The model: the same promises in exact fractions and plain lists, with no thought for speed.
+
+use std::collections::HashMap;
+
+use crate::clock::{Now, Wall};
+use crate::limits::{Allowance, Charge, Level, Measure, Plan, Scope, Unit, Window};
+use crate::names::OrgId;
+
+/// Units times nanoseconds of the window: a meter's level without rounding.
+type Level128 = i128;
+
+#[derive(Debug, Clone, Default)]
+struct Meter {
+    level: Level128,
+    last: u64,
+}
+
+#[derive(Debug, Clone, Default)]
+struct Counted {
+    meters: HashMap<(Unit, Window), Meter>,
+    tallies: HashMap<(Unit, Window), u64>,
+    live: u64,
+}
+
+#[derive(Debug, Clone)]
+struct Account {
+    ends: [(Window, Wall); 2],
+    scopes: HashMap<Scope, Counted>,
+}
+
+/// A reservation of the model: what it charged, by window.
+#[derive(Debug, Clone)]
+pub(super) struct Held {
+    plan: Plan,
+    /// Every part of the reservation, with the ends of day and month (per level) when it was made.
+    parts: Vec<(Charge, Vec<[Wall; 2]>)>,
+}
+
+impl Held {
+    pub(super) fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    pub(super) fn reserved(&self) -> Charge {
+        self.parts.iter().fold(Charge::ZERO, |sum, (part, _)| sum.plus(part))
+    }
+}
+
+#[derive(Debug, Clone, Default)]
+pub(super) struct Model {
+    accounts: HashMap<OrgId, Account>,
+}
+
+pub(super) fn nanos(window: Window) -> i128 {
+    window.nominal().as_nanos().try_into().unwrap()
+}
+
+/// The end, in UTC, of the window that holds `now`.
+fn end(window: Window, now: Wall) -> Wall {
+    let day = now.timestamp().to_zoned_datetime(jiff::tz::TimeZone::UTC).datetime().date();
+    let next = if window == Window::Day { day.tomorrow() } else { day.last_of_month().tomorrow() };
+    let midnight = next.unwrap().to_datetime(jiff::civil::Time::midnight());
+    Wall::from_timestamp(jiff::tz::TimeZone::UTC.to_timestamp(midnight).unwrap())
+}
+
+impl Model {
+    fn account(&mut self, org: &OrgId, now: Now) -> &mut Account {
+        let fresh = || Account {
+            ends: [Window::Day, Window::Month].map(|window| (window, end(window, now.wall))),
+            scopes: HashMap::new(),
+        };
+        let account = self.accounts.entry(org.clone()).or_insert_with(fresh);
+        for (window, ends) in &mut account.ends {
+            if now.wall >= *ends {
+                *ends = end(*window, now.wall);
+                account.scopes.values_mut().for_each(|counted| counted.tallies.retain(|(_, w), _| w != window));
+            }
+        }
+        account
+    }
+
+    fn ends(&mut self, plan: &Plan, now: Now) -> Vec<[Wall; 2]> {
+        plan.levels.iter().map(|level| self.account(&level.org, now).ends.map(|(_, ends)| ends)).collect()
+    }
+
+    /// Charged against a limit, the most of it, and how long until `cost` fits (none: never).
+    pub(super) fn state(&mut self, level: &Level, index: usize, cost: u64, now: Now) -> (u64, u64, Option<u128>) {
+        let limit = &level.limits[index];
+        let scope = level.scopes[usize::from(limit.scope)].1.clone();
+        let account = self.account(&level.org, now);
+        let ends = account.ends;
+        let counted = account.scopes.entry(scope).or_default();
+        match (limit.id.measure, limit.allowance) {
+            (Measure::Metered(unit, window), Allowance::Rate { rate, burst, since, slowest }) => {
+                let meter = counted.meters.entry((unit, window)).or_default();
+                let mut spent = 0;
+                for (from, to, speed) in [(0, since.0, rate.min(slowest)), (since.0, u64::MAX, rate)] {
+                    let time = to.min(now.mono.0).saturating_sub(from.max(meter.last));
+                    spent += i128::from(time) * i128::from(speed);
+                }
+                meter.level = (meter.level - spent).max(0);
+                meter.last = meter.last.max(now.mono.0);
+                let excess = meter.level + (i128::from(cost) - i128::from(burst)) * nanos(window);
+                let wait = if cost > burst || (excess > 0 && rate == 0) {
+                    None
+                } else {
+                    Some(u128::try_from(excess.max(0)).unwrap().div_ceil(u128::from(rate.max(1))))
+                };
+                let used = u128::try_from(meter.level).unwrap().div_ceil(nanos(window).try_into().unwrap());
+                (used.try_into().unwrap(), burst, wait)
+            }
+            (Measure::Metered(unit, window), Allowance::Budget(most)) => {
+                let used = counted.tallies.get(&(unit, window)).copied().unwrap_or(0);
+                let ends = ends.iter().find(|(w, _)| *w == window).unwrap().1;
+                (used, most, (cost <= most).then(|| now.wall.until(ends).as_nanos()))
+            }
+            (Measure::Concurrent, Allowance::Concurrent(most)) => {
+                (counted.live, most, (cost <= most).then_some(250_000_000))
+            }
+            other => panic!("no such limit {other:?}"),
+        }
+    }
+
+    /// Admits, or says for how long the worst of the violated limits keeps the request out.
+    pub(super) fn admit(&mut self, plan: &Plan, charge: &Charge, now: Now) -> Result<Held, Option<u128>> {
+        let mut waits: Vec<Option<u128>> = Vec::new();
+        for level in &plan.levels {
+            for (index, limit) in level.limits.iter().enumerate() {
+                let cost = cost(limit.id.measure, charge);
+                let (used, most, wait) = self.state(level, index, cost, now);
+                if used + cost > most && !limit.shadow {
+                    waits.push(wait);
+                }
+            }
+        }
+        if !waits.is_empty() {
+            return Err(waits.into_iter().collect::<Option<Vec<_>>>().map(|waits| waits.into_iter().max().unwrap()));
+        }
+        Ok(self.charge(plan, charge, now))
+    }
+
+    /// Charges what somebody else admitted.
+    pub(super) fn charge(&mut self, plan: &Plan, charge: &Charge, now: Now) -> Held {
+        self.drain(plan, now);
+        let ends = self.ends(plan, now);
+        let held = Held { plan: plan.clone(), parts: vec![(*charge, ends)] };
+        self.each_scope(&held.plan, |counted, level, scope| {
+            counted.live += 1;
+            add(counted, level, scope, charge);
+        });
+        held
+    }
+
+    /// A window in which nothing was counted may as well be another one; any other must have been kept.
+    pub(super) fn agree(&mut self, org: &OrgId, day: Wall, month: Wall) {
+        let Some(account) = self.accounts.get_mut(org) else { return };
+        for ((window, ends), kept) in account.ends.iter_mut().zip([day, month]) {
+            let counts = account.scopes.values().flat_map(|counted| &counted.tallies);
+            if counts.filter(|((_, of), _)| of == window).all(|(_, n)| *n == 0) {
+                *ends = kept;
+            } else if *ends != kept {
+                panic!("the {window:?} that ends at {ends} was forgotten for {kept}");
+            }
+        }
+    }
+
+    /// Extends under the plan of the admission: refused by budgets only.
+    pub(super) fn extend(&mut self, held: &mut Held, more: &Charge, now: Now) -> bool {
+        for level in &held.plan.levels {
+            for (index, limit) in level.limits.iter().enumerate() {
+                let cost = cost(limit.id.measure, more);
+                let (used, most, _) = self.state(level, index, cost, now);
+                let budget = matches!(limit.allowance, Allowance::Budget(_));
+                if budget && !limit.shadow && cost > 0 && used + cost > most {
+                    return false;
+                }
+            }
+        }
+        self.charge_more(held, more, now);
+        true
+    }
+
+    fn drain(&mut self, plan: &Plan, now: Now) {
+        for level in &plan.levels {
+            for index in 0..level.limits.len() {
+                self.state(level, index, 0, now);
+            }
+        }
+    }
+
+    pub(super) fn charge_more(&mut self, held: &mut Held, more: &Charge, now: Now) {
+        self.drain(&held.plan, now);
+        let ends = self.ends(&held.plan, now);
+        held.parts.push((*more, ends));
+        let plan = held.plan.clone();
+        self.each_scope(&plan, |counted, level, scope| add(counted, level, scope, more));
+    }
+
+    pub(super) fn settle(&mut self, held: &Held, actual: &Charge) {
+        let reserved = held.reserved();
+        for (place, level) in held.plan.levels.iter().enumerate() {
+            let account = self.accounts.get_mut(&level.org).unwrap();
+            let current = account.ends.map(|(_, ends)| ends);
+            for (_, scope) in level.scopes.iter() {
+                let counted = account.scopes.entry(scope.clone()).or_default();
+                counted.live -= 1;
+                for ((unit, window), meter) in &mut counted.meters {
+                    let charged = rates(level, scope).any(|of| of == (*unit, *window));
+                    if charged {
+                        let change = i128::from(actual.get(*unit)) - i128::from(reserved.get(*unit));
+                        meter.level = (meter.level + change * nanos(*window)).max(0);
+                    }
+                }
+                for (which, window) in [Window::Day, Window::Month].into_iter().enumerate() {
+                    let last = held.parts.last().unwrap().1[place][which];
+                    if last != current[which] {
+                        continue;
+                    }
+                    let now_in = |ends: &Vec<[Wall; 2]>| ends[place][which] == last;
+                    let sum = |within: bool| {
+                        let parts = held.parts.iter().filter(|(_, ends)| now_in(ends) == within);
+                        parts.fold(Charge::ZERO, |sum, (part, _)| sum.plus(part))
+                    };
+                    for unit in Unit::ALL {
+                        let tally = counted.tallies.entry((unit, window)).or_default();
+                        *tally -= sum(true).get(unit);
+                        *tally += actual.get(unit).saturating_sub(sum(false).get(unit));
+                    }
+                }
+            }
+        }
+    }
+
+    fn each_scope(&mut self, plan: &Plan, mut with: impl FnMut(&mut Counted, &Level, &Scope)) {
+        for level in &plan.levels {
+            let account = self.accounts.get_mut(&level.org).unwrap();
+            for (_, scope) in level.scopes.iter() {
+                with(account.scopes.entry(scope.clone()).or_default(), level, scope);
+            }
+        }
+    }
+}
+
+fn cost(measure: Measure, charge: &Charge) -> u64 {
+    match measure {
+        Measure::Metered(unit, _) => charge.get(unit),
+        Measure::Concurrent => 1,
+    }
+}
+
+/// The meters that the level's limits have in `scope`.
+fn rates(level: &Level, scope: &Scope) -> impl Iterator<Item = (Unit, Window)> {
+    level.limits.iter().filter(move |limit| limit.id.scope == *scope).filter_map(|limit| match limit.id.measure {
+        Measure::Metered(unit, window) if !window.is_calendar() => Some((unit, window)),
+        _ => None,
+    })
+}
+
+fn add(counted: &mut Counted, level: &Level, scope: &Scope, charge: &Charge) {
+    for (unit, window) in rates(level, scope) {
+        counted.meters.entry((unit, window)).or_default().level += i128::from(charge.get(unit)) * nanos(window);
+    }
+    for unit in Unit::ALL {
+        for window in [Window::Day, Window::Month] {
+            *counted.tallies.entry((unit, window)).or_default() += charge.get(unit);
+        }
+    }
+}

@@ -1,0 +1,303 @@
+//! The catalogue: names, help texts, labels and buckets.
+
+use prometheus::{
+    Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry,
+};
+
+/// One limit of one organization, as gauges show it. Money counts in currency units.
+#[derive(Debug, Clone)]
+pub struct QuotaSample {
+    /// The organization.
+    pub org: String,
+    /// The limit with its scope, as in `incident-response/tokens_per_day`.
+    pub quota: String,
+    /// `requests`, `tokens`, …
+    pub unit: &'static str,
+    /// `minute`, `day`, …; `none` for concurrency.
+    pub window: &'static str,
+    /// Whether it is the organization's own, unscoped limit.
+    pub plain: bool,
+    /// How much is allowed.
+    pub limit: f64,
+    /// How much is used.
+    pub used: f64,
+    /// How much is reserved.
+    pub reserved: f64,
+    /// When it is full again, or its window ends, in seconds since the epoch.
+    pub resets_at: f64,
+}
+
+/// Every family.
+pub(super) struct Families {
+    pub registry: Registry,
+    /// The process's own figures, under their conventional names.
+    pub process: Registry,
+    pub build_info: IntGaugeVec,
+    pub requests: IntCounterVec,
+    pub refusals: IntCounterVec,
+    pub purposes: IntCounterVec,
+    pub request_duration: HistogramVec,
+    pub overhead: HistogramVec,
+    pub ttft: HistogramVec,
+    pub gap: HistogramVec,
+    pub streams_active: IntGaugeVec,
+    pub streams: IntCounterVec,
+    pub severed: IntCounterVec,
+    pub revocation: Histogram,
+    pub input_tokens: IntCounterVec,
+    pub output_tokens: IntCounterVec,
+    pub cached_tokens: IntCounterVec,
+    pub reasoning_tokens: IntCounterVec,
+    pub cost: prometheus::CounterVec,
+    pub usage_missing: IntCounterVec,
+    pub usage_disputed: IntCounterVec,
+    pub request_bytes: IntCounterVec,
+    pub response_bytes: IntCounterVec,
+    pub quota_ratio: GaugeVec,
+    pub quota_requests_limit: GaugeVec,
+    pub quota_requests_used: GaugeVec,
+    pub quota_tokens_limit: GaugeVec,
+    pub quota_tokens_used: GaugeVec,
+    pub quota_tokens_reserved: GaugeVec,
+    pub quota_reset: GaugeVec,
+    pub quota_settled: IntCounterVec,
+    pub snapshot_errors: IntCounter,
+    pub snapshot_at: IntGauge,
+    pub handshakes: IntCounterVec,
+    pub handshake_duration: HistogramVec,
+    pub server_cert: IntGaugeVec,
+    pub client_cert: IntGaugeVec,
+    pub crl_next: IntGaugeVec,
+    pub connections_active: IntGauge,
+    pub connections_total: IntCounter,
+    pub connections_rejected: IntCounterVec,
+    pub upstream_requests: IntCounterVec,
+    pub upstream_headers: HistogramVec,
+    pub upstream_healthy: IntGaugeVec,
+    pub reload_ok: IntGauge,
+    pub reload_ok_at: IntGauge,
+    pub reloads: IntCounterVec,
+    pub generation: IntGauge,
+    pub config_info: IntGaugeVec,
+    pub audit_records: IntCounterVec,
+    pub audit_queue: IntGauge,
+    pub draining: IntGauge,
+    pub panics: IntCounter,
+    #[expect(dead_code, reason = "registered; the gateway's start is set once")]
+    pub started: Gauge,
+}
+
+/// Whole requests: short calls and streams of minutes.
+const DURATION: &[f64] =
+    &[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0];
+/// Our own time.
+const OVERHEAD: &[f64] = &[0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05];
+/// First tokens and gaps, as the `GenAI` conventions have them.
+const TOKEN: &[f64] = &[0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92];
+/// Cutting off.
+const CUT: &[f64] = &[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5];
+
+struct Declare(Registry);
+
+impl Declare {
+    fn add<C: prometheus::core::Collector + Clone + 'static>(
+        &self,
+        made: prometheus::Result<C>,
+    ) -> prometheus::Result<C> {
+        let collector = made?;
+        self.0.register(Box::new(collector.clone()))?;
+        Ok(collector)
+    }
+
+    fn counter(&self, name: &str, help: &str, labels: &[&str]) -> prometheus::Result<IntCounterVec> {
+        self.add(IntCounterVec::new(Opts::new(name, help), labels))
+    }
+
+    fn gauge(&self, name: &str, help: &str, labels: &[&str]) -> prometheus::Result<IntGaugeVec> {
+        self.add(IntGaugeVec::new(Opts::new(name, help), labels))
+    }
+
+    fn real(&self, name: &str, help: &str, labels: &[&str]) -> prometheus::Result<GaugeVec> {
+        self.add(GaugeVec::new(Opts::new(name, help), labels))
+    }
+
+    fn histogram(&self, name: &str, help: &str, labels: &[&str], buckets: &[f64]) -> prometheus::Result<HistogramVec> {
+        self.add(HistogramVec::new(HistogramOpts::new(name, help).buckets(buckets.to_vec()), labels))
+    }
+
+    fn one(&self, name: &str, help: &str) -> prometheus::Result<IntGauge> {
+        self.add(IntGauge::new(name, help))
+    }
+
+    fn count(&self, name: &str, help: &str) -> prometheus::Result<IntCounter> {
+        self.add(IntCounter::new(name, help))
+    }
+}
+
+impl Families {
+    pub(super) fn declare() -> prometheus::Result<Families> {
+        let registry = Registry::new_custom(Some("portcullis".into()), None)?;
+        let d = Declare(registry.clone());
+        Ok(Families {
+            build_info: d.gauge(
+                "build_info",
+                "What runs: always 1.",
+                &["version", "revision", "rustc", "tls_provider", "fips"],
+            )?,
+            requests: d.counter("requests_total", "Finished requests.", &["org", "route", "code"])?,
+            refusals: d.counter("request_refusals_total", "Requests refused by the gateway.", &["org", "reason"])?,
+            purposes: d.counter(
+                "purpose_requests_total",
+                "Requests by declared purpose and what the purpose check decided.",
+                &["org", "purpose", "decision"],
+            )?,
+            request_duration: d.histogram(
+                "request_duration_seconds",
+                "Whole requests, to the last byte.",
+                &["route", "code_class"],
+                DURATION,
+            )?,
+            overhead: d.histogram(
+                "gateway_overhead_seconds",
+                "The gateway's own time before the first byte went upstream.",
+                &["route"],
+                OVERHEAD,
+            )?,
+            ttft: d.histogram("time_to_first_token_seconds", "Until the first content.", &["model"], TOKEN)?,
+            gap: d.histogram("stream_gap_seconds", "Between the frames of a stream.", &["model"], TOKEN)?,
+            streams_active: d.gauge("streams_active", "Admitted exchanges under way.", &["org"])?,
+            streams: d.counter("streams_total", "Admitted exchanges by how they ended.", &["org", "end"])?,
+            severed: d.counter("severed_streams_total", "Exchanges cut by the gateway.", &["org", "cause"])?,
+            revocation: d.add(Histogram::with_opts(
+                HistogramOpts::new("revocation_seconds", "From a withdrawal's trigger to the last stream cut.")
+                    .buckets(CUT.to_vec()),
+            ))?,
+            input_tokens: d.counter("input_tokens_total", "Input tokens charged.", &["org", "model"])?,
+            output_tokens: d.counter("output_tokens_total", "Output tokens charged.", &["org", "model"])?,
+            cached_tokens: d.counter(
+                "cached_input_tokens_total",
+                "Input tokens read from a cache, a part of the input tokens.",
+                &["org", "model"],
+            )?,
+            reasoning_tokens: d.counter(
+                "reasoning_output_tokens_total",
+                "Reasoning tokens, a part of the output tokens.",
+                &["org", "model"],
+            )?,
+            cost: d.add(prometheus::CounterVec::new(
+                Opts::new("cost_total", "Money charged, in currency units."),
+                &["org", "model"],
+            ))?,
+            usage_missing: d.counter(
+                "usage_missing_total",
+                "Answers without reported usage: an estimate was charged.",
+                &["org", "model"],
+            )?,
+            usage_disputed: d.counter(
+                "usage_disputed_total",
+                "Answers whose reported usage was below a quarter of what was metered.",
+                &["org", "model"],
+            )?,
+            request_bytes: d.counter("request_body_bytes_total", "Request body bytes.", &["route"])?,
+            response_bytes: d.counter("response_body_bytes_total", "Response body bytes.", &["route"])?,
+            quota_ratio: d.real(
+                "quota_used_ratio",
+                "Share of a limit in use, reservations included.",
+                &["org", "quota"],
+            )?,
+            quota_requests_limit: d.real("quota_requests_limit", "Requests allowed.", &["org", "window"])?,
+            quota_requests_used: d.real("quota_requests_used", "Requests used.", &["org", "window"])?,
+            quota_tokens_limit: d.real("quota_tokens_limit", "Tokens allowed.", &["org", "window"])?,
+            quota_tokens_used: d.real("quota_tokens_used", "Tokens used.", &["org", "window"])?,
+            quota_tokens_reserved: d.real("quota_tokens_reserved", "Tokens reserved.", &["org", "window"])?,
+            quota_reset: d.real("quota_reset_timestamp_seconds", "When a limit is whole again.", &["org", "quota"])?,
+            quota_settled: d.counter(
+                "quota_settled_tokens_total",
+                "Tokens by which settlements differed from reservations.",
+                &["org", "direction"],
+            )?,
+            snapshot_errors: d.count("quota_snapshot_errors_total", "Durable marks that could not be saved.")?,
+            snapshot_at: d.one("quota_snapshot_timestamp_seconds", "When durable marks were last saved.")?,
+            handshakes: d.counter("tls_handshakes_total", "Handshakes by result.", &["result"])?,
+            handshake_duration: d.histogram(
+                "tls_handshake_duration_seconds",
+                "Handshakes, refused ones too.",
+                &["resumed"],
+                &[0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0],
+            )?,
+            server_cert: d.gauge(
+                "tls_server_cert_not_after_timestamp_seconds",
+                "When the gateway's certificate ends.",
+                &["name"],
+            )?,
+            client_cert: d.gauge(
+                "client_cert_not_after_timestamp_seconds",
+                "The earliest end among the certificates an organization uses.",
+                &["org"],
+            )?,
+            crl_next: d.gauge("crl_next_update_timestamp_seconds", "When a CRL has to be followed.", &["issuer"])?,
+            connections_active: d.one("connections_active", "Connections that stand.")?,
+            connections_total: d.count("connections_total", "Connections accepted.")?,
+            connections_rejected: d.counter("connections_rejected_total", "Connections turned away.", &["reason"])?,
+            upstream_requests: d.counter("upstream_requests_total", "Upstream calls.", &["upstream", "code"])?,
+            upstream_headers: d.histogram(
+                "upstream_time_to_headers_seconds",
+                "Until an upstream's response head.",
+                &["upstream"],
+                TOKEN,
+            )?,
+            upstream_healthy: d.gauge("upstream_healthy", "Whether the last call got an answer.", &["upstream"])?,
+            reload_ok: d.one("config_last_reload_successful", "Whether the last reload was accepted.")?,
+            reload_ok_at: d.one("config_last_reload_success_timestamp_seconds", "When a reload was last accepted.")?,
+            reloads: d.counter("config_reloads_total", "Reloads.", &["trigger", "result"])?,
+            generation: d.one("config_generation", "The policy in force.")?,
+            config_info: d.gauge("config_info", "The hash of the policy in force: always 1.", &["hash"])?,
+            audit_records: d.counter("audit_records_total", "Audit records.", &["result"])?,
+            audit_queue: d.one("audit_queue_records", "Audit records that wait to be written.")?,
+            draining: d.one("draining", "Whether the gateway drains.")?,
+            panics: d.count("panics_total", "Panics, each contained to its exchange.")?,
+            started: d.add(Gauge::new("up", "Always 1 while the gateway runs.")).inspect(|up| up.set(1.0))?,
+            registry,
+            process: {
+                let process = Registry::new();
+                process.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
+                process
+            },
+        })
+    }
+
+    /// Replaces all quota gauges.
+    pub(super) fn quotas(&self, samples: &[QuotaSample]) {
+        let gauges = [
+            &self.quota_ratio,
+            &self.quota_requests_limit,
+            &self.quota_requests_used,
+            &self.quota_tokens_limit,
+            &self.quota_tokens_used,
+            &self.quota_tokens_reserved,
+            &self.quota_reset,
+        ];
+        gauges.iter().for_each(|gauge| gauge.reset());
+        for sample in samples {
+            let quota = [sample.org.as_str(), sample.quota.as_str()];
+            let taken = sample.used + sample.reserved;
+            let ratio = if sample.limit > 0.0 { taken / sample.limit } else { 1.0 };
+            self.quota_ratio.with_label_values(&quota).set(ratio);
+            self.quota_reset.with_label_values(&quota).set(sample.resets_at);
+            if !sample.plain {
+                continue;
+            }
+            let window = [sample.org.as_str(), sample.window];
+            if sample.unit == "requests" {
+                self.quota_requests_limit.with_label_values(&window).set(sample.limit);
+                self.quota_requests_used.with_label_values(&window).set(sample.used);
+            }
+            if sample.unit == "tokens" {
+                self.quota_tokens_limit.with_label_values(&window).set(sample.limit);
+                self.quota_tokens_used.with_label_values(&window).set(sample.used);
+                self.quota_tokens_reserved.with_label_values(&window).set(sample.reserved);
+            }
+        }
+    }
+}

@@ -1,0 +1,273 @@
+//! Handles that the request path uses: resolved once, counted without a hash.
+
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use dashmap::DashMap;
+use prometheus::{Histogram, IntCounter, IntGauge};
+
+use super::families::Families;
+use crate::ask::Route;
+use crate::names::{ModelName, PurposeId};
+use crate::outcome::{Code, Ending};
+use crate::tokens::{Nano, Usage};
+
+/// What the purpose check decided.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Decision {
+    /// Permitted.
+    Allow,
+    /// Refused.
+    Deny,
+}
+
+/// Statuses that have a label of their own; others share one, so that an upstream cannot mint series.
+const STATUSES: [u16; 24] = [
+    200, 201, 204, 400, 401, 402, 403, 404, 405, 408, 409, 413, 415, 421, 422, 429, 431, 499, 500, 501, 502, 503, 504,
+    529,
+];
+const WORDS: [&str; 25] = [
+    "200", "201", "204", "400", "401", "402", "403", "404", "405", "408", "409", "413", "415", "421", "422", "429",
+    "431", "499", "500", "501", "502", "503", "504", "529", "other",
+];
+
+/// One organization's figures.
+pub struct OrgSeries {
+    org: Arc<str>,
+    families: Handles,
+    requests: Vec<OnceLock<IntCounter>>,
+    refusals: Vec<OnceLock<IntCounter>>,
+    endings: Vec<IntCounter>,
+    active: IntGauge,
+    purposes: DashMap<PurposeId, [IntCounter; 2]>,
+    models: DashMap<ModelName, Arc<Charged>>,
+    settled: [IntCounter; 2],
+}
+
+/// The families that an organization's children are made from.
+struct Handles {
+    requests: prometheus::IntCounterVec,
+    refusals: prometheus::IntCounterVec,
+    purposes: prometheus::IntCounterVec,
+    severed: prometheus::IntCounterVec,
+    input: prometheus::IntCounterVec,
+    output: prometheus::IntCounterVec,
+    cached: prometheus::IntCounterVec,
+    reasoning: prometheus::IntCounterVec,
+    cost: prometheus::CounterVec,
+    missing: prometheus::IntCounterVec,
+    disputed: prometheus::IntCounterVec,
+}
+
+struct Charged {
+    input: IntCounter,
+    output: IntCounter,
+    cached: IntCounter,
+    reasoning: IntCounter,
+    cost: prometheus::Counter,
+    missing: IntCounter,
+    disputed: IntCounter,
+}
+
+/// Codes whose counters exist before their first event: what alerts and dashboards ask about.
+const EXPECTED: [Code; 5] = [
+    Code::RateLimitExceeded,
+    Code::InsufficientQuota,
+    Code::PurposeNotPermitted,
+    Code::ModelNotPermitted,
+    Code::OrganizationSuspended,
+];
+
+impl OrgSeries {
+    pub(super) fn of(families: &Families, org: &str) -> OrgSeries {
+        let handles = Handles {
+            requests: families.requests.clone(),
+            refusals: families.refusals.clone(),
+            purposes: families.purposes.clone(),
+            severed: families.severed.clone(),
+            input: families.input_tokens.clone(),
+            output: families.output_tokens.clone(),
+            cached: families.cached_tokens.clone(),
+            reasoning: families.reasoning_tokens.clone(),
+            cost: families.cost.clone(),
+            missing: families.usage_missing.clone(),
+            disputed: families.usage_disputed.clone(),
+        };
+        let settled = |direction| families.quota_settled.with_label_values(&[org, direction]);
+        let ending = |ending: &Ending| families.streams.with_label_values(&[org, ending.as_str()]);
+        let series = OrgSeries {
+            org: org.into(),
+            families: handles,
+            requests: (0..(Route::ALL.len() + 1) * WORDS.len()).map(|_| OnceLock::new()).collect(),
+            refusals: Code::ALL.iter().map(|_| OnceLock::new()).collect(),
+            endings: Ending::ALL.iter().map(ending).collect(),
+            active: families.streams_active.with_label_values(&[org]),
+            purposes: DashMap::new(),
+            models: DashMap::new(),
+            settled: [settled("refunded"), settled("overdrawn")],
+        };
+        EXPECTED.iter().for_each(|code| {
+            let _ = series.refusal(*code);
+        });
+        series
+    }
+
+    /// Ends every child of this organization.
+    pub(super) fn remove(&self, families: &Families, org: &str) {
+        let _ = families.streams_active.remove_label_values(&[org]);
+        for ending in Ending::ALL {
+            let _ = families.streams.remove_label_values(&[org, ending.as_str()]);
+        }
+        for code in Code::ALL {
+            let _ = families.refusals.remove_label_values(&[org, code.as_str()]);
+            let _ = families.severed.remove_label_values(&[org, code.as_str()]);
+        }
+        for route in Route::ALL.iter().map(|route| route.as_str()).chain(["other"]) {
+            for word in WORDS {
+                let _ = families.requests.remove_label_values(&[org, route, word]);
+            }
+        }
+        for entry in &self.purposes {
+            let purpose = entry.key().as_str();
+            let _ = families.purposes.remove_label_values(&[org, purpose, "allow"]);
+            let _ = families.purposes.remove_label_values(&[org, purpose, "deny"]);
+        }
+        for direction in ["refunded", "overdrawn"] {
+            let _ = families.quota_settled.remove_label_values(&[org, direction]);
+        }
+    }
+
+    /// A request ended with `status`.
+    pub fn request(&self, route: Option<Route>, status: u16) {
+        let row = route.and_then(|route| Route::ALL.iter().position(|known| *known == route));
+        let row = row.unwrap_or(Route::ALL.len());
+        let column = STATUSES.binary_search(&status).unwrap_or(STATUSES.len());
+        let Some(cell) = self.requests.get(row * WORDS.len() + column) else { return };
+        cell.get_or_init(|| {
+            let word = WORDS.get(column).copied().unwrap_or("other");
+            let route = route.map_or("other", Route::as_str);
+            self.families.requests.with_label_values(&[&*self.org, route, word])
+        })
+        .inc();
+    }
+
+    /// A request was refused.
+    pub fn refused(&self, code: Code) {
+        if let Some(counter) = self.refusal(code) {
+            counter.inc();
+        }
+    }
+
+    fn refusal(&self, code: Code) -> Option<&IntCounter> {
+        let cell = self.refusals.get(code as usize)?;
+        Some(cell.get_or_init(|| self.families.refusals.with_label_values(&[&*self.org, code.as_str()])))
+    }
+
+    /// The purpose check decided.
+    pub fn purpose(&self, purpose: &PurposeId, decision: Decision) {
+        let known = self.purposes.get(purpose);
+        let entry = known.map_or_else(
+            || {
+                let child = |word| self.families.purposes.with_label_values(&[&*self.org, purpose.as_str(), word]);
+                self.purposes.entry(purpose.clone()).or_insert_with(|| [child("allow"), child("deny")]).clone()
+            },
+            |entry| entry.clone(),
+        );
+        let [allow, deny] = entry;
+        if decision == Decision::Allow { allow.inc() } else { deny.inc() }
+    }
+
+    /// An exchange was admitted.
+    pub fn opened(&self) {
+        self.active.inc();
+    }
+
+    /// An admitted exchange ended.
+    pub fn closed(&self, ending: Ending, cause: Option<Code>) {
+        self.active.dec();
+        if let Some(counter) = self.endings.get(ending as usize) {
+            counter.inc();
+        }
+        if let (Ending::Severed | Ending::QuotaCut | Ending::Drained, Some(cause)) = (ending, cause) {
+            self.families.severed.with_label_values(&[&*self.org, cause.as_str()]).inc();
+        }
+    }
+
+    /// What was charged; `model` is a configured name or `other`.
+    pub fn charged(&self, model: &ModelSeries, name: &ModelName, usage: &Usage, cost: Nano, kind: &str) {
+        let known = self.models.get(name).map(|entry| entry.clone());
+        let charged = known.unwrap_or_else(|| {
+            let key = if model.is_other() { model.other_name() } else { name.clone() };
+            self.models.entry(key).or_insert_with(|| Arc::new(self.charge_of(&model.label))).clone()
+        });
+        charged.input.inc_by(usage.all_input());
+        charged.output.inc_by(usage.output);
+        charged.cached.inc_by(usage.cached_input);
+        charged.reasoning.inc_by(usage.reasoning);
+        #[expect(clippy::cast_precision_loss, reason = "a figure for dashboards; the ledger holds the exact one")]
+        charged.cost.inc_by(cost.0 as f64 / 1e9);
+        match kind {
+            "estimated" => charged.missing.inc(),
+            "disputed" => charged.disputed.inc(),
+            _ => {}
+        }
+    }
+
+    /// By how much a settlement differed from its reservation.
+    pub fn settled(&self, reserved: u64, used: u64) {
+        let [refunded, overdrawn] = &self.settled;
+        refunded.inc_by(reserved.saturating_sub(used));
+        overdrawn.inc_by(used.saturating_sub(reserved));
+    }
+
+    fn charge_of(&self, model: &str) -> Charged {
+        let labels = [&*self.org, model];
+        let Handles { input, output, cached, reasoning, cost, missing, disputed, .. } = &self.families;
+        Charged {
+            input: input.with_label_values(&labels),
+            output: output.with_label_values(&labels),
+            cached: cached.with_label_values(&labels),
+            reasoning: reasoning.with_label_values(&labels),
+            cost: cost.with_label_values(&labels),
+            missing: missing.with_label_values(&labels),
+            disputed: disputed.with_label_values(&labels),
+        }
+    }
+}
+
+/// One model's latency figures.
+pub struct ModelSeries {
+    label: String,
+    other: OnceLock<ModelName>,
+    ttft: Histogram,
+    gap: Histogram,
+}
+
+impl ModelSeries {
+    pub(super) fn of(families: &Families, label: &str) -> ModelSeries {
+        ModelSeries {
+            label: label.to_owned(),
+            other: OnceLock::new(),
+            ttft: families.ttft.with_label_values(&[label]),
+            gap: families.gap.with_label_values(&[label]),
+        }
+    }
+
+    /// The first content came after `took`.
+    pub fn first_token(&self, took: Duration) {
+        self.ttft.observe(took.as_secs_f64());
+    }
+
+    /// A frame came `took` after the one before.
+    pub fn gap(&self, took: Duration) {
+        self.gap.observe(took.as_secs_f64());
+    }
+
+    fn is_other(&self) -> bool {
+        self.label == "other"
+    }
+
+    fn other_name(&self) -> ModelName {
+        self.other.get_or_init(|| "other".parse().unwrap_or_else(|_| unreachable!("a model name"))).clone()
+    }
+}

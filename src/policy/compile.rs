@@ -1,0 +1,272 @@
+//! From files to a policy: everything is read, then checked across files, then put together.
+
+mod build;
+mod checks;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use http::HeaderName;
+
+use self::build::build;
+use self::checks::Checked;
+use super::file::{Sink, Table, parse};
+use super::listen::{self, warn_soon};
+use super::mistake::Place;
+use super::models::{self};
+use super::org::{self, Draft};
+use super::{Files, Policy, Purpose};
+use crate::clock::Now;
+use crate::names::{AuthorityName, PurposeId};
+use crate::trust::{Authority, Flaw, Rules, ServerIdentity, Subject};
+
+/// Reads the main file and everything it leads to.
+pub(super) fn compile(path: &Path, files: &Files, sink: &Sink, previous: Option<&Policy>, now: Now) -> Option<Policy> {
+    let text = match text(path, files) {
+        Ok(text) => text,
+        Err(error) => {
+            sink.wrong(None, format!("cannot read {}: {error}", path.display()), None);
+            return None;
+        }
+    };
+    let file = sink.add(path, &text);
+    parse(file, &text, sink, |root| Compiler { root, files, sink, previous, now }.run())
+}
+
+fn text(path: &Path, files: &Files) -> Result<String, String> {
+    let bytes = files.bytes(path).map_err(|error| error.to_string())?;
+    String::from_utf8(bytes).map_err(|_| "it is not UTF-8 text".to_owned())
+}
+
+struct Compiler<'a> {
+    root: &'a Table<'a>,
+    files: &'a Files,
+    sink: &'a Sink,
+    previous: Option<&'a Policy>,
+    now: Now,
+}
+
+impl Compiler<'_> {
+    fn run(&self) -> Option<Policy> {
+        let listen = self.root.required_table("listen").map(|table| listen::listen(&table));
+        let identity = listen.as_ref().and_then(|read| self.server_identity(read));
+        let (authorities, auth) = self.authorities();
+        let admin = listen::admin(self.root, self.files);
+        let (quota, state) = listen::quota(self.root, self.files);
+        let (audit, audit_directory) = listen::audit(self.root, self.files);
+        let log = listen::log(self.root);
+        let (purpose_header, purposes) = self.purposes();
+        let models = models::read(self.root, self.files);
+        let drafts = self.drafts(&quota.timezone);
+        self.root.finish();
+        let checked = Checked { sink: self.sink, purposes: &purposes, models: &models, authorities: &authorities };
+        let places = Checked::places(&drafts);
+        checked.check(&drafts);
+        // From here on references are followed: only what was found right may be.
+        if !self.sink.mistakes.borrow().is_empty() {
+            return None;
+        }
+        let listen = listen?;
+        let built = build(&drafts, &models, self.previous.map(|policy| &policy.memory), self.now);
+        let identity = identity?;
+        warn_soon(self.sink, "the server's certificate", identity.not_after(), self.now.wall);
+        let hash = self.files.hash();
+        let same = self.previous.filter(|policy| policy.hash == hash).map(|policy| policy.generation);
+        let next = self.previous.map_or(1, |policy| policy.generation + 1);
+        Some(Policy {
+            generation: same.unwrap_or(next),
+            hash,
+            loaded_at: self.now.wall,
+            settings: super::Settings {
+                address: listen.address?,
+                workers: listen.workers,
+                admin,
+                state,
+                audit_directory,
+            },
+            listen: listen.listen,
+            server_names: listen.server_names.into_iter().map(|at| at.value).collect(),
+            identity: Arc::new(identity),
+            authorities: authorities.into(),
+            explain_missing: auth.explain,
+            longest_certificate: auth.longest,
+            purpose_header,
+            purposes,
+            models,
+            quota,
+            audit,
+            log,
+            warnings: self.sink.warnings.take(),
+            sources: self.sink.sources.borrow().clone(),
+            places,
+            orgs: built.orgs,
+            marks: built.marks,
+            memory: built.memory,
+            directories: self.files.directories(),
+        })
+    }
+
+    fn flawed(&self, flaws: Vec<Flaw>, certificate: &Place, other: Option<&Place>) {
+        for flaw in flaws {
+            let place = match flaw.subject {
+                Subject::PrivateKey | Subject::Crl => other.unwrap_or(certificate),
+                Subject::Certificate | Subject::Authority => certificate,
+            };
+            self.sink.wrong(Some(place), flaw.message, None);
+        }
+    }
+
+    fn server_identity(&self, read: &listen::ListenRead) -> Option<ServerIdentity> {
+        let (certificate, key) = (read.certificate.as_ref()?, read.private_key.as_ref()?);
+        let pem = (self.files.read(certificate, self.sink), self.files.read(key, self.sink));
+        let (Some(certificate_pem), Some(key_pem)) = pem else { return None };
+        match ServerIdentity::load(&certificate_pem, &key_pem, self.now.wall) {
+            Ok(identity) => {
+                for name in read.server_names.iter().filter(|name| !identity.is_for(&name.value)) {
+                    self.sink.odd(Some(&name.place), format!("the certificate is not for {}", name.value));
+                }
+                Some(identity)
+            }
+            Err(flaws) => {
+                self.flawed(flaws, &certificate.place, Some(&key.place));
+                None
+            }
+        }
+    }
+
+    fn authorities(&self) -> (Vec<Arc<Authority>>, listen::ClientAuth) {
+        let nothing = listen::ClientAuth { required: true, explain: false, longest: None };
+        let Some(table) = self.root.required_table("client_auth") else { return (Vec::new(), nothing) };
+        let auth = listen::client_auth(&table);
+        let rules = Rules { revocation_required: auth.required };
+        let tables = table.tables("authorities");
+        if tables.is_empty() {
+            self.sink.wrong(Some(table.place()), "`authorities` is missing or empty: nobody could connect", None);
+        }
+        let mut loaded: Vec<Arc<Authority>> = Vec::new();
+        for entry in &tables {
+            let Some(authority) = self.authority(entry, rules) else { continue };
+            if loaded.iter().any(|known| known.name() == authority.name()) {
+                self.sink.wrong(Some(entry.place()), format!("there are two authorities {}", authority.name()), None);
+            }
+            if let Some(twin) = loaded.iter().find(|known| known.spki_sha256() == authority.spki_sha256()) {
+                let what = format!(
+                    "{} and {} have the same key: no chain would belong to exactly one",
+                    twin.name(),
+                    authority.name()
+                );
+                self.sink.wrong(Some(entry.place()), what, None);
+            }
+            let name = authority.name();
+            warn_soon(
+                self.sink,
+                &format!("a certificate of the authority {name}"),
+                authority.not_after(),
+                self.now.wall,
+            );
+            loaded.push(Arc::new(authority));
+        }
+        table.finish();
+        (loaded, auth)
+    }
+
+    fn authority(&self, table: &Table<'_>, rules: Rules) -> Option<Authority> {
+        let name = table.required("name").and_then(|at| match at.value.parse::<AuthorityName>() {
+            Ok(name) => Some(name),
+            Err(error) => {
+                self.sink.wrong(Some(&at.place), format!("`name` {error}"), None);
+                None
+            }
+        });
+        let file = table.required("file");
+        let crl = table.text("crl");
+        table.finish();
+        let (name, file) = (name?, file?);
+        let pem = self.files.read(&file, self.sink)?;
+        let list = match &crl {
+            Some(at) => Some(self.files.read(at, self.sink)?),
+            None => None,
+        };
+        let known = self.previous.and_then(|policy| policy.authorities.iter().find(|known| *known.name() == name));
+        match Authority::load(name, &pem, list.as_deref(), rules, known.map(AsRef::as_ref), self.now.wall) {
+            Ok(authority) => Some(authority),
+            Err(flaws) => {
+                self.flawed(flaws, &file.place, crl.as_ref().map(|at| &at.place));
+                None
+            }
+        }
+    }
+
+    fn purposes(&self) -> (HeaderName, BTreeMap<PurposeId, Purpose>) {
+        let default = HeaderName::from_static("portcullis-purpose");
+        let Some(table) = self.root.required_table("purpose") else { return (default, BTreeMap::new()) };
+        let header = table.parsed("header", |text| text.parse::<HeaderName>().map_err(|_| "must be a header name"));
+        let mut purposes = BTreeMap::new();
+        let catalog = table.required_table("catalog");
+        for (name, entry) in catalog.iter().flat_map(Table::entries) {
+            let id: PurposeId = match name.value.parse() {
+                Ok(id) => id,
+                Err(error) => {
+                    self.sink.wrong(Some(&name.place), format!("the purpose {error}"), None);
+                    continue;
+                }
+            };
+            let (text, case_required) = match (entry.as_text(), entry.as_table()) {
+                (Some(text), _) => (text, false),
+                (None, Some(inside)) => {
+                    let text = inside.required("text").map(|at| at.value).unwrap_or_default();
+                    let case = inside.parsed("case", |case| match case {
+                        "required" => Ok(true),
+                        "optional" => Ok(false),
+                        _ => Err("must be \"required\" or \"optional\""),
+                    });
+                    inside.finish();
+                    (text, case.is_some_and(|at| at.value))
+                }
+                (None, None) => {
+                    entry.mismatch("a sentence, or { text, case }");
+                    continue;
+                }
+            };
+            purposes.insert(id.clone(), Purpose { id, text, case_required });
+        }
+        table.finish();
+        (header.map_or(default, |at| at.value), purposes)
+    }
+
+    /// Every organization's file, in order of name.
+    fn drafts(&self, timezone: &jiff::tz::TimeZone) -> Vec<Draft> {
+        let at = self.root.text("orgs");
+        let directory = self.files.resolve(at.as_ref().map_or("orgs.d", |at| at.value.as_str()));
+        let place = at.as_ref().map(|at| &at.place);
+        let listing = std::fs::read_dir(&directory).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+        let mut paths: Vec<_> = match listing {
+            Ok(entries) => entries.into_iter().map(|entry| entry.path()).collect(),
+            Err(error) => {
+                self.sink.wrong(place, format!("cannot read {}: {error}", directory.display()), None);
+                return Vec::new();
+            }
+        };
+        let hidden = |path: &Path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'));
+        paths.retain(|path| path.extension().is_some_and(|extension| extension == "toml") && !hidden(path));
+        paths.sort();
+        if paths.is_empty() {
+            self.sink.odd(place, format!("{} holds no organization", directory.display()));
+        }
+        paths.iter().filter_map(|path| self.draft(path, timezone)).collect()
+    }
+
+    fn draft(&self, path: &Path, timezone: &jiff::tz::TimeZone) -> Option<Draft> {
+        match text(path, self.files) {
+            Ok(text) => {
+                let file = self.sink.add(path, &text);
+                parse(file, &text, self.sink, |table| org::read(table, timezone))
+            }
+            Err(error) => {
+                self.sink.wrong(None, format!("cannot read {}: {error}", path.display()), None);
+                None
+            }
+        }
+    }
+}

@@ -1,0 +1,232 @@
+//! Checks that need to see more than one organization, or an organization beside the catalogue.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use super::build::grant;
+use crate::limits::{Measure, Unit};
+use crate::names::{AuthorityName, GroupId, OrgId, PurposeId};
+use crate::policy::Purpose;
+use crate::policy::file::Sink;
+use crate::policy::mistake::{Place, closest};
+use crate::policy::models::{Models, Pattern};
+use crate::policy::org::{Draft, Mark};
+use crate::trust::Authority;
+
+/// Checks across organizations.
+pub(super) struct Checked<'a> {
+    pub sink: &'a Sink,
+    pub purposes: &'a BTreeMap<PurposeId, Purpose>,
+    pub models: &'a Models,
+    pub authorities: &'a [Arc<Authority>],
+}
+
+impl Checked<'_> {
+    pub(super) fn check(&self, drafts: &[Draft]) {
+        let by_id: HashMap<&str, &Draft> = drafts.iter().map(|draft| (draft.id.value.as_str(), draft)).collect();
+        for draft in drafts {
+            if by_id.get(draft.id.value.as_str()).is_some_and(|last| !std::ptr::eq(*last, draft)) {
+                self.sink.wrong(Some(&draft.id.place), format!("two files are about {}", draft.id.value), None);
+            }
+            self.grants(draft);
+            self.scopes(draft);
+            self.parent(draft, &by_id);
+            if draft.limits.written.is_empty() && draft.parent.is_none() {
+                self.sink.odd(Some(&draft.place), format!("{} has no limits", draft.id.value));
+            }
+        }
+        self.identities(drafts);
+        for purpose in self.purposes.keys() {
+            if !drafts.iter().any(|draft| draft.purposes.iter().any(|at| at.value == *purpose)) {
+                self.sink.odd(None, format!("nobody may use the purpose {purpose}"));
+            }
+        }
+    }
+
+    /// Where the rules are that `explain` may name.
+    pub(super) fn places(drafts: &[Draft]) -> HashMap<String, Place> {
+        let mut places = HashMap::new();
+        for draft in drafts {
+            let id = &draft.id.value;
+            let mut note = |rule: &str, place: &Place| {
+                places.insert(format!("{id}.{rule}"), place.clone());
+            };
+            note("id", &draft.id.place);
+            note("status", draft.status_place.as_ref().unwrap_or(&draft.id.place));
+            note("valid", draft.valid_place.as_ref().unwrap_or(&draft.id.place));
+            draft.purposes.iter().for_each(|at| note(&format!("purposes.{}", at.value), &at.place));
+            draft.models.iter().for_each(|at| note(&format!("models.{}", at.value), &at.place));
+            draft.identities.iter().enumerate().for_each(|(index, at)| note(&format!("identity.{index}"), &at.place));
+            for at in &draft.limits.written {
+                if at.value.id.scope == crate::limits::Scope::default() {
+                    note(&format!("limits.{}", at.value.id.measure), &at.place);
+                }
+            }
+        }
+        places
+    }
+
+    fn grants(&self, draft: &Draft) {
+        for at in draft.purposes.iter().filter(|at| !self.purposes.contains_key(&at.value)) {
+            let meant = closest(at.value.as_str(), self.purposes.keys().map(PurposeId::as_str));
+            let hint = meant.map(|meant| format!("did you mean \"{meant}\"?"));
+            self.sink.wrong(Some(&at.place), format!("the catalogue has no purpose \"{}\"", at.value), hint);
+        }
+        for at in &draft.models {
+            if self.models.group(&at.value).is_some() {
+                continue;
+            }
+            let Ok(pattern) = Pattern::parse(&at.value) else {
+                self.sink.wrong(Some(&at.place), format!("{:?} is no model, pattern or group", at.value), None);
+                continue;
+            };
+            let routed = pattern.concrete().is_none_or(|name| {
+                let speaks = [crate::ask::Dialect::OpenAi, crate::ask::Dialect::Anthropic];
+                speaks.into_iter().any(|dialect| self.models.upstream_for(dialect, name.as_str()).is_some())
+            });
+            if !routed {
+                let meant = closest(&at.value, self.models.groups().iter().map(|group| group.id.as_str()));
+                let hint = meant.map(|meant| format!("did you mean the group \"{meant}\"?"));
+                let what = format!("\"{}\" is neither a group nor a model that an upstream serves", at.value);
+                self.sink.wrong(Some(&at.place), what, hint);
+            }
+        }
+    }
+
+    fn scopes(&self, draft: &Draft) {
+        for at in &draft.limits.written {
+            let scope = &at.value.id.scope;
+            if let Some(purpose) = &scope.purpose
+                && !self.purposes.contains_key(purpose)
+            {
+                self.sink.wrong(
+                    Some(&at.place),
+                    format!("a limit of the purpose \"{purpose}\", which is not in the catalogue"),
+                    None,
+                );
+            }
+            if let Some(group) = &scope.model
+                && self.models.group(group.as_str()).is_none()
+            {
+                let meant = closest(group.as_str(), self.models.groups().iter().map(|group| group.id.as_str()));
+                let hint = meant.map(|meant| format!("did you mean \"{meant}\"?"));
+                self.sink.wrong(
+                    Some(&at.place),
+                    format!("a limit of the group \"{group}\", which does not exist"),
+                    hint,
+                );
+            }
+            if matches!(at.value.id.measure, Measure::Metered(Unit::Cost, _))
+                && let Some(unpriced) = self.unpriced(draft, scope.model.as_ref())
+            {
+                let hint = Some(format!("give [model.{unpriced}] a price_per_mtok"));
+                let what = format!("a cost limit covers models without a price ({unpriced})");
+                self.sink.wrong(Some(&at.place), what, hint);
+            }
+        }
+    }
+
+    /// What a cost limit covers and cannot count.
+    fn unpriced(&self, draft: &Draft, only: Option<&GroupId>) -> Option<String> {
+        if let Some(group) = only {
+            let group = self.models.group(group.as_str())?;
+            return group.price.is_none().then(|| group.id.to_string());
+        }
+        draft.models.iter().find_map(|at| {
+            let group = self.models.group(&at.value).or_else(|| self.models.group_of(&at.value));
+            match group {
+                Some(group) => group.price.is_none().then(|| group.id.to_string()),
+                None => Some(at.value.clone()),
+            }
+        })
+    }
+
+    fn parent(&self, draft: &Draft, by_id: &HashMap<&str, &Draft>) {
+        let Some(at) = &draft.parent else { return };
+        let mut line = vec![draft.id.value.as_str()];
+        let mut next = Some(at);
+        while let Some(at) = next {
+            if line.contains(&at.value.as_str()) {
+                self.sink.wrong(
+                    Some(&at.place),
+                    format!("parents go in a circle: {} → {}", line.join(" → "), at.value),
+                    None,
+                );
+                return;
+            }
+            let Some(parent) = by_id.get(at.value.as_str()) else {
+                let meant = closest(&at.value, by_id.keys().copied());
+                let hint = meant.map(|meant| format!("did you mean \"{meant}\"?"));
+                self.sink.wrong(Some(&at.place), format!("there is no organization \"{}\"", at.value), hint);
+                return;
+            };
+            if line.len() == 1 {
+                self.within(draft, parent);
+            }
+            line.push(at.value.as_str());
+            next = parent.parent.as_ref();
+        }
+    }
+
+    /// A grant may not go beyond the parent's.
+    fn within(&self, draft: &Draft, parent: &Draft) {
+        let whose = &parent.id.value;
+        for at in draft.purposes.iter().filter(|at| !parent.purposes.iter().any(|held| held.value == at.value)) {
+            self.sink.wrong(
+                Some(&at.place),
+                format!("the parent {whose} is not granted the purpose \"{}\"", at.value),
+                None,
+            );
+        }
+        let held = grant(parent, self.models);
+        for at in &draft.models {
+            let group = self.models.group(&at.value);
+            let covered = match group {
+                Some(group) => {
+                    held.groups.contains(&group.id)
+                        || group.patterns.iter().all(|pattern| held.covers(pattern.as_str(), None))
+                }
+                None => held.covers(&at.value, self.models.group_of(&at.value).map(|group| &group.id)),
+            };
+            if !covered {
+                self.sink.wrong(Some(&at.place), format!("the parent {whose} is not granted \"{}\"", at.value), None);
+            }
+        }
+        let (from, until) = parent.valid;
+        let early = from.is_some_and(|from| draft.valid.0.is_some_and(|mine| mine < from));
+        let late = until.is_some_and(|until| draft.valid.1.is_some_and(|mine| mine > until));
+        if early || late {
+            let place = draft.valid_place.as_ref().unwrap_or(&draft.id.place);
+            self.sink.wrong(Some(place), format!("the grant goes beyond that of the parent {whose}"), None);
+        }
+        for at in &draft.limits.written {
+            let above = parent.limits.written.iter().find(|held| held.value.id == at.value.id);
+            if above.is_some_and(|above| above.value.amount < at.value.amount) {
+                self.sink.odd(Some(&at.place), format!("{} is above that of the parent {whose}", at.value.id.measure));
+            }
+        }
+    }
+
+    fn identities(&self, drafts: &[Draft]) {
+        let mut seen: HashMap<(&AuthorityName, &Mark), &OrgId> = HashMap::new();
+        for draft in drafts {
+            let parents_somebody =
+                drafts.iter().any(|other| other.parent.as_ref().is_some_and(|at| at.value == draft.id.value.as_str()));
+            if draft.identities.is_empty() && !parents_somebody {
+                self.sink.odd(Some(&draft.place), format!("{} has no identity: nobody can be it", draft.id.value));
+            }
+            for at in &draft.identities {
+                let authority = &at.value.authority;
+                if !self.authorities.is_empty() && !self.authorities.iter().any(|known| known.name() == authority) {
+                    let meant = closest(authority.as_str(), self.authorities.iter().map(|known| known.name().as_str()));
+                    let hint = meant.map(|meant| format!("did you mean \"{meant}\"?"));
+                    self.sink.wrong(Some(&at.place), format!("there is no authority \"{authority}\""), hint);
+                }
+                if let Some(other) = seen.insert((authority, &at.value.mark), &draft.id.value) {
+                    let what = format!("{other} has the same identity: a certificate would belong to both");
+                    self.sink.wrong(Some(&at.place), what, None);
+                }
+            }
+        }
+    }
+}

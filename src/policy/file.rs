@@ -1,0 +1,399 @@
+//! Reading TOML: typed values with their places, every mistake noted and none fatal.
+//!
+//! A deserializer stops at the first error; an operator wants all of them. So the spanned tree that the TOML parser
+//! makes is walked by hand: each value is asked for by name and kind, and what nobody asked for is an unknown key.
+
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+use std::ops::Range;
+use std::time::Duration;
+
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use super::mistake::{Mistake, Place, Source, closest, mask};
+
+/// Where mistakes go while files are read.
+#[derive(Debug, Default)]
+pub struct Sink {
+    /// The files so far.
+    pub sources: RefCell<Vec<Source>>,
+    /// The mistakes so far.
+    pub mistakes: RefCell<Vec<Mistake>>,
+    /// Legal, but odd.
+    pub warnings: RefCell<Vec<Mistake>>,
+}
+
+impl Sink {
+    /// Notes a mistake.
+    pub fn wrong(&self, place: Option<&Place>, message: impl Into<String>, hint: Option<String>) {
+        let mistake = Mistake { place: place.cloned(), message: message.into(), hint };
+        self.mistakes.borrow_mut().push(mistake);
+    }
+
+    /// Notes an oddity.
+    pub fn odd(&self, place: Option<&Place>, message: impl Into<String>) {
+        self.warnings.borrow_mut().push(Mistake { place: place.cloned(), message: message.into(), hint: None });
+    }
+
+    /// Adds a file and says which it is.
+    pub fn add(&self, path: &std::path::Path, text: &str) -> usize {
+        let mut sources = self.sources.borrow_mut();
+        sources.push(Source { path: path.to_owned(), text: mask(text) });
+        sources.len() - 1
+    }
+}
+
+/// A value and its place.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct At<T> {
+    /// The value.
+    pub value: T,
+    /// Its place.
+    pub place: Place,
+}
+
+impl<T> At<T> {
+    /// Another value at the same place.
+    pub fn map<U>(self, change: impl FnOnce(T) -> U) -> At<U> {
+        At { value: change(self.value), place: self.place }
+    }
+}
+
+/// A table that is being read.
+pub struct Table<'a> {
+    map: &'a DeTable<'a>,
+    place: Place,
+    sink: &'a Sink,
+    asked: RefCell<BTreeSet<String>>,
+}
+
+/// Parses a file, noting every syntax error, and hands its root to `read`.
+pub fn parse<T>(file: usize, text: &str, sink: &Sink, read: impl FnOnce(&Table<'_>) -> T) -> T {
+    let (root, errors) = DeTable::parse_recoverable(text);
+    for error in errors {
+        let span = error.span().unwrap_or(0..0);
+        sink.wrong(Some(&Place { file, span }), error.message().to_owned(), None);
+    }
+    let place = Place { file, span: 0..0 };
+    let table = Table { map: root.get_ref(), place, sink, asked: RefCell::default() };
+    read(&table)
+}
+
+impl<'a> Table<'a> {
+    /// Where the table is.
+    pub fn place(&self) -> &Place {
+        &self.place
+    }
+
+    /// Where mistakes go.
+    pub fn sink(&self) -> &'a Sink {
+        self.sink
+    }
+
+    fn get(&self, key: &str) -> Option<&'a Spanned<DeValue<'a>>> {
+        self.asked.borrow_mut().insert(key.to_owned());
+        self.map.get(key)
+    }
+
+    fn at(&self, span: Range<usize>) -> Place {
+        Place { file: self.place.file, span }
+    }
+
+    fn mismatch(&self, value: &Spanned<DeValue<'_>>, wanted: &str) {
+        let found = value.get_ref().type_str();
+        self.sink.wrong(Some(&self.at(value.span())), format!("expected {wanted}, found {found}"), None);
+    }
+
+    fn take<T>(&self, key: &str, wanted: &str, read: impl FnOnce(&'a DeValue<'a>) -> Option<T>) -> Option<At<T>> {
+        let value = self.get(key)?;
+        match read(value.get_ref()) {
+            Some(read) => Some(At { value: read, place: self.at(value.span()) }),
+            None => {
+                self.mismatch(value, wanted);
+                None
+            }
+        }
+    }
+
+    /// A string.
+    pub fn text(&self, key: &str) -> Option<At<String>> {
+        self.take(key, "a string", |value| value.as_str().map(str::to_owned))
+    }
+
+    /// A string that must be there.
+    pub fn required(&self, key: &str) -> Option<At<String>> {
+        if !self.map.contains_key(key) {
+            self.asked.borrow_mut().insert(key.to_owned());
+            self.sink.wrong(Some(&self.place), format!("`{key}` is missing"), None);
+            return None;
+        }
+        self.text(key)
+    }
+
+    /// A boolean.
+    pub fn boolean(&self, key: &str) -> Option<At<bool>> {
+        self.take(key, "true or false", DeValue::as_bool)
+    }
+
+    /// A whole number that is not negative.
+    pub fn number(&self, key: &str) -> Option<At<u64>> {
+        let value = self.get(key)?;
+        self.number_of(value)
+    }
+
+    fn number_of(&self, value: &Spanned<DeValue<'_>>) -> Option<At<u64>> {
+        let place = self.at(value.span());
+        let Some(integer) = value.get_ref().as_integer() else {
+            self.mismatch(value, "a whole number");
+            return None;
+        };
+        match u64::from_str_radix(integer.as_str(), integer.radix()) {
+            Ok(value) => Some(At { value, place }),
+            Err(_) => {
+                let what = if integer.as_str().starts_with('-') { "cannot be negative" } else { "is too large" };
+                self.sink.wrong(Some(&place), format!("the number {what}"), None);
+                None
+            }
+        }
+    }
+
+    /// Text that `parse` understands.
+    pub fn parsed<T, E: std::fmt::Display>(
+        &self,
+        key: &str,
+        parse: impl FnOnce(&str) -> Result<T, E>,
+    ) -> Option<At<T>> {
+        let At { value, place } = self.text(key)?;
+        match parse(&value) {
+            Ok(value) => Some(At { value, place }),
+            Err(error) => {
+                self.sink.wrong(Some(&place), format!("`{key}` {error}"), None);
+                None
+            }
+        }
+    }
+
+    /// A duration such as `"30s"`.
+    pub fn duration(&self, key: &str) -> Option<Duration> {
+        self.parsed(key, duration).map(|at| at.value)
+    }
+
+    /// A size such as `"64KiB"`, in bytes.
+    pub fn size(&self, key: &str) -> Option<u64> {
+        self.parsed(key, size).map(|at| at.value)
+    }
+
+    /// A table; absent where there is none.
+    pub fn table(&self, key: &str) -> Option<Table<'a>> {
+        let value = self.get(key)?;
+        self.table_of(value)
+    }
+
+    fn table_of(&self, value: &'a Spanned<DeValue<'a>>) -> Option<Table<'a>> {
+        let Some(map) = value.get_ref().as_table() else {
+            self.mismatch(value, "a table");
+            return None;
+        };
+        Some(Table { map, place: self.at(value.span()), sink: self.sink, asked: RefCell::default() })
+    }
+
+    /// A table that must be there.
+    pub fn required_table(&self, key: &str) -> Option<Table<'a>> {
+        if !self.map.contains_key(key) {
+            self.asked.borrow_mut().insert(key.to_owned());
+            self.sink.wrong(Some(&self.place), format!("the table [{key}] is missing"), None);
+        }
+        self.table(key)
+    }
+
+    /// A list of tables.
+    pub fn tables(&self, key: &str) -> Vec<Table<'a>> {
+        let Some(value) = self.get(key) else { return Vec::new() };
+        let Some(list) = value.get_ref().as_array() else {
+            self.mismatch(value, "a list of tables");
+            return Vec::new();
+        };
+        list.iter().filter_map(|entry| self.table_of(entry)).collect()
+    }
+
+    /// A list of strings; `None` where there is none.
+    pub fn list(&self, key: &str) -> Option<At<Vec<At<String>>>> {
+        let value = self.get(key)?;
+        let Some(list) = value.get_ref().as_array() else {
+            self.mismatch(value, "a list of strings");
+            return None;
+        };
+        let mut texts = Vec::new();
+        for entry in list {
+            match entry.get_ref().as_str() {
+                Some(text) => texts.push(At { value: text.to_owned(), place: self.at(entry.span()) }),
+                None => self.mismatch(entry, "a string"),
+            }
+        }
+        Some(At { value: texts, place: self.at(value.span()) })
+    }
+
+    /// A date, quoted or not.
+    pub fn date(&self, key: &str) -> Option<At<jiff::civil::Date>> {
+        let value = self.get(key)?;
+        let place = self.at(value.span());
+        let text = match value.get_ref() {
+            DeValue::String(text) => text.to_string(),
+            DeValue::Datetime(date) => date.to_string(),
+            _ => {
+                self.mismatch(value, "a date such as \"2026-11-01\"");
+                return None;
+            }
+        };
+        match text.parse() {
+            Ok(value) => Some(At { value, place }),
+            Err(_) => {
+                self.sink.wrong(Some(&place), "expected a date such as \"2026-11-01\"", None);
+                None
+            }
+        }
+    }
+
+    /// Every key that nobody has asked for yet, with its place and value: for tables whose keys are names.
+    pub fn entries(&self) -> Vec<(At<String>, Entry<'_, 'a>)> {
+        let unasked: Vec<_> =
+            self.map.iter().filter(|(key, _)| !self.asked.borrow().contains(key.get_ref().as_ref())).collect();
+        let entry = |(key, value): (&'a Spanned<std::borrow::Cow<'a, str>>, &'a Spanned<DeValue<'a>>)| {
+            let name = At { value: key.get_ref().to_string(), place: self.at(key.span()) };
+            self.asked.borrow_mut().insert(name.value.clone());
+            (name, Entry { table: self, value })
+        };
+        unasked.into_iter().map(entry).collect()
+    }
+
+    /// Notes every key that was not asked for.
+    pub fn finish(&self) {
+        let asked = self.asked.borrow();
+        for (key, _) in self.map {
+            let name = key.get_ref().as_ref();
+            if !asked.contains(name) {
+                let meant = closest(name, asked.iter().map(String::as_str));
+                let hint = meant.map_or_else(
+                    || format!("known here: {}", asked.iter().map(String::as_str).collect::<Vec<_>>().join(", ")),
+                    |meant| format!("did you mean `{meant}`?"),
+                );
+                self.sink.wrong(Some(&self.at(key.span())), format!("unknown key `{name}`"), Some(hint));
+            }
+        }
+    }
+}
+
+/// A value under a key that is a name.
+pub struct Entry<'t, 'a> {
+    table: &'t Table<'a>,
+    value: &'a Spanned<DeValue<'a>>,
+}
+
+impl<'a> Entry<'_, 'a> {
+    /// The value as text, if it is text.
+    pub fn as_text(&self) -> Option<String> {
+        self.value.get_ref().as_str().map(str::to_owned)
+    }
+
+    /// The value as the digits that were written, if it is a number.
+    pub fn as_decimal(&self) -> Option<String> {
+        let value = self.value.get_ref();
+        let integer = value.as_integer().map(|integer| integer.as_str().to_owned());
+        integer.or_else(|| value.as_float().map(|float| float.as_str().to_owned()))
+    }
+
+    /// The value as a table, if it is one.
+    pub fn as_table(&self) -> Option<Table<'a>> {
+        self.value.get_ref().is_table().then(|| self.table.table_of(self.value)).flatten()
+    }
+
+    /// The value as a whole number; noted as a mistake when it is none.
+    pub fn number(&self) -> Option<u64> {
+        self.table.number_of(self.value).map(|at| at.value)
+    }
+
+    /// Notes that something else was expected.
+    pub fn mismatch(&self, wanted: &str) {
+        self.table.mismatch(self.value, wanted);
+    }
+}
+
+/// Durations: a number and one of `ms`, `s`, `m`, `h`, `d`; several may follow each other (`1h30m`).
+fn duration(text: &str) -> Result<Duration, &'static str> {
+    const WANTED: &str = "must be a duration such as \"30s\", \"250ms\" or \"24h\"";
+    let mut rest = text.trim();
+    let mut total = Duration::ZERO;
+    if rest.is_empty() {
+        return Err(WANTED);
+    }
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit()).ok_or(WANTED)?;
+        let (number, after) = rest.split_at(digits);
+        let number: u64 = number.parse().map_err(|_| WANTED)?;
+        let unit = after.find(|c: char| !c.is_ascii_alphabetic()).unwrap_or(after.len());
+        let (unit, after) = after.split_at(unit);
+        let millis = match unit {
+            "ms" => 1,
+            "s" => 1000,
+            "m" => 60_000,
+            "h" => 3_600_000,
+            "d" => 86_400_000,
+            _ => return Err(WANTED),
+        };
+        let part = number.checked_mul(millis).ok_or(WANTED)?;
+        total = total.checked_add(Duration::from_millis(part)).ok_or(WANTED)?;
+        rest = after.trim_start();
+    }
+    Ok(total)
+}
+
+/// Sizes: a number and one of `B`, `KiB`, `MiB`, `GiB`.
+fn size(text: &str) -> Result<u64, &'static str> {
+    const WANTED: &str = "must be a size such as \"64KiB\" or \"16MiB\"";
+    let text = text.trim();
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let shift = match unit.trim() {
+        "" | "B" => 0,
+        "KiB" => 10,
+        "MiB" => 20,
+        "GiB" => 30,
+        _ => return Err(WANTED),
+    };
+    let number: u64 = number.parse().map_err(|_| WANTED)?;
+    number.checked_mul(1 << shift).ok_or(WANTED)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_and_sizes() {
+        assert_eq!(duration("1h30m"), Ok(Duration::from_secs(5400)));
+        assert_eq!(duration("250ms"), Ok(Duration::from_millis(250)));
+        assert_eq!(duration("400d"), Ok(Duration::from_secs(400 * 86_400)));
+        for bad in ["", "30", "s", "-1s", "1 year", "99999999999999999999s"] {
+            assert!(duration(bad).is_err(), "{bad}");
+        }
+        assert_eq!(size("64KiB"), Ok(65_536));
+        for bad in ["", "KiB", "1KB", "-1B", "99999999999999999999GiB"] {
+            assert!(size(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn every_mistake_is_noted_at_once() {
+        let sink = Sink::default();
+        let text = "a = 1\nb = -5\nc = \"x\"\nnmae = \"y\"\n";
+        let file = sink.add(std::path::Path::new("test.toml"), text);
+        parse(file, text, &sink, |table| {
+            let _ = (table.text("a"), table.number("b"), table.duration("c"), table.text("name"));
+            table.finish();
+        });
+        let mistakes = sink.mistakes.borrow();
+        assert_eq!(mistakes.len(), 4);
+        assert_eq!(mistakes[3].hint.as_deref(), Some("did you mean `name`?"));
+    }
+}

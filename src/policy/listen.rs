@@ -1,0 +1,391 @@
+//! The place: listeners, limits of the wire, admin side, quotas' store, audit and logging.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use jiff::tz::TimeZone;
+
+use super::Files;
+use super::file::{At, Sink, Table};
+use crate::limits::Enforce;
+use crate::trust::Secret;
+
+/// What needs a restart.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// Where partners connect.
+    pub address: SocketAddr,
+    /// Worker threads; 0: one per core.
+    pub workers: usize,
+    /// The admin side.
+    pub admin: AdminSettings,
+    /// Where marks and revocations are kept.
+    pub state: PathBuf,
+    /// Where the audit log lies.
+    pub audit_directory: PathBuf,
+}
+
+/// `[admin]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AdminSettings {
+    /// Where operators connect.
+    pub address: AdminAddress,
+    /// Operators' TLS: certificate, key and the authority of their certificates, all PEM.
+    pub tls: Option<(Vec<u8>, Vec<u8>, Vec<u8>)>,
+    /// What every POST needs as a bearer token.
+    pub token: Option<Secret>,
+    /// A second listener for metrics and probes alone.
+    pub metrics: Option<SocketAddr>,
+}
+
+/// A TCP address or a Unix socket.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AdminAddress {
+    /// TCP.
+    Tcp(SocketAddr),
+    /// A socket file.
+    Unix(PathBuf),
+}
+
+/// The partner side's hot settings.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listen {
+    /// For a TLS handshake.
+    pub handshake_timeout: Duration,
+    /// Connections at once.
+    pub max_connections: usize,
+    /// Streams of one HTTP/2 connection at once.
+    pub max_streams: u32,
+    /// Bytes of one request body.
+    pub max_body: u64,
+    /// Bytes of all request bodies that wait for admission.
+    pub body_memory: u64,
+    /// From the first byte of a request to the end of its head.
+    pub head_timeout: Duration,
+    /// A request body that stands still.
+    pub body_idle_timeout: Duration,
+    /// A connection without a request.
+    pub idle_timeout: Duration,
+    /// A client that takes no byte.
+    pub write_timeout: Duration,
+    /// Stopping.
+    pub drain: Drain,
+}
+
+/// `listen.drain`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Drain {
+    /// Between unready and draining.
+    pub delay: Duration,
+    /// Between draining and the end.
+    pub deadline: Duration,
+}
+
+/// `[quota]`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Quota {
+    /// What happens when a stream needs more than it reserved.
+    pub enforce: Enforce,
+    /// Output tokens reserved when the client names no maximum.
+    pub default_output_reserve: u64,
+    /// Tokens by which a running stream extends its reservation.
+    pub extend: u64,
+    /// The currency of costs.
+    pub currency: String,
+    /// Where days and months begin.
+    pub timezone: TimeZone,
+    /// Its IANA name.
+    pub timezone_name: String,
+}
+
+/// `[audit]`, without its directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AuditSettings {
+    /// No audit, no request.
+    pub closed: bool,
+    /// Records are made durable before requests go on.
+    pub power: bool,
+    /// Places outside.
+    pub checkpoints: Vec<String>,
+    /// Segment size.
+    pub rotate_size: u64,
+    /// Segment age.
+    pub rotate_age: Duration,
+    /// Retention.
+    pub keep: Duration,
+    /// The log's name.
+    pub origin: Option<String>,
+    /// The signing key, PEM or base64 of its PKCS #8 form.
+    pub signing_key: Option<Secret>,
+}
+
+/// `[log]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogSettings {
+    /// JSON instead of text.
+    pub json: bool,
+    /// What is logged.
+    pub filter: String,
+}
+
+const fn seconds(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+/// One of a few words.
+fn word<T: Copy>(table: &Table<'_>, key: &str, words: &[(&str, T)], default: T) -> T {
+    let Some(At { value, place }) = table.text(key) else { return default };
+    if let Some((_, meaning)) = words.iter().find(|(word, _)| *word == value) {
+        return *meaning;
+    }
+    let known: Vec<&str> = words.iter().map(|(word, _)| *word).collect();
+    table.sink().wrong(Some(&place), format!("`{key}` cannot be {value:?}"), Some(known.join(" or ")));
+    default
+}
+
+/// What `[listen]` holds besides the certificate.
+pub(super) struct ListenRead {
+    pub address: Option<SocketAddr>,
+    pub workers: usize,
+    pub listen: Listen,
+    pub server_names: Vec<At<String>>,
+    pub certificate: Option<At<String>>,
+    pub private_key: Option<At<String>>,
+}
+
+/// Reads `[listen]`.
+pub(super) fn listen(table: &Table<'_>) -> ListenRead {
+    let address = table.required("address");
+    let address = address.and_then(|at| match at.value.parse() {
+        Ok(address) => Some(address),
+        Err(_) => {
+            table.sink().wrong(Some(&at.place), "`address` must be IP:PORT", None);
+            None
+        }
+    });
+    let certificate = table.required("certificate");
+    let private_key = table.required("private_key");
+    let server_names = names(table);
+    let number = |key: &str, default: u64| table.number(key).map_or(default, |at| at.value);
+    let span = |key: &str, default: u64| table.duration(key).unwrap_or(seconds(default));
+    let drain = table.table("drain").map_or(Drain { delay: Duration::ZERO, deadline: seconds(60) }, |drain| {
+        let read = Drain {
+            delay: drain.duration("delay").unwrap_or_default(),
+            deadline: drain.duration("deadline").unwrap_or(seconds(60)),
+        };
+        drain.finish();
+        read
+    });
+    let listen = Listen {
+        handshake_timeout: span("handshake_timeout", 5),
+        max_connections: usize::try_from(number("max_connections", 10_000)).unwrap_or(usize::MAX),
+        max_streams: u32::try_from(number("max_streams", 100)).unwrap_or(u32::MAX),
+        max_body: table.size("max_body").unwrap_or(16 << 20),
+        body_memory: table.size("body_memory").unwrap_or(256 << 20),
+        head_timeout: span("head_timeout", 10),
+        body_idle_timeout: span("body_idle_timeout", 30),
+        idle_timeout: span("idle_timeout", 120),
+        write_timeout: span("write_timeout", 30),
+        drain,
+    };
+    let workers = usize::try_from(number("workers", 0)).unwrap_or(0).min(1024);
+    if let Some(at) = table.text("proxy_protocol") {
+        let hint = Some("put partners' networks in front of the gateway without it for now".into());
+        table.sink().wrong(Some(&at.place), "`proxy_protocol` is a reserved name: it is not built yet", hint);
+    }
+    table.finish();
+    ListenRead { address, workers, listen, server_names, certificate, private_key }
+}
+
+fn names(table: &Table<'_>) -> Vec<At<String>> {
+    let sink = table.sink();
+    let Some(list) = table.list("server_names") else {
+        sink.wrong(Some(table.place()), "`server_names` is missing: the names that SNI and Host may hold", None);
+        return Vec::new();
+    };
+    if list.value.is_empty() {
+        sink.wrong(Some(&list.place), "`server_names` is empty: nobody could connect", None);
+    }
+    let check = |at: &At<String>| {
+        if at.value.trim_matches(['[', ']']).parse::<IpAddr>().is_ok() {
+            let hint = Some("give the gateway a DNS name; SNI cannot carry an address".into());
+            sink.wrong(Some(&at.place), "an IP address cannot be a server name", hint);
+            return false;
+        }
+        let label = |label: &str| {
+            (1..=63).contains(&label.len())
+                && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+                && !label.starts_with('-')
+                && !label.ends_with('-')
+        };
+        let fine = at.value.len() <= 253 && at.value.split('.').all(label);
+        if !fine {
+            sink.wrong(Some(&at.place), format!("{:?} is not a host name", at.value), None);
+        }
+        fine
+    };
+    list.value.into_iter().filter(check).map(|at| at.map(|name| name.to_ascii_lowercase())).collect()
+}
+
+/// Reads `[admin]`.
+pub(super) fn admin(root: &Table<'_>, files: &Files) -> AdminSettings {
+    let default = AdminAddress::Tcp(SocketAddr::from(([127, 0, 0, 1], 9443)));
+    let Some(table) = root.table("admin") else {
+        return AdminSettings { address: default, tls: None, token: None, metrics: None };
+    };
+    let at = table.text("address");
+    let address = at.as_ref().map_or(Ok(default.clone()), |at| match at.value.strip_prefix("unix:") {
+        Some(path) => Ok(AdminAddress::Unix(files.resolve(path))),
+        None => at.value.parse().map(AdminAddress::Tcp),
+    });
+    let tls = table.table("tls").and_then(|tls| {
+        let file = |key: &str| tls.required(key).and_then(|at| files.read(&at, tls.sink()));
+        let read = (file("certificate"), file("private_key"), file("client_authority"));
+        tls.finish();
+        match read {
+            (Some(certificate), Some(key), Some(authority)) => Some((certificate, key, authority)),
+            _ => None,
+        }
+    });
+    let token = files.secret(&table, "token");
+    let metrics = table.parsed("metrics", |text| text.parse().map_err(|_| "must be IP:PORT")).map(|at| at.value);
+    table.finish();
+    let place = at.as_ref().map(|at| &at.place);
+    let address = address.unwrap_or_else(|_| {
+        let hint = Some("IP:PORT or unix:PATH".into());
+        table.sink().wrong(place, "`address` is not an address", hint);
+        default
+    });
+    if let AdminAddress::Tcp(tcp) = &address
+        && !tcp.ip().is_loopback()
+        && tls.is_none()
+    {
+        let hint = "bind it to 127.0.0.1 or unix:PATH, or set admin.tls so that operators come with certificates";
+        let what = "the admin side can revoke and reload: it may not be open to a network without admin.tls";
+        table.sink().wrong(place, what, Some(hint.into()));
+    }
+    AdminSettings { address, tls, token, metrics }
+}
+
+/// Reads `[quota]`, and where its state is kept.
+pub(super) fn quota(root: &Table<'_>, files: &Files) -> (Quota, PathBuf) {
+    let table = root.table("quota");
+    let sink = root.sink();
+    let fallback = Quota {
+        enforce: Enforce::Bounded,
+        default_output_reserve: 1024,
+        extend: 256,
+        currency: "USD".into(),
+        timezone: TimeZone::UTC,
+        timezone_name: "UTC".into(),
+    };
+    let Some(table) = table else { return (fallback, PathBuf::from("/var/lib/portcullis")) };
+    if let Some(at) = table.text("store")
+        && at.value != "embedded"
+    {
+        let what = if at.value == "redis" {
+            "`store = \"redis\"` is a reserved name: it is not built yet"
+        } else {
+            "unknown store"
+        };
+        sink.wrong(Some(&at.place), what, Some("embedded".into()));
+    }
+    let state = table.text("state").map_or_else(|| PathBuf::from("/var/lib/portcullis"), |at| files.resolve(&at.value));
+    let modes = [("hard", Enforce::Hard), ("bounded", Enforce::Bounded), ("post", Enforce::Post)];
+    let enforce = word(&table, "enforce", &modes, Enforce::Bounded);
+    let number = |key: &str, default: u64| table.number(key).map_or(default, |at| at.value.max(1));
+    let (default_output_reserve, extend) = (number("default_output_reserve", 1024), number("extend", 256));
+    let currency = table.text("currency").map_or_else(|| "USD".into(), |at| at.value);
+    let zone = table.parsed("timezone", |name| {
+        TimeZone::get(name)
+            .map(|zone| (zone, name.to_owned()))
+            .map_err(|_| "must be an IANA time zone such as \"Europe/Paris\"")
+    });
+    let (timezone, timezone_name) = zone.map_or((TimeZone::UTC, "UTC".into()), |at| at.value);
+    table.finish();
+    (Quota { enforce, default_output_reserve, extend, currency, timezone, timezone_name }, state)
+}
+
+/// Reads `[audit]`, and where the log lies.
+pub(super) fn audit(root: &Table<'_>, files: &Files) -> (AuditSettings, PathBuf) {
+    let default = PathBuf::from("/var/log/portcullis");
+    let day = 86_400;
+    let mut settings = AuditSettings {
+        closed: true,
+        power: false,
+        checkpoints: Vec::new(),
+        rotate_size: 256 << 20,
+        rotate_age: seconds(day),
+        keep: seconds(400 * day),
+        origin: None,
+        signing_key: None,
+    };
+    let Some(table) = root.table("audit") else { return (settings, default) };
+    let directory = table.text("directory").map_or(default, |at| files.resolve(&at.value));
+    settings.closed = word(&table, "on_failure", &[("closed", true), ("open", false)], true);
+    settings.power = word(&table, "durability", &[("process", false), ("power", true)], false);
+    settings.checkpoints = outside(&table);
+    if let Some(rotate) = table.table("rotate") {
+        settings.rotate_size = rotate.size("size").unwrap_or(settings.rotate_size).max(4096);
+        settings.rotate_age = rotate.duration("age").unwrap_or(settings.rotate_age);
+        rotate.finish();
+    }
+    settings.keep = table.duration("keep").unwrap_or(settings.keep);
+    settings.origin = table.text("origin").map(|at| at.value);
+    settings.signing_key = files.secret(&table, "signing_key");
+    table.finish();
+    (settings, directory)
+}
+
+fn outside(table: &Table<'_>) -> Vec<String> {
+    let Some(list) = table.list("checkpoints") else { return Vec::new() };
+    let known = |at: &At<String>| {
+        let fine = ["dir:", "command:"].iter().any(|scheme| at.value.starts_with(scheme));
+        let planned = at.value.starts_with("https://");
+        if planned {
+            let hint = Some("use \"command:curl …\" for now".into());
+            table.sink().wrong(Some(&at.place), "checkpoints over https:// are not built yet", hint);
+        } else if !fine {
+            let hint = Some("\"dir:PATH\" or \"command:…\"".into());
+            table.sink().wrong(Some(&at.place), format!("unknown place for checkpoints {:?}", at.value), hint);
+        }
+        fine
+    };
+    list.value.into_iter().filter(known).map(|at| at.value).collect()
+}
+
+/// Reads `[log]`.
+pub(super) fn log(root: &Table<'_>) -> LogSettings {
+    let Some(table) = root.table("log") else { return LogSettings { json: false, filter: "info".into() } };
+    let json = word(&table, "format", &[("text", false), ("json", true)], false);
+    let filter = table.parsed("filter", |text| {
+        tracing_subscriber::EnvFilter::try_new(text).map(|_| text.to_owned()).map_err(|_| "is not a log filter")
+    });
+    table.finish();
+    LogSettings { json, filter: filter.map_or_else(|| "info".into(), |at| at.value) }
+}
+
+/// `[client_auth]` beyond its authorities.
+pub(super) struct ClientAuth {
+    pub required: bool,
+    pub explain: bool,
+    pub longest: Option<Duration>,
+}
+
+/// Reads `[client_auth]` without its authorities.
+pub(super) fn client_auth(table: &Table<'_>) -> ClientAuth {
+    ClientAuth {
+        required: word(table, "revocation", &[("required", true), ("if_present", false)], true),
+        explain: word(table, "on_missing", &[("reject", false), ("explain", true)], false),
+        longest: table.duration("max_certificate_lifetime"),
+    }
+}
+
+/// Notes certificates that end soon.
+pub(super) fn warn_soon(sink: &Sink, what: &str, ends: crate::clock::Wall, now: crate::clock::Wall) {
+    let left = now.until(ends);
+    if left < seconds(30 * 86_400) {
+        sink.odd(None, format!("{what} expires in {} days ({ends})", left.as_secs() / 86_400));
+    }
+}

@@ -1,0 +1,434 @@
+//! Models: which group a name belongs to, what it costs, and which upstream serves it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::file::{At, Sink, Table};
+use super::mistake::Place;
+use crate::ask::Dialect;
+use crate::names::{GroupId, ModelName, UpstreamName};
+use crate::tokens::{Nano, Price, Weights};
+use crate::trust::{Secret, SecretRef};
+
+/// A model name, or a pattern with `*`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Pattern(Arc<str>);
+
+impl Pattern {
+    /// Takes any text of printable ASCII.
+    ///
+    /// # Errors
+    /// What it must be instead.
+    pub fn parse(text: &str) -> Result<Pattern, &'static str> {
+        let fine = (1..=128).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic());
+        if fine { Ok(Pattern(text.into())) } else { Err("must be a model name or a pattern such as \"gpt-5*\"") }
+    }
+
+    /// The pattern as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The name, where the pattern is one.
+    #[must_use]
+    pub fn concrete(&self) -> Option<ModelName> {
+        self.0.parse().ok()
+    }
+
+    /// How specific a match of this pattern is: an exact name beats any prefix, a longer prefix a shorter one.
+    fn weight(&self) -> usize {
+        self.0.find('*').unwrap_or(usize::MAX)
+    }
+
+    /// Whether `name` matches, `*` standing for any run of characters.
+    #[must_use]
+    pub fn matches(&self, name: &str) -> bool {
+        let mut parts = self.0.split('*');
+        let first = parts.next().unwrap_or_default();
+        let Some(mut rest) = name.strip_prefix(first) else { return false };
+        let mut parts = parts.peekable();
+        if parts.peek().is_none() {
+            return rest.is_empty();
+        }
+        while let Some(part) = parts.next() {
+            if parts.peek().is_none() {
+                return rest.ends_with(part);
+            }
+            match rest.find(part) {
+                Some(at) => rest = rest.get(at + part.len()..).unwrap_or_default(),
+                None => return false,
+            }
+        }
+        true
+    }
+}
+
+/// `[model.<group>]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Group {
+    /// Its name.
+    pub id: GroupId,
+    /// Which models belong to it.
+    pub patterns: Vec<Pattern>,
+    /// What they cost; without it, cost is not counted.
+    pub price: Option<Price>,
+    /// How cached tokens count.
+    pub weights: Weights,
+    /// The most output tokens a request may ask for.
+    pub max_output_tokens: Option<u64>,
+    /// Tokens reserved for each part that is not text.
+    pub nontext_tokens: u64,
+}
+
+/// `[[upstream]]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Upstream {
+    /// Its name.
+    pub name: UpstreamName,
+    /// Whether TLS is spoken.
+    pub tls: bool,
+    /// Host name or address.
+    pub host: String,
+    /// Port.
+    pub port: u16,
+    /// What stands before the route's path.
+    pub base_path: String,
+    /// What it speaks.
+    pub dialect: Dialect,
+    /// The operator's credential.
+    pub api_key: Option<Secret>,
+    /// Which models it serves.
+    pub models: Vec<Pattern>,
+    /// Time to connect.
+    pub connect_timeout: Duration,
+    /// Time to the response head.
+    pub head_timeout: Duration,
+    /// Time a stream may stand still.
+    pub idle_timeout: Duration,
+    /// Authority instead of the system's (PEM).
+    pub authority: Option<Vec<u8>>,
+    /// Client certificate (PEM) and key.
+    pub identity: Option<(Vec<u8>, Secret)>,
+}
+
+/// All groups and upstreams.
+#[derive(Debug, Clone, Default)]
+pub struct Models {
+    groups: Vec<Arc<Group>>,
+    upstreams: Vec<Arc<Upstream>>,
+}
+
+impl Models {
+    /// The groups, by name.
+    #[must_use]
+    pub fn groups(&self) -> &[Arc<Group>] {
+        &self.groups
+    }
+
+    /// The upstreams, in the order of the file.
+    #[must_use]
+    pub fn upstreams(&self) -> &[Arc<Upstream>] {
+        &self.upstreams
+    }
+
+    /// The one group a model belongs to.
+    #[must_use]
+    pub fn group_of(&self, model: &str) -> Option<&Arc<Group>> {
+        let matches = self.groups.iter().flat_map(|group| group.patterns.iter().map(move |pattern| (pattern, group)));
+        matches
+            .filter(|(pattern, _)| pattern.matches(model))
+            .max_by_key(|(pattern, _)| pattern.weight())
+            .map(|(_, group)| group)
+    }
+
+    /// A group by name.
+    #[must_use]
+    pub fn group(&self, id: &str) -> Option<&Arc<Group>> {
+        self.groups.iter().find(|group| group.id.as_str() == id)
+    }
+
+    /// The first upstream that speaks `dialect` and serves `model`.
+    #[must_use]
+    pub fn upstream_for(&self, dialect: Dialect, model: &str) -> Option<&Arc<Upstream>> {
+        let speaks = |upstream: &&Arc<Upstream>| upstream.dialect == dialect;
+        let serves = |upstream: &&Arc<Upstream>| upstream.models.iter().any(|pattern| pattern.matches(model));
+        self.upstreams.iter().filter(speaks).find(serves)
+    }
+
+    /// Every concrete model name in groups and upstreams that some upstream serves, sorted.
+    #[must_use]
+    pub fn concrete(&self) -> Vec<ModelName> {
+        let groups = self.groups.iter().flat_map(|group| &group.patterns);
+        let served = self.upstreams.iter().flat_map(|upstream| &upstream.models);
+        let mut names: Vec<ModelName> = groups.chain(served).filter_map(Pattern::concrete).collect();
+        names.retain(|name| {
+            let speaks = [Dialect::OpenAi, Dialect::Anthropic];
+            speaks.into_iter().any(|dialect| self.upstream_for(dialect, name.as_str()).is_some())
+        });
+        names.sort();
+        names.dedup();
+        names
+    }
+}
+
+/// Reads `[model.*]` and `[[upstream]]`.
+pub(super) fn read(root: &Table<'_>, files: &super::Files) -> Models {
+    let mut groups = Vec::new();
+    let mut places: Vec<(Pattern, GroupId, Place)> = Vec::new();
+    if let Some(models) = root.table("model") {
+        for (name, entry) in models.entries() {
+            let Some(table) = entry.as_table() else {
+                entry.mismatch("a table");
+                continue;
+            };
+            if let Some(group) = group(&name, &table, &mut places) {
+                groups.push(Arc::new(group));
+            }
+        }
+    }
+    ties(&places, root.sink());
+    groups.sort_by(|left, right| left.id.cmp(&right.id));
+    let tables = root.tables("upstream");
+    if tables.is_empty() {
+        root.sink().wrong(Some(root.place()), "there is no [[upstream]]: nothing could be forwarded", None);
+    }
+    let upstreams: Vec<Arc<Upstream>> =
+        tables.iter().filter_map(|table| upstream(table, files).map(Arc::new)).collect();
+    for (index, table) in tables.iter().enumerate().skip(1) {
+        let name = |index: usize| tables.get(index).and_then(|table| table.text("name")).map(|at| at.value);
+        if (0..index).any(|earlier| name(earlier).is_some() && name(earlier) == name(index)) {
+            root.sink().wrong(Some(table.place()), "two upstreams have the same name", None);
+        }
+    }
+    Models { groups, upstreams }
+}
+
+fn group(name: &At<String>, table: &Table<'_>, places: &mut Vec<(Pattern, GroupId, Place)>) -> Option<Group> {
+    let id: Option<GroupId> = match name.value.parse() {
+        Ok(id) => Some(id),
+        Err(error) => {
+            table.sink().wrong(Some(&name.place), format!("the group's name {error}"), None);
+            None
+        }
+    };
+    let patterns = patterns(table, "match");
+    let price = table.table("price_per_mtok").map(|price| read_price(&price));
+    let weights = table.table("weights").map(|weights| read_weights(&weights)).unwrap_or_default();
+    let max_output_tokens = table.number("max_output_tokens").map(|at| at.value);
+    let nontext_tokens = table.number("nontext_tokens").map_or(2000, |at| at.value);
+    table.finish();
+    let id = id?;
+    places.extend(patterns.iter().map(|at| (at.value.clone(), id.clone(), at.place.clone())));
+    let patterns = patterns.into_iter().map(|at| at.value).collect();
+    Some(Group { id, patterns, price, weights, max_output_tokens, nontext_tokens })
+}
+
+fn patterns(table: &Table<'_>, key: &str) -> Vec<At<Pattern>> {
+    let Some(list) = table.list(key) else {
+        table.sink().wrong(Some(table.place()), format!("`{key}` is missing: a list of model names or patterns"), None);
+        return Vec::new();
+    };
+    let parse = |at: At<String>| match Pattern::parse(&at.value) {
+        Ok(pattern) => Some(At { value: pattern, place: at.place }),
+        Err(error) => {
+            table.sink().wrong(Some(&at.place), format!("{:?} {error}", at.value), None);
+            None
+        }
+    };
+    list.value.into_iter().filter_map(parse).collect()
+}
+
+/// Two groups may not claim a model with patterns of the same weight.
+fn ties(places: &[(Pattern, GroupId, Place)], sink: &Sink) {
+    for (index, (pattern, group, place)) in places.iter().enumerate() {
+        let tied = places
+            .iter()
+            .take(index)
+            .find(|(other, owner, _)| owner != group && other.weight() == pattern.weight() && overlap(other, pattern));
+        if let Some((other, owner, _)) = tied {
+            let what =
+                format!("\"{}\" and \"{}\" of [model.{owner}] claim the same models", pattern.as_str(), other.as_str());
+            sink.wrong(Some(place), what, Some("make one of the two more specific".into()));
+        }
+    }
+}
+
+fn overlap(left: &Pattern, right: &Pattern) -> bool {
+    let prefix = |pattern: &Pattern| pattern.0.split('*').next().unwrap_or_default().to_owned();
+    prefix(left) == prefix(right)
+}
+
+fn money(text: &str) -> Result<Nano, &'static str> {
+    Nano::parse(text).ok_or("must be an amount such as \"2.50\"")
+}
+
+fn read_price(table: &Table<'_>) -> Price {
+    let part = |key: &str| table.parsed(key, money).map(|at| at.value);
+    let input = part("input").unwrap_or_default();
+    let price = Price {
+        input,
+        cached_input: part("cached_input").unwrap_or(input),
+        cache_write: part("cache_write").unwrap_or(input),
+        output: part("output").unwrap_or_default(),
+    };
+    table.finish();
+    price
+}
+
+/// Weights are whole numbers or decimals, as numbers or text.
+fn read_weights(table: &Table<'_>) -> Weights {
+    let mut weights = Weights::default();
+    for (name, entry) in table.entries() {
+        let slot = match name.value.as_str() {
+            "cached_input" => &mut weights.cached_input,
+            "cache_write" => &mut weights.cache_write,
+            _ => {
+                let hint = Some("known here: cached_input, cache_write".into());
+                table.sink().wrong(Some(&name.place), format!("unknown key `{}`", name.value), hint);
+                continue;
+            }
+        };
+        let text = entry.as_text().or_else(|| entry.as_decimal());
+        match text.as_deref().and_then(Nano::parse).and_then(|nano| u32::try_from(nano.0 / 1_000_000).ok()) {
+            Some(thousandths) => *slot = thousandths,
+            None => entry.mismatch("a weight such as 0, 1 or 1.25"),
+        }
+    }
+    weights
+}
+
+fn upstream(table: &Table<'_>, files: &super::Files) -> Option<Upstream> {
+    let name = table.required("name").and_then(|at| match at.value.parse::<UpstreamName>() {
+        Ok(name) => Some(name),
+        Err(error) => {
+            table.sink().wrong(Some(&at.place), format!("`name` {error}"), None);
+            None
+        }
+    });
+    let url = table.required("url").and_then(|at| url(&at, table.sink()));
+    let dialect = table.required("dialect").and_then(|at| match at.value.as_str() {
+        "openai" => Some(Dialect::OpenAi),
+        "anthropic" => Some(Dialect::Anthropic),
+        other => {
+            table.sink().wrong(
+                Some(&at.place),
+                format!("unknown dialect {other:?}"),
+                Some("openai or anthropic".into()),
+            );
+            None
+        }
+    });
+    let api_key = files.secret(table, "api_key");
+    let models = patterns(table, "models").into_iter().map(|at| at.value).collect();
+    let authority = table.text("ca_file").and_then(|at| files.read(&at, table.sink()));
+    let certificate = table.text("client_certificate").and_then(|at| files.read(&at, table.sink()));
+    let key = files.secret(table, "client_key");
+    let seconds = Duration::from_secs;
+    let (connect_timeout, head_timeout, idle_timeout) = (
+        table.duration("connect_timeout").unwrap_or(seconds(5)),
+        table.duration("head_timeout").unwrap_or(seconds(300)),
+        table.duration("idle_timeout").unwrap_or(seconds(120)),
+    );
+    if certificate.is_some() != key.is_some() {
+        table.sink().wrong(Some(table.place()), "client_certificate and client_key belong together", None);
+    }
+    table.finish();
+    let (tls, host, port, base_path) = url?;
+    let identity = certificate.zip(key);
+    let pem = identity.as_ref().map(|(certificate, key)| (certificate.as_slice(), key.expose().as_bytes()));
+    if authority.is_some() || pem.is_some() {
+        check_tls(table, authority.as_deref(), pem);
+    }
+    Some(Upstream {
+        name: name?,
+        tls,
+        host,
+        port,
+        base_path,
+        dialect: dialect?,
+        api_key,
+        models,
+        connect_timeout,
+        head_timeout,
+        idle_timeout,
+        authority,
+        identity,
+    })
+}
+
+/// PEM files are looked at here, so that a mistake in one is a mistake in the configuration.
+fn check_tls(table: &Table<'_>, authority: Option<&[u8]>, identity: Option<(&[u8], &[u8])>) {
+    use rustls_pki_types::pem::PemObject;
+    use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+    let holds = |pem: &[u8]| matches!(CertificateDer::pem_slice_iter(pem).next(), Some(Ok(_)));
+    if authority.is_some_and(|pem| !holds(pem)) {
+        table.sink().wrong(Some(table.place()), "ca_file holds no PEM certificate", None);
+    }
+    if identity.is_some_and(|(pem, _)| !holds(pem)) {
+        table.sink().wrong(Some(table.place()), "client_certificate holds no PEM certificate", None);
+    }
+    if identity.is_some_and(|(_, key)| PrivateKeyDer::from_pem_slice(key).is_err()) {
+        table.sink().wrong(Some(table.place()), "client_key is no PEM private key", None);
+    }
+}
+
+type Url = (bool, String, u16, String);
+
+fn url(at: &At<String>, sink: &Sink) -> Option<Url> {
+    let wrong = |message: &str, hint: Option<String>| {
+        sink.wrong(Some(&at.place), message, hint);
+        None
+    };
+    let Ok(uri) = at.value.parse::<http::Uri>() else { return wrong("`url` is not a URL", None) };
+    let (Some(scheme), Some(authority)) = (uri.scheme_str(), uri.authority()) else {
+        return wrong("`url` must be https://HOST[:PORT][/PATH]", None);
+    };
+    if uri.query().is_some() || authority.as_str().contains('@') {
+        return wrong("`url` may hold neither a query nor credentials", None);
+    }
+    let host = authority.host().trim_matches(['[', ']']).to_owned();
+    let tls = match scheme {
+        "https" => true,
+        "http" if is_private(&host) => false,
+        "http" => {
+            let hint = "plain http is for loopback and private addresses; use https://".to_owned();
+            return wrong("`url` would send the credential in the clear", Some(hint));
+        }
+        _ => return wrong("`url` must begin with https://", None),
+    };
+    let port = authority.port_u16().unwrap_or(if tls { 443 } else { 80 });
+    Some((tls, host, port, uri.path().trim_end_matches('/').to_owned()))
+}
+
+/// Loopback, private and link-local addresses, and `localhost`.
+fn is_private(host: &str) -> bool {
+    match host.parse() {
+        Ok(std::net::IpAddr::V4(address)) => address.is_loopback() || address.is_private() || address.is_link_local(),
+        Ok(std::net::IpAddr::V6(address)) => address.is_loopback() || address.is_unique_local(),
+        Err(_) => host == "localhost",
+    }
+}
+
+/// How the secret that a reference names is found.
+pub(super) fn secret_ref(at: &At<String>, sink: &Sink) -> Option<SecretRef> {
+    let parsed = SecretRef::parse(&at.value);
+    if parsed.is_none() {
+        let hint = Some("write env:NAME or file:PATH, and keep the value there".into());
+        sink.wrong(Some(&at.place), "a secret stands here in the clear; only a reference may", hint);
+    }
+    parsed
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patterns_match_as_globs_do() {
+        let matches = |pattern: &str, name: &str| Pattern::parse(pattern).unwrap().matches(name);
+        assert!(matches("gpt-5*", "gpt-5") && matches("gpt-5*", "gpt-5.1-mini") && !matches("gpt-5*", "gpt-4"));
+        assert!(matches("o*", "o3") && matches("*", "x") && matches("a*c*e", "abcde") && !matches("a*c*e", "abcd"));
+        assert!(matches("gpt", "gpt") && !matches("gpt", "gpt-5"));
+    }
+}

@@ -1,0 +1,309 @@
+//! Organizations: who they are, what they may do, and what they are held against.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use jiff::tz::TimeZone;
+
+use super::file::{At, Table};
+use super::limits::{self, Limits};
+use super::mistake::Place;
+use super::models::{Models, Pattern};
+use crate::clock::Wall;
+use crate::limits::{Level, Plan, Scope};
+use crate::names::{AuthorityName, GroupId, ModelName, OrgId, PurposeId};
+use crate::peer::Sha256;
+
+/// Whether an organization may do anything.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Status {
+    /// It may.
+    Active,
+    /// It may not, for now.
+    Suspended,
+}
+
+/// What a certificate must show to belong to an organization.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Mark {
+    /// Its one URI subject alternative name.
+    Uri(Arc<str>),
+    /// Its one DNS subject alternative name.
+    Dns(Arc<str>),
+    /// Its digest.
+    Leaf(Sha256),
+    /// Its public key's digest.
+    Spki(Sha256),
+}
+
+/// `[[identity]]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    /// Who must vouch.
+    pub authority: AuthorityName,
+    /// What must be shown.
+    pub mark: Mark,
+    /// Where it may come from; anywhere when empty.
+    pub networks: Vec<IpNet>,
+}
+
+impl Identity {
+    /// Whether an address is within the allowed networks.
+    #[must_use]
+    pub fn allows(&self, address: IpAddr) -> bool {
+        let plain = address.to_canonical();
+        self.networks.is_empty() || self.networks.iter().any(|network| network.contains(&plain))
+    }
+}
+
+/// The models an organization may use.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ModelGrant {
+    /// Whole groups.
+    pub groups: Vec<GroupId>,
+    /// Names and patterns.
+    pub patterns: Vec<Pattern>,
+}
+
+impl ModelGrant {
+    /// Whether a model of `group` is granted.
+    #[must_use]
+    pub fn covers(&self, model: &str, group: Option<&GroupId>) -> bool {
+        group.is_some_and(|group| self.groups.contains(group))
+            || self.patterns.iter().any(|pattern| pattern.matches(model))
+    }
+}
+
+/// An organization, compiled.
+#[derive(Debug, Clone)]
+pub struct Org {
+    /// Its id.
+    pub id: OrgId,
+    /// Its name for people.
+    pub name: String,
+    /// Whether it may do anything.
+    pub status: Status,
+    /// Its ancestors, the nearest first.
+    pub ancestors: Vec<Arc<Org>>,
+    /// When its grant begins and ends.
+    pub valid: (Option<Wall>, Option<Wall>),
+    /// Its purposes.
+    pub purposes: Vec<PurposeId>,
+    /// Its models.
+    pub models: ModelGrant,
+    /// Whom to ask.
+    pub contact: Option<String>,
+    /// What its certificates show.
+    pub identities: Vec<Identity>,
+    /// How many connections it may hold.
+    pub connections: Option<u64>,
+    /// Its own limits, whole: for status and usage.
+    pub own: Level,
+    pub(super) plans: HashMap<(PurposeId, Option<GroupId>), Arc<Plan>>,
+    pub(super) written: Vec<super::limits::Written>,
+}
+
+impl Org {
+    /// What a request with this purpose and model group is held against.
+    #[must_use]
+    pub fn plan(&self, purpose: &PurposeId, group: Option<&GroupId>) -> Option<&Arc<Plan>> {
+        // One clone of two shared pointers buys a lookup without a borrowed pair type.
+        self.plans.get(&(purpose.clone(), group.cloned()))
+    }
+
+    /// The organization and its ancestors, the nearest first.
+    pub fn line(&self) -> impl Iterator<Item = &Org> {
+        std::iter::once(self).chain(self.ancestors.iter().map(AsRef::as_ref))
+    }
+
+    /// Whether a model of `group` is granted, by itself and by every ancestor.
+    #[must_use]
+    pub fn may_use(&self, model: &str, group: Option<&GroupId>) -> bool {
+        self.line().all(|org| org.models.covers(model, group))
+    }
+
+    /// The concrete models that it may use.
+    #[must_use]
+    pub fn usable(&self, models: &Models) -> Vec<ModelName> {
+        let granted = self.models.patterns.iter().filter_map(Pattern::concrete);
+        let routed = granted.filter(|name| {
+            let speaks = [crate::ask::Dialect::OpenAi, crate::ask::Dialect::Anthropic];
+            speaks.into_iter().any(|dialect| models.upstream_for(dialect, name.as_str()).is_some())
+        });
+        let mut names: Vec<ModelName> = models.concrete().into_iter().chain(routed).collect();
+        names.retain(|name| self.may_use(name.as_str(), models.group_of(name.as_str()).map(|group| &group.id)));
+        names.sort();
+        names.dedup();
+        names
+    }
+}
+
+/// An organization as its file has it.
+#[derive(Debug)]
+pub(super) struct Draft {
+    pub place: Place,
+    pub id: At<OrgId>,
+    pub name: String,
+    pub status: Status,
+    pub status_place: Option<Place>,
+    pub parent: Option<At<String>>,
+    pub valid: (Option<Wall>, Option<Wall>),
+    pub valid_place: Option<Place>,
+    pub purposes: Vec<At<PurposeId>>,
+    pub models: Vec<At<String>>,
+    pub contact: Option<String>,
+    pub identities: Vec<At<Identity>>,
+    pub limits: Limits,
+}
+
+/// Reads one organization's file.
+pub(super) fn read(table: &Table<'_>, timezone: &TimeZone) -> Option<Draft> {
+    let sink = table.sink();
+    let id = named::<OrgId>(table, table.required("id"));
+    let name = table.text("name").map(|at| at.value);
+    let status_at = table.text("status");
+    let status = match status_at.as_ref().map(|at| at.value.as_str()) {
+        None | Some("active") => Status::Active,
+        Some("suspended") => Status::Suspended,
+        Some(other) => {
+            let place = status_at.as_ref().map(|at| &at.place);
+            sink.wrong(place, format!("unknown status {other:?}"), Some("active or suspended".into()));
+            Status::Suspended
+        }
+    };
+    let parent = table.text("parent");
+    let valid_table = table.table("valid");
+    let valid = valid_table.as_ref().map_or((None, None), |valid| dates(valid, timezone));
+    let purposes = names::<PurposeId>(table, "purposes");
+    let models = table.list("models").map(|at| at.value);
+    if models.is_none() {
+        sink.wrong(Some(table.place()), "`models` is missing: groups, names or patterns", None);
+    }
+    let contact = table.text("contact").map(|at| at.value);
+    let identities = table.tables("identity").iter().filter_map(identity).collect();
+    let limits = all_limits(table);
+    table.finish();
+    let id = id?;
+    Some(Draft {
+        place: table.place().clone(),
+        name: name.unwrap_or_else(|| id.value.to_string()),
+        id,
+        status,
+        status_place: status_at.map(|at| at.place),
+        parent,
+        valid,
+        valid_place: valid_table.map(|table| table.place().clone()),
+        purposes,
+        models: models.unwrap_or_default(),
+        contact,
+        identities,
+        limits,
+    })
+}
+
+fn named<T: std::str::FromStr<Err: std::fmt::Display>>(table: &Table<'_>, at: Option<At<String>>) -> Option<At<T>> {
+    let At { value, place } = at?;
+    match value.parse() {
+        Ok(value) => Some(At { value, place }),
+        Err(error) => {
+            table.sink().wrong(Some(&place), format!("{value:?} {error}"), None);
+            None
+        }
+    }
+}
+
+fn names<T: std::str::FromStr<Err: std::fmt::Display>>(table: &Table<'_>, key: &str) -> Vec<At<T>> {
+    let Some(list) = table.list(key) else {
+        table.sink().wrong(Some(table.place()), format!("`{key}` is missing: a list"), None);
+        return Vec::new();
+    };
+    list.value.into_iter().filter_map(|at| named(table, Some(at))).collect()
+}
+
+/// A grant's dates: from the beginning of the first day to the end of the last.
+fn dates(table: &Table<'_>, timezone: &TimeZone) -> (Option<Wall>, Option<Wall>) {
+    let begin = |date: jiff::civil::Date| {
+        let midnight = date.to_datetime(jiff::civil::Time::midnight());
+        let begin = timezone.to_ambiguous_timestamp(midnight).compatible().ok()?;
+        Some(Wall::from_timestamp(begin))
+    };
+    let from = table.date("from").and_then(|at| begin(at.value));
+    let until = table.date("until").and_then(|at| begin(at.value.tomorrow().ok()?));
+    if let (Some(from), Some(until)) = (from, until)
+        && until <= from
+    {
+        table.sink().wrong(Some(table.place()), "the grant ends before it begins", None);
+    }
+    table.finish();
+    (from, until)
+}
+
+fn identity(table: &Table<'_>) -> Option<At<Identity>> {
+    let sink = table.sink();
+    let authority = named::<AuthorityName>(table, table.required("authority"));
+    let digest = |key: &str| table.parsed(key, |text| Sha256::parse(text).ok_or("must be 64 hexadecimal digits"));
+    let name = |key: &str| {
+        table.parsed(key, |text| {
+            let fine = !text.is_empty() && text.len() <= 2048 && text.bytes().all(|byte| byte.is_ascii_graphic());
+            if fine { Ok(Arc::<str>::from(text)) } else { Err("must be printable ASCII without white space") }
+        })
+    };
+    let marks = [
+        name("uri").map(|at| Mark::Uri(at.value)),
+        name("dns").map(|at| Mark::Dns(at.value)),
+        digest("leaf_sha256").map(|at| Mark::Leaf(at.value)),
+        digest("spki_sha256").map(|at| Mark::Spki(at.value)),
+    ];
+    let mut marks: Vec<Mark> = marks.into_iter().flatten().collect();
+    let parse = |at: At<String>| {
+        let network: Result<IpNet, _> = at.value.parse();
+        let network = network.or_else(|_| at.value.parse::<IpAddr>().map(IpNet::from));
+        if network.is_err() {
+            sink.wrong(Some(&at.place), format!("{:?} is no network such as \"192.0.2.0/24\"", at.value), None);
+        }
+        network.ok()
+    };
+    let networks =
+        table.list("networks").map(|at| at.value.into_iter().filter_map(parse).collect()).unwrap_or_default();
+    table.finish();
+    if marks.len() != 1 {
+        let hint = Some("the common name identifies nobody".into());
+        let what = "an identity needs exactly one of uri, dns, leaf_sha256, spki_sha256";
+        sink.wrong(Some(table.place()), what, hint);
+        return None;
+    }
+    let identity = Identity { authority: authority?.value, mark: marks.pop()?, networks };
+    Some(At { value: identity, place: table.place().clone() })
+}
+
+/// `[limits]`, `[purpose.P.limits]`, `[model.G.limits]` and `[purpose.P.model.G.limits]`.
+fn all_limits(table: &Table<'_>) -> Limits {
+    let mut into = Limits::default();
+    if let Some(limits) = table.table("limits") {
+        limits::read(&limits, &Scope::default(), &mut into);
+    }
+    by_model(table, None, &mut into);
+    let Some(purposes) = table.table("purpose") else { return into };
+    for (name, entry) in purposes.entries() {
+        let (Some(purpose), Some(inside)) = (named::<PurposeId>(table, Some(name)), entry.as_table()) else { continue };
+        if let Some(limits) = inside.table("limits") {
+            limits::read(&limits, &Scope { purpose: Some(purpose.value.clone()), model: None }, &mut into);
+        }
+        by_model(&inside, Some(&purpose.value), &mut into);
+        inside.finish();
+    }
+    into
+}
+
+fn by_model(table: &Table<'_>, purpose: Option<&PurposeId>, into: &mut Limits) {
+    let Some(models) = table.table("model") else { return };
+    for (name, entry) in models.entries() {
+        let (Some(group), Some(inside)) = (named::<GroupId>(table, Some(name)), entry.as_table()) else { continue };
+        if let Some(limits) = inside.table("limits") {
+            limits::read(&limits, &Scope { purpose: purpose.cloned(), model: Some(group.value) }, into);
+        }
+        inside.finish();
+    }
+}

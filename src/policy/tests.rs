@@ -1,0 +1,147 @@
+//! Configurations: the shipped example, every mistake at once, and reloads that refill nothing.
+
+use std::time::Duration;
+
+use super::*;
+use crate::clock::Mono;
+use crate::limits::Allowance;
+use crate::trust::issue::{DevAuthority, Holder};
+
+const NOW: Wall = Wall(1_795_000_000_000_000_000);
+const YEAR: Duration = Duration::from_secs(365 * 86_400);
+
+fn at(mono: u64) -> Now {
+    Now { mono: Mono(mono), wall: NOW }
+}
+
+/// The shipped example in a folder of its own, with certificates and a key that exist.
+fn example() -> tempfile::TempDir {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = tempfile::tempdir().unwrap();
+    let write = |name: &str, content: &str| std::fs::write(dir.path().join(name), content).unwrap();
+    for folder in ["config/orgs.d", "certs"] {
+        std::fs::create_dir_all(dir.path().join(folder)).unwrap();
+    }
+    let authority = DevAuthority::create("partners", NOW, YEAR).unwrap();
+    let server = authority.issue(&Holder::Server(&["gateway.example"]), NOW, YEAR).unwrap();
+    write("certs/partners-ca.pem", authority.certificate());
+    write("certs/partners.crl", &authority.crl(&[], 1, NOW, YEAR).unwrap());
+    write("certs/server.pem", &server.certificate);
+    write("certs/server.key", &server.key);
+    write("config/key", "sk-canary-1234");
+    std::fs::set_permissions(dir.path().join("config/key"), std::fs::Permissions::from_mode(0o600)).unwrap();
+    let main = include_str!("../../config/portcullis.toml").replace("env:OPENAI_API_KEY", "file:key");
+    write("config/portcullis.toml", &main);
+    write("config/orgs.d/national-cert.toml", include_str!("../../config/orgs.d/national-cert.toml"));
+    write("config/orgs.d/acme.toml", include_str!("../../config/orgs.d/acme.toml"));
+    write("config/orgs.d/globex.toml", include_str!("../../config/orgs.d/globex.toml"));
+    dir
+}
+
+fn reload(dir: &tempfile::TempDir, previous: Option<&Policy>, now: Now) -> Result<Policy, Mistakes> {
+    load(&dir.path().join("config/portcullis.toml"), previous, now)
+}
+
+fn edit(dir: &tempfile::TempDir, file: &str, from: &str, to: &str) {
+    let path = dir.path().join("config").join(file);
+    let old = std::fs::read_to_string(&path).unwrap();
+    assert!(old.contains(from), "{file} holds {from}");
+    std::fs::write(path, old.replace(from, to)).unwrap();
+}
+
+#[test]
+fn nothing_is_nothing() {
+    let mistakes = load(Path::new("/nonexistent/portcullis.toml"), None, at(0)).unwrap_err();
+    assert_eq!(mistakes.found.len(), 1);
+}
+
+#[test]
+fn the_shipped_example_is_right() {
+    let dir = example();
+    let policy = reload(&dir, None, at(0)).unwrap_or_else(|mistakes| panic!("{}", mistakes.render(false)));
+    assert_eq!(policy.generation, 1);
+    assert_eq!(policy.orgs().count(), 3);
+    let acme = policy.org("acme").unwrap();
+    assert!(acme.may_use("gpt-5.1", policy.models.group_of("gpt-5.1").map(|group| &group.id)));
+    let plan = acme.plan(&"incident-response".parse().unwrap(), Some(&"frontier".parse().unwrap())).unwrap();
+    let limits: Vec<usize> = plan.levels.iter().map(|level| level.limits.len()).collect();
+    assert_eq!(limits, [2, 9], "the parent's limits first, then all four scopes of its own");
+    let again = reload(&dir, Some(&policy), at(1)).unwrap();
+    assert_eq!((again.generation, again.hash), (policy.generation, policy.hash));
+}
+
+#[test]
+fn the_schema_names_every_setting_of_the_example() {
+    let schema: serde_json::Value = serde_json::from_str(include_str!("../../config/schema.json")).unwrap();
+    let example: toml::Table = include_str!("../../config/portcullis.toml").parse().unwrap();
+    for (table, settings) in &example {
+        let known = schema.pointer(&format!("/properties/{table}")).unwrap_or_else(|| panic!("{table}"));
+        if let (Some(settings), Some(known)) = (settings.as_table(), known.get("properties")) {
+            for setting in settings.keys() {
+                assert!(known.get(setting).is_some(), "{table}.{setting}");
+            }
+        }
+    }
+}
+
+#[test]
+fn ten_mistakes_are_told_at_once_and_no_secret_with_them() {
+    let dir = example();
+    edit(&dir, "portcullis.toml", "\"file:key\"", "\"sk-canary-5678\"");
+    edit(&dir, "portcullis.toml", "handshake_timeout = \"5s\"", "handshake_timeuot = \"5s\"");
+    edit(&dir, "portcullis.toml", "[\"gateway.example\"]", "[\"192.0.2.1\"]");
+    edit(&dir, "portcullis.toml", "\"127.0.0.1:9443\"", "\"0.0.0.0:9443\"");
+    edit(&dir, "portcullis.toml", "store   = \"embedded\"", "store   = \"redis\"");
+    edit(&dir, "portcullis.toml", "timezone = \"UTC\"", "timezone = \"Mars/Olympus\"");
+    edit(&dir, "orgs.d/acme.toml", "requests_per_minute = 600", "requests_per_minut = 600");
+    edit(&dir, "orgs.d/acme.toml", "tokens_per_day      = 20_000_000", "tokens_per_day      = -5");
+    edit(&dir, "orgs.d/acme.toml", "\"partners\"", "\"partner\"");
+    edit(&dir, "orgs.d/globex.toml", "[\"malware-analysis\"]", "[\"malware-analysys\"]");
+    edit(&dir, "orgs.d/globex.toml", "parent   = \"national-cert\"", "parent   = \"globex\"");
+    let mistakes = reload(&dir, None, at(0)).unwrap_err();
+    let text = mistakes.render(false);
+    assert!(mistakes.found.len() >= 11, "{text}");
+    for said in [
+        "did you mean `handshake_timeout`?",
+        "an IP address cannot be a server name",
+        "did you mean `requests_per_minute`?",
+        "cannot be negative",
+        "did you mean \"partners\"?",
+        "did you mean \"malware-analysis\"?",
+        "parents go in a circle",
+        "not built yet",
+        "acme.toml:",
+    ] {
+        assert!(text.contains(said), "{said} in\n{text}");
+    }
+    assert!(!text.contains("canary") && !mistakes.to_json().to_string().contains("canary"), "{text}");
+}
+
+/// The seat and the allowance of acme's requests a minute.
+fn rate(policy: &Policy) -> Option<(u32, u64, u64, u64)> {
+    let org = policy.org("acme")?;
+    let found = org.own.limits.iter().find(|limit| limit.id.measure.to_string() == "requests_per_minute")?;
+    match found.allowance {
+        Allowance::Rate { rate, since, slowest, .. } => Some((org.own.account.0, rate, since.0, slowest)),
+        _ => None,
+    }
+}
+
+#[test]
+fn edits_removals_and_returns_remember_the_slowest_rate_and_the_seat() {
+    let dir = example();
+    let first = reload(&dir, None, at(1)).unwrap();
+    let (seat, ..) = rate(&first).unwrap();
+    edit(&dir, "orgs.d/acme.toml", "requests_per_minute = 600", "requests_per_minute = 900");
+    let second = reload(&dir, Some(&first), at(2)).unwrap();
+    assert_eq!(rate(&second), Some((seat, 900, 2, 600)));
+    assert!(Diff::between(&first, &second).render().contains("acme: requests_per_minute 600 → 900  (loosens)"));
+    let acme = dir.path().join("config/orgs.d/acme.toml");
+    let kept = std::fs::read(&acme).unwrap();
+    std::fs::remove_file(&acme).unwrap();
+    let third = reload(&dir, Some(&second), at(3)).unwrap();
+    assert_eq!(rate(&third), None);
+    std::fs::write(&acme, kept).unwrap();
+    let fourth = reload(&dir, Some(&third), at(4)).unwrap();
+    assert_eq!(rate(&fourth), Some((seat, 900, 4, 600)));
+}

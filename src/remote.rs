@@ -1,0 +1,136 @@
+//! How commands talk to a running gateway's admin side: one request over HTTP, HTTPS or a Unix socket.
+
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use bytes::Bytes;
+use clap::Args;
+use http::header::{AUTHORIZATION, CONTENT_TYPE, HOST};
+use http_body_util::{BodyExt, Full};
+use hyper::{Method, Request, StatusCode};
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream};
+
+use crate::tls;
+
+/// Where the admin side is, and how to be let in.
+#[derive(Debug, Clone, Args)]
+pub struct Admin {
+    /// Admin address: http://HOST:PORT, https://HOST:PORT or unix:PATH
+    #[arg(long = "admin", env = "PORTCULLIS_ADMIN", default_value = "http://127.0.0.1:9443", value_name = "URL")]
+    url: String,
+    /// Authority that vouches for an https admin side
+    #[arg(long = "admin-ca", env = "PORTCULLIS_ADMIN_CA", value_name = "FILE")]
+    ca: Option<PathBuf>,
+    /// The operator's certificate
+    #[arg(long = "admin-cert", env = "PORTCULLIS_ADMIN_CERT", value_name = "FILE", requires = "key")]
+    cert: Option<PathBuf>,
+    /// The operator's private key
+    #[arg(long = "admin-key", env = "PORTCULLIS_ADMIN_KEY", value_name = "FILE", id = "key")]
+    key: Option<PathBuf>,
+    /// File with the bearer token (`admin.token`)
+    #[arg(long = "admin-token", env = "PORTCULLIS_ADMIN_TOKEN_FILE", value_name = "FILE")]
+    token: Option<PathBuf>,
+}
+
+/// Why there is no answer.
+#[derive(Debug)]
+pub struct Unreachable(String);
+
+impl std::fmt::Display for Unreachable {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl Admin {
+    /// An admin side at a plain address.
+    #[must_use]
+    pub fn at(url: String) -> Admin {
+        Admin { url, ca: None, cert: None, key: None, token: None }
+    }
+
+    /// Sends one request and reads the whole answer.
+    ///
+    /// # Errors
+    /// [`Unreachable`] with a sentence for the operator.
+    pub fn call(&self, method: Method, path: &str, body: Option<String>) -> Result<(StatusCode, Bytes), Unreachable> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(|error| Unreachable(format!("no runtime: {error}")))?;
+        runtime.block_on(self.ask(method, path, body))
+    }
+
+    /// The same, within a runtime.
+    ///
+    /// # Errors
+    /// [`Unreachable`] with a sentence for the operator.
+    pub async fn ask(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<String>,
+    ) -> Result<(StatusCode, Bytes), Unreachable> {
+        match tokio::time::timeout(Duration::from_secs(60), self.exchange(method, path, body)).await {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(error)) => Err(Unreachable(format!("{}: {error}", self.url))),
+            Err(_) => Err(Unreachable(format!("{}: no answer within a minute", self.url))),
+        }
+    }
+
+    async fn exchange(&self, method: Method, path: &str, body: Option<String>) -> io::Result<(StatusCode, Bytes)> {
+        if let Some(socket) = self.url.strip_prefix("unix:") {
+            let stream = UnixStream::connect(socket.trim_start_matches("//")).await?;
+            return self.send(stream, "localhost", method, path, body).await;
+        }
+        let invalid = || io::Error::other("not an admin address (http://HOST:PORT, https://HOST:PORT or unix:PATH)");
+        let uri: http::Uri = self.url.parse().map_err(|_| invalid())?;
+        let authority = uri.authority().ok_or_else(invalid)?;
+        let (host, secure) = (authority.host().trim_matches(['[', ']']), uri.scheme_str() == Some("https"));
+        let port = authority.port_u16().unwrap_or(if secure { 443 } else { 80 });
+        let tcp = TcpStream::connect((host, port)).await?;
+        if !secure {
+            return self.send(tcp, authority.as_str(), method, path, body).await;
+        }
+        let read = |path: &Option<PathBuf>| path.as_ref().map(std::fs::read).transpose();
+        let (ca, cert, key) = (read(&self.ca)?, read(&self.cert)?, read(&self.key)?);
+        let identity = cert.as_deref().zip(key.as_deref());
+        let config = tls::connector(ca.as_deref(), identity).map_err(io::Error::other)?;
+        let name = rustls_pki_types::ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
+        let stream = tokio_rustls::TlsConnector::from(config).connect(name, tcp).await?;
+        self.send(stream, authority.as_str(), method, path, body).await
+    }
+
+    async fn send<S: AsyncRead + AsyncWrite + Unpin + 'static>(
+        &self,
+        stream: S,
+        host: &str,
+        method: Method,
+        path: &str,
+        body: Option<String>,
+    ) -> io::Result<(StatusCode, Bytes)> {
+        let (mut sender, driver) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
+        let mut request = Request::builder().method(method).uri(path).header(HOST, host);
+        if body.is_some() {
+            request = request.header(CONTENT_TYPE, "application/json");
+        }
+        if let Some(file) = &self.token {
+            let token = std::fs::read_to_string(file)?;
+            request = request.header(AUTHORIZATION, format!("Bearer {}", token.trim()));
+        }
+        let body = Full::new(Bytes::from(body.unwrap_or_default()));
+        let request = request.body(body).map_err(io::Error::other)?;
+        // The sender ends with the answer, and with it the driver.
+        let answer = async move {
+            let response = sender.send_request(request).await?;
+            let status = response.status();
+            Ok((status, response.into_body().collect().await?.to_bytes()))
+        };
+        let (answer, _) = tokio::join!(answer, driver);
+        answer.map_err(|error: hyper::Error| io::Error::other(error))
+    }
+}

@@ -1,0 +1,101 @@
+//! What a partner may ask about itself: its models, who it is here, and what it has used. Free and uncounted.
+
+use bytes::Bytes;
+use hyper::Response;
+use serde_json::{Value, json};
+
+use crate::answer::{self, GateBody};
+use crate::ask::Route;
+use crate::clock::Now;
+use crate::dialect::{self, Page};
+use crate::gate::Gated;
+use crate::identify::Caller;
+use crate::ledger::Ledger;
+use crate::peer::Peer;
+use crate::policy::Org;
+use crate::record::Record;
+use crate::snapshot::Snapshot;
+
+/// Who asks about itself, and what its answer is read from.
+pub struct Asker<'a> {
+    /// The organization.
+    pub caller: &'a Caller,
+    /// The certificate it came with.
+    pub peer: &'a Peer,
+    /// What it has used.
+    pub ledger: &'a Ledger,
+    /// When it asks.
+    pub now: Now,
+}
+
+/// Answers one of the routes that are not forwarded.
+pub fn answer(snapshot: &Snapshot, asker: &Asker<'_>, gated: &Gated, record: &mut Record) -> Response<GateBody> {
+    let bytes = match gated.route() {
+        Route::Models => models(snapshot, asker.caller, gated.query()),
+        Route::Usage => Bytes::from(usage(snapshot, asker).to_string()),
+        _ => Bytes::from(whoami(snapshot, asker.caller.org(), asker.peer).to_string()),
+    };
+    record.facts().status = 200;
+    record.facts().bytes_out = bytes.len() as u64;
+    record.served();
+    answer::json(bytes, record.request_id())
+}
+
+fn models(snapshot: &Snapshot, caller: &Caller, query: Option<&str>) -> Bytes {
+    let names = caller.org().usable(&snapshot.policy.models);
+    let value = |key: &str| {
+        let mut members =
+            query.into_iter().flat_map(|query| query.split('&')).filter_map(|member| member.split_once('='));
+        members.find(|(name, _)| *name == key).map(|(_, value)| value)
+    };
+    let page = Page {
+        limit: value("limit").and_then(|limit| limit.parse().ok()),
+        after: value("after").or_else(|| value("after_id")),
+        before: value("before_id"),
+        backwards: value("order") == Some("desc"),
+    };
+    dialect::models_list(&names, snapshot.policy.loaded_at, &page)
+}
+
+fn whoami(snapshot: &Snapshot, org: &Org, peer: &Peer) -> Value {
+    let policy = &snapshot.policy;
+    let purpose = |id: &crate::names::PurposeId| {
+        let entry = policy.purposes.get(id)?;
+        Some(json!({"id": id, "text": entry.text, "case": if entry.case_required { "required" } else { "optional" }}))
+    };
+    let leaf = peer.leaf();
+    let date = |at: Option<crate::clock::Wall>| at.map(|at| at.to_string());
+    json!({
+        "organization": org.id,
+        "name": org.name,
+        "authority": peer.authority(),
+        "certificate": {"sha256": leaf.sha256, "uri": leaf.uri, "not_after": leaf.not_after.to_string()},
+        "purposes": org.purposes.iter().filter_map(purpose).collect::<Vec<_>>(),
+        "models": org.usable(&policy.models),
+        "valid": {"from": date(org.valid.0), "until": date(org.valid.1)},
+        "generation": policy.generation,
+    })
+}
+
+fn usage(snapshot: &Snapshot, asker: &Asker<'_>) -> Value {
+    let (org, now) = (asker.caller.org(), asker.now);
+    let timezone = &snapshot.policy.quota.timezone;
+    let mut limits = Vec::new();
+    for (above, member) in org.line().enumerate() {
+        for standing in asker.ledger.level_standings(&member.own, timezone, now) {
+            let mut limit = serde_json::to_value(&standing).unwrap_or_default();
+            if above > 0 {
+                // A partner learns that a limit is shared, not with whom.
+                if let Some(organization) = limit.pointer_mut("/scope/organization") {
+                    *organization = json!("parent");
+                }
+                if let Some(members) = limit.as_object_mut() {
+                    members.insert("inherited".into(), json!(true));
+                }
+            }
+            limits.push(limit);
+        }
+    }
+    let totals = asker.ledger.totals(&org.own, timezone, now);
+    json!({"organization": org.id, "limits": limits, "totals": totals})
+}

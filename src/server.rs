@@ -1,0 +1,314 @@
+//! The running program: everything put together, from the configuration's file to the last closed connection.
+//!
+//! Sockets, clock and the wish to stop come in as arguments, so that tests bind free ports and turn time by hand. One
+//! thread holds the door, the admin side, reloads and signals; the workers hold the connections.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use tokio::net::TcpListener;
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+
+use crate::admin::{self, Desk, Listener, Scope};
+use crate::audit::Fields;
+use crate::body::Room;
+use crate::clock::Clock;
+use crate::door;
+use crate::drain::{Drain, Phase};
+use crate::gateway::Gateway;
+use crate::keeper::audit::{AuditLog, Durability, OnFailure, Options};
+use crate::keeper::marks::Marks;
+use crate::keeper::withdrawn::Withdrawn;
+use crate::metrics::Metrics;
+use crate::policy::{self, AdminAddress, Mistakes, Policy, Revocations};
+use crate::record::Recorder;
+use crate::registry::Registry;
+use crate::reload::{self, Reloader, Trigger};
+use crate::snapshot::Snapshot;
+use crate::usage::Calibration;
+use crate::withdraw;
+use crate::worker::Crew;
+
+/// Why the gateway does not run.
+#[derive(Debug)]
+pub enum NotRunning {
+    /// The configuration is wrong.
+    Mistakes(Box<Mistakes>),
+    /// Something that the configuration names cannot be used.
+    Unusable(String),
+}
+
+impl std::fmt::Display for NotRunning {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            NotRunning::Mistakes(mistakes) => f.write_str(&mistakes.render(false)),
+            NotRunning::Unusable(what) => f.write_str(what),
+        }
+    }
+}
+
+fn unusable(what: impl std::fmt::Display) -> NotRunning {
+    NotRunning::Unusable(what.to_string())
+}
+
+/// What a start needs besides the configuration.
+pub struct Start {
+    /// The configuration's main file.
+    pub config: PathBuf,
+    /// Time.
+    pub clock: Clock,
+    /// A partner listener that is bound already (socket activation).
+    pub listener: Option<std::net::TcpListener>,
+    /// Lets the log filter be changed.
+    pub filter: Option<admin::SetFilter>,
+}
+
+/// Where the gateway listens.
+#[derive(Debug, Clone)]
+pub struct Addresses {
+    /// The partner side.
+    pub partners: SocketAddr,
+    /// The admin side, as a URL.
+    pub admin: String,
+}
+
+/// A gateway that is put together and bound, and not yet serving.
+pub struct Server {
+    gateway: Arc<Gateway>,
+    reloader: Arc<Reloader>,
+    desk: Arc<Desk>,
+    partners: std::net::TcpListener,
+    admin: Vec<(Bound, Scope)>,
+    workers: usize,
+    audit: AuditLog,
+    marks: Marks,
+    stop: UnboundedReceiver<()>,
+    addresses: Addresses,
+}
+
+enum Bound {
+    Tcp(std::net::TcpListener, Option<Arc<rustls::ServerConfig>>),
+    Unix(PathBuf),
+}
+
+impl Server {
+    /// Reads the configuration, opens the state and the audit log, and binds every listener.
+    ///
+    /// # Errors
+    /// [`NotRunning`], with everything that is wrong.
+    pub fn prepare(start: Start) -> Result<Server, NotRunning> {
+        let Start { config, clock, listener, filter } = start;
+        let now = clock.now();
+        let policy = policy::load(&config, None, now).map_err(|mistakes| NotRunning::Mistakes(Box::new(mistakes)))?;
+        let settings = policy.settings.clone();
+        let bind =
+            |address| std::net::TcpListener::bind(address).map_err(|error| unusable(format!("{address}: {error}")));
+        let partners = listener.map_or_else(|| bind(settings.address), Ok)?;
+        let (mut admin, admin_url) = admin_listeners(&settings.admin)?;
+        if let Some(metrics) = settings.admin.metrics {
+            admin.push((Bound::Tcp(bind(metrics)?, None), Scope::Metrics));
+        }
+        let withdrawn = Withdrawn::within(&settings.state);
+        let (ledger, marks) = Marks::open(&settings.state, &clock).map_err(unusable)?;
+        let revoked = withdrawn.load().map_err(unusable)?;
+        let revoked = Revocations::from_bytes(&revoked)
+            .map_err(|error| unusable(format!("{}: revoked.json: {error}", settings.state.display())))?;
+        let audit = start_audit(&policy, &clock, &config)?;
+        let metrics = Metrics::new().map_err(unusable)?;
+        let revocations = Arc::new(ArcSwap::from_pointee(revoked));
+        let snapshot = Snapshot::new(policy, reload::revoked(&revocations), None).map_err(unusable)?;
+        let recorder = Recorder::new(audit.journal().clone(), metrics, clock.clone());
+        let gateway = Arc::new(Gateway {
+            snapshot: ArcSwap::from_pointee(snapshot),
+            revocations,
+            ledger,
+            registry: Registry::default(),
+            recorder,
+            calibration: Arc::new(Calibration::new()),
+            bodies: Room::default(),
+            drain: Drain::default(),
+            clock,
+        });
+        reload::put_in_force(&gateway, &gateway.current());
+        gateway.recorder.metrics.reload("start", "applied", now.wall);
+        let reloader = Reloader::new(&config, gateway.clone());
+        let (ask_to_stop, stop) = unbounded_channel();
+        let desk = Arc::new(Desk {
+            gateway: gateway.clone(),
+            reloader: reloader.clone(),
+            withdrawn,
+            started: now.wall,
+            token: settings.admin.token.clone(),
+            stop: ask_to_stop,
+            filter,
+        });
+        let addresses = Addresses { partners: partners.local_addr().map_err(unusable)?, admin: admin_url };
+        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let workers = if settings.workers == 0 { cores } else { settings.workers };
+        Ok(Server { gateway, reloader, desk, partners, admin, workers, audit, marks, stop, addresses })
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn addresses(&self) -> &Addresses {
+        &self.addresses
+    }
+
+    /// Serves until `shutdown` or a drain asked for by an operator, drains, and puts everything away.
+    ///
+    /// # Errors
+    /// When a thread or a runtime cannot be made, or the state cannot be closed exactly.
+    pub fn run(self, mut shutdown: impl Shutdown) -> io::Result<()> {
+        let crews: Vec<Crew> =
+            (0..self.workers).map(|number| Crew::start(number, self.gateway.clone())).collect::<Result<_, _>>()?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build_local(tokio::runtime::LocalOptions::default())?;
+        let Server { gateway, reloader, desk, partners, admin, audit, marks, mut stop, .. } = self;
+        runtime.block_on(async {
+            for (bound, scope) in admin {
+                let listener = match bound {
+                    Bound::Tcp(listener, tls) => Listener::Tcp(adopt(listener)?, tls),
+                    Bound::Unix(path) => Listener::unix(&path)?,
+                };
+                tokio::task::spawn_local(admin::serve(listener, desk.clone(), scope));
+            }
+            tokio::task::spawn_local(reloader.clone().watch());
+            tokio::task::spawn_local(watch_time(gateway.clone()));
+            let listener = adopt(partners)?;
+            let ending = wind_down(&gateway, &reloader, &mut stop, &mut shutdown);
+            let ((), ()) = tokio::join!(ending, door::open(listener, &gateway, &crews));
+            Ok::<(), io::Error>(())
+        })?;
+        withdraw::end_all(&gateway);
+        crews.into_iter().for_each(Crew::finish);
+        drop((reloader, desk));
+        audit.stop();
+        marks.close().map_err(io::Error::other)
+    }
+}
+
+/// Where the wish to stop, or to reload, comes from.
+pub trait Shutdown {
+    /// Waits for the next wish.
+    fn next(&mut self) -> impl Future<Output = Wish>;
+}
+
+/// A wish of whoever runs the process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wish {
+    /// Drain and stop; a second time: stop at once.
+    Stop,
+    /// Reload the configuration.
+    Reload,
+}
+
+/// Waits for the wish to stop, then drains. A second wish ends it at once.
+async fn wind_down(
+    gateway: &Arc<Gateway>,
+    reloader: &Arc<Reloader>,
+    stop: &mut UnboundedReceiver<()>,
+    shutdown: &mut impl Shutdown,
+) {
+    loop {
+        tokio::select! {
+            _ = stop.recv() => break,
+            wish = shutdown.next() => match wish {
+                Wish::Stop => break,
+                Wish::Reload => { reloader.reload(Trigger::Signal, "signal").await; }
+            },
+        }
+    }
+    let drain = gateway.current().policy.listen.drain;
+    let fields = serde_json::json!({"by": "shutdown", "streams": gateway.registry.stream_count()});
+    gateway.recorder.journal.event(crate::audit::Event::Drain, Fields::of(&fields));
+    tracing::info!(streams = gateway.registry.stream_count(), "draining");
+    let empty = async {
+        while gateway.registry.connection_count() > 0 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let again = async { while shutdown.next().await != Wish::Stop {} };
+    tokio::select! {
+        () = gateway.drain.run(drain.delay, drain.deadline, empty) => {}
+        () = again => {
+            gateway.drain.advance(Phase::Ended);
+        }
+    }
+    withdraw::end_all(gateway);
+}
+
+/// Certificates expire, grants end: both cut without anybody doing anything.
+async fn watch_time(gateway: Arc<Gateway>) {
+    loop {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        let now = gateway.clock.now();
+        let policy = &gateway.current().policy;
+        let ended = |org: &Arc<policy::Org>| org.valid.1.is_some_and(|until| until <= now.wall);
+        let stale = |crl: &crate::trust::Crl| crl.next_update() <= now.wall;
+        let due = gateway.registry.expiry_is_due(now.wall)
+            || policy.orgs().any(ended)
+            || policy
+                .authorities
+                .iter()
+                .any(|authority| authority.not_after() <= now.wall || authority.crls().iter().any(stale));
+        if due {
+            let swept = withdraw::sweep(&gateway);
+            withdraw::measure(&gateway, swept.streams, now).await;
+        }
+    }
+}
+
+fn adopt(listener: std::net::TcpListener) -> io::Result<TcpListener> {
+    listener.set_nonblocking(true)?;
+    TcpListener::from_std(listener)
+}
+
+type AdminBound = (Vec<(Bound, Scope)>, String);
+
+fn admin_listeners(settings: &policy::AdminSettings) -> Result<AdminBound, NotRunning> {
+    let tls = settings
+        .tls
+        .as_ref()
+        .map(|(certificate, key, authority)| admin_tls(certificate, key, authority))
+        .transpose()?;
+    match &settings.address {
+        AdminAddress::Tcp(address) => {
+            let listener =
+                std::net::TcpListener::bind(address).map_err(|error| unusable(format!("{address}: {error}")))?;
+            let scheme = if tls.is_some() { "https" } else { "http" };
+            let url = format!("{scheme}://{}", listener.local_addr().map_err(unusable)?);
+            Ok((vec![(Bound::Tcp(listener, tls), Scope::All)], url))
+        }
+        AdminAddress::Unix(path) => {
+            let url = format!("unix:{}", path.display());
+            Ok((vec![(Bound::Unix(path.clone()), Scope::All)], url))
+        }
+    }
+}
+
+fn admin_tls(certificate: &[u8], key: &[u8], authority: &[u8]) -> Result<Arc<rustls::ServerConfig>, NotRunning> {
+    crate::tls::operators(certificate, key, authority).map_err(|error| unusable(format!("admin.tls: {error}")))
+}
+
+fn start_audit(policy: &Policy, clock: &Clock, config: &Path) -> Result<AuditLog, NotRunning> {
+    let settings = &policy.audit;
+    let name = policy.server_names.first().map_or("portcullis", String::as_str);
+    let origin = settings.origin.clone().unwrap_or_else(|| format!("{name}/audit"));
+    let mut options = Options::new(policy.settings.audit_directory.clone(), origin);
+    options.on_failure = if settings.closed { OnFailure::Closed } else { OnFailure::Open };
+    options.durability = if settings.power { Durability::Power } else { Durability::Process };
+    options.rotate_size = settings.rotate_size;
+    options.rotate_age = settings.rotate_age;
+    options.keep = Some(settings.keep);
+    options.checkpoints = settings.checkpoints.iter().filter_map(|place| place.parse().ok()).collect();
+    options.key = settings.signing_key.as_ref().map(|key| key.expose().as_bytes().to_vec().into());
+    let about = serde_json::json!({
+        "version": env!("CARGO_PKG_VERSION"), "config": config, "generation": policy.generation, "config_hash": policy.hash,
+    });
+    AuditLog::start(options, clock.clone(), &Fields::of(&about)).map_err(unusable)
+}

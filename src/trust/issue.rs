@@ -1,0 +1,164 @@
+//! A small certificate authority: what `certs`, `demo` and the tests issue with.
+//!
+//! It makes certificates of exactly the profile that [`leaf`](super::leaf) asks for. Keys are ECDSA P-256.
+
+use std::time::Duration;
+
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType, ExtendedKeyUsagePurpose, IsCa,
+    Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SanType, SerialNumber,
+};
+use time::OffsetDateTime;
+
+use crate::clock::Wall;
+
+/// A certificate authority with its key.
+pub struct DevAuthority {
+    certificate: String,
+    issuer: Issuer<'static, KeyPair>,
+}
+
+/// A certificate and its key, both PEM.
+#[derive(Debug, Clone)]
+pub struct Pair {
+    /// The certificate.
+    pub certificate: String,
+    /// The private key.
+    pub key: String,
+}
+
+/// What a certificate is for.
+#[derive(Debug, Clone)]
+pub enum Holder<'a> {
+    /// A server with these names.
+    Server(&'a [&'a str]),
+    /// A partner with this URI and name for people.
+    Partner {
+        /// The URI subject alternative name.
+        uri: &'a str,
+        /// The common name, which identifies nobody.
+        name: &'a str,
+    },
+}
+
+/// Certificates begin a little earlier, for clocks that differ.
+const SLACK: Duration = Duration::from_secs(300);
+
+impl DevAuthority {
+    /// Makes an authority that lasts for `lifetime`.
+    ///
+    /// # Errors
+    /// When the key or certificate cannot be made.
+    pub fn create(name: &str, now: Wall, lifetime: Duration) -> Result<DevAuthority, rcgen::Error> {
+        let mut params = dated(now, lifetime);
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(1));
+        params.key_usages =
+            vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
+        let key = KeyPair::generate()?;
+        let certificate = params.self_signed(&key)?.pem();
+        Ok(DevAuthority { certificate, issuer: Issuer::new(params, key) })
+    }
+
+    /// Loads an authority from its PEM files.
+    ///
+    /// # Errors
+    /// When one of them is not what it should be.
+    pub fn load(certificate: &str, key: &str) -> Result<DevAuthority, rcgen::Error> {
+        let issuer = Issuer::from_ca_cert_pem(certificate, KeyPair::from_pem(key)?)?;
+        Ok(DevAuthority { certificate: certificate.to_owned(), issuer })
+    }
+
+    /// The authority's certificate, PEM.
+    #[must_use]
+    pub fn certificate(&self) -> &str {
+        &self.certificate
+    }
+
+    /// The authority's private key, PEM.
+    #[must_use]
+    pub fn key(&self) -> String {
+        self.issuer.key().serialize_pem()
+    }
+
+    /// Issues a certificate.
+    ///
+    /// # Errors
+    /// When a name cannot stand in a certificate.
+    pub fn issue(&self, holder: &Holder<'_>, now: Wall, lifetime: Duration) -> Result<Pair, rcgen::Error> {
+        let mut params = dated(now, lifetime);
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.use_authority_key_identifier_extension = true;
+        params.serial_number = Some(SerialNumber::from_slice(&serial()));
+        match holder {
+            Holder::Server(names) => {
+                let first = names.first().copied().unwrap_or("localhost");
+                params.distinguished_name.push(DnType::CommonName, first);
+                params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+                for name in *names {
+                    params.subject_alt_names.push(match name.parse() {
+                        Ok(address) => SanType::IpAddress(address),
+                        Err(_) => SanType::DnsName((*name).try_into()?),
+                    });
+                }
+            }
+            Holder::Partner { uri, name } => {
+                params.distinguished_name.push(DnType::CommonName, *name);
+                params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+                params.subject_alt_names.push(SanType::URI((*uri).try_into()?));
+            }
+        }
+        let key = KeyPair::generate()?;
+        let certificate = params.signed_by(&key, &self.issuer)?;
+        Ok(Pair { certificate: certificate.pem(), key: key.serialize_pem() })
+    }
+
+    /// Signs a list of revoked serial numbers.
+    ///
+    /// # Errors
+    /// When it cannot be signed.
+    pub fn crl(&self, revoked: &[Vec<u8>], number: u64, now: Wall, lifetime: Duration) -> Result<String, rcgen::Error> {
+        let entry = |serial: &Vec<u8>| RevokedCertParams {
+            serial_number: SerialNumber::from_slice(serial),
+            revocation_time: date(now),
+            reason_code: None,
+            invalidity_date: None,
+        };
+        let params = CertificateRevocationListParams {
+            this_update: date(earlier(now)),
+            next_update: date(now.plus(lifetime)),
+            crl_number: SerialNumber::from(number),
+            issuing_distribution_point: None,
+            revoked_certs: revoked.iter().map(entry).collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        params.signed_by(&self.issuer)?.pem()
+    }
+}
+
+fn dated(now: Wall, lifetime: Duration) -> CertificateParams {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = rcgen::DistinguishedName::new();
+    params.not_before = date(earlier(now));
+    params.not_after = date(now.plus(lifetime));
+    params
+}
+
+fn earlier(now: Wall) -> Wall {
+    Wall(now.0.saturating_sub(i64::try_from(SLACK.as_nanos()).unwrap_or(0)))
+}
+
+fn date(at: Wall) -> OffsetDateTime {
+    OffsetDateTime::from_unix_timestamp(at.seconds()).unwrap_or(OffsetDateTime::UNIX_EPOCH)
+}
+
+/// 16 random octets, positive and without a leading zero.
+fn serial() -> [u8; 16] {
+    let mut octets = [0; 16];
+    // Without randomness no key could have been made either.
+    let _ = aws_lc_rs::rand::fill(&mut octets);
+    if let Some(first) = octets.first_mut() {
+        *first = (*first & 0x3f) | 0x40;
+    }
+    octets
+}

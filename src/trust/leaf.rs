@@ -1,0 +1,178 @@
+//! What a partner's certificate must look like, beyond what path validation asks.
+//!
+//! A pure function over the certificate's bytes, called only after webpki has accepted the chain. It compares byte
+//! ranges and parsed values, never names for people; it never panics.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use x509_parser::certificate::X509Certificate;
+use x509_parser::extensions::GeneralName;
+use x509_parser::prelude::FromDer;
+use x509_parser::public_key::PublicKey;
+use x509_parser::x509::X509Version;
+
+use super::wall;
+use crate::clock::Wall;
+use crate::peer::{Leaf, Sha256};
+
+/// Which rule a certificate breaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Breach {
+    /// It cannot be read, or other bytes follow it.
+    Unreadable,
+    /// Not X.509 version 3.
+    Version,
+    /// A certificate authority used as a leaf.
+    Authority,
+    /// keyUsage lacks digitalSignature.
+    NoDigitalSignature,
+    /// keyUsage may sign certificates or CRLs.
+    SignsCertificates,
+    /// extendedKeyUsage lacks clientAuth.
+    NoClientAuth,
+    /// extendedKeyUsage holds anyExtendedKeyUsage.
+    AnyUsage,
+    /// extendedKeyUsage holds serverAuth.
+    ServerAuth,
+    /// Not P-256, P-384, Ed25519 or RSA of at least 2048 bits.
+    WeakKey,
+    /// The serial number is zero, negative or longer than 20 octets.
+    Serial,
+    /// More than one URI subject alternative name.
+    ManyUris,
+    /// A URI or DNS name with characters outside printable ASCII.
+    OddName,
+    /// Valid for longer than `client_auth.max_certificate_lifetime`.
+    Lifetime,
+}
+
+impl fmt::Display for Breach {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Breach::Unreadable => "cannot be read",
+            Breach::Version => "is not X.509 version 3",
+            Breach::Authority => "is a certificate authority",
+            Breach::NoDigitalSignature => "has no keyUsage digitalSignature",
+            Breach::SignsCertificates => "may sign certificates or CRLs",
+            Breach::NoClientAuth => "has no extendedKeyUsage clientAuth",
+            Breach::AnyUsage => "has anyExtendedKeyUsage",
+            Breach::ServerAuth => "is also a server certificate (extendedKeyUsage serverAuth)",
+            Breach::WeakKey => "has a key that is not P-256, P-384, Ed25519 or RSA of at least 2048 bits",
+            Breach::Serial => "has a serial number that is zero, negative or longer than 20 octets",
+            Breach::ManyUris => "has more than one URI name",
+            Breach::OddName => "has a name with characters outside printable ASCII",
+            Breach::Lifetime => "is valid for longer than client_auth.max_certificate_lifetime",
+        })
+    }
+}
+
+/// Holds a leaf certificate against the profile and reads from it what identity needs.
+///
+/// `chain_ends` is the earliest end among the certificates above it.
+///
+/// # Errors
+/// The first rule it breaks.
+pub fn profile(der: &[u8], chain_ends: Wall, longest: Option<Duration>) -> Result<Leaf, Breach> {
+    let (rest, certificate) = X509Certificate::from_der(der).map_err(|_| Breach::Unreadable)?;
+    if !rest.is_empty() {
+        return Err(Breach::Unreadable);
+    }
+    if certificate.version() != X509Version::V3 {
+        return Err(Breach::Version);
+    }
+    usages(&certificate)?;
+    key(&certificate)?;
+    let serial = serial(&certificate)?;
+    let (uri, dns) = names(&certificate)?;
+    let (begins, ends) = (wall(certificate.validity().not_before), wall(certificate.validity().not_after));
+    if longest.is_some_and(|longest| begins.until(ends) > longest) {
+        return Err(Breach::Lifetime);
+    }
+    Ok(Leaf {
+        sha256: Sha256::of(der),
+        spki_sha256: Sha256::of(certificate.public_key().raw),
+        serial,
+        issuer: certificate.issuer().to_string().into(),
+        uri,
+        dns,
+        not_after: ends.min(chain_ends),
+        der: der.into(),
+    })
+}
+
+fn usages(certificate: &X509Certificate<'_>) -> Result<(), Breach> {
+    let basic = certificate.basic_constraints().map_err(|_| Breach::Unreadable)?;
+    if basic.is_some_and(|basic| basic.value.ca) {
+        return Err(Breach::Authority);
+    }
+    let usage = certificate.key_usage().map_err(|_| Breach::Unreadable)?;
+    let usage = usage.ok_or(Breach::NoDigitalSignature)?.value;
+    if !usage.digital_signature() {
+        return Err(Breach::NoDigitalSignature);
+    }
+    if usage.key_cert_sign() || usage.crl_sign() {
+        return Err(Breach::SignsCertificates);
+    }
+    let extended = certificate.extended_key_usage().map_err(|_| Breach::Unreadable)?;
+    let extended = extended.ok_or(Breach::NoClientAuth)?.value;
+    if extended.any {
+        return Err(Breach::AnyUsage);
+    }
+    if !extended.client_auth {
+        return Err(Breach::NoClientAuth);
+    }
+    if extended.server_auth { Err(Breach::ServerAuth) } else { Ok(()) }
+}
+
+fn key(certificate: &X509Certificate<'_>) -> Result<(), Breach> {
+    let key = certificate.public_key();
+    let oid = |oid: &x509_parser::der_parser::Oid<'_>| oid.to_id_string();
+    let strong = match (oid(&key.algorithm.algorithm).as_str(), key.parsed()) {
+        ("1.2.840.113549.1.1.1", Ok(PublicKey::RSA(rsa))) => rsa.key_size() >= 2048,
+        ("1.2.840.10045.2.1", Ok(PublicKey::EC(_))) => {
+            let curve = key.algorithm.parameters.as_ref().and_then(|parameters| parameters.as_oid().ok());
+            curve.is_some_and(|curve| matches!(oid(&curve).as_str(), "1.2.840.10045.3.1.7" | "1.3.132.0.34"))
+        }
+        ("1.3.101.112", _) => true,
+        _ => false,
+    };
+    if strong { Ok(()) } else { Err(Breach::WeakKey) }
+}
+
+fn serial(certificate: &X509Certificate<'_>) -> Result<Arc<str>, Breach> {
+    let raw = certificate.raw_serial();
+    let negative = raw.first().is_some_and(|byte| byte & 0x80 != 0);
+    // A leading zero octet only keeps the number positive; it is not counted.
+    let digits = raw.strip_prefix(&[0]).unwrap_or(raw);
+    if negative || digits.is_empty() || digits.len() > 20 || digits.iter().all(|byte| *byte == 0) {
+        return Err(Breach::Serial);
+    }
+    Ok(digits.iter().map(|byte| format!("{byte:02x}")).collect::<String>().into())
+}
+
+type Names = (Option<Arc<str>>, Option<Arc<str>>);
+
+fn names(certificate: &X509Certificate<'_>) -> Result<Names, Breach> {
+    let Some(alternative) = certificate.subject_alternative_name().map_err(|_| Breach::Unreadable)? else {
+        return Ok((None, None));
+    };
+    let (mut uris, mut dns) = (Vec::new(), Vec::new());
+    for name in &alternative.value.general_names {
+        let (list, text) = match name {
+            GeneralName::URI(text) => (&mut uris, *text),
+            GeneralName::DNSName(text) => (&mut dns, *text),
+            _ => continue,
+        };
+        if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return Err(Breach::OddName);
+        }
+        list.push(text);
+    }
+    let only = |list: &[&str]| match list {
+        [one] => Some(Arc::from(*one)),
+        _ => None,
+    };
+    if uris.len() > 1 { Err(Breach::ManyUris) } else { Ok((only(&uris), only(&dns))) }
+}

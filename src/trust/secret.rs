@@ -1,0 +1,99 @@
+//! Secrets: referred to in the configuration, held apart, wiped when done, shown to nobody.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use secrecy::{ExposeSecret, SecretString};
+
+/// A secret value. Its `Debug` shows nothing, and its memory is wiped when it is dropped.
+#[derive(Clone)]
+pub struct Secret(SecretString);
+
+impl Secret {
+    /// The value, for the one place that has to send it.
+    #[must_use]
+    pub fn expose(&self) -> &str {
+        self.0.expose_secret()
+    }
+}
+
+impl From<String> for Secret {
+    fn from(value: String) -> Secret {
+        Secret(SecretString::from(value))
+    }
+}
+
+impl PartialEq for Secret {
+    fn eq(&self, other: &Secret) -> bool {
+        let (mine, theirs) = (self.expose().as_bytes(), other.expose().as_bytes());
+        aws_lc_rs::constant_time::verify_slices_are_equal(mine, theirs).is_ok()
+    }
+}
+
+impl Eq for Secret {}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("(secret)")
+    }
+}
+
+/// Where a secret is: `env:NAME` or `file:PATH`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SecretRef {
+    /// An environment variable.
+    Env(String),
+    /// A file.
+    File(PathBuf),
+}
+
+/// Why a reference leads to no secret. Never holds the value.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unresolved(pub String);
+
+impl fmt::Display for Unresolved {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl SecretRef {
+    /// Parses a reference; `None` for anything else, a literal secret above all.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<SecretRef> {
+        match text.split_once(':')? {
+            ("env", name) if !name.is_empty() => Some(SecretRef::Env(name.to_owned())),
+            ("file", path) if !path.is_empty() => Some(SecretRef::File(PathBuf::from(path))),
+            _ => None,
+        }
+    }
+
+    /// Fetches the secret; relative paths are within `base`. Trailing line ends are dropped.
+    ///
+    /// # Errors
+    /// [`Unresolved`] when it is absent, empty, or readable by others than its owner.
+    pub fn resolve(&self, base: &Path) -> Result<Secret, Unresolved> {
+        let value = match self {
+            SecretRef::Env(name) => {
+                std::env::var(name).map_err(|_| Unresolved(format!("the environment variable {name} is not set")))?
+            }
+            SecretRef::File(path) => read_private(&base.join(path))?,
+        };
+        let trimmed = value.trim_end_matches(['\n', '\r']);
+        if trimmed.is_empty() {
+            return Err(Unresolved("the secret is empty".into()));
+        }
+        Ok(Secret::from(trimmed.to_owned()))
+    }
+}
+
+/// Reads a file that nobody but its owner may read.
+fn read_private(path: &Path) -> Result<String, Unresolved> {
+    use std::os::unix::fs::PermissionsExt;
+    let shown = path.display();
+    let metadata = std::fs::metadata(path).map_err(|error| Unresolved(format!("{shown}: {error}")))?;
+    if metadata.permissions().mode() & 0o077 != 0 {
+        return Err(Unresolved(format!("{shown} can be read by others: chmod 600 {shown}")));
+    }
+    std::fs::read_to_string(path).map_err(|error| Unresolved(format!("{shown}: {error}")))
+}

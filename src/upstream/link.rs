@@ -1,0 +1,259 @@
+//! One connection to an upstream, driven by whoever uses it.
+//!
+//! hyper splits a client connection into a sender and a driver that is meant for a task of its own. Here both halves
+//! live in one value and are polled together, so an exchange costs no task, no wake-up between tasks, and ends when
+//! the value is dropped.
+
+use std::future::poll_fn;
+use std::io;
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use hyper::client::conn::TrySendError;
+use hyper::client::conn::http1::{self, SendRequest};
+use hyper::{Request, Response};
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, Sleep, sleep};
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use super::endpoint::Endpoint;
+use super::pool::Pool;
+use super::request::Segments;
+use crate::deadline::now;
+
+/// A connection that is idle or carries exactly one exchange.
+pub struct Link {
+    sender: SendRequest<Segments>,
+    driver: http1::Connection<TokioIo<Wire>, Segments>,
+    over: bool,
+}
+
+impl Link {
+    /// Opens a connection, with TLS where the endpoint has it.
+    pub async fn connect(endpoint: &Endpoint) -> io::Result<Box<Link>> {
+        let tcp = TcpStream::connect((endpoint.host.as_str(), endpoint.port)).await?;
+        tcp.set_nodelay(true)?;
+        let wire = match &endpoint.tls {
+            None => Wire::Plain(tcp),
+            Some((config, name)) => {
+                let connector = TlsConnector::from(config.clone());
+                Wire::Tls(Box::new(connector.connect(name.clone(), tcp).await?))
+            }
+        };
+        let mut builder = http1::Builder::new();
+        builder.max_headers(64).max_buf_size(64 * 1024);
+        let (sender, driver) = builder.handshake(TokioIo::new(wire)).await.map_err(io::Error::other)?;
+        Ok(Box::new(Link { sender, driver, over: false }))
+    }
+
+    /// Sends a request and waits for the head of the answer.
+    pub async fn exchange(
+        &mut self,
+        request: Request<Segments>,
+    ) -> Result<Response<Incoming>, TrySendError<Request<Segments>>> {
+        // A pooled connection has to notice first what the upstream did in the meantime.
+        poll_fn(|cx| {
+            self.drive(cx);
+            Poll::Ready(())
+        })
+        .await;
+        let mut answer = pin!(self.sender.try_send_request(request));
+        let (driver, over) = (&mut self.driver, &mut self.over);
+        poll_fn(|cx| {
+            drive(driver, over, cx);
+            answer.as_mut().poll(cx)
+        })
+        .await
+    }
+
+    /// Gives the connection its turn.
+    fn drive(&mut self, cx: &mut Context<'_>) {
+        drive(&mut self.driver, &mut self.over, cx);
+    }
+
+    /// Whether the last exchange ended cleanly and another may begin.
+    fn is_idle(&mut self, cx: &mut Context<'_>) -> bool {
+        self.drive(cx);
+        !self.over && self.sender.is_ready()
+    }
+}
+
+fn drive(driver: &mut http1::Connection<TokioIo<Wire>, Segments>, over: &mut bool, cx: &mut Context<'_>) {
+    // An error reaches the exchange through its own half; what matters here is not to poll a finished future.
+    if !*over && Pin::new(driver).poll(cx).is_ready() {
+        *over = true;
+    }
+}
+
+/// The body of an answer, frame by frame as it comes.
+pub struct AnswerBody {
+    incoming: Incoming,
+    link: Option<Box<Link>>,
+    pool: Rc<Pool>,
+    silence: Silence,
+}
+
+/// Why an answer's body broke off.
+#[derive(Debug)]
+pub enum BodyFailed {
+    /// The upstream closed, or broke its framing.
+    Broken(hyper::Error),
+    /// The upstream sent nothing for `idle_timeout`.
+    Silent,
+}
+
+impl AnswerBody {
+    pub(super) fn new(incoming: Incoming, link: Box<Link>, pool: Rc<Pool>, patience: Duration) -> AnswerBody {
+        AnswerBody { incoming, link: Some(link), pool, silence: Silence::new(patience) }
+    }
+
+    fn park(&mut self, cx: &mut Context<'_>) {
+        if let Some(mut link) = self.link.take()
+            && link.is_idle(cx)
+        {
+            self.pool.put(link);
+        }
+    }
+}
+
+impl Body for AnswerBody {
+    type Data = Bytes;
+    type Error = BodyFailed;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyFailed>>> {
+        let this = self.get_mut();
+        // The body first: a frame that is there already needs no turn of the connection. Then the connection, which
+        // may bring one.
+        for turn in [false, true] {
+            if turn && let Some(link) = &mut this.link {
+                link.drive(cx);
+            }
+            match Pin::new(&mut this.incoming).poll_frame(cx) {
+                Poll::Ready(Some(Ok(frame))) => {
+                    this.silence.broken();
+                    return Poll::Ready(Some(Ok(frame)));
+                }
+                Poll::Ready(Some(Err(error))) => {
+                    this.link = None;
+                    return Poll::Ready(Some(Err(BodyFailed::Broken(error))));
+                }
+                Poll::Ready(None) => {
+                    this.park(cx);
+                    return Poll::Ready(None);
+                }
+                Poll::Pending => {}
+            }
+        }
+        if this.silence.is_too_long(cx) {
+            this.link = None;
+            return Poll::Ready(Some(Err(BodyFailed::Silent)));
+        }
+        Poll::Pending
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.incoming.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.incoming.size_hint()
+    }
+}
+
+/// A deadline that every frame moves, without touching the timer at every frame.
+struct Silence {
+    patience: Duration,
+    last: Instant,
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+impl Silence {
+    fn new(patience: Duration) -> Silence {
+        Silence { patience, last: now(), timer: None }
+    }
+
+    fn broken(&mut self) {
+        if self.timer.is_some() {
+            self.last = now();
+        }
+    }
+
+    fn is_too_long(&mut self, cx: &mut Context<'_>) -> bool {
+        if self.timer.is_none() {
+            self.last = now();
+        }
+        let patience = self.patience;
+        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep(patience)));
+        while timer.as_mut().poll(cx).is_ready() {
+            if self.last.elapsed() >= patience {
+                return true;
+            }
+            timer.as_mut().reset(self.last + patience);
+        }
+        false
+    }
+}
+
+/// Plain or TLS.
+enum Wire {
+    Plain(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+impl AsyncRead for Wire {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Wire::Plain(tcp) => Pin::new(tcp).poll_read(cx, buf),
+            Wire::Tls(tls) => Pin::new(tls).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for Wire {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Wire::Plain(tcp) => Pin::new(tcp).poll_write(cx, bytes),
+            Wire::Tls(tls) => Pin::new(tls).poll_write(cx, bytes),
+        }
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Wire::Plain(tcp) => Pin::new(tcp).poll_write_vectored(cx, slices),
+            Wire::Tls(tls) => Pin::new(tls).poll_write_vectored(cx, slices),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match self {
+            Wire::Plain(tcp) => tcp.is_write_vectored(),
+            Wire::Tls(tls) => tls.is_write_vectored(),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Wire::Plain(tcp) => Pin::new(tcp).poll_flush(cx),
+            Wire::Tls(tls) => Pin::new(tls).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Wire::Plain(tcp) => Pin::new(tcp).poll_shutdown(cx),
+            Wire::Tls(tls) => Pin::new(tls).poll_shutdown(cx),
+        }
+    }
+}

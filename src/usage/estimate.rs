@@ -1,0 +1,251 @@
+//! How many tokens a byte makes: learned per model from what upstreams report, used before and where they do not.
+//!
+//! There is no public tokenizer for every vendor, and asking costs a round trip; but the share of tokens to bytes is
+//! steady for one model and one kind of traffic. Reservations stand two standard deviations above the mean. Only
+//! [`upper_bound`] is certain: byte-level tokenizers never make more tokens than there are bytes.
+
+use std::collections::HashMap;
+
+use parking_lot::Mutex;
+
+use super::scanner::Observed;
+use super::settle::{Basis, Gauge, PerByte, Settlement};
+use crate::ask::{Ask, Dialect};
+use crate::names::ModelName;
+
+/// A third of a token to the byte, before anything is learned.
+const AT_FIRST: i64 = (1 << 16) / 3;
+
+/// Each report moves the mean by a sixteenth of its distance.
+const WEIGHT: i64 = 16;
+
+/// Shorter texts are all framing.
+const LEAST_BYTES: u64 = 64;
+
+/// Names come from requests, so the table has an end.
+const MOST_MODELS: usize = 1024;
+
+/// Tokens with which vendors frame a message, a tool or the whole.
+const FRAMING: u64 = 16;
+
+/// The most input tokens that `ask` can use, if its body bounds them: text by its bytes, every other part by
+/// `nontext_tokens`. None where something is not in the body, or no figure is given for what is not text.
+#[must_use]
+pub fn upper_bound(ask: &Ask, nontext_tokens: Option<u64>) -> Option<u64> {
+    if ask.unbounded {
+        return None;
+    }
+    let nontext = if ask.nontext_parts == 0 { 0 } else { nontext_tokens?.saturating_mul(ask.nontext_parts.into()) };
+    let framing = (u64::from(ask.items) + 1) * FRAMING;
+    Some(ask.text_bytes.saturating_add(framing).saturating_add(nontext))
+}
+
+/// What is known of all models.
+#[derive(Debug, Default)]
+pub struct Calibration {
+    models: Mutex<HashMap<(Dialect, ModelName), Shares>>,
+}
+
+/// One model's tokens per byte.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+struct Shares {
+    input: Share,
+    output: Share,
+}
+
+/// A moving mean and variance, in 65,536ths of a token per byte (and their squares).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Share {
+    mean: i64,
+    variance: i64,
+}
+
+impl Default for Share {
+    fn default() -> Share {
+        Share { mean: AT_FIRST, variance: 0 }
+    }
+}
+
+impl Calibration {
+    /// Nothing is known yet.
+    #[must_use]
+    pub fn new() -> Calibration {
+        Calibration::default()
+    }
+
+    /// The measure of one exchange; each part that is not text counts `nontext_tokens`.
+    #[must_use]
+    pub fn gauge(&self, ask: &Ask, nontext_tokens: u64) -> Gauge {
+        let key = (ask.route.dialect(), ask.model.clone());
+        let shares = self.models.lock().get(&key).copied().unwrap_or_default();
+        let nontext_input = nontext_tokens.saturating_mul(ask.nontext_parts.into());
+        let likely = shares.input.high().tokens(ask.text_bytes).saturating_add(nontext_input);
+        Gauge {
+            reserved_input: upper_bound(ask, Some(nontext_tokens)).map_or(likely, |most| most.min(likely)),
+            text_input: shares.input.mean().tokens(ask.text_bytes),
+            nontext_input,
+            output: shares.output.mean(),
+        }
+    }
+
+    /// Learns from an exchange that ended; only from reports that were believed, and only where text is all there is.
+    pub fn learn(&self, ask: &Ask, observed: &Observed, settlement: &Settlement) {
+        if settlement.basis != Basis::Reported {
+            return;
+        }
+        let key = (ask.route.dialect(), ask.model.clone());
+        let mut models = self.models.lock();
+        if models.len() >= MOST_MODELS && !models.contains_key(&key) {
+            return;
+        }
+        let shares = models.entry(key).or_default();
+        let usage = &settlement.usage;
+        if !ask.unbounded && ask.nontext_parts == 0 {
+            shares.input.learn(usage.all_input(), ask.text_bytes);
+        }
+        shares.output.learn(usage.output.saturating_sub(usage.reasoning), observed.text_bytes);
+    }
+}
+
+impl Share {
+    fn learn(&mut self, tokens: u64, bytes: u64) {
+        if bytes < LEAST_BYTES || tokens == 0 {
+            return;
+        }
+        // More than two tokens to the byte is no text; it must not carry the mean away.
+        let most = bytes.saturating_mul(2);
+        let share = (u128::from(tokens.min(most)) << 16) / u128::from(bytes);
+        let distance = i64::try_from(share).unwrap_or(0) - self.mean;
+        self.mean += distance / WEIGHT;
+        self.variance += (distance * distance - self.variance) / WEIGHT;
+    }
+
+    fn mean(self) -> PerByte {
+        PerByte(self.mean.unsigned_abs())
+    }
+
+    /// Two standard deviations above the mean.
+    fn high(self) -> PerByte {
+        PerByte(self.mean.unsigned_abs() + 2 * self.variance.unsigned_abs().isqrt())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::ask::{Route, UsageChunk};
+    use crate::tokens::Usage;
+
+    fn ask(text_bytes: u64) -> Ask {
+        Ask {
+            route: Route::Chat,
+            model: "m".parse().unwrap(),
+            stream: true,
+            output_maximum: None,
+            answers: 1,
+            body_bytes: text_bytes,
+            text_bytes,
+            items: 1,
+            nontext_parts: 0,
+            unbounded: false,
+            usage_chunk: UsageChunk::Absent,
+            maximum_spans: Vec::new(),
+            open_brace: 1,
+        }
+    }
+
+    fn ended(input: u64, output: u64, text_bytes: u64) -> (Observed, Settlement) {
+        let usage = Usage { input, output, ..Usage::default() };
+        let observed = Observed {
+            usage: Some(usage),
+            usage_final: true,
+            text_bytes,
+            events: 1,
+            finished: true,
+            upstream_error: false,
+        };
+        (observed, Settlement { usage, basis: Basis::Reported })
+    }
+
+    #[test]
+    fn the_estimate_begins_at_a_third_and_moves_to_what_is_reported() {
+        let calibration = Calibration::new();
+        let asked = ask(3000);
+        let at_first = calibration.gauge(&asked, 0);
+        assert_eq!(at_first.input_to_reserve(), 1000);
+        for _ in 0..200 {
+            let (observed, settlement) = ended(600, 250, 1000);
+            calibration.learn(&asked, &observed, &settlement);
+        }
+        let learned = calibration.gauge(&asked, 0);
+        assert!((600..=660).contains(&learned.input_to_reserve()), "{learned:?}");
+        assert!((248..=252).contains(&learned.output.tokens(1000)), "{learned:?}");
+        let other = Ask { route: Route::Messages, ..asked.clone() };
+        assert_eq!(calibration.gauge(&other, 0), at_first, "another dialect, another tokenizer");
+    }
+
+    #[test]
+    fn two_deviations_cover_most_of_a_varying_traffic() {
+        let calibration = Calibration::new();
+        let asked = ask(1000);
+        for round in 0..400 {
+            let (observed, settlement) = ended([200, 250, 300][round % 3], 1, 0);
+            calibration.learn(&asked, &observed, &settlement);
+        }
+        assert!((300..=360).contains(&calibration.gauge(&asked, 0).input_to_reserve()));
+    }
+
+    #[test]
+    fn nothing_is_learned_from_disputes_images_or_crumbs() {
+        let calibration = Calibration::new();
+        let (observed, settlement) = ended(1, 1, 1000);
+        calibration.learn(&ask(1000), &observed, &Settlement { basis: Basis::Disputed, ..settlement });
+        calibration.learn(&ask(1000), &observed, &Settlement { basis: Basis::Estimated, ..settlement });
+        let (observed, settlement) = ended(1_000_000, 0, 10);
+        calibration.learn(&Ask { nontext_parts: 1, ..ask(1000) }, &observed, &settlement);
+        calibration.learn(&Ask { unbounded: true, ..ask(1000) }, &observed, &settlement);
+        calibration.learn(&ask(10), &observed, &settlement);
+        assert_eq!(calibration.gauge(&ask(3000), 0), Calibration::new().gauge(&ask(3000), 0));
+    }
+
+    #[test]
+    fn only_what_stands_in_the_body_has_an_upper_bound() {
+        assert_eq!(upper_bound(&ask(1000), None), Some(1032));
+        let image = Ask { nontext_parts: 2, ..ask(1000) };
+        assert_eq!(upper_bound(&image, Some(2000)), Some(5032));
+        assert_eq!(upper_bound(&image, None), None);
+        assert_eq!(upper_bound(&Ask { unbounded: true, ..ask(1000) }, Some(0)), None);
+        assert_eq!(Calibration::new().gauge(&image, 2000).input_to_reserve(), 4334);
+    }
+
+    #[test]
+    fn the_table_of_models_has_an_end() {
+        let calibration = Calibration::new();
+        let (observed, settlement) = ended(500, 100, 1000);
+        for n in 0..2 * MOST_MODELS {
+            let model = format!("m{n}").parse().unwrap();
+            calibration.learn(&Ask { model, ..ask(1000) }, &observed, &settlement);
+        }
+        assert_eq!(calibration.models.lock().len(), MOST_MODELS);
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_is_reported_an_estimate_stays_within_its_bound(
+            reports in proptest::collection::vec((any::<u64>(), any::<u64>(), any::<u64>()), 0..50), bytes: u64, nontext: u64,
+        ) {
+            let calibration = Calibration::new();
+            let asked = Ask { nontext_parts: 3, ..ask(bytes) };
+            for (input, output, text) in reports {
+                let (observed, settlement) = ended(input, output, text);
+                calibration.learn(&ask(text), &observed, &settlement);
+            }
+            let gauge = calibration.gauge(&asked, nontext);
+            prop_assert!(Some(gauge.input_to_reserve()) <= upper_bound(&asked, Some(nontext)));
+            prop_assert!(gauge.output.tokens(1) >= 1);
+            prop_assert!(gauge.output.0 <= 2 << 16);
+        }
+    }
+}

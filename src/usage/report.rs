@@ -1,0 +1,138 @@
+//! The numbers of usage objects, gathered over a whole answer.
+//!
+//! Vendors report usage once, or repeat it cumulatively: the largest number of each kind wins and nothing is ever
+//! summed, so an object that comes twice or goes back changes nothing.
+
+use crate::ask::Dialect;
+use crate::tokens::Usage;
+
+/// A number of a usage object, whatever the vendor calls it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Field {
+    /// Input; OpenAI's include what the cache did, Anthropic's do not.
+    Prompt,
+    /// Output, reasoning included.
+    Completion,
+    /// Input and output.
+    Total,
+    /// Input read from a cache.
+    Cached,
+    /// Input written to a cache.
+    CacheWrite,
+    /// Output that was reasoning.
+    Reasoning,
+}
+
+/// The largest numbers seen so far.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Report {
+    any: bool,
+    prompt: u64,
+    completion: u64,
+    total: u64,
+    cached: u64,
+    cache_write: u64,
+    reasoning: u64,
+}
+
+impl Report {
+    /// Notes a number, written as JSON writes numbers.
+    pub(super) fn note(&mut self, field: Field, written: &[u8]) {
+        let Some(number) = amount(written) else { return };
+        self.any = true;
+        let slot = match field {
+            Field::Prompt => &mut self.prompt,
+            Field::Completion => &mut self.completion,
+            Field::Total => &mut self.total,
+            Field::Cached => &mut self.cached,
+            Field::CacheWrite => &mut self.cache_write,
+            Field::Reasoning => &mut self.reasoning,
+        };
+        *slot = number.max(*slot);
+    }
+
+    /// What was used, if anything was reported.
+    pub(super) fn usage(&self, dialect: Dialect) -> Option<Usage> {
+        self.any.then(|| match dialect {
+            Dialect::OpenAi => self.inclusive(),
+            Dialect::Anthropic => Usage {
+                input: self.prompt,
+                cached_input: self.cached,
+                cache_write: self.cache_write,
+                output: self.completion,
+                reasoning: self.reasoning.min(self.completion),
+            },
+        })
+    }
+
+    /// OpenAI's input includes what was cached. Some compatible servers count reasoning in the total alone.
+    fn inclusive(&self) -> Usage {
+        let cached_input = self.cached.min(self.prompt);
+        let cache_write = self.cache_write.min(self.prompt - cached_input);
+        let output = self.completion.max(self.total.saturating_sub(self.prompt));
+        Usage {
+            input: self.prompt - cached_input - cache_write,
+            cached_input,
+            cache_write,
+            output,
+            reasoning: self.reasoning.min(output),
+        }
+    }
+}
+
+/// A token count: fractions round up, what is too large saturates, what is negative or no number is nothing.
+fn amount(written: &[u8]) -> Option<u64> {
+    let text = std::str::from_utf8(written).ok()?;
+    if let Ok(number) = text.parse() {
+        return Some(number);
+    }
+    let number: f64 = text.parse().ok()?;
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "saturates, and is not negative")]
+    (number >= 0.0).then(|| number.ceil() as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn amounts_saturate_and_never_go_below_zero() {
+        for (written, wanted) in [
+            ("0", Some(0)),
+            ("17", Some(17)),
+            ("16.2", Some(17)),
+            ("1e3", Some(1000)),
+            ("18446744073709551616", Some(u64::MAX)),
+            ("1e300", Some(u64::MAX)),
+            ("-5", None),
+            ("--5", None),
+            ("", None),
+        ] {
+            assert_eq!(amount(written.as_bytes()), wanted, "{written}");
+        }
+    }
+
+    #[test]
+    fn the_largest_wins_and_openai_includes_what_anthropic_adds() {
+        let mut report = Report::default();
+        assert_eq!(report.usage(Dialect::OpenAi), None);
+        for (field, written) in [
+            (Field::Prompt, "100"),
+            (Field::Completion, "7"),
+            (Field::Completion, "5"),
+            (Field::Cached, "60"),
+            (Field::CacheWrite, "30"),
+            (Field::Reasoning, "9"),
+        ] {
+            report.note(field, written.as_bytes());
+        }
+        let apart = Usage { input: 100, cached_input: 60, cache_write: 30, output: 7, reasoning: 7 };
+        assert_eq!(report.usage(Dialect::Anthropic), Some(apart));
+        assert_eq!(report.usage(Dialect::OpenAi), Some(Usage { input: 10, ..apart }));
+        report.note(Field::Total, b"120");
+        let hidden_reasoning = Usage { input: 10, output: 20, reasoning: 9, ..apart };
+        assert_eq!(report.usage(Dialect::OpenAi), Some(hidden_reasoning));
+        report.note(Field::Cached, b"99999");
+        assert_eq!(report.usage(Dialect::OpenAi).map(|usage| usage.all_input()), Some(100));
+    }
+}

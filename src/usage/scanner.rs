@@ -1,0 +1,224 @@
+//! Watches an answer go by, and takes out the one event that the client did not ask for.
+//!
+//! Bytes are forwarded as they came, in the slices they came in. Where the gateway asked for the extra usage chunk
+//! and the client did not, an event is forwarded as soon as it is certain not to be that chunk; until then at most
+//! [`MOST_HELD`] bytes of it wait here. What is observed, and what is forwarded in the end, is the same however the
+//! stream is cut into pieces. Nothing else is ever held back, changed or added.
+
+use bytes::{Bytes, BytesMut};
+
+use super::json::{Choices, Document, Reader};
+use super::lines::{Lines, Stop};
+use super::words::Says;
+use crate::ask::{Dialect, Route};
+use crate::tokens::Usage;
+
+/// The longest event that is held back to see whether it is the extra usage chunk.
+pub const MOST_HELD: usize = 16 * 1024;
+
+/// What kind of body an answer has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    /// Server-sent events (`text/event-stream`).
+    Events,
+    /// One JSON document.
+    Whole,
+}
+
+/// What is known of an answer so far.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Observed {
+    /// What the upstream reported.
+    pub usage: Option<Usage>,
+    /// What it reported will not grow any more.
+    pub usage_final: bool,
+    /// Bytes of the answer's text, for estimates; not zero from the first content on.
+    pub text_bytes: u64,
+    /// Events that were complete.
+    pub events: u64,
+    /// The answer said that it is over: `[DONE]`, `message_stop`, `response.completed` and its like; for a whole
+    /// body, its last bracket.
+    pub finished: bool,
+    /// The upstream reported an error in the body.
+    pub upstream_error: bool,
+}
+
+/// The observer of one answer.
+#[derive(Debug)]
+pub struct Scanner {
+    dialect: Dialect,
+    form: Form,
+    strip: bool,
+    reader: Reader,
+    lines: Lines,
+    /// The beginning of an event that may be the extra usage chunk.
+    held: BytesMut,
+    /// A part of the current event has been forwarded.
+    inside: bool,
+    /// The last event was taken out.
+    took_out: bool,
+    events: u64,
+    verdict: Verdict,
+}
+
+/// What complete documents have said.
+#[derive(Debug, Clone, Copy, Default)]
+struct Verdict {
+    usage_final: bool,
+    finished: bool,
+    error: bool,
+}
+
+impl Verdict {
+    fn of(document: Document, form: Form) -> Verdict {
+        // In a stream, a usage object beside choices may be repeated, and grow, in later chunks; a message's own at
+        // its start certainly does.
+        let last_word = document.usage && (form == Form::Whole || document.choices != Choices::Filled);
+        let terminal = matches!(document.says, Says::Finished | Says::Failed);
+        Verdict {
+            usage_final: document.closed && (last_word || (document.held_usage && terminal)),
+            finished: document.done || terminal || (form == Form::Whole && document.closed),
+            error: document.error || matches!(document.says, Says::Failed | Says::Error),
+        }
+    }
+
+    fn or(self, other: Verdict) -> Verdict {
+        Verdict {
+            usage_final: self.usage_final || other.usage_final,
+            finished: self.finished || other.finished,
+            error: self.error || other.error,
+        }
+    }
+}
+
+impl Scanner {
+    /// An observer of an answer to `route`; `strip_usage_chunk` where the gateway asked for the extra usage chunk and
+    /// the client did not.
+    #[must_use]
+    pub fn new(route: Route, form: Form, strip_usage_chunk: bool) -> Scanner {
+        Scanner {
+            dialect: route.dialect(),
+            form,
+            strip: strip_usage_chunk && form == Form::Events && matches!(route, Route::Chat | Route::Completions),
+            reader: Reader::new(),
+            lines: Lines::new(),
+            held: BytesMut::new(),
+            inside: false,
+            took_out: false,
+            events: 0,
+            verdict: Verdict::default(),
+        }
+    }
+
+    /// Reads the next piece and hands `forward` what may go on to the client, in order; nothing it is handed is empty.
+    pub fn feed(&mut self, piece: &Bytes, forward: &mut impl FnMut(Bytes)) {
+        if self.form == Form::Whole {
+            self.reader.feed(piece);
+            return pass(piece.clone(), forward);
+        }
+        // Where the bytes begin that are neither forwarded nor taken out yet.
+        let mut kept = 0;
+        let mut at = 0;
+        loop {
+            if self.lines.takes_line_feed(piece.get(at)) {
+                at += 1;
+                if self.took_out {
+                    kept = at;
+                }
+            }
+            let begin = at;
+            let (read, stop) = self.lines.advance(piece.get(at..).unwrap_or_default(), &mut self.reader);
+            at += read;
+            match stop {
+                Stop::Starved => return self.starve(piece, kept, begin, forward),
+                Stop::Comment => self.release(forward),
+                Stop::Event(document) => {
+                    self.end_event(document);
+                    if self.took_out {
+                        pass(piece.slice(kept..begin), forward);
+                        self.held.clear();
+                        kept = at;
+                    } else {
+                        self.release(forward);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Ends the stream: what is held is forwarded, unless it is the extra usage chunk without its last line.
+    pub fn finish(&mut self, forward: &mut impl FnMut(Bytes)) {
+        if self.strip && !self.inside && is_usage_chunk(self.reader.document()) {
+            self.held.clear();
+        }
+        self.release(forward);
+    }
+
+    /// What is known so far.
+    #[must_use]
+    pub fn observed(&self) -> Observed {
+        let verdict = self.verdict.or(Verdict::of(self.reader.document(), self.form));
+        Observed {
+            usage: self.reader.report().usage(self.dialect),
+            usage_final: verdict.usage_final,
+            text_bytes: self.reader.text_bytes(),
+            events: self.events,
+            finished: verdict.finished,
+            upstream_error: verdict.error,
+        }
+    }
+
+    /// Whether what was forwarded so far ends between two events, where an event of ours can be put.
+    #[must_use]
+    pub fn at_event_boundary(&self) -> bool {
+        self.form == Form::Events && !self.inside
+    }
+
+    /// The piece is used up; an event that began at `begin`, or before the piece, is not.
+    fn starve(&mut self, piece: &Bytes, kept: usize, begin: usize, forward: &mut impl FnMut(Bytes)) {
+        let undecided = self.strip
+            && !self.inside
+            && self.lines.length() <= MOST_HELD
+            && self.reader.document().choices != Choices::Filled;
+        if undecided {
+            pass(piece.slice(kept..begin), forward);
+            self.held.extend_from_slice(piece.get(begin..).unwrap_or_default());
+        } else {
+            self.inside = self.lines.length() > 0;
+            let held = self.held.split().freeze();
+            pass(held, forward);
+            pass(piece.slice(kept..), forward);
+        }
+    }
+
+    fn end_event(&mut self, document: Option<Document>) {
+        self.took_out = false;
+        if let Some(document) = document {
+            self.events += 1;
+            self.verdict = self.verdict.or(Verdict::of(document, self.form));
+            self.took_out =
+                self.strip && !self.inside && self.lines.last_length() <= MOST_HELD && is_usage_chunk(document);
+        }
+        self.inside = false;
+    }
+
+    fn release(&mut self, forward: &mut impl FnMut(Bytes)) {
+        self.inside = false;
+        self.took_out = false;
+        pass(self.held.split().freeze(), forward);
+    }
+}
+
+/// The chunk that `stream_options.include_usage` adds: no choices, but usage.
+fn is_usage_chunk(document: Document) -> bool {
+    document.choices == Choices::Empty && document.usage && document.closed
+}
+
+fn pass(bytes: Bytes, forward: &mut impl FnMut(Bytes)) {
+    if !bytes.is_empty() {
+        forward(bytes);
+    }
+}
+
+#[cfg(test)]
+mod tests;

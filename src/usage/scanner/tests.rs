@@ -1,0 +1,500 @@
+//! Recorded streams, cut into any pieces.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use proptest::prelude::*;
+use serde_json::{Map, Value, json};
+
+use super::*;
+
+fn fixture(name: &str) -> Bytes {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name);
+    Bytes::from(std::fs::read(&path).unwrap_or_else(|fault| panic!("{}: {fault}", path.display())))
+}
+
+/// Every recording, with its route and form.
+const RECORDINGS: [(&str, Route, Form); 11] = [
+    ("chat_usage.sse", Route::Chat, Form::Events),
+    ("chat_tools.sse", Route::Chat, Form::Events),
+    ("chat_compatible.sse", Route::Chat, Form::Events),
+    ("chat_no_usage.sse", Route::Chat, Form::Events),
+    ("completions.sse", Route::Completions, Form::Events),
+    ("responses.sse", Route::Responses, Form::Events),
+    ("messages.sse", Route::Messages, Form::Events),
+    ("chat.json", Route::Chat, Form::Whole),
+    ("responses.json", Route::Responses, Form::Whole),
+    ("messages.json", Route::Messages, Form::Whole),
+    ("embeddings.json", Route::Embeddings, Form::Whole),
+];
+
+/// What came of a stream.
+#[derive(Debug, PartialEq)]
+struct Outcome {
+    forwarded: Vec<u8>,
+    observed: Observed,
+    between_events: bool,
+}
+
+/// Feeds `body` in pieces of the given lengths, over and over; checks what holds after every piece.
+fn run(route: Route, form: Form, strip: bool, body: &[u8], lengths: &[usize]) -> Outcome {
+    let body = Bytes::copy_from_slice(body);
+    let mut scanner = Scanner::new(route, form, strip);
+    let mut forwarded = Vec::new();
+    let (mut at, mut before) = (0, scanner.observed());
+    for length in lengths.iter().cycle() {
+        if at == body.len() {
+            break;
+        }
+        let end = (at + length.max(&1)).min(body.len());
+        scanner.feed(&body.slice(at..end), &mut |piece| {
+            assert!(!piece.is_empty());
+            forwarded.extend_from_slice(&piece);
+        });
+        at = end;
+        assert!(scanner.held.len() <= MOST_HELD);
+        assert!(strip || forwarded.len() == at, "held back for nothing");
+        let now = scanner.observed();
+        assert!(now.text_bytes >= before.text_bytes && now.events >= before.events, "{before:?} {now:?}");
+        assert!(before.usage.is_none_or(|usage| now.usage.is_some_and(|now| now.total() >= usage.total())));
+        before = now;
+    }
+    let between_events = scanner.at_event_boundary();
+    scanner.finish(&mut |piece| forwarded.extend_from_slice(&piece));
+    Outcome { forwarded, observed: scanner.observed(), between_events }
+}
+
+fn whole(route: Route, form: Form, strip: bool, body: &[u8]) -> Outcome {
+    run(route, form, strip, body, &[body.len()])
+}
+
+fn events(route: Route, body: &str) -> Observed {
+    whole(route, Form::Events, false, body.as_bytes()).observed
+}
+
+#[expect(clippy::unnecessary_wraps, reason = "it is compared with what may be none")]
+fn usage(input: u64, cached_input: u64, cache_write: u64, output: u64, reasoning: u64) -> Option<Usage> {
+    Some(Usage { input, cached_input, cache_write, output, reasoning })
+}
+
+#[test]
+fn recordings_of_every_dialect_are_read() {
+    for (name, reported, text_bytes, events) in [
+        ("chat_usage.sse", usage(93, 1024, 0, 298, 64), 787, 186),
+        ("chat_tools.sse", usage(82, 0, 0, 21, 0), 39, 15),
+        ("chat_compatible.sse", usage(21, 0, 0, 15, 0), 55, 17),
+        ("chat_no_usage.sse", None, 22, 9),
+        ("completions.sse", usage(5, 0, 0, 9, 0), 39, 11),
+        ("responses.sse", usage(263, 2048, 0, 301, 192), 385, 93),
+        ("messages.sse", usage(14, 8192, 512, 167, 0), 378, 88),
+        ("chat.json", usage(19, 0, 0, 10, 0), 22, 0),
+        ("responses.json", usage(263, 2048, 0, 301, 192), 324, 0),
+        ("messages.json", usage(2095, 0, 0, 503, 0), 3 + 4 + 5 + 4 + 4 + 1 + 1, 0),
+        ("embeddings.json", usage(8, 0, 0, 0, 0), 0, 0),
+    ] {
+        let (_, route, form) = RECORDINGS.into_iter().find(|(known, ..)| *known == name).unwrap();
+        let body = fixture(name);
+        let outcome = whole(route, form, false, &body);
+        let wanted = Observed {
+            usage: reported,
+            usage_final: reported.is_some(),
+            text_bytes,
+            events,
+            finished: true,
+            upstream_error: false,
+        };
+        assert_eq!(outcome.observed, wanted, "{name}");
+        assert_eq!(outcome.between_events, form == Form::Events, "{name}");
+        assert_eq!(outcome.forwarded, body, "{name}");
+    }
+}
+
+/// A recording as the upstream would have sent it, had nobody asked for usage.
+fn without_usage_chunk(body: &[u8]) -> Vec<u8> {
+    let text = std::str::from_utf8(body).unwrap();
+    let at = text.find("\"choices\":[],\"usage\":{").or_else(|| text.find("\"choices\": [], \"usage\": {")).unwrap();
+    let start = text[..at].rfind("data:").unwrap();
+    let end = at + text[at..].find("data:").unwrap();
+    [&text[..start], &text[end..]].concat().into_bytes()
+}
+
+#[test]
+fn the_chunk_that_only_we_asked_for_is_taken_out() {
+    for name in ["chat_usage.sse", "chat_tools.sse", "chat_compatible.sse", "completions.sse"] {
+        let (_, route, form) = RECORDINGS.into_iter().find(|(known, ..)| *known == name).unwrap();
+        let body = fixture(name);
+        let outcome = whole(route, form, true, &body);
+        assert_eq!(outcome.forwarded, without_usage_chunk(&body), "{name}");
+        assert_eq!(outcome.observed, whole(route, form, false, &body).observed, "{name}");
+    }
+    // Chunks that look a little like it stay.
+    for body in [
+        "data: {\"choices\":[],\"prompt_filter_results\":[]}\n\n",
+        "data: {\"choices\":[],\"usage\":null}\n\n",
+        "data: {\"choices\":[{}],\"usage\":{\"prompt_tokens\":1}}\n\n",
+        "data: {\"choices\":[1],\"usage\":{\"prompt_tokens\":1}}\n\n",
+        "data: {\"choices\":[null ],\"usage\":{\"prompt_tokens\":1}}\n\n",
+        "data: {\"choices\":{},\"usage\":{\"prompt_tokens\":1}}\n\n",
+        "data: {\"usage\":{\"prompt_tokens\":1}}\n\n",
+        "data: {\"x\":{\"choices\":[],\"usage\":{}}}\n\n",
+        "data: {\"choices\":[],\"usage\":{\n\n",
+        "event: choices\n\n: usage\n\n\n\n",
+    ] {
+        assert_eq!(whole(Route::Chat, Form::Events, true, body.as_bytes()).forwarded, body.as_bytes(), "{body}");
+    }
+    // Other dialects have no such chunk, whatever a caller says.
+    let body = "data: {\"choices\":[],\"usage\":{}}\n\n";
+    assert_eq!(whole(Route::Responses, Form::Events, true, body.as_bytes()).forwarded, body.as_bytes());
+}
+
+#[test]
+fn an_event_waits_only_while_it_may_be_the_usage_chunk() {
+    let mut scanner = Scanner::new(Route::Chat, Form::Events, true);
+    let mut feed = |piece: &'static str| {
+        let mut forwarded = String::new();
+        scanner.feed(&Bytes::from_static(piece.as_bytes()), &mut |piece| {
+            forwarded += std::str::from_utf8(&piece).unwrap();
+        });
+        (forwarded, scanner.at_event_boundary())
+    };
+    assert_eq!(feed("data: {\"id\":1,\"cho"), (String::new(), true));
+    assert_eq!(feed("ices\":[{\"d"), ("data: {\"id\":1,\"choices\":[{\"d".into(), false));
+    assert_eq!(feed("elta\":{}}]}\n"), ("elta\":{}}]}\n".into(), false));
+    assert_eq!(feed("\n: ping\n"), ("\n: ping\n".into(), true));
+    assert_eq!(feed("data: {\"choices\":[],"), (String::new(), true));
+    assert_eq!(feed("\"usage\":{}}\r"), (String::new(), true));
+    assert_eq!(feed("\n\r"), (String::new(), true));
+    assert_eq!(feed("\ndata: [DONE]\n\n"), ("data: [DONE]\n\n".into(), true));
+}
+
+#[test]
+fn an_event_of_any_size_is_read_in_bounded_memory() {
+    assert!(size_of::<Scanner>() <= 1024, "{}", size_of::<Scanner>());
+    let text = "x\\n\\\"".repeat(2_000_000);
+    let completed = format!(
+        "event: response.completed\ndata: {{\"type\":\"response.completed\",\"response\":{{\"output\":[{{\"content\":\
+         [{{\"text\":\"{text}\"}}]}}],\"usage\":{{\"input_tokens\":5,\"output_tokens\":7}}}}}}\n\n"
+    );
+    let outcome = run(Route::Responses, Form::Events, true, completed.as_bytes(), &[16_384]);
+    assert_eq!(outcome.observed.usage, usage(5, 0, 0, 7, 0));
+    assert!(outcome.observed.finished && outcome.observed.usage_final);
+    assert!(outcome.forwarded == completed.as_bytes());
+
+    // An event longer than what may be held passes, the last one that may be held does not.
+    let padded = |length: usize| {
+        let frame = "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":3},\"x\":\"\"}\n\n".len();
+        format!(
+            "data: {{\"choices\":[],\"usage\":{{\"prompt_tokens\":3}},\"x\":\"{}\"}}\n\n",
+            "y".repeat(length - frame)
+        )
+    };
+    for (length, forwarded) in [(MOST_HELD, 0), (MOST_HELD + 1, MOST_HELD + 1), (10 * MOST_HELD, 10 * MOST_HELD)] {
+        for pieces in [1, 100, MOST_HELD, usize::MAX / 2] {
+            let outcome = run(Route::Chat, Form::Events, true, padded(length).as_bytes(), &[pieces]);
+            assert_eq!((outcome.forwarded.len(), outcome.observed.usage), (forwarded, usage(3, 0, 0, 0, 0)));
+        }
+    }
+}
+
+#[test]
+fn usage_that_lies_repeats_decreases_or_overflows_is_taken_at_its_largest() {
+    let chunk = |usage: &str| format!("data: {{\"choices\":[],\"usage\":{usage}}}\n\n");
+    for (chunks, wanted) in [
+        (vec![r#"{"prompt_tokens":10,"completion_tokens":5}"#; 3], usage(10, 0, 0, 5, 0)),
+        (
+            vec![r#"{"prompt_tokens":10,"completion_tokens":5}"#, r#"{"prompt_tokens":0,"completion_tokens":2}"#],
+            usage(10, 0, 0, 5, 0),
+        ),
+        (
+            vec![r#"{"prompt_tokens":99999999999999999999,"completion_tokens":1e30}"#],
+            usage(u64::MAX, 0, 0, u64::MAX, 0),
+        ),
+        (vec![r#"{"prompt_tokens":-4,"completion_tokens":-5}"#], None),
+        (vec![r#"{"prompt_tokens":"10","completion_tokens":[5],"total_tokens":null}"#], None),
+        (vec!["{}", "null", "[]", "7", "\"prompt_tokens\""], None),
+        (
+            vec![r#"{"prompt_tokens":10,"prompt_tokens_details":{"cached_tokens":50,"cache_write_tokens":9}}"#],
+            usage(0, 10, 0, 0, 0),
+        ),
+        (vec![r#"{"completion_tokens":3,"completion_tokens_details":{"reasoning_tokens":50}}"#], usage(0, 0, 0, 3, 3)),
+        (vec![r#"{"x":{"y":{"prompt_tokens":7}},"z":[{"prompt_tokens":8}],"prompt_tokens":1}"#], usage(1, 0, 0, 0, 0)),
+        (vec![r#"{"us\u0061ge":1,"prompt_t\u006fkens":10}"#], None),
+    ] {
+        let body: String = chunks.iter().map(|usage| chunk(usage)).collect();
+        assert_eq!(events(Route::Chat, &body).usage, wanted, "{body}");
+    }
+    // Half a number is none.
+    let cut = "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":10,\"completion_tokens\":12";
+    assert_eq!(events(Route::Chat, cut).usage, usage(10, 0, 0, 0, 0));
+}
+
+#[test]
+fn ends_and_errors_are_noticed() {
+    let ends = |route, body: &str| {
+        let observed = events(route, body);
+        (observed.finished, observed.upstream_error)
+    };
+    for (route, body, finished, error) in [
+        (Route::Chat, "data: [DONE]\n\n", true, false),
+        (Route::Chat, "data:[DONE]", true, false),
+        (Route::Chat, "data: [\"DONE\"]\n\n", false, false),
+        (Route::Chat, "data: {\"error\":{\"message\":\"x\"}}\n\n", false, true),
+        (Route::Chat, "data: {\"error\":\"x\"}\n\n", false, true),
+        (Route::Chat, "data: {\"error\":null}\n\n", false, false),
+        (Route::Responses, "event: error\ndata: {\"type\":\"error\",\"code\":\"x\"}\n\n", false, true),
+        (Route::Responses, "data: {\"type\":\"response.failed\",\"response\":{\"error\":{}}}\n\n", true, true),
+        (Route::Responses, "data: {\"type\":\"response.incomplete\"}\n\n", true, false),
+        (Route::Responses, "data: {\"type\":\"response.created\"}\n\n", false, false),
+        (Route::Messages, "event: message_stop\ndata: {\"type\":\"message_stop\"}\n\n", true, false),
+        (
+            Route::Messages,
+            "event: error\ndata: {\"type\":\"error\",\"error\":{\"type\":\"overloaded_error\"}}\n\n",
+            false,
+            true,
+        ),
+        (Route::Messages, "data: {\"delta\":{\"type\":\"message_stop\"}}\n\n", false, false),
+    ] {
+        assert_eq!(ends(route, body), (finished, error), "{body}");
+    }
+    let body = |text: &str| whole(Route::Chat, Form::Whole, false, text.as_bytes()).observed;
+    assert!(body("{\"error\":{\"message\":\"x\"}}").upstream_error);
+    assert!(body("{\"choices\":[]}").finished);
+    assert!(!body("{\"choices\":[]").finished);
+}
+
+#[test]
+fn a_message_start_alone_is_not_the_last_word() {
+    let start =
+        "data: {\"type\":\"message_start\",\"message\":{\"usage\":{\"input_tokens\":9,\"output_tokens\":1}}}\n\n";
+    let observed = events(Route::Messages, start);
+    assert_eq!((observed.usage, observed.usage_final), (usage(9, 0, 0, 1, 0), false));
+    let delta = "data: {\"type\":\"message_delta\",\"usage\":{\"output_tokens\":80}}\n\n";
+    let observed = events(Route::Messages, &[start, delta].concat());
+    assert_eq!((observed.usage, observed.usage_final), (usage(9, 0, 0, 80, 0), true));
+    let continuous = "data: {\"choices\":[{\"delta\":{}}],\"usage\":{\"prompt_tokens\":9}}\n\n";
+    assert!(!events(Route::Chat, continuous).usage_final);
+}
+
+#[test]
+fn data_may_lie_on_several_lines_and_lines_may_end_in_three_ways() {
+    for end in ["\n", "\r", "\r\n"] {
+        let body = [
+            ": hello",
+            "",
+            "id: 1",
+            "event: x",
+            "data: {\"choices\":[",
+            ": inside",
+            "data:{\"delta\":{\"content\":",
+            "data",
+            "retry",
+            "data:\"abc\"}}",
+            "data: ],\"usage\":{\"prompt_tokens\":4",
+            "data:2}}",
+            "",
+            "dat: {\"error\":{}}",
+            "",
+            "data: [DONE]",
+            "",
+        ]
+        .map(|line| [line, end].concat())
+        .concat();
+        let observed = events(Route::Chat, &body);
+        assert_eq!((observed.text_bytes, observed.events, observed.finished), (3, 2, true), "{end:?}");
+        assert_eq!((observed.usage, observed.upstream_error), (usage(4, 0, 0, 0, 0), false), "{end:?}");
+    }
+}
+
+/// A stream of odd bytes in which everything of interest may occur.
+fn noise() -> impl Strategy<Value = Vec<u8>> {
+    let piece = prop_oneof![
+        6 => Just("\n"), 2 => Just("\r"), 2 => Just("\r\n"), 5 => Just("data:"), 2 => Just("data: "), 1 => Just(":"),
+        2 => Just("{\"choices\":["), 1 => Just("{\"delta\":{\"content\":\"hey"), 1 => Just("\"usage\":{\"prompt_tokens\":1"),
+        3 => Just("{\"choices\":[],\"usage\":{\"completion_tokens\":5}}\n\n"), 1 => Just("\\"), 1 => Just("\\u00"), 1 => Just("\""),
+        1 => Just("{"), 1 => Just("}"), 1 => Just("["), 1 => Just("]"), 1 => Just(","), 1 => Just("[DONE]"), 1 => Just("é"),
+        1 => Just("\"error\":{"), 1 => Just("event: error"),
+    ];
+    proptest::collection::vec(piece, 0..40).prop_map(|pieces| pieces.concat().into_bytes())
+}
+
+proptest! {
+    #[test]
+    fn pieces_make_no_difference(
+        which in 0usize..RECORDINGS.len(), strip: bool, end in 0usize..3, cut in any::<prop::sample::Index>(),
+        lengths in proptest::collection::vec(prop_oneof![1usize..20, 1usize..2000], 1..30),
+    ) {
+        let (name, route, form) = RECORDINGS[which];
+        let text = String::from_utf8(fixture(name).to_vec()).unwrap().replace("\r\n", "\n").replace('\n', ["\n", "\r", "\r\n"][end]);
+        for body in [text.as_bytes(), &text.as_bytes()[..cut.index(text.len())]] {
+            prop_assert_eq!(run(route, form, strip, body, &lengths), whole(route, form, strip, body));
+        }
+    }
+
+    #[test]
+    fn pieces_make_no_difference_to_noise(
+        body in noise(), strip: bool, lengths in proptest::collection::vec(1usize..9, 1..9),
+    ) {
+        prop_assert_eq!(run(Route::Chat, Form::Events, strip, &body, &lengths), whole(Route::Chat, Form::Events, strip, &body));
+    }
+
+    #[test]
+    fn it_reads_what_a_whole_parser_reads(documents in proptest::collection::vec(document(), 1..5), pretty: bool) {
+        let mut body = String::new();
+        let mut kept = String::new();
+        let mut wanted = Reference::default();
+        for document in &documents {
+            let text = if pretty { serde_json::to_string_pretty(document) } else { serde_json::to_string(document) }.unwrap();
+            let event: String = text.lines().map(|line| format!("data: {line}\n")).chain(["\n".to_owned()]).collect();
+            body += &event;
+            if !wanted.read(document) {
+                kept += &event;
+            }
+        }
+        let outcome = whole(Route::Chat, Form::Events, true, body.as_bytes());
+        prop_assert_eq!(String::from_utf8(outcome.forwarded).unwrap(), kept);
+        prop_assert_eq!(outcome.observed.text_bytes, wanted.text_bytes);
+        prop_assert_eq!(outcome.observed.upstream_error, wanted.error);
+        prop_assert_eq!(outcome.observed.finished, wanted.finished);
+        let anthropic = whole(Route::Messages, Form::Events, false, body.as_bytes()).observed.usage;
+        prop_assert_eq!(anthropic, wanted.usage());
+    }
+}
+
+/// The same readings, taken from trees.
+#[derive(Default)]
+struct Reference {
+    counts: BTreeMap<&'static str, u64>,
+    text_bytes: u64,
+    error: bool,
+    finished: bool,
+}
+
+impl Reference {
+    /// Reads an event; tells whether it is the extra usage chunk.
+    fn read(&mut self, document: &Value) -> bool {
+        let Some(root) = document.as_object() else { return false };
+        self.count(root.get("usage"));
+        for holder in ["response", "message"] {
+            self.count(root.get(holder).filter(|held| held.is_object()).and_then(|held| held.get("usage")));
+        }
+        for place in ["choices", "delta", "content", "content_block", "output"] {
+            if let Some(value) = root.get(place) {
+                self.text(place, value, false);
+            }
+        }
+        self.error |= root.get("error").is_some_and(|error| error.is_object() || error.is_array() || error.is_string());
+        match root.get("type").and_then(Value::as_str) {
+            Some("response.failed") => (self.error, self.finished) = (true, true),
+            Some("error") => self.error = true,
+            Some("message_stop") => self.finished = true,
+            _ => {}
+        }
+        let empty = root.get("choices").and_then(Value::as_array).is_some_and(Vec::is_empty);
+        empty && root.get("usage").is_some_and(Value::is_object)
+    }
+
+    fn count(&mut self, usage: Option<&Value>) {
+        let Some(Value::Object(usage)) = usage else { return };
+        let members = usage.iter().chain(usage.values().filter_map(Value::as_object).flatten());
+        for (name, number) in members.filter_map(|(name, value)| Some((name, value.as_u64()?))) {
+            let slot = match name.as_str() {
+                "prompt_tokens" | "input_tokens" => "prompt",
+                "completion_tokens" | "output_tokens" => "completion",
+                "total_tokens" => "total",
+                "cached_tokens" | "cache_read_input_tokens" => "cached",
+                "reasoning_tokens" => "reasoning",
+                _ => continue,
+            };
+            let slot = self.counts.entry(slot).or_default();
+            *slot = number.max(*slot);
+        }
+    }
+
+    fn text(&mut self, name: &str, value: &Value, in_input: bool) {
+        let is_text = matches!(name, "content" | "delta" | "text" | "arguments" | "input" | "thinking");
+        match value {
+            Value::String(text) if in_input || is_text => self.text_bytes += text.len() as u64,
+            Value::Array(elements) => elements.iter().for_each(|element| self.text("", element, in_input)),
+            Value::Object(members) => {
+                let in_input = in_input || name == "input";
+                for (name, value) in members {
+                    self.text_bytes += if in_input { name.len() as u64 } else { 0 };
+                    self.text(name, value, in_input);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn usage(&self) -> Option<Usage> {
+        let count = |slot| self.counts.get(slot).copied().unwrap_or(0);
+        let all = usage(
+            count("prompt"),
+            count("cached"),
+            0,
+            count("completion"),
+            count("reasoning").min(count("completion")),
+        );
+        all.filter(|_| !self.counts.is_empty())
+    }
+}
+
+/// A document full of the words that matter, in all the wrong places too.
+fn document() -> impl Strategy<Value = Value> {
+    let name = prop::sample::select(vec![
+        "usage",
+        "choices",
+        "type",
+        "error",
+        "response",
+        "message",
+        "delta",
+        "content",
+        "content_block",
+        "output",
+        "input",
+        "text",
+        "arguments",
+        "thinking",
+        "prompt_tokens",
+        "input_tokens",
+        "completion_tokens",
+        "output_tokens",
+        "total_tokens",
+        "cached_tokens",
+        "cache_read_input_tokens",
+        "reasoning_tokens",
+        "prompt_tokens_details",
+        "x",
+    ]);
+    let leaf = prop_oneof![
+        Just(Value::Null),
+        Just(json!([])),
+        any::<bool>().prop_map(Value::from),
+        (0u64..1000).prop_map(Value::from),
+        prop::sample::select(vec![
+            "",
+            "message_stop",
+            "response.failed",
+            "error",
+            "usage",
+            "hello",
+            "ü{}[],:",
+            "a long string, longer than most of them"
+        ])
+        .prop_map(Value::from),
+    ];
+    let nested = leaf.prop_recursive(5, 40, 5, move |inner| {
+        let members = proptest::collection::vec((name.clone(), inner.clone()), 0..6);
+        prop_oneof![
+            1 => proptest::collection::vec(inner, 0..3).prop_map(Value::from),
+            4 => members.prop_map(|members| {
+                Value::Object(members.into_iter().map(|(name, value)| (name.to_owned(), value)).collect::<Map<_, _>>())
+            }),
+        ]
+    });
+    prop_oneof![
+        4 => nested,
+        1 => (0u64..50).prop_map(|n| json!({"choices": [], "usage": {"completion_tokens": n}})),
+    ]
+}

@@ -1,0 +1,93 @@
+//! The member names and event types that metering knows, of all dialects together.
+//!
+//! A name alone decides nothing: where it stands does, and that is the scanner's to know.
+
+use super::report::Field;
+
+/// What a member's name may mean.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Word {
+    /// `usage`
+    Usage,
+    /// `choices`
+    Choices,
+    /// `type`
+    Type,
+    /// `error`
+    Error,
+    /// `response` or `message`, which hold a usage object of their own.
+    Holder,
+    /// `delta` or `content`: at the top a place where an answer's text stands, deeper down a text.
+    Content,
+    /// `content_block` or `output`: at the top a place where an answer's text stands.
+    Place,
+    /// `input`: what a tool is called with, as text or as a tree.
+    Input,
+    /// A text of the answer.
+    Text,
+    /// A number of a usage object.
+    Count(Field),
+    /// Anything else.
+    Other,
+}
+
+impl Word {
+    /// The word that `name` is.
+    pub(super) fn of(name: &[u8]) -> Word {
+        match name {
+            b"usage" => Word::Usage,
+            b"choices" => Word::Choices,
+            b"type" => Word::Type,
+            b"error" => Word::Error,
+            b"response" | b"message" => Word::Holder,
+            b"delta" | b"content" => Word::Content,
+            b"content_block" | b"output" => Word::Place,
+            b"input" => Word::Input,
+            b"text" | b"arguments" | b"reasoning_content" | b"reasoning" | b"thinking" | b"refusal"
+            | b"partial_json" | b"transcript" | b"code" => Word::Text,
+            b"prompt_tokens" | b"input_tokens" => Word::Count(Field::Prompt),
+            b"completion_tokens" | b"output_tokens" => Word::Count(Field::Completion),
+            b"total_tokens" => Word::Count(Field::Total),
+            b"cached_tokens" | b"cache_read_input_tokens" => Word::Count(Field::Cached),
+            b"cache_write_tokens" | b"cache_creation_input_tokens" => Word::Count(Field::CacheWrite),
+            b"reasoning_tokens" | b"thinking_tokens" => Word::Count(Field::Reasoning),
+            _ => Word::Other,
+        }
+    }
+
+    /// Whether, at the top of a document, the text of an answer stands under it.
+    pub(super) fn holds_text(self) -> bool {
+        matches!(self, Word::Choices | Word::Content | Word::Place)
+    }
+
+    /// Whether a string under it, in such a place, is text of the answer.
+    pub(super) fn is_text(self) -> bool {
+        matches!(self, Word::Content | Word::Input | Word::Text)
+    }
+}
+
+/// What an event's `type` says about the stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) enum Says {
+    /// Nothing of note.
+    #[default]
+    Nothing,
+    /// The answer is over.
+    Finished,
+    /// The answer is over, for it failed.
+    Failed,
+    /// The upstream reports an error.
+    Error,
+}
+
+impl Says {
+    /// What the `type` called `name` says.
+    pub(super) fn of(name: &[u8]) -> Says {
+        match name {
+            b"message_stop" | b"response.completed" | b"response.incomplete" | b"response.cancelled" => Says::Finished,
+            b"response.failed" => Says::Failed,
+            b"error" => Says::Error,
+            _ => Says::Nothing,
+        }
+    }
+}

@@ -88,8 +88,9 @@ fn judge(connection: &Connection, snapshot: &Snapshot, revoked: &Revocations, no
     let peer = connection.peer()?;
     let cut = |code| Some(Cause { code, ending: Ending::Severed, at: now.mono });
     match identify::identify(&snapshot.policy, revoked, peer, now.wall) {
-        // Somebody without an organization may still be told so; one that had one is cut.
-        Err(refusal) if refusal.code == Code::OrganizationUnknown && connection.org().is_none() => return None,
+        // A connection that never belonged to anybody is told why, request by request, instead of being cut; only its
+        // certificate can cut it.
+        Err(refusal) if connection.org().is_none() && !about_certificate(refusal.code) => return None,
         Err(refusal) => return cut(removed(refusal.code)),
         Ok(caller) if connection.org().is_some_and(|org| *org != caller.org().id) => {
             return cut(Code::OrganizationSuspended);
@@ -101,6 +102,10 @@ fn judge(connection: &Connection, snapshot: &Snapshot, revoked: &Revocations, no
         Err(turned) if turned.result == Handshake::Expired => cut(Code::CertificateExpired),
         Err(_) => cut(Code::CertificateRevoked),
     }
+}
+
+fn about_certificate(code: Code) -> bool {
+    matches!(code, Code::CertificateRevoked | Code::CertificateExpired)
 }
 
 /// To an organization that was removed, the cut says what a suspension says.

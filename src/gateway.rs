@@ -1,4 +1,4 @@
-//! The pipeline: every request of every partner walks through [`exchange`], from top to bottom.
+//! The pipeline: every request of every partner walks through `exchange`, from top to bottom.
 //!
 //! Each step returns what the next one demands, so none can be left out or swapped. What refuses, refuses with a
 //! [`Refusal`] and nothing else; what was admitted is accounted for by the body that goes to the client.

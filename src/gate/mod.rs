@@ -1,7 +1,7 @@
 //! The gate: judges a request's head, and lets exactly the well-formed ones through.
 //!
 //! A pure function over what both protocols deliver alike. It normalizes nothing: a path is one of the routes byte for
-//! byte, or it is refused. What it returns is evidence; the purpose is read apart ([`declared`]), because who asks is
+//! byte, or it is refused. What it returns is evidence; the purpose is read apart ([`declared()`]), because who asks is
 //! judged before what for.
 
 mod declared;

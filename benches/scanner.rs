@@ -1,4 +1,4 @@
-//! What it costs to watch an answer go by, and to read a request body: bytes per second on recorded streams.
+//! What it costs to watch an answer go by, and to read a request body: bytes per second on streams in the vendors' shapes.
 //!
 //! `cargo bench --bench scanner`
 
@@ -11,12 +11,12 @@ use portcullis::ask::Route;
 use portcullis::dialect;
 use portcullis::usage::{Form, Scanner};
 
-fn recording(name: &str) -> Bytes {
+fn sample(name: &str) -> Bytes {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name);
     std::fs::read(path).unwrap_or_default().into()
 }
 
-/// Feeds a whole recording, one event to the piece, as upstreams send them.
+/// Feeds a whole sample, one event to the piece, as upstreams send them.
 fn watch(route: Route, form: Form, pieces: &[Bytes]) -> u64 {
     let mut scanner = Scanner::new(route, form, true);
     let mut forwarded = 0;
@@ -38,7 +38,7 @@ fn scanner(c: &mut Criterion) {
     for (name, route) in
         [("chat_usage.sse", Route::Chat), ("responses.sse", Route::Responses), ("messages.sse", Route::Messages)]
     {
-        let body = recording(name);
+        let body = sample(name);
         group.throughput(Throughput::Bytes(body.len() as u64));
         let pieces = events(&body);
         group.bench_function(format!("{name} by event"), |b| b.iter(|| watch(route, Form::Events, black_box(&pieces))));

@@ -161,7 +161,8 @@ async fn exchange(
     (parts.status, parts.headers) = (status, headers);
     let figures = gateway.recorder.metrics.model(&tab.ask.model);
     let told = Told { record, entry, leash: leash.clone(), figures };
-    Ok(Response::from_parts(clean(parts), GateBody::metered(metered(answer, status, tab, told))))
+    let body = metered(answer, &parts, tab, told);
+    Ok(Response::from_parts(clean(parts), GateBody::metered(body)))
 }
 
 /// Everything that is shorter to read elsewhere.
@@ -389,13 +390,19 @@ fn edits(ask: &Ask, reserved: &Reserve) -> Edits {
 }
 
 /// The metered body of an answer.
-fn metered(answer: AnswerBody, status: http::StatusCode, tab: Tab, told: Told) -> Metered {
+fn metered(answer: AnswerBody, head: &http::response::Parts, tab: Tab, told: Told) -> Metered {
+    let status = head.status;
     let charged = match tab.ask.route {
         _ if !status.is_success() => Charged::Nothing,
         Route::CountTokens => Charged::Nothing,
         _ => Charged::Observed,
     };
-    let form = if tab.ask.stream && status.is_success() { Form::Events } else { Form::Whole };
+    // What the answer is, is the upstream's word; what was asked for may differ.
+    let events = head
+        .headers
+        .get(http::header::CONTENT_TYPE)
+        .is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream"));
+    let form = if events && status.is_success() { Form::Events } else { Form::Whole };
     let strip = edits_usage(&tab.ask);
     Metered::new(answer, form, strip, charged, tab, told)
 }

@@ -9,6 +9,7 @@ use std::ops::Range;
 
 use super::content::Content;
 use super::json::{Cursor, Fault, Kind, MAX_DEPTH, Text};
+use super::metered::Metered;
 use crate::ask::{Ask, Route, UsageChunk};
 use crate::names::ModelName;
 use crate::outcome::{Code, Refusal};
@@ -38,55 +39,6 @@ pub fn read(route: Route, body: &[u8]) -> Result<Ask, Refusal> {
     let whole = cursor.object(|cursor, key| draft.member(route, cursor, &key)).and_then(|()| cursor.finish());
     whole.map_err(|fault| refuse(&fault))?;
     draft.finish(route, body.len(), open_brace)
-}
-
-/// Members that metering relies on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Metered {
-    Model,
-    MaxTokens,
-    MaxCompletionTokens,
-    MaxOutputTokens,
-    Stream,
-    StreamOptions,
-    N,
-    BestOf,
-    Background,
-}
-
-impl Metered {
-    const ALL: [(&'static str, Metered); 9] = [
-        ("model", Metered::Model),
-        ("max_tokens", Metered::MaxTokens),
-        ("max_completion_tokens", Metered::MaxCompletionTokens),
-        ("max_output_tokens", Metered::MaxOutputTokens),
-        ("stream", Metered::Stream),
-        ("stream_options", Metered::StreamOptions),
-        ("n", Metered::N),
-        ("best_of", Metered::BestOf),
-        ("background", Metered::Background),
-    ];
-
-    /// The member called `key`; the error is a key that some parser would take for one, and others not.
-    fn named(key: &str) -> Result<Option<(&'static str, Metered)>, &'static str> {
-        if let Some(found) = Self::ALL.iter().find(|(name, _)| *name == key) {
-            return Ok(Some(*found));
-        }
-        if key.bytes().all(|b| !b.is_ascii_uppercase() && b.is_ascii()) {
-            return Ok(None);
-        }
-        let folded: String = key.chars().map(fold).collect();
-        Self::ALL.iter().find(|(name, _)| *name == folded).map_or(Ok(None), |(name, _)| Err(name))
-    }
-}
-
-/// Simple case folding, as far as it reaches ASCII: parsers that match keys without case apply it.
-fn fold(c: char) -> char {
-    match c {
-        '\u{17f}' => 's',
-        '\u{212a}' => 'k',
-        other => other.to_ascii_lowercase(),
-    }
 }
 
 /// What `stream_options` says.

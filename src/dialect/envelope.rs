@@ -227,6 +227,17 @@ mod tests {
     }
 
     #[test]
+    fn only_what_is_longer_than_a_minute_is_not_worth_waiting_for() {
+        for (nanos, seconds, should_retry) in
+            [(0, "0", None), (1, "1", None), (60_000_000_000, "60", None), (60_000_000_001, "61", Some("false"))]
+        {
+            let refusal = Refusal::new(Code::Overloaded, "wait").retry(Retry::After(Duration::from_nanos(nanos)));
+            let told = envelope(&refusal, &FORM);
+            assert_eq!((header(&told, "retry-after"), header(&told, "x-should-retry")), (Some(seconds), should_retry));
+        }
+    }
+
+    #[test]
     fn problem_json_names_the_problem_and_the_policies() {
         let violated = ["tokens-per-day".to_owned()];
         let form = Form { problem_json: true, violated: &violated, ..FORM };

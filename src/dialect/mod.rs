@@ -10,6 +10,7 @@ mod envelope;
 mod event;
 mod json;
 mod limit_headers;
+mod metered;
 mod splice;
 
 pub use body::read;

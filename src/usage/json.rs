@@ -4,11 +4,10 @@
 //! It holds no document and no string, only where in the nesting it stands; a document of any size takes the same few
 //! hundred bytes. It validates nothing: what is not JSON is read as if it were, without harm, until the document ends.
 
+use super::nesting::{Choices, Document, Nesting};
 use super::report::Report;
+use super::token::{Scratch, string_end};
 use super::words::{Says, Word};
-
-/// The longest name, type or number that means anything here.
-const LONGEST: usize = 48;
 
 /// What is being read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,113 +31,24 @@ enum Role {
     Nothing,
 }
 
-/// What is known of the `choices` of a document.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(super) enum Choices {
-    /// Not there so far, or not an array.
-    #[default]
-    Unseen,
-    /// An array without elements, so far.
-    Empty,
-    /// An array with elements.
-    Filled,
+/// The beginning that the documents of a stream share, up to their first text, and what is known after it.
+///
+/// The events of one answer differ in little but the text itself. Where a document begins like the last one, its
+/// beginning is compared instead of read. That is no guess: the same bytes lead to the same place.
+#[derive(Debug, Clone)]
+struct Echo {
+    beginning: Vec<u8>,
+    at: Nesting,
+    document: Document,
+    /// Documents in a row that began differently.
+    misses: u8,
 }
 
-/// What is known of the current document.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(super) struct Document {
-    /// Its `choices`.
-    pub(super) choices: Choices,
-    /// It has a usage object of its own.
-    pub(super) usage: bool,
-    /// The `response` or `message` in it has one.
-    pub(super) held_usage: bool,
-    /// Its `type`.
-    pub(super) says: Says,
-    /// It has an `error` that is not null.
-    pub(super) error: bool,
-    /// Its last bracket is closed.
-    pub(super) closed: bool,
-    /// It is no JSON but `[DONE]`.
-    pub(super) done: bool,
-}
-
-/// Bytes of a token that lies across pieces.
-#[derive(Debug, Clone, Copy)]
-struct Scratch {
-    bytes: [u8; LONGEST],
-    /// Larger than the room once something did not fit.
-    length: usize,
-}
-
-impl Scratch {
-    const EMPTY: Scratch = Scratch { bytes: [0; LONGEST], length: 0 };
-
-    fn push(&mut self, more: &[u8]) {
-        let end = self.length.saturating_add(more.len());
-        if let Some(room) = self.bytes.get_mut(self.length..end) {
-            room.copy_from_slice(more);
-        }
-        self.length = end;
-    }
-
-    fn spoil(&mut self) {
-        self.length = usize::MAX;
-    }
-
-    /// What was pushed, unless it did not fit.
-    fn whole(&self) -> &[u8] {
-        self.bytes.get(..self.length).unwrap_or_default()
-    }
-}
-
-/// Where in the nesting the reader stands.
-#[derive(Debug, Clone, Copy)]
-struct Nesting {
-    /// Brackets that are open.
-    depth: u32,
-    /// Which of the outermost 64 are objects; the outermost is the lowest bit.
-    objects: u64,
-    /// Whether the next string is a name.
-    at_name: bool,
-    /// The name of the value that comes next.
-    name: Word,
-    /// The name of the outermost object's current member.
-    top: Word,
-    /// Depth of the usage object that is open; 0 for none.
-    usage: u32,
-    /// Depth of the tool input that is open; 0 for none.
-    input: u32,
-}
-
-impl Nesting {
-    const OUTSIDE: Nesting =
-        Nesting { depth: 0, objects: 0, at_name: false, name: Word::Other, top: Word::Other, usage: 0, input: 0 };
-
-    fn in_object(&self) -> bool {
-        let bit = self.depth.wrapping_sub(1);
-        bit < 64 && (self.objects >> bit) & 1 == 1
-    }
-
-    /// Whether names mean something here.
-    fn knows_names(&self) -> bool {
-        self.depth == 1 || self.usage != 0 || self.top.holds_text() || (self.depth == 2 && self.top == Word::Holder)
-    }
-
-    /// Whether a string value that comes now is text of the answer.
-    fn at_text(&self) -> bool {
-        self.input != 0 || (self.name.is_text() && self.top.holds_text())
-    }
-
-    /// Whether a value that comes now is an element of `choices`.
-    fn in_choices(&self) -> bool {
-        self.depth == 2 && self.top == Word::Choices
-    }
-
-    /// Whether a number that comes now is one of the usage object's, or of an object directly in it.
-    fn at_count(&self) -> bool {
-        self.usage != 0 && self.depth <= self.usage + 1 && matches!(self.name, Word::Count(_))
-    }
+impl Echo {
+    /// Longer beginnings are not kept.
+    const LONGEST: usize = 512;
+    /// Streams whose documents never begin alike are not worth the copying.
+    const MOST_MISSES: u8 = 16;
 }
 
 /// The reader.
@@ -151,6 +61,7 @@ pub(super) struct Reader {
     document: Document,
     report: Report,
     text_bytes: u64,
+    echo: Echo,
 }
 
 impl Reader {
@@ -164,12 +75,49 @@ impl Reader {
             document: Document::default(),
             report: Report::default(),
             text_bytes: 0,
+            echo: Echo { beginning: Vec::new(), at: Nesting::OUTSIDE, document: Document::default(), misses: 0 },
         }
     }
 
     /// Reads on.
-    pub(super) fn feed(&mut self, mut rest: &[u8]) {
-        while !rest.is_empty() {
+    pub(super) fn feed(&mut self, bytes: &[u8]) {
+        self.read(bytes, false);
+    }
+
+    /// Reads the beginning of a document.
+    pub(super) fn begin(&mut self, bytes: &[u8]) {
+        if let (false, Some(rest)) = (self.echo.beginning.is_empty(), bytes.strip_prefix(&*self.echo.beginning)) {
+            (self.place, self.role) = (Place::String, Role::Text);
+            (self.at, self.document) = (self.echo.at, self.echo.document);
+            self.echo.misses = 0;
+            return self.feed(rest);
+        }
+        if self.echo.misses == Echo::MOST_MISSES {
+            return self.feed(bytes);
+        }
+        let rest = self.read(bytes, true);
+        let length = bytes.len() - rest.len();
+        if self.in_text() && length <= Echo::LONGEST {
+            self.remember(bytes.get(..length).unwrap_or_default());
+        }
+        self.feed(rest);
+    }
+
+    fn remember(&mut self, beginning: &[u8]) {
+        self.echo.beginning.clear();
+        self.echo.beginning.extend_from_slice(beginning);
+        self.echo.at = self.at;
+        self.echo.document = self.document;
+        self.echo.misses += 1;
+    }
+
+    fn in_text(&self) -> bool {
+        self.place == Place::String && self.role == Role::Text
+    }
+
+    /// Reads all, or `to_text` until the first text begins; tells what was not read.
+    fn read<'b>(&mut self, mut rest: &'b [u8], to_text: bool) -> &'b [u8] {
+        while !(rest.is_empty() || to_text && self.in_text()) {
             rest = match self.place {
                 Place::Between => self.between(rest),
                 Place::String => self.string(rest),
@@ -177,6 +125,7 @@ impl Reader {
                 Place::Number => self.number(rest),
             };
         }
+        rest
     }
 
     /// Ends the document, however far it came, and begins the next.
@@ -213,21 +162,18 @@ impl Reader {
                     return after;
                 }
                 b':' => self.at.at_name = false,
-                b',' => {
-                    self.at.at_name = self.at.in_object();
-                    self.at.name = Word::Other;
-                }
-                b'{' => self.open(true),
-                b'[' => self.open(false),
-                b'}' | b']' => self.close(),
+                b',' => self.at.comma(),
+                b'{' => self.at.open(true, &mut self.document),
+                b'[' => self.at.open(false, &mut self.document),
+                b'}' | b']' => self.at.close(&mut self.document),
                 b'0'..=b'9' | b'-' if self.at.at_count() => {
                     self.place = Place::Number;
-                    self.scratch.length = 0;
+                    self.scratch.clear();
                     return rest;
                 }
                 b' ' | b'\t' | b'\r' | b'\n' => {}
                 // The first letter of `[DONE]`: no JSON array holds one like it.
-                b'D' if self.at.depth == 1 && !self.at.in_object() => self.document.done = true,
+                b'D' if self.at.in_top_array() => self.document.done = true,
                 _ if self.at.in_choices() => self.document.choices = Choices::Filled,
                 _ => {}
             }
@@ -283,7 +229,7 @@ impl Reader {
 
     fn begin_string(&mut self) {
         self.place = Place::String;
-        self.scratch.length = 0;
+        self.scratch.clear();
         self.role = if self.at.at_name {
             self.at.name = Word::Other;
             match self.at.input {
@@ -322,8 +268,8 @@ impl Reader {
         match self.role {
             Role::Nothing => {}
             Role::Text => self.text_bytes = self.text_bytes.saturating_add(inside.len() as u64),
-            Role::Name if self.scratch.length == 0 => self.end_name(Word::of(inside)),
-            Role::Type if self.scratch.length == 0 => self.document.says = Says::of(inside),
+            Role::Name if self.scratch.is_empty() => self.at.named(Word::of(inside)),
+            Role::Type if self.scratch.is_empty() => self.document.says = Says::of(inside),
             Role::Name | Role::Type => self.end_scratch(inside),
         }
     }
@@ -334,73 +280,7 @@ impl Reader {
         let scratch = self.scratch;
         match self.role {
             Role::Type => self.document.says = Says::of(scratch.whole()),
-            _ => self.end_name(Word::of(scratch.whole())),
+            _ => self.at.named(Word::of(scratch.whole())),
         }
     }
-
-    fn end_name(&mut self, name: Word) {
-        self.at.name = name;
-        if self.at.depth == 1 {
-            self.at.top = name;
-        }
-    }
-
-    fn open(&mut self, object: bool) {
-        if self.at.in_choices() {
-            self.document.choices = Choices::Filled;
-        }
-        let inside = self.at.depth.saturating_add(1);
-        match (self.at.name, self.at.depth) {
-            (Word::Choices, 1) if !object && self.document.choices == Choices::Unseen => {
-                self.document.choices = Choices::Empty;
-            }
-            (Word::Usage, 1) if object => {
-                self.at.usage = inside;
-                self.document.usage = true;
-            }
-            (Word::Usage, 2) if object && self.at.top == Word::Holder => {
-                self.at.usage = inside;
-                self.document.held_usage = true;
-            }
-            (Word::Error, 1) => self.document.error = true,
-            (Word::Input, _) if object && self.at.input == 0 && self.at.top.holds_text() => self.at.input = inside,
-            _ => {}
-        }
-        self.enter(inside, object);
-    }
-
-    fn enter(&mut self, depth: u32, object: bool) {
-        let bit = 1u64.checked_shl(self.at.depth).unwrap_or(0);
-        self.at.objects = if object { self.at.objects | bit } else { self.at.objects & !bit };
-        self.at.depth = depth;
-        self.at.at_name = object;
-        self.at.name = Word::Other;
-    }
-
-    fn close(&mut self) {
-        let depth = self.at.depth;
-        if depth == self.at.usage {
-            self.at.usage = 0;
-        }
-        if depth == self.at.input {
-            self.at.input = 0;
-        }
-        self.at.depth = depth.saturating_sub(1);
-        self.at.at_name = false;
-        self.at.name = Word::Other;
-        self.document.closed |= depth == 1;
-    }
-}
-
-/// Where the string that `bytes` are inside of ends, or is interrupted by a backslash; the length if it goes on.
-///
-/// Most strings are a few bytes long, for which a call of memchr costs more than it saves.
-fn string_end(bytes: &[u8]) -> usize {
-    const SHORT: usize = 16;
-    let stops = |byte: &u8| matches!(byte, b'"' | b'\\');
-    if let Some(at) = bytes.iter().take(SHORT).position(stops) {
-        return at;
-    }
-    let rest = bytes.get(SHORT..).unwrap_or_default();
-    memchr::memchr2(b'"', b'\\', rest).map_or(bytes.len(), |at| at + SHORT)
 }

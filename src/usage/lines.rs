@@ -3,7 +3,8 @@
 //! Only what `data:` lines hold is handed on; nothing is buffered. All three line endings are understood, also when a
 //! piece ends between a carriage return and its line feed.
 
-use super::json::{Document, Reader};
+use super::json::Reader;
+use super::nesting::Document;
 
 const DATA: &[u8] = b"data:";
 
@@ -87,12 +88,15 @@ impl Lines {
                 rest = after;
                 continue;
             }
+            let had_data = self.has_data;
             if let Line::Begins(known) = self.line {
                 rest = self.begin(known, rest, reader);
             }
             let end = memchr::memchr2(b'\r', b'\n', rest).unwrap_or(rest.len());
             let (inside, after) = rest.split_at_checked(end).unwrap_or((rest, &[]));
-            if self.line == Line::Data {
+            if self.has_data && !had_data {
+                reader.begin(inside);
+            } else if self.line == Line::Data {
                 reader.feed(inside);
             }
             let [end_of_line, after @ ..] = after else { break };

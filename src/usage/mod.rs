@@ -5,16 +5,15 @@
 //! bytes into tokens for reservations and for answers that report nothing; a [`Gauge`] decides what is charged.
 //! Nothing here holds a limit, or knows what a token costs.
 
-mod report;
-mod words;
-
+mod estimate;
 mod json;
 mod lines;
+mod nesting;
+mod report;
 mod scanner;
-
 mod settle;
-
-mod estimate;
+mod token;
+mod words;
 
 pub use estimate::{Calibration, upper_bound};
 pub use scanner::{Form, MOST_HELD, Observed, Scanner};

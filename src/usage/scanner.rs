@@ -7,8 +7,9 @@
 
 use bytes::{Bytes, BytesMut};
 
-use super::json::{Choices, Document, Reader};
+use super::json::Reader;
 use super::lines::{Lines, Stop};
+use super::nesting::{Choices, Document};
 use super::words::Says;
 use crate::ask::{Dialect, Route};
 use crate::tokens::Usage;
@@ -148,7 +149,7 @@ impl Scanner {
 
     /// Ends the stream: what is held is forwarded, unless it is the extra usage chunk without its last line.
     pub fn finish(&mut self, forward: &mut impl FnMut(Bytes)) {
-        if self.strip && !self.inside && is_usage_chunk(self.reader.document()) {
+        if self.strip && is_usage_chunk(self.reader.document()) {
             self.held.clear();
         }
         self.release(forward);
@@ -196,8 +197,7 @@ impl Scanner {
         if let Some(document) = document {
             self.events += 1;
             self.verdict = self.verdict.or(Verdict::of(document, self.form));
-            self.took_out =
-                self.strip && !self.inside && self.lines.last_length() <= MOST_HELD && is_usage_chunk(document);
+            self.took_out = self.strip && self.lines.last_length() <= MOST_HELD && is_usage_chunk(document);
         }
         self.inside = false;
     }

@@ -13,8 +13,8 @@ fn fixture(name: &str) -> Bytes {
     Bytes::from(std::fs::read(&path).unwrap_or_else(|fault| panic!("{}: {fault}", path.display())))
 }
 
-/// Every recording, with its route and form.
-const RECORDINGS: [(&str, Route, Form); 11] = [
+/// Every sample stream and body, with its route and form.
+const SAMPLES: [(&str, Route, Form); 11] = [
     ("chat_usage.sse", Route::Chat, Form::Events),
     ("chat_tools.sse", Route::Chat, Form::Events),
     ("chat_compatible.sse", Route::Chat, Form::Events),
@@ -78,7 +78,7 @@ fn usage(input: u64, cached_input: u64, cache_write: u64, output: u64, reasoning
 }
 
 #[test]
-fn recordings_of_every_dialect_are_read() {
+fn samples_of_every_dialect_are_read() {
     for (name, reported, text_bytes, events) in [
         ("chat_usage.sse", usage(93, 1024, 0, 298, 64), 787, 186),
         ("chat_tools.sse", usage(82, 0, 0, 21, 0), 39, 15),
@@ -92,7 +92,7 @@ fn recordings_of_every_dialect_are_read() {
         ("messages.json", usage(2095, 0, 0, 503, 0), 3 + 4 + 5 + 4 + 4 + 1 + 1, 0),
         ("embeddings.json", usage(8, 0, 0, 0, 0), 0, 0),
     ] {
-        let (_, route, form) = RECORDINGS.into_iter().find(|(known, ..)| *known == name).unwrap();
+        let (_, route, form) = SAMPLES.into_iter().find(|(known, ..)| *known == name).unwrap();
         let body = fixture(name);
         let outcome = whole(route, form, false, &body);
         let wanted = Observed {
@@ -109,7 +109,7 @@ fn recordings_of_every_dialect_are_read() {
     }
 }
 
-/// A recording as the upstream would have sent it, had nobody asked for usage.
+/// A sample as the upstream would have sent it, had nobody asked for usage.
 fn without_usage_chunk(body: &[u8]) -> Vec<u8> {
     let text = std::str::from_utf8(body).unwrap();
     let at = text.find("\"choices\":[],\"usage\":{").or_else(|| text.find("\"choices\": [], \"usage\": {")).unwrap();
@@ -121,7 +121,7 @@ fn without_usage_chunk(body: &[u8]) -> Vec<u8> {
 #[test]
 fn the_chunk_that_only_we_asked_for_is_taken_out() {
     for name in ["chat_usage.sse", "chat_tools.sse", "chat_compatible.sse", "completions.sse"] {
-        let (_, route, form) = RECORDINGS.into_iter().find(|(known, ..)| *known == name).unwrap();
+        let (_, route, form) = SAMPLES.into_iter().find(|(known, ..)| *known == name).unwrap();
         let body = fixture(name);
         let outcome = whole(route, form, true, &body);
         assert_eq!(outcome.forwarded, without_usage_chunk(&body), "{name}");
@@ -145,6 +145,25 @@ fn the_chunk_that_only_we_asked_for_is_taken_out() {
     // Other dialects have no such chunk, whatever a caller says.
     let body = "data: {\"choices\":[],\"usage\":{}}\n\n";
     assert_eq!(whole(Route::Responses, Form::Events, true, body.as_bytes()).forwarded, body.as_bytes());
+}
+
+#[test]
+fn nothing_beside_the_chunk_is_taken_out_with_it() {
+    let chunk = |end: &str| format!("data: {{\"choices\":[],{end}: within{end}data:\"usage\":{{}}}}{end}{end}");
+    for end in ["\n", "\r", "\r\n"] {
+        for (before, after) in [
+            (format!(": a{end}"), format!("{end}data: [DONE]{end}{end}")),
+            (format!(": a{end}{end}"), format!(": c{end}{end}{end}id: 7{end}{end}")),
+            (format!("{end}{end}"), format!("{end}: d")),
+            (String::new(), "data".to_owned()),
+        ] {
+            let body = [&*before, &*chunk(end), &*after].concat();
+            for pieces in [1, 2, 3, 1000] {
+                let forwarded = run(Route::Chat, Form::Events, true, body.as_bytes(), &[pieces]).forwarded;
+                assert_eq!(String::from_utf8(forwarded).unwrap(), [&*before, &*after].concat(), "{body:?} {pieces}");
+            }
+        }
+    }
 }
 
 #[test]
@@ -223,6 +242,8 @@ fn usage_that_lies_repeats_decreases_or_overflows_is_taken_at_its_largest() {
         let body: String = chunks.iter().map(|usage| chunk(usage)).collect();
         assert_eq!(events(Route::Chat, &body).usage, wanted, "{body}");
     }
+    let elsewhere = r#"data: {"delta":{"usage":{"prompt_tokens":7}},"x":{"usage":{"prompt_tokens":7}}}"#;
+    assert_eq!(events(Route::Chat, elsewhere).usage, None);
     // Half a number is none.
     let cut = "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":10,\"completion_tokens\":12";
     assert_eq!(events(Route::Chat, cut).usage, usage(10, 0, 0, 0, 0));
@@ -273,6 +294,7 @@ fn a_message_start_alone_is_not_the_last_word() {
     assert_eq!((observed.usage, observed.usage_final), (usage(9, 0, 0, 80, 0), true));
     let continuous = "data: {\"choices\":[{\"delta\":{}}],\"usage\":{\"prompt_tokens\":9}}\n\n";
     assert!(!events(Route::Chat, continuous).usage_final);
+    assert!(!events(Route::Chat, "data: {\"usage\":{\"prompt_tokens\":9},\"choi").usage_final);
 }
 
 #[test]
@@ -320,10 +342,10 @@ fn noise() -> impl Strategy<Value = Vec<u8>> {
 proptest! {
     #[test]
     fn pieces_make_no_difference(
-        which in 0usize..RECORDINGS.len(), strip: bool, end in 0usize..3, cut in any::<prop::sample::Index>(),
+        which in 0usize..SAMPLES.len(), strip: bool, end in 0usize..3, cut in any::<prop::sample::Index>(),
         lengths in proptest::collection::vec(prop_oneof![1usize..20, 1usize..2000], 1..30),
     ) {
-        let (name, route, form) = RECORDINGS[which];
+        let (name, route, form) = SAMPLES[which];
         let text = String::from_utf8(fixture(name).to_vec()).unwrap().replace("\r\n", "\n").replace('\n', ["\n", "\r", "\r\n"][end]);
         for body in [text.as_bytes(), &text.as_bytes()[..cut.index(text.len())]] {
             prop_assert_eq!(run(route, form, strip, body, &lengths), whole(route, form, strip, body));
@@ -336,6 +358,11 @@ proptest! {
     ) {
         prop_assert_eq!(run(Route::Chat, Form::Events, strip, &body, &lengths), whole(Route::Chat, Form::Events, strip, &body));
     }
+
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(1500))]
 
     #[test]
     fn it_reads_what_a_whole_parser_reads(documents in proptest::collection::vec(document(), 1..5), pretty: bool) {

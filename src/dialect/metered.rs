@@ -1,0 +1,54 @@
+//! The members of a request body that metering relies on, and what might be mistaken for one of them.
+//!
+//! Some servers match names without case: to them a body with `model` and `Model` names two models, to others one.
+//! Such a body is read by nobody here.
+
+/// Members that metering relies on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Metered {
+    Model,
+    MaxTokens,
+    MaxCompletionTokens,
+    MaxOutputTokens,
+    Stream,
+    StreamOptions,
+    N,
+    BestOf,
+    Background,
+}
+
+impl Metered {
+    /// Each with its name.
+    pub(super) const ALL: [(&'static str, Metered); 9] = [
+        ("model", Metered::Model),
+        ("max_tokens", Metered::MaxTokens),
+        ("max_completion_tokens", Metered::MaxCompletionTokens),
+        ("max_output_tokens", Metered::MaxOutputTokens),
+        ("stream", Metered::Stream),
+        ("stream_options", Metered::StreamOptions),
+        ("n", Metered::N),
+        ("best_of", Metered::BestOf),
+        ("background", Metered::Background),
+    ];
+
+    /// The member called `key`; the error is a key that some parser would take for one, and others not.
+    pub(super) fn named(key: &str) -> Result<Option<(&'static str, Metered)>, &'static str> {
+        if let Some(found) = Self::ALL.iter().find(|(name, _)| *name == key) {
+            return Ok(Some(*found));
+        }
+        if key.bytes().all(|b| !b.is_ascii_uppercase() && b.is_ascii()) {
+            return Ok(None);
+        }
+        let folded: String = key.chars().map(fold).collect();
+        Self::ALL.iter().find(|(name, _)| *name == folded).map_or(Ok(None), |(name, _)| Err(name))
+    }
+}
+
+/// Simple case folding, as far as it reaches ASCII: parsers that match keys without case apply it.
+fn fold(c: char) -> char {
+    match c {
+        '\u{17f}' => 's',
+        '\u{212a}' => 'k',
+        other => other.to_ascii_lowercase(),
+    }
+}

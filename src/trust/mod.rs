@@ -70,3 +70,6 @@ pub fn first_certificate_sha256(pem: &[u8]) -> Option<Sha256> {
 fn wall(time: x509_parser::time::ASN1Time) -> Wall {
     Wall::from_seconds(time.timestamp())
 }
+
+#[cfg(test)]
+mod tests;

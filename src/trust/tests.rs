@@ -1,0 +1,74 @@
+//! Authorities, revocation lists and leaves: what is accepted, and each thing that is not.
+
+use std::time::Duration;
+
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject;
+
+use super::issue::{DevAuthority, Holder};
+use super::*;
+
+const NOW: Wall = Wall(1_795_000_000_000_000_000);
+const DAY: Duration = Duration::from_secs(86_400);
+const RULES: Rules = Rules { revocation_required: true };
+
+fn made() -> DevAuthority {
+    DevAuthority::create("partners", NOW, DAY * 30).unwrap()
+}
+
+fn load(made: &DevAuthority, crl: Option<&str>, known: Option<&Authority>) -> Result<Authority, Vec<Flaw>> {
+    let name = "partners".parse().unwrap();
+    Authority::load(name, made.certificate().as_bytes(), crl.map(str::as_bytes), RULES, known, NOW)
+}
+
+fn partner(made: &DevAuthority) -> CertificateDer<'static> {
+    let holder = Holder::Partner { uri: "spiffe://partners/acme", name: "acme" };
+    CertificateDer::from_pem_slice(made.issue(&holder, NOW, DAY).unwrap().certificate.as_bytes()).unwrap()
+}
+
+#[test]
+fn only_fresh_lists_of_this_authority_are_taken() {
+    let (made, other) = (made(), made());
+    let fresh = made.crl(&[], 7, NOW, DAY).unwrap();
+    let known = load(&made, Some(&fresh), None).unwrap();
+    let older = made.crl(&[], 6, NOW, DAY).unwrap();
+    let foreign = other.crl(&[], 8, NOW, DAY).unwrap();
+    let stale = made.crl(&[], 8, Wall(NOW.0 - 172_800_000_000_000), DAY).unwrap();
+    for (what, crl) in [
+        ("missing", None),
+        ("empty", Some("")),
+        ("garbage", Some("x")),
+        ("rolled back", Some(&*older)),
+        ("forged", Some(&*foreign)),
+        ("stale", Some(&*stale)),
+    ] {
+        assert!(load(&made, crl, Some(&known)).is_err(), "{what}");
+    }
+    assert!(load(&made, Some(&made.crl(&[], 8, NOW, DAY).unwrap()), Some(&known)).is_ok());
+}
+
+#[test]
+fn a_leaf_holds_until_it_is_revoked_or_expires_and_only_under_its_own_authority() {
+    let made = made();
+    let der = partner(&made);
+    let authority = load(&made, Some(&made.crl(&[], 1, NOW, DAY * 9).unwrap()), None).unwrap();
+    assert!(authority.verify(&der, NOW).is_ok());
+    let leaf = leaf::profile(&der, NOW.plus(DAY * 9), None).unwrap();
+    assert_eq!(leaf.uri.as_deref(), Some("spiffe://partners/acme"));
+    assert!(matches!(authority.verify(&der, NOW.plus(DAY * 2)), Err(webpki::Error::CertExpired { .. })));
+    let (_, parsed) = x509_parser::parse_x509_certificate(&der).unwrap();
+    let list = made.crl(&[parsed.raw_serial().to_vec()], 2, NOW, DAY).unwrap();
+    assert_eq!(load(&made, Some(&list), None).unwrap().verify(&der, NOW), Err(webpki::Error::CertRevoked));
+    assert!(authority.verify(&partner(&self::made()), NOW).is_err(), "another authority of the same name");
+}
+
+#[test]
+fn servers_and_authorities_are_no_partners() {
+    let made = made();
+    let server = made.issue(&Holder::Server(&["gateway.example"]), NOW, DAY).unwrap();
+    let server = CertificateDer::from_pem_slice(server.certificate.as_bytes()).unwrap();
+    assert_eq!(leaf::profile(&server, NOW, None), Err(leaf::Breach::NoClientAuth));
+    let anchor = CertificateDer::from_pem_slice(made.certificate().as_bytes()).unwrap();
+    assert_eq!(leaf::profile(&anchor, NOW, None), Err(leaf::Breach::Authority));
+    assert_eq!(leaf::profile(&partner(&made), NOW, Some(DAY / 2)), Err(leaf::Breach::Lifetime));
+}

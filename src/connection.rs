@@ -9,7 +9,6 @@ use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
-use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -24,26 +23,37 @@ use tokio::time::{Sleep, sleep};
 use crate::answer::GateBody;
 use crate::cut::{GRACE, Leash, Leashed};
 use crate::drain::Phase;
-use crate::gateway::{self, Gateway, Visit};
+use crate::gateway::{self, Station, Visit};
 use crate::guard;
 use crate::outcome::Handshake;
 use crate::policy::Listen;
 use crate::socket::{Cork, Handle, Socket};
 use crate::tls::{self, Alpn, Proof};
-use crate::upstream::Pools;
+use crate::waiting::Guest;
 use crate::withdraw;
 
+/// How long a client without a certificate may take to read that it needs one.
+const FAREWELL: Duration = Duration::from_secs(5);
+
 /// Serves one accepted TCP connection until it ends.
-pub async fn serve(gateway: &Arc<Gateway>, pools: &Rc<Pools>, tcp: TcpStream, address: SocketAddr) {
+pub async fn serve(station: &Rc<Station>, tcp: TcpStream, address: SocketAddr, guest: Guest) {
+    let gateway = &station.gateway;
     let snapshot = gateway.current();
     let listen = &snapshot.policy.listen;
     let began = gateway.clock.now();
     let socket = Socket::new(tcp, listen.write_timeout);
     let handle = socket.handle();
     let handshake = tls::accept(socket, &snapshot.acceptance, address, began.wall, listen.handshake_timeout);
-    let accepted = match handshake.await {
+    let outcome = tokio::select! {
+        outcome = handshake => outcome,
+        () = guest.displaced() => return gateway.recorder.metrics.handshake(Handshake::Shed, Duration::ZERO),
+    };
+    let accepted = match outcome {
         Ok(accepted) => accepted,
         Err(failed) => return gateway.handshake_failed(address, began, &failed),
+    };
+    let Some(_place) = guest.through() else {
+        return gateway.recorder.metrics.handshake(Handshake::Shed, Duration::ZERO);
     };
     let peer = match accepted.proof {
         Proof::Certified(peer) => Some(peer),
@@ -54,7 +64,7 @@ pub async fn serve(gateway: &Arc<Gateway>, pools: &Rc<Pools>, tcp: TcpStream, ad
     let entry = gateway.registry.enter(peer);
     // A policy that was published during the handshake swept the register before this entry was in it.
     withdraw::recheck(gateway, entry.connection());
-    let visit = Visit::new(gateway.clone(), pools.clone(), entry.connection().clone());
+    let visit = Visit::new(station.clone(), entry.connection().clone());
     match accepted.alpn {
         Alpn::H2 => serve_h2(visit, accepted.stream, &handle).await,
         Alpn::Http1 => serve_h1(visit, accepted.stream, &handle).await,
@@ -154,6 +164,13 @@ async fn end<C: Graceful>(connection: C, visit: &Visit, handle: &Handle, exchang
         }
         if connection.as_mut().poll(cx).is_ready() {
             return Poll::Ready(());
+        }
+        if grace.is_none() && visit.is_over() {
+            connection.as_mut().finish();
+            grace = Some(Box::pin(sleep(FAREWELL)));
+            if connection.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(());
+            }
         }
         if grace.as_mut().is_some_and(|grace| grace.as_mut().poll(cx).is_ready()) {
             handle.abort();

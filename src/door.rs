@@ -4,7 +4,6 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
@@ -12,11 +11,12 @@ use tokio::net::TcpListener;
 use crate::drain::Phase;
 use crate::gateway::Gateway;
 use crate::outcome::Handshake;
-use crate::worker::{Arrival, Crew, Permit};
+use crate::waiting::{Place, WaitingRoom};
+use crate::worker::{Arrival, Crew};
 
 /// Accepts until drain begins, then closes the listener.
 pub async fn open(listener: TcpListener, gateway: &Arc<Gateway>, crews: &[Crew]) {
-    let held = Arc::new(AtomicUsize::new(0));
+    let mut room = WaitingRoom::default();
     let mut closing = std::pin::pin!(gateway.drain.reached(Phase::Draining));
     loop {
         let accepted = tokio::select! {
@@ -26,12 +26,22 @@ pub async fn open(listener: TcpListener, gateway: &Arc<Gateway>, crews: &[Crew])
         match accepted {
             Ok((tcp, address)) => {
                 let cap = gateway.current().policy.listen.max_connections;
-                let placed = Permit::take(&held, cap)
-                    .and_then(|permit| Some(Arrival { tcp: prepare(tcp).ok()?, address, permit }))
-                    .zip(crews.iter().min_by_key(|crew| crew.load()));
-                match placed {
-                    Some((arrival, crew)) => crew.place(arrival),
-                    None => gateway.recorder.metrics.handshake(Handshake::Shed, Duration::ZERO),
+                let metrics = &gateway.recorder.metrics;
+                let guest = match room.enter(cap) {
+                    Place::Free(guest) => guest,
+                    Place::Displacing(guest) => {
+                        metrics.partners().displaced();
+                        guest
+                    }
+                    Place::None => {
+                        metrics.partners().turned_away();
+                        metrics.handshake(Handshake::Shed, Duration::ZERO);
+                        continue;
+                    }
+                };
+                let crew = crews.iter().min_by_key(|crew| crew.load());
+                if let (Ok(tcp), Some(crew)) = (prepare(tcp), crew) {
+                    crew.place(Arrival { tcp, address, guest, counted: metrics.partners().accepted() });
                 }
             }
             // The connection's own misfortune.

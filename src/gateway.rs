@@ -3,6 +3,7 @@
 //! Each step returns what the next one demands, so none can be left out or swapped. What refuses, refuses with a
 //! [`Refusal`] and nothing else; what was admitted is accounted for by the body that goes to the client.
 
+use std::cell::Cell;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -62,12 +63,22 @@ pub struct Gateway {
     pub clock: Clock,
 }
 
+/// What one worker has of its own beside what all share.
+pub struct Station {
+    /// What all share.
+    pub gateway: Arc<Gateway>,
+    /// Its connections to upstreams.
+    pub pools: Pools,
+    /// Its way to the audit log.
+    pub recorder: Arc<Recorder>,
+}
+
 /// One connection, as its requests see it.
 pub struct Visit {
-    gateway: Arc<Gateway>,
-    pools: Rc<Pools>,
+    station: Rc<Station>,
     connection: Arc<Connection>,
     watch: Watch,
+    over: Cell<bool>,
 }
 
 /// Serves one request: judges it, passes it on, accounts for it. Always answers; always records.
@@ -76,7 +87,7 @@ pub async fn serve(visit: Rc<Visit>, leash: Rc<Leash>, request: Request<Incoming
     let policy = &snapshot.policy;
     let (head, body) = request.into_parts();
     let mut manner = Manner { route: None, problem_json: gate::wants_problem_json(&head), id: None };
-    let record = visit.gateway().recorder.open(&visit.connection, policy.generation, policy.hash);
+    let record = visit.station.recorder.open(&visit.connection, policy.generation, policy.hash);
     let mut story = Some(record);
     visit.watch.exchange(true);
     let work = exchange(&visit, &snapshot, &leash, head, body, &mut story, &mut manner);
@@ -90,6 +101,7 @@ pub async fn serve(visit: Rc<Visit>, leash: Rc<Leash>, request: Request<Incoming
             None => answer::refusal(&refusal, manner.id.as_deref().unwrap_or_default(), &manner),
         },
     };
+    visit.over.set(visit.connection.peer().is_none());
     response.map(|body| body.watched(visit.watch.clone()))
 }
 
@@ -124,7 +136,9 @@ async fn exchange(
     let declared = gate::declared(&head.headers, &policy.purpose_header)?;
     let permitted = permit(record, admit::purpose(policy, &revoked, &caller, declared.clone()), &declared.purpose)?;
     let listen = &policy.listen;
+    let began = gateway.clock.now();
     let whole = body::read(&head.headers, body, listen.max_body, listen.body_memory, &gateway.bodies).await?;
+    record.facts().awaited = gateway.clock.now().mono.since(began.mono);
     let ask = dialect::read(gated.route(), &whole.bytes)?;
     record.asks(&ask);
     let choice = admit::model(policy, &revoked, &caller, &ask)?;
@@ -237,8 +251,8 @@ impl Gateway {
 impl Visit {
     /// A connection's visit, before its guard is known.
     #[must_use]
-    pub fn new(gateway: Arc<Gateway>, pools: Rc<Pools>, connection: Arc<Connection>) -> Visit {
-        Visit { gateway, pools, connection, watch: Watch::default() }
+    pub fn new(station: Rc<Station>, connection: Arc<Connection>) -> Visit {
+        Visit { station, connection, watch: Watch::default(), over: Cell::new(false) }
     }
 
     /// With its guard's watch.
@@ -251,7 +265,13 @@ impl Visit {
     /// The gateway.
     #[must_use]
     pub fn gateway(&self) -> &Arc<Gateway> {
-        &self.gateway
+        &self.station.gateway
+    }
+
+    /// Whether everything was said that there is to say: a client without a certificate was told so.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        self.over.get()
     }
 
     /// The connection.
@@ -288,7 +308,8 @@ impl Visit {
         if self.connection.org().is_none()
             && let Some(peer) = self.connection.peer()
         {
-            self.gateway().recorder.metrics.client_certificate(&org.id, peer.leaf().not_after);
+            let now = self.gateway().clock.now().wall;
+            self.gateway().recorder.metrics.client_certificate(&org.id, peer.leaf(), now);
         }
         if self.gateway().registry.bind(&self.connection, &org.id, org.connections) {
             return Ok(());
@@ -330,18 +351,16 @@ impl Visit {
         let forwarded = clock.now();
         record.facts().forwarded = Some(forwarded);
         let endpoint = snapshot.endpoint(&choice.upstream).ok_or(Failure::Lost)?;
-        let sending = upstream::send(&self.pools, endpoint, outgoing);
+        let sending = upstream::send(&self.station.pools, endpoint, outgoing);
         let sent = match unless_cut(entry.stream().cut(), sending).await {
             Ok(sent) => sent.map_err(Failure::Upstream),
             Err(cause) => Err(Failure::Cut(cause)),
         };
-        let metrics = &self.gateway().recorder.metrics;
-        let name = endpoint.name().as_str();
         match &sent {
             Ok(response) => {
-                metrics.upstream(name, response.status().as_str(), Some(clock.now().mono.since(forwarded.mono)));
+                endpoint.series().answered(response.status().as_u16(), clock.now().mono.since(forwarded.mono));
             }
-            Err(Failure::Upstream(failed)) => metrics.upstream(name, failed.code.as_str(), None),
+            Err(Failure::Upstream(failed)) => endpoint.series().failed(failed.code),
             Err(_) => {}
         }
         sent

@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use serde::Serialize;
 
@@ -36,6 +37,12 @@ impl Recorder {
     #[must_use]
     pub fn new(journal: Journal, metrics: Arc<Metrics>, clock: Clock) -> Arc<Recorder> {
         Arc::new(Recorder { journal, metrics, clock, ids: RequestIds::new() })
+    }
+
+    /// A recorder for one worker: its tasks are woken together when their lines are written.
+    #[must_use]
+    pub fn for_worker(&self) -> Arc<Recorder> {
+        Recorder::new(self.journal.lane(), self.metrics.clone(), self.clock.clone())
     }
 
     /// Opens the record of a request that has just arrived.
@@ -109,6 +116,8 @@ pub struct Facts {
     pub bytes_out: u64,
     /// When the first content went by.
     pub first_token: Option<Now>,
+    /// How long the client's body was waited for.
+    pub awaited: Duration,
     /// When the first byte went upstream.
     pub forwarded: Option<Now>,
     /// What is told to the operator alone.
@@ -244,7 +253,8 @@ impl Story {
         self.series.request(*route, *status);
         metrics.exchange(*route, *status, now.mono.since(self.opened.mono), *bytes_in, *bytes_out);
         if let (Some(route), Some(forwarded)) = (route, self.facts.forwarded) {
-            metrics.overhead(*route, forwarded.mono.since(self.opened.mono));
+            let whole = forwarded.mono.since(self.opened.mono);
+            metrics.overhead(*route, whole.saturating_sub(self.facts.awaited));
         }
         if ending == Ending::Panicked {
             metrics.panicked();

@@ -17,6 +17,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use crate::audit::{Event, Fields};
 use crate::clock::Now;
 use crate::gateway::Gateway;
+use crate::metrics::Ends;
 use crate::names::{AuthorityName, ModelName};
 use crate::peer::Leaf;
 use crate::policy::{self, Diff, Mistakes, Policy};
@@ -134,7 +135,8 @@ impl Reloader {
             return Ok(Outcome::Unchanged);
         }
         let diff = Diff::between(&old.policy, &policy);
-        let snapshot = Snapshot::new(policy, revoked(&self.gateway.revocations), Some(old));
+        let snapshot =
+            Snapshot::new(policy, revoked(&self.gateway.revocations), &self.gateway.recorder.metrics, Some(old));
         let snapshot = Arc::new(snapshot.map_err(|unusable| mistake(&unusable.to_string()))?);
         put_in_force(&self.gateway, &snapshot);
         let swept = withdraw::sweep(&self.gateway);
@@ -219,13 +221,15 @@ pub fn put_in_force(gateway: &Gateway, snapshot: &Arc<Snapshot>) {
     metrics.in_force(policy.generation, &policy.hash.to_string());
     let orgs: Vec<_> = policy.orgs().map(|org| org.id.clone()).collect();
     let models: Vec<ModelName> = policy.orgs().flat_map(|org| org.usable(&policy.models)).collect();
-    metrics.configured(&orgs, models);
-    if let Some(name) = policy.server_names.first() {
-        metrics.server_certificate(name, policy.identity.not_after());
+    let upstreams: Vec<_> = snapshot.endpoints.iter().map(|endpoint| endpoint.name().clone()).collect();
+    metrics.configured(&orgs, &upstreams, models);
+    let mut ends: Vec<Ends<'_>> = Vec::new();
+    ends.extend(policy.server_names.first().map(|name| Ends::Server(name, policy.identity.not_after())));
+    for authority in policy.authorities.iter() {
+        ends.push(Ends::Authority(authority.name().as_str(), authority.not_after()));
+        ends.extend(authority.crls().iter().map(|crl| Ends::Crl(crl.issuer(), crl.next_update())));
     }
-    for crl in policy.authorities.iter().flat_map(|authority| authority.crls()) {
-        metrics.crl(crl.issuer(), crl.next_update());
-    }
+    metrics.trusted(&ends);
 }
 
 /// The question whether a certificate was revoked by hand, for handshakes.

@@ -25,10 +25,22 @@ pub struct Admin {
     #[arg(long = "admin-ca", env = "PORTCULLIS_ADMIN_CA", value_name = "FILE")]
     ca: Option<PathBuf>,
     /// The operator's certificate
-    #[arg(long = "admin-cert", env = "PORTCULLIS_ADMIN_CERT", value_name = "FILE", requires = "key")]
+    #[arg(
+        long = "admin-cert",
+        env = "PORTCULLIS_ADMIN_CERT",
+        value_name = "FILE",
+        id = "admin-cert",
+        requires = "admin-key"
+    )]
     cert: Option<PathBuf>,
     /// The operator's private key
-    #[arg(long = "admin-key", env = "PORTCULLIS_ADMIN_KEY", value_name = "FILE", id = "key")]
+    #[arg(
+        long = "admin-key",
+        env = "PORTCULLIS_ADMIN_KEY",
+        value_name = "FILE",
+        id = "admin-key",
+        requires = "admin-cert"
+    )]
     key: Option<PathBuf>,
     /// File with the bearer token (`admin.token`)
     #[arg(long = "admin-token", env = "PORTCULLIS_ADMIN_TOKEN_FILE", value_name = "FILE")]

@@ -120,7 +120,7 @@ impl Server {
         let audit = start_audit(&policy, &clock, &config)?;
         let metrics = Metrics::new().map_err(unusable)?;
         let revocations = Arc::new(ArcSwap::from_pointee(revoked));
-        let snapshot = Snapshot::new(policy, reload::revoked(&revocations), None).map_err(unusable)?;
+        let snapshot = Snapshot::new(policy, reload::revoked(&revocations), &metrics, None).map_err(unusable)?;
         let recorder = Recorder::new(audit.journal().clone(), metrics, clock.clone());
         let gateway = Arc::new(Gateway {
             snapshot: ArcSwap::from_pointee(snapshot),
@@ -196,6 +196,9 @@ impl Server {
 pub trait Shutdown {
     /// Waits for the next wish.
     fn next(&mut self) -> impl Future<Output = Wish>;
+
+    /// Drain began, with so many streams open.
+    fn draining(&self, _streams: usize) {}
 }
 
 /// A wish of whoever runs the process.
@@ -224,9 +227,11 @@ async fn wind_down(
         }
     }
     let drain = gateway.current().policy.listen.drain;
-    let fields = serde_json::json!({"by": "shutdown", "streams": gateway.registry.stream_count()});
+    let streams = gateway.registry.stream_count();
+    let fields = serde_json::json!({"by": "shutdown", "streams": streams});
     gateway.recorder.journal.event(crate::audit::Event::Drain, Fields::of(&fields));
-    tracing::info!(streams = gateway.registry.stream_count(), "draining");
+    tracing::info!(streams, "draining");
+    shutdown.draining(streams);
     let empty = async {
         while gateway.registry.connection_count() > 0 {
             tokio::time::sleep(Duration::from_millis(10)).await;

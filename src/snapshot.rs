@@ -4,6 +4,7 @@
 
 use std::sync::Arc;
 
+use crate::metrics::Metrics;
 use crate::policy::Policy;
 use crate::tls::{Acceptance, Revoked, Terms};
 use crate::upstream::{Endpoint, Unusable};
@@ -24,7 +25,12 @@ impl Snapshot {
     ///
     /// # Errors
     /// When an upstream's TLS cannot be set up.
-    pub fn new(policy: Policy, revoked: Revoked, previous: Option<&Snapshot>) -> Result<Snapshot, Unusable> {
+    pub fn new(
+        policy: Policy,
+        revoked: Revoked,
+        metrics: &Metrics,
+        previous: Option<&Snapshot>,
+    ) -> Result<Snapshot, Unusable> {
         let terms = Terms {
             identity: policy.identity.clone(),
             authorities: policy.authorities.clone(),
@@ -36,7 +42,7 @@ impl Snapshot {
         let known = previous.map(|snapshot| snapshot.endpoints.as_slice()).unwrap_or_default();
         let endpoint = |upstream: &Arc<crate::policy::Upstream>| {
             let same = known.iter().find(|endpoint| endpoint.reaches(upstream)).cloned();
-            same.map_or_else(|| Endpoint::new(upstream).map(Arc::new), Ok)
+            same.map_or_else(|| Endpoint::new(upstream, metrics.upstream(&upstream.name)).map(Arc::new), Ok)
         };
         let endpoints = policy.models.upstreams().iter().map(endpoint).collect::<Result<_, _>>()?;
         Ok(Snapshot { policy: Arc::new(policy), acceptance: Acceptance::new(terms), endpoints })

@@ -1,11 +1,13 @@
 //! The bottom of a partner's connection: a TCP socket that notices a client who takes nothing, and the cork above TLS
 //! that sends what one poll produced as one write.
 //!
-//! Neither reads or changes a byte.
+//! Neither changes a byte, and none is looked at: what a client still sends after the gateway has said its last word is
+//! taken and thrown away, because closing over unread bytes resets the connection, and the client would lose the answer.
 
 use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
 use std::io;
+use std::mem::MaybeUninit;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
@@ -13,15 +15,31 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::time::{Sleep, sleep};
+use tokio::time::{Instant, Sleep, sleep};
+
+use crate::deadline::now;
 
 /// A TCP stream whose writes may stand still only for so long.
 pub struct Socket {
     tcp: TcpStream,
     patience: Duration,
     stall: Option<Pin<Box<Sleep>>>,
+    farewell: Option<Box<Farewell>>,
     handle: Handle,
 }
+
+/// A client that is still sending when everything is said.
+struct Farewell {
+    silence: Pin<Box<Sleep>>,
+    until: Instant,
+    room: usize,
+}
+
+/// How long a client may say nothing before the connection closes over it.
+const SILENCE: Duration = Duration::from_secs(2);
+/// How long a client may go on sending what nobody reads, and how much.
+const PATIENCE: Duration = Duration::from_secs(30);
+const UNREAD: usize = 64 * 1024 * 1024;
 
 /// What the connection's owner keeps while the socket is deep inside the stack.
 #[derive(Clone, Default)]
@@ -50,7 +68,7 @@ impl Socket {
     /// Takes over an accepted connection.
     #[must_use]
     pub fn new(tcp: TcpStream, write_timeout: Duration) -> Socket {
-        Socket { tcp, patience: write_timeout, stall: None, handle: Handle::default() }
+        Socket { tcp, patience: write_timeout, stall: None, farewell: None, handle: Handle::default() }
     }
 
     /// The handle that outlives this value's place in the stack.
@@ -69,6 +87,24 @@ impl Socket {
         self.handle.0.stalled.set(true);
         self.handle.abort();
         Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+    }
+
+    /// Throws away what still comes, until the client closes or has had its time.
+    fn poll_farewell(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let fresh = || Farewell { silence: Box::pin(sleep(SILENCE)), until: now() + PATIENCE, room: UNREAD };
+        let farewell = self.farewell.get_or_insert_with(|| Box::new(fresh()));
+        let mut scratch = [MaybeUninit::uninit(); 8 * 1024];
+        loop {
+            let mut unread = ReadBuf::uninit(&mut scratch);
+            match Pin::new(&mut self.tcp).poll_read(cx, &mut unread) {
+                Poll::Ready(Ok(())) if !unread.filled().is_empty() && unread.filled().len() <= farewell.room => {
+                    farewell.room -= unread.filled().len();
+                    farewell.silence.as_mut().reset(farewell.until.min(now() + SILENCE));
+                }
+                Poll::Ready(_) => return Poll::Ready(()),
+                Poll::Pending => return farewell.silence.as_mut().poll(cx),
+            }
+        }
     }
 }
 
@@ -113,7 +149,11 @@ impl AsyncWrite for Socket {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().tcp).poll_shutdown(cx)
+        let this = self.get_mut();
+        if this.farewell.is_none() {
+            ready!(Pin::new(&mut this.tcp).poll_shutdown(cx))?;
+        }
+        this.poll_farewell(cx).map(Ok)
     }
 }
 

@@ -13,17 +13,13 @@ use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use crate::connection;
-use crate::gateway::Gateway;
+use crate::gateway::{Gateway, Station};
+use crate::metrics::Standing;
 use crate::upstream::Pools;
+use crate::waiting::{Guest, Permit};
 
 /// How often idle upstream connections are looked through.
 const TIDY: Duration = Duration::from_secs(5);
-
-/// What every connection of one worker shares.
-struct Worker {
-    gateway: Arc<Gateway>,
-    pools: Rc<Pools>,
-}
 
 /// A connection on its way to its worker, with the permit that it holds.
 pub struct Arrival {
@@ -31,29 +27,10 @@ pub struct Arrival {
     pub tcp: TcpStream,
     /// Where it comes from.
     pub address: SocketAddr,
-    /// What counts it; given back on drop.
-    pub permit: Permit,
-}
-
-/// A counted place, given back on drop.
-pub struct Permit(Arc<AtomicUsize>);
-
-impl Permit {
-    /// Takes a place, unless `cap` are taken.
-    #[must_use]
-    pub fn take(counter: &Arc<AtomicUsize>, cap: usize) -> Option<Permit> {
-        if counter.fetch_add(1, Ordering::AcqRel) >= cap {
-            counter.fetch_sub(1, Ordering::AcqRel);
-            return None;
-        }
-        Some(Permit(counter.clone()))
-    }
-}
-
-impl Drop for Permit {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::AcqRel);
-    }
+    /// The place that it waits in until its handshake is over.
+    pub guest: Guest,
+    /// What shows it.
+    pub counted: Standing,
 }
 
 /// A running worker, seen from the door.
@@ -104,40 +81,40 @@ fn run(gateway: Arc<Gateway>, queue: UnboundedReceiver<Arrival>, load: &Arc<Atom
             return;
         }
     };
-    let worker = Rc::new(Worker { gateway, pools: Rc::default() });
-    runtime.block_on(receive(worker, queue, load));
+    let recorder = gateway.recorder.for_worker();
+    let station = Rc::new(Station { gateway, pools: Pools::default(), recorder });
+    runtime.block_on(receive(station, queue, load));
 }
 
 /// Serves arrivals until the door is closed and the last connection has ended.
-async fn receive(worker: Rc<Worker>, mut queue: UnboundedReceiver<Arrival>, load: &Arc<AtomicUsize>) {
+async fn receive(station: Rc<Station>, mut queue: UnboundedReceiver<Arrival>, load: &Arc<AtomicUsize>) {
     let mut tidy = tokio::time::interval(TIDY);
     let mut open = true;
     while open || load.load(Ordering::Relaxed) > 0 {
         tokio::select! {
             arrival = queue.recv(), if open => match arrival {
-                Some(arrival) => take_in(&worker, arrival, load),
+                Some(arrival) => take_in(&station, arrival, load),
                 None => open = false,
             },
-            _ = tidy.tick() => worker.tidy(),
+            _ = tidy.tick() => close_idle(&station),
             () = tokio::time::sleep(Duration::from_millis(10)), if !open => {}
         }
     }
 }
 
-fn take_in(worker: &Rc<Worker>, arrival: Arrival, load: &Arc<AtomicUsize>) {
-    let Arrival { tcp, address, permit } = arrival;
+fn take_in(station: &Rc<Station>, arrival: Arrival, load: &Arc<AtomicUsize>) {
+    let Arrival { tcp, address, guest, counted } = arrival;
     let Ok(tcp) = tokio::net::TcpStream::from_std(tcp) else { return };
-    let Some(counted) = Permit::take(load, usize::MAX) else { return };
-    let worker = worker.clone();
+    let Some(carried) = Permit::take(load, usize::MAX) else { return };
+    let station = station.clone();
     tokio::task::spawn_local(async move {
-        let _held = (permit, counted);
-        connection::serve(&worker.gateway, &worker.pools, tcp, address).await;
+        let _held = (carried, counted);
+        connection::serve(&station, tcp, address, guest).await;
     });
 }
 
-impl Worker {
-    fn tidy(&self) {
-        let snapshot = self.gateway.current();
-        self.pools.tidy(&|endpoint| snapshot.endpoints.iter().any(|known| known.id() == endpoint));
-    }
+/// Closes upstream connections that waited too long, or lead where no policy leads any more.
+fn close_idle(station: &Station) {
+    let snapshot = station.gateway.current();
+    station.pools.tidy(&|endpoint| snapshot.endpoints.iter().any(|known| known.id() == endpoint));
 }

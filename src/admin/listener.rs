@@ -42,6 +42,9 @@ const LONGEST: usize = 64 * 1024;
 /// A connection that says nothing.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// After a failed accept: what is short of descriptors needs a moment.
+const REST: Duration = Duration::from_millis(100);
+
 impl Listener {
     /// Binds a Unix socket that only its owner may use. A socket that nobody serves any more is replaced.
     ///
@@ -63,7 +66,10 @@ pub async fn serve(listener: Listener, desk: Arc<Desk>, scope: Scope) {
     loop {
         match &listener {
             Listener::Tcp(tcp, tls) => {
-                let Ok((stream, address)) = tcp.accept().await else { continue };
+                let Ok((stream, address)) = tcp.accept().await else {
+                    tokio::time::sleep(REST).await;
+                    continue;
+                };
                 let (desk, tls) = (desk.clone(), tls.clone());
                 tokio::task::spawn_local(async move {
                     match tls {
@@ -80,7 +86,10 @@ pub async fn serve(listener: Listener, desk: Arc<Desk>, scope: Scope) {
                 });
             }
             Listener::Unix(unix) => {
-                let Ok((stream, _)) = unix.accept().await else { continue };
+                let Ok((stream, _)) = unix.accept().await else {
+                    tokio::time::sleep(REST).await;
+                    continue;
+                };
                 let by = stream.peer_cred().map_or_else(|_| "unix socket".into(), |peer| format!("uid {}", peer.uid()));
                 tokio::task::spawn_local(talk(stream, desk.clone(), scope, by));
             }
@@ -95,6 +104,7 @@ fn operator<S>(stream: &tokio_rustls::server::TlsStream<S>) -> Option<String> {
 }
 
 async fn talk<S: AsyncRead + AsyncWrite + Unpin + 'static>(stream: S, desk: Arc<Desk>, scope: Scope, by: String) {
+    let _counted = desk.gateway.recorder.metrics.operators().accepted();
     let by: Arc<str> = by.into();
     let service = service_fn(move |request| {
         let (desk, by) = (desk.clone(), by.clone());

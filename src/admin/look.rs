@@ -12,7 +12,7 @@ use super::listener::Scope;
 use super::status::{self, Status};
 use super::{Answer, Desk, answer, page, text};
 use crate::drain::Phase;
-use crate::metrics::QuotaSample;
+use crate::metrics::{AuditCounters, QuotaSample};
 use crate::outcome::Code;
 use crate::policy::{self, RevocationKind};
 
@@ -73,12 +73,19 @@ fn metrics(desk: &Desk) -> String {
     let gateway = &desk.gateway;
     let metrics = &gateway.recorder.metrics;
     let counters = gateway.recorder.journal.counters();
-    metrics.audit(counters.written, counters.failed, i64::try_from(counters.queued).unwrap_or(i64::MAX));
+    metrics.audit(&AuditCounters {
+        written: counters.written,
+        failed: counters.failed,
+        dropped: counters.dropped,
+        undelivered: counters.undelivered,
+        queued: counters.queued as u64,
+    });
+    metrics.client_certificates(gateway.clock.now().wall);
     if let Some(store) = gateway.ledger.store_health() {
         metrics.marks(store.errors, store.written);
     }
     metrics.draining(gateway.drain.phase() > Phase::Serving);
-    metrics.quotas(&quotas(desk));
+    metrics.quotas(quotas(desk));
     metrics.render()
 }
 
@@ -150,7 +157,7 @@ fn gather(desk: &Desk) -> Status {
             certificates.push(status::Certificate { kind: "crl".into(), name, ends });
         }
     }
-    let upstream = |endpoint: &Arc<crate::upstream::Endpoint>| json!({"name": endpoint.name(), "healthy": gateway.recorder.metrics.is_healthy(endpoint.name().as_str())});
+    let upstream = |endpoint: &Arc<crate::upstream::Endpoint>| json!({"name": endpoint.name(), "healthy": endpoint.series().is_healthy()});
     Status {
         version: env!("CARGO_PKG_VERSION").into(),
         generation: policy.generation,

@@ -2,9 +2,12 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Args as ClapArgs;
+use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::{Interval, interval};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, fmt, reload};
@@ -50,8 +53,7 @@ pub fn run(args: &Args) -> ExitCode {
     let addresses = server.addresses().clone();
     println!("partners on https://{}", addresses.partners);
     println!("admin on {}", addresses.admin);
-    // Only systemd listens to this; without it there is nobody to tell.
-    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    tell(&[NotifyState::Ready, NotifyState::Status(&format!("partners on {}", addresses.partners))]);
     match server.run(Signals::default()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -82,24 +84,63 @@ fn start_log(settings: &policy::LogSettings) -> Option<SetFilter> {
     }))
 }
 
-/// SIGTERM and SIGINT stop, SIGHUP reloads.
+/// Tells systemd; without it there is nobody to tell.
+fn tell(state: &[NotifyState<'_>]) {
+    let _ = sd_notify::notify(state);
+}
+
+/// SIGTERM and SIGINT stop, SIGHUP reloads; systemd's watchdog is told that the main loop turns.
 #[derive(Default)]
-struct Signals(Option<[Signal; 3]>);
+struct Signals(Option<Sources>);
+
+struct Sources {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+    watchdog: Option<Interval>,
+}
+
+impl Sources {
+    fn open() -> std::io::Result<Sources> {
+        let [terminate, interrupt, hangup] =
+            [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()].map(signal);
+        // Twice in the time allowed, as sd_watchdog_enabled(3) advises.
+        let watchdog = sd_notify::watchdog_enabled()
+            .filter(|allowed| !allowed.is_zero())
+            .map(|allowed| interval(allowed.div_f64(2.0).max(Duration::from_millis(1))));
+        Ok(Sources { terminate: terminate?, interrupt: interrupt?, hangup: hangup?, watchdog })
+    }
+
+    async fn next(&mut self) -> Wish {
+        loop {
+            let alive = async {
+                match &mut self.watchdog {
+                    Some(interval) => _ = interval.tick().await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                _ = self.terminate.recv() => break Wish::Stop,
+                _ = self.interrupt.recv() => break Wish::Stop,
+                _ = self.hangup.recv() => break Wish::Reload,
+                () = alive => tell(&[NotifyState::Watchdog]),
+            }
+        }
+    }
+}
 
 impl Shutdown for Signals {
     async fn next(&mut self) -> Wish {
         if self.0.is_none() {
-            let kinds = [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()];
-            let [Ok(terminate), Ok(interrupt), Ok(hangup)] = kinds.map(signal) else {
-                return std::future::pending().await;
-            };
-            self.0 = Some([terminate, interrupt, hangup]);
+            self.0 = Sources::open().inspect_err(|error| tracing::error!(%error, "no signals")).ok();
         }
-        let Some([terminate, interrupt, hangup]) = &mut self.0 else { return std::future::pending().await };
-        tokio::select! {
-            _ = terminate.recv() => Wish::Stop,
-            _ = interrupt.recv() => Wish::Stop,
-            _ = hangup.recv() => Wish::Reload,
+        match &mut self.0 {
+            Some(sources) => sources.next().await,
+            None => std::future::pending().await,
         }
+    }
+
+    fn draining(&self, streams: usize) {
+        tell(&[NotifyState::Stopping, NotifyState::Status(&format!("draining, {streams} streams"))]);
     }
 }

@@ -101,8 +101,10 @@ impl<S> Guard<S> {
                     self.next = if left == 0 { Next::Head(0) } else { Next::Length(left) };
                 }
                 Next::Chunks(mut chunks) => {
-                    let taken =
-                        chunks.follow(&self.held).map_err(|what| io::Error::new(io::ErrorKind::InvalidData, what))?;
+                    let taken = match chunks.follow(&self.held) {
+                        Ok(taken) => taken,
+                        Err(what) => return Err(self.give_up(io::Error::new(io::ErrorKind::InvalidData, what))),
+                    };
                     self.pass(taken);
                     self.next = if chunks == Chunked::Done { Next::Head(0) } else { Next::Chunks(chunks) };
                 }
@@ -134,6 +136,14 @@ impl<S> Guard<S> {
         self.held.clear();
         self.passing.extend_from_slice(IN_ITS_PLACE);
         self.next = Next::Over;
+    }
+
+    /// Ends the reading of a body. The error is told once: hyper hands it to the service, which answers, and would drop
+    /// the answer if the stream failed again.
+    fn give_up(&mut self, error: io::Error) -> io::Error {
+        self.held.clear();
+        self.next = Next::Over;
+        error
     }
 
     /// Lets the right clock run.
@@ -170,7 +180,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Guard<S> {
                 Poll::Pending => {
                     this.wind();
                     return match ready!(this.timer.poll(cx)) {
-                        Wait::Body => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
+                        Wait::Body => Poll::Ready(Err(this.give_up(io::ErrorKind::TimedOut.into()))),
                         // The end of the stream: hyper closes a connection between requests without a word.
                         Wait::Head | Wait::Idle => Poll::Ready(Ok(())),
                     };

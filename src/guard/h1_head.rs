@@ -117,6 +117,10 @@ fn request_line(line: &[u8]) -> Result<(), Crooked> {
     if target.contains(&b'#') {
         return Err(Crooked::Form("The target holds a fragment."));
     }
+    // What hyper could not parse it would answer itself, without a reason, an id or a record.
+    if http::Uri::try_from(target).is_err() {
+        return Err(Crooked::Form("The target is not a path that begins with a slash."));
+    }
     if version == b"HTTP/1.1" { Ok(()) } else { Err(Crooked::Form("Only HTTP/1.1 and HTTP/2 are spoken here.")) }
 }
 

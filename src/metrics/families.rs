@@ -1,32 +1,14 @@
 //! The catalogue: names, help texts, labels and buckets.
 
+use std::sync::Arc;
+
+use prometheus::core::Collector;
 use prometheus::{
-    Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    CounterVec, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
     Registry,
 };
 
-/// One limit of one organization, as gauges show it. Money counts in currency units.
-#[derive(Debug, Clone)]
-pub struct QuotaSample {
-    /// The organization.
-    pub org: String,
-    /// The limit with its scope, as in `incident-response/tokens_per_day`.
-    pub quota: String,
-    /// `requests`, `tokens`, …
-    pub unit: &'static str,
-    /// `minute`, `day`, …; `none` for concurrency.
-    pub window: &'static str,
-    /// Whether it is the organization's own, unscoped limit.
-    pub plain: bool,
-    /// How much is allowed.
-    pub limit: f64,
-    /// How much is used.
-    pub used: f64,
-    /// How much is reserved.
-    pub reserved: f64,
-    /// When it is full again, or its window ends, in seconds since the epoch.
-    pub resets_at: f64,
-}
+use super::quotas;
 
 /// Every family.
 pub(super) struct Families {
@@ -36,7 +18,6 @@ pub(super) struct Families {
     pub build_info: IntGaugeVec,
     pub requests: IntCounterVec,
     pub refusals: IntCounterVec,
-    pub purposes: IntCounterVec,
     pub request_duration: HistogramVec,
     pub overhead: HistogramVec,
     pub ttft: HistogramVec,
@@ -45,22 +26,9 @@ pub(super) struct Families {
     pub streams: IntCounterVec,
     pub severed: IntCounterVec,
     pub revocation: Histogram,
-    pub input_tokens: IntCounterVec,
-    pub output_tokens: IntCounterVec,
-    pub cached_tokens: IntCounterVec,
-    pub reasoning_tokens: IntCounterVec,
-    pub cost: prometheus::CounterVec,
-    pub usage_missing: IntCounterVec,
-    pub usage_disputed: IntCounterVec,
     pub request_bytes: IntCounterVec,
     pub response_bytes: IntCounterVec,
-    pub quota_ratio: GaugeVec,
-    pub quota_requests_limit: GaugeVec,
-    pub quota_requests_used: GaugeVec,
-    pub quota_tokens_limit: GaugeVec,
-    pub quota_tokens_used: GaugeVec,
-    pub quota_tokens_reserved: GaugeVec,
-    pub quota_reset: GaugeVec,
+    pub quotas: quotas::Shared,
     pub quota_settled: IntCounterVec,
     pub snapshot_errors: IntCounter,
     pub snapshot_at: IntGauge,
@@ -68,12 +36,15 @@ pub(super) struct Families {
     pub handshake_duration: HistogramVec,
     pub server_cert: IntGaugeVec,
     pub client_cert: IntGaugeVec,
+    pub authority_cert: IntGaugeVec,
     pub crl_next: IntGaugeVec,
-    pub connections_active: IntGauge,
-    pub connections_total: IntCounter,
+    pub connections_active: IntGaugeVec,
+    pub connections_total: IntCounterVec,
     pub connections_rejected: IntCounterVec,
     pub upstream_requests: IntCounterVec,
     pub upstream_headers: HistogramVec,
+    pub upstream_connect: HistogramVec,
+    pub upstream_connections: IntGaugeVec,
     pub upstream_healthy: IntGaugeVec,
     pub reload_ok: IntGauge,
     pub reload_ok_at: IntGauge,
@@ -82,6 +53,7 @@ pub(super) struct Families {
     pub config_info: IntGaugeVec,
     pub audit_records: IntCounterVec,
     pub audit_queue: IntGauge,
+    pub checkpoints_undelivered: IntCounter,
     pub draining: IntGauge,
     pub panics: IntCounter,
     #[expect(dead_code, reason = "registered; the gateway's start is set once")]
@@ -95,6 +67,8 @@ const DURATION: &[f64] =
 const OVERHEAD: &[f64] = &[0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05];
 /// First tokens and gaps, as the `GenAI` conventions have them.
 const TOKEN: &[f64] = &[0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92];
+/// A TCP connection, with TLS where there is some.
+const CONNECT: &[f64] = &[0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0];
 /// Cutting off.
 const CUT: &[f64] = &[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5];
 
@@ -116,10 +90,6 @@ impl Declare {
 
     fn gauge(&self, name: &str, help: &str, labels: &[&str]) -> prometheus::Result<IntGaugeVec> {
         self.add(IntGaugeVec::new(Opts::new(name, help), labels))
-    }
-
-    fn real(&self, name: &str, help: &str, labels: &[&str]) -> prometheus::Result<GaugeVec> {
-        self.add(GaugeVec::new(Opts::new(name, help), labels))
     }
 
     fn histogram(&self, name: &str, help: &str, labels: &[&str], buckets: &[f64]) -> prometheus::Result<HistogramVec> {
@@ -147,11 +117,6 @@ impl Families {
             )?,
             requests: d.counter("requests_total", "Finished requests.", &["org", "route", "code"])?,
             refusals: d.counter("request_refusals_total", "Requests refused by the gateway.", &["org", "reason"])?,
-            purposes: d.counter(
-                "purpose_requests_total",
-                "Requests by declared purpose and what the purpose check decided.",
-                &["org", "purpose", "decision"],
-            )?,
             request_duration: d.histogram(
                 "request_duration_seconds",
                 "Whole requests, to the last byte.",
@@ -173,45 +138,9 @@ impl Families {
                 HistogramOpts::new("revocation_seconds", "From a withdrawal's trigger to the last stream cut.")
                     .buckets(CUT.to_vec()),
             ))?,
-            input_tokens: d.counter("input_tokens_total", "Input tokens charged.", &["org", "model"])?,
-            output_tokens: d.counter("output_tokens_total", "Output tokens charged.", &["org", "model"])?,
-            cached_tokens: d.counter(
-                "cached_input_tokens_total",
-                "Input tokens read from a cache, a part of the input tokens.",
-                &["org", "model"],
-            )?,
-            reasoning_tokens: d.counter(
-                "reasoning_output_tokens_total",
-                "Reasoning tokens, a part of the output tokens.",
-                &["org", "model"],
-            )?,
-            cost: d.add(prometheus::CounterVec::new(
-                Opts::new("cost_total", "Money charged, in currency units."),
-                &["org", "model"],
-            ))?,
-            usage_missing: d.counter(
-                "usage_missing_total",
-                "Answers without reported usage: an estimate was charged.",
-                &["org", "model"],
-            )?,
-            usage_disputed: d.counter(
-                "usage_disputed_total",
-                "Answers whose reported usage was below a quarter of what was metered.",
-                &["org", "model"],
-            )?,
             request_bytes: d.counter("request_body_bytes_total", "Request body bytes.", &["route"])?,
             response_bytes: d.counter("response_body_bytes_total", "Response body bytes.", &["route"])?,
-            quota_ratio: d.real(
-                "quota_used_ratio",
-                "Share of a limit in use, reservations included.",
-                &["org", "quota"],
-            )?,
-            quota_requests_limit: d.real("quota_requests_limit", "Requests allowed.", &["org", "window"])?,
-            quota_requests_used: d.real("quota_requests_used", "Requests used.", &["org", "window"])?,
-            quota_tokens_limit: d.real("quota_tokens_limit", "Tokens allowed.", &["org", "window"])?,
-            quota_tokens_used: d.real("quota_tokens_used", "Tokens used.", &["org", "window"])?,
-            quota_tokens_reserved: d.real("quota_tokens_reserved", "Tokens reserved.", &["org", "window"])?,
-            quota_reset: d.real("quota_reset_timestamp_seconds", "When a limit is whole again.", &["org", "quota"])?,
+            quotas: d.add(quotas::Quotas::declare().map(|quotas| quotas::Shared(Arc::new(quotas))))?,
             quota_settled: d.counter(
                 "quota_settled_tokens_total",
                 "Tokens by which settlements differed from reservations.",
@@ -233,19 +162,39 @@ impl Families {
             )?,
             client_cert: d.gauge(
                 "client_cert_not_after_timestamp_seconds",
-                "The earliest end among the certificates an organization uses.",
+                "The earliest end among the certificates that an organization used within a day.",
                 &["org"],
             )?,
+            authority_cert: d.gauge(
+                "authority_cert_not_after_timestamp_seconds",
+                "When an authority's certificate ends, and with it every certificate it signed.",
+                &["authority"],
+            )?,
             crl_next: d.gauge("crl_next_update_timestamp_seconds", "When a CRL has to be followed.", &["issuer"])?,
-            connections_active: d.one("connections_active", "Connections that stand.")?,
-            connections_total: d.count("connections_total", "Connections accepted.")?,
-            connections_rejected: d.counter("connections_rejected_total", "Connections turned away.", &["reason"])?,
+            connections_active: d.gauge("connections_active", "Connections that stand.", &["listener"])?,
+            connections_total: d.counter("connections_total", "Connections accepted.", &["listener"])?,
+            connections_rejected: d.counter(
+                "connections_rejected_total",
+                "Connections turned away before their handshake.",
+                &["listener", "reason"],
+            )?,
             upstream_requests: d.counter("upstream_requests_total", "Upstream calls.", &["upstream", "code"])?,
             upstream_headers: d.histogram(
                 "upstream_time_to_headers_seconds",
                 "Until an upstream's response head.",
                 &["upstream"],
                 TOKEN,
+            )?,
+            upstream_connect: d.histogram(
+                "upstream_connect_duration_seconds",
+                "Until a new connection to an upstream stood, TLS included.",
+                &["upstream"],
+                CONNECT,
+            )?,
+            upstream_connections: d.gauge(
+                "upstream_connections",
+                "Connections to an upstream that carry an exchange or wait for one.",
+                &["upstream", "state"],
             )?,
             upstream_healthy: d.gauge("upstream_healthy", "Whether the last call got an answer.", &["upstream"])?,
             reload_ok: d.one("config_last_reload_successful", "Whether the last reload was accepted.")?,
@@ -254,6 +203,10 @@ impl Families {
             generation: d.one("config_generation", "The policy in force.")?,
             config_info: d.gauge("config_info", "The hash of the policy in force: always 1.", &["hash"])?,
             audit_records: d.counter("audit_records_total", "Audit records.", &["result"])?,
+            checkpoints_undelivered: d.count(
+                "audit_checkpoints_undelivered_total",
+                "Signed checkpoints that a place outside did not take.",
+            )?,
             audit_queue: d.one("audit_queue_records", "Audit records that wait to be written.")?,
             draining: d.one("draining", "Whether the gateway drains.")?,
             panics: d.count("panics_total", "Panics, each contained to its exchange.")?,
@@ -266,38 +219,76 @@ impl Families {
             },
         })
     }
+}
 
-    /// Replaces all quota gauges.
-    pub(super) fn quotas(&self, samples: &[QuotaSample]) {
-        let gauges = [
-            &self.quota_ratio,
-            &self.quota_requests_limit,
-            &self.quota_requests_used,
-            &self.quota_tokens_limit,
-            &self.quota_tokens_used,
-            &self.quota_tokens_reserved,
-            &self.quota_reset,
-        ];
-        gauges.iter().for_each(|gauge| gauge.reset());
-        for sample in samples {
-            let quota = [sample.org.as_str(), sample.quota.as_str()];
-            let taken = sample.used + sample.reserved;
-            let ratio = if sample.limit > 0.0 { taken / sample.limit } else { 1.0 };
-            self.quota_ratio.with_label_values(&quota).set(ratio);
-            self.quota_reset.with_label_values(&quota).set(sample.resets_at);
-            if !sample.plain {
-                continue;
-            }
-            let window = [sample.org.as_str(), sample.window];
-            if sample.unit == "requests" {
-                self.quota_requests_limit.with_label_values(&window).set(sample.limit);
-                self.quota_requests_used.with_label_values(&window).set(sample.used);
-            }
-            if sample.unit == "tokens" {
-                self.quota_tokens_limit.with_label_values(&window).set(sample.limit);
-                self.quota_tokens_used.with_label_values(&window).set(sample.used);
-                self.quota_tokens_reserved.with_label_values(&window).set(sample.reserved);
-            }
+/// The families whose second label is a configured name: a set for each organization, in which it is a constant.
+///
+/// The crate tells children apart by a hash of their label values run together: with two open labels, model `1-x` of
+/// `team` would be model `-x` of `team1`.
+pub(super) struct PerOrg {
+    pub purposes: IntCounterVec,
+    pub input_tokens: IntCounterVec,
+    pub output_tokens: IntCounterVec,
+    pub cached_tokens: IntCounterVec,
+    pub reasoning_tokens: IntCounterVec,
+    pub cost: CounterVec,
+    pub usage_missing: IntCounterVec,
+    pub usage_disputed: IntCounterVec,
+}
+
+impl PerOrg {
+    /// The families of one organization, not yet shown.
+    pub(super) fn of(org: &str) -> prometheus::Result<PerOrg> {
+        let named = |name: &str, help: &str| Opts::new(name, help).const_label("org", org);
+        let counter = |name: &str, help: &str| IntCounterVec::new(named(name, help), &["model"]);
+        Ok(PerOrg {
+            purposes: IntCounterVec::new(
+                named("purpose_requests_total", "Requests by declared purpose and what the purpose check decided."),
+                &["purpose", "decision"],
+            )?,
+            input_tokens: counter("input_tokens_total", "Input tokens charged.")?,
+            output_tokens: counter("output_tokens_total", "Output tokens charged.")?,
+            cached_tokens: counter(
+                "cached_input_tokens_total",
+                "Input tokens read from a cache, a part of the input tokens.",
+            )?,
+            reasoning_tokens: counter(
+                "reasoning_output_tokens_total",
+                "Reasoning tokens, a part of the output tokens.",
+            )?,
+            cost: CounterVec::new(named("cost_total", "Money charged, in currency units."), &["model"])?,
+            usage_missing: counter("usage_missing_total", "Answers without reported usage: an estimate was charged.")?,
+            usage_disputed: counter(
+                "usage_disputed_total",
+                "Answers whose reported usage was below a quarter of what was metered.",
+            )?,
+        })
+    }
+
+    /// Shows them from now on.
+    pub(super) fn register(&self, registry: &Registry) -> prometheus::Result<()> {
+        self.collectors().into_iter().try_for_each(|family| registry.register(family))
+    }
+
+    /// Shows them no more.
+    pub(super) fn unregister(&self, registry: &Registry) {
+        for family in self.collectors() {
+            // Only what was registered is ended.
+            let _ = registry.unregister(family);
         }
+    }
+
+    fn collectors(&self) -> [Box<dyn Collector>; 8] {
+        let boxed = |family: &IntCounterVec| -> Box<dyn Collector> { Box::new(family.clone()) };
+        [
+            boxed(&self.purposes),
+            boxed(&self.input_tokens),
+            boxed(&self.output_tokens),
+            boxed(&self.cached_tokens),
+            boxed(&self.reasoning_tokens),
+            Box::new(self.cost.clone()),
+            boxed(&self.usage_missing),
+            boxed(&self.usage_disputed),
+        ]
     }
 }

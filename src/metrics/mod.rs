@@ -5,34 +5,82 @@
 //! ([`OrgSeries`]); the request path hashes no label. Gauges of quotas are computed when somebody asks.
 
 mod families;
+mod quotas;
 mod series;
+mod served;
 
-pub use families::QuotaSample;
+pub use quotas::QuotaSample;
 pub use series::{Decision, ModelSeries, OrgSeries};
+pub use served::{ListenerSeries, Standing, UpstreamSeries};
 
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use dashmap::DashMap;
 use parking_lot::RwLock;
-use prometheus::{Encoder, TextEncoder};
+use prometheus::{Encoder, IntCounter, TextEncoder};
 
 use crate::ask::Route;
 use crate::clock::Wall;
-use crate::names::{ModelName, OrgId};
+use crate::names::{ModelName, OrgId, UpstreamName};
 use crate::outcome::{Code, Handshake};
+use crate::peer::{Leaf, Sha256};
 use families::Families;
+use served::RouteSeries;
+
+/// How long a certificate counts as used.
+const DAY: Duration = Duration::from_secs(24 * 3600);
+/// Certificates of one organization that are followed.
+const MOST_SEEN: usize = 1024;
+
+/// When something that a policy trusts ends.
+#[derive(Debug, Clone, Copy)]
+pub enum Ends<'a> {
+    /// The gateway's certificate, named after a server name.
+    Server(&'a str, Wall),
+    /// An authority's certificate.
+    Authority(&'a str, Wall),
+    /// A revocation list, by its issuer: it has to be followed by the next.
+    Crl(&'a str, Wall),
+}
+
+/// What the audit log counts, since its start.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct AuditCounters {
+    /// Records written.
+    pub written: u64,
+    /// Records that could not be written.
+    pub failed: u64,
+    /// Records that there was no room for.
+    pub dropped: u64,
+    /// Checkpoints that a place outside did not take.
+    pub undelivered: u64,
+    /// Records that wait.
+    pub queued: u64,
+}
+
+/// A partner's certificate that was seen.
+struct Seen {
+    not_after: Wall,
+    at: Wall,
+}
 
 /// All series.
 pub struct Metrics {
     families: Families,
     orgs: DashMap<OrgId, Arc<OrgSeries>>,
     unknown: Arc<OrgSeries>,
-    known_models: RwLock<std::collections::HashSet<ModelName>>,
+    known_models: RwLock<HashSet<ModelName>>,
     models: DashMap<ModelName, Arc<ModelSeries>>,
     other_model: Arc<ModelSeries>,
-    /// Upstreams that were called.
-    called: dashmap::DashSet<String>,
+    /// By route, in the order of [`Route::ALL`].
+    routes: Vec<RouteSeries>,
+    no_route: RouteSeries,
+    upstreams: DashMap<UpstreamName, Arc<UpstreamSeries>>,
+    partners: ListenerSeries,
+    admin: ListenerSeries,
+    seen: DashMap<OrgId, HashMap<Sha256, Seen>>,
 }
 
 impl Metrics {
@@ -43,16 +91,26 @@ impl Metrics {
     pub fn new() -> Result<Arc<Metrics>, prometheus::Error> {
         let families = Families::declare()?;
         let other_model = Arc::new(ModelSeries::of(&families, "other"));
-        let unknown = Arc::new(OrgSeries::of(&families, "unknown"));
+        let unknown = Arc::new(OrgSeries::of(&families, "unknown")?);
         families.build_info.with_label_values(&[env!("CARGO_PKG_VERSION"), "", "", "aws-lc-rs", "false"]).set(1);
+        // Zeros exist before the first event, so that the first event is an increase.
+        Handshake::ALL.iter().for_each(|result| drop(families.handshakes.with_label_values(&[result.as_str()])));
+        for result in ["written", "failed", "dropped"] {
+            drop(families.audit_records.with_label_values(&[result]));
+        }
         Ok(Arc::new(Metrics {
-            families,
             orgs: DashMap::new(),
             unknown,
             known_models: RwLock::default(),
             models: DashMap::new(),
             other_model,
-            called: dashmap::DashSet::new(),
+            routes: Route::ALL.iter().map(|route| RouteSeries::of(&families, route.as_str())).collect(),
+            no_route: RouteSeries::of(&families, "other"),
+            upstreams: DashMap::new(),
+            partners: ListenerSeries::of(&families, "partners"),
+            admin: ListenerSeries::of(&families, "admin"),
+            seen: DashMap::new(),
+            families,
         }))
     }
 
@@ -68,7 +126,8 @@ impl Metrics {
         if let Some(series) = self.orgs.get(org) {
             return series.clone();
         }
-        let fresh = || Arc::new(OrgSeries::of(&self.families, org.as_str()));
+        // Families that were declared once are declared again: only a mistake in this module could fail here.
+        let fresh = || OrgSeries::of(&self.families, org.as_str()).map_or_else(|_| self.unknown(), Arc::new);
         self.orgs.entry(org.clone()).or_insert_with(fresh).clone()
     }
 
@@ -85,9 +144,9 @@ impl Metrics {
         self.models.entry(model.clone()).or_insert_with(fresh).clone()
     }
 
-    /// Says which organizations and models are configured: their series exist from now on, others' end.
-    pub fn configured(&self, orgs: &[OrgId], models: impl IntoIterator<Item = ModelName>) {
-        let known: std::collections::HashSet<ModelName> = models.into_iter().collect();
+    /// Says which organizations, upstreams and models are configured: their series exist from now on, others' end.
+    pub fn configured(&self, orgs: &[OrgId], upstreams: &[UpstreamName], models: impl IntoIterator<Item = ModelName>) {
+        let known: HashSet<ModelName> = models.into_iter().collect();
         self.models.retain(|model, _| known.contains(model));
         *self.known_models.write() = known;
         for org in orgs {
@@ -100,11 +159,18 @@ impl Metrics {
             }
             stays
         });
+        self.upstreams.retain(|upstream, series| {
+            let stays = upstreams.contains(upstream);
+            if !stays {
+                series.remove(&self.families);
+            }
+            stays
+        });
     }
 
     /// Replaces the gauges of all quotas: computed when somebody asks, never on the request path.
-    pub fn quotas(&self, samples: &[QuotaSample]) {
-        self.families.quotas(samples);
+    pub fn quotas(&self, samples: Vec<QuotaSample>) {
+        self.families.quotas.0.replace(samples);
     }
 
     /// Refusals so far with this code, over all organizations.
@@ -114,11 +180,23 @@ impl Metrics {
         self.orgs.iter().map(|entry| of(entry.key().as_str())).sum::<u64>() + of("unknown")
     }
 
-    /// Whether an upstream's last call got an answer; one that was never called is taken to be well.
+    /// An upstream's figures.
     #[must_use]
-    pub fn is_healthy(&self, upstream: &str) -> bool {
-        let answered = self.families.upstream_healthy.with_label_values(&[upstream]).get() == 1;
-        answered || !self.called.contains(upstream)
+    pub fn upstream(&self, name: &UpstreamName) -> Arc<UpstreamSeries> {
+        let fresh = || Arc::new(UpstreamSeries::of(&self.families, name.as_str()));
+        self.upstreams.entry(name.clone()).or_insert_with(fresh).clone()
+    }
+
+    /// The partners' connections.
+    #[must_use]
+    pub fn partners(&self) -> &ListenerSeries {
+        &self.partners
+    }
+
+    /// The operators' connections, and those that only scrape.
+    #[must_use]
+    pub fn operators(&self) -> &ListenerSeries {
+        &self.admin
     }
 
     /// A handshake ended.
@@ -129,50 +207,22 @@ impl Metrics {
         }
     }
 
-    /// A connection was accepted (`open`) or has ended.
-    pub fn connection(&self, open: bool) {
-        if open {
-            self.families.connections_total.inc();
-            self.families.connections_active.inc();
-        } else {
-            self.families.connections_active.dec();
-        }
-    }
-
-    /// A connection was turned away.
-    pub fn connection_rejected(&self, reason: &'static str) {
-        self.families.connections_rejected.with_label_values(&[reason]).inc();
-    }
-
-    /// An exchange with a known route ended.
+    /// An exchange ended; `route` is known unless it was refused before.
     pub fn exchange(&self, route: Option<Route>, status: u16, took: Duration, bytes_in: u64, bytes_out: u64) {
-        let route = route.map_or("other", Route::as_str);
-        let class = match status / 100 {
-            2 => "2xx",
-            3 => "3xx",
-            4 => "4xx",
-            _ => "5xx",
-        };
-        self.families.request_duration.with_label_values(&[route, class]).observe(took.as_secs_f64());
-        self.families.request_bytes.with_label_values(&[route]).inc_by(bytes_in);
-        self.families.response_bytes.with_label_values(&[route]).inc_by(bytes_out);
+        let series = self.route(route);
+        series.duration(status).observe(took.as_secs_f64());
+        series.request_bytes.inc_by(bytes_in);
+        series.response_bytes.inc_by(bytes_out);
     }
 
     /// Our own time before the first byte went upstream.
     pub fn overhead(&self, route: Route, took: Duration) {
-        self.families.overhead.with_label_values(&[route.as_str()]).observe(took.as_secs_f64());
+        self.route(Some(route)).overhead.observe(took.as_secs_f64());
     }
 
-    /// An upstream answered with `code`, or did not (`code` names the failure).
-    pub fn upstream(&self, upstream: &str, code: &str, to_headers: Option<Duration>) {
-        self.families.upstream_requests.with_label_values(&[upstream, code]).inc();
-        if let Some(took) = to_headers {
-            self.families.upstream_headers.with_label_values(&[upstream]).observe(took.as_secs_f64());
-        }
-        if !self.called.contains(upstream) {
-            self.called.insert(upstream.to_owned());
-        }
-        self.families.upstream_healthy.with_label_values(&[upstream]).set(i64::from(to_headers.is_some()));
+    fn route(&self, route: Option<Route>) -> &RouteSeries {
+        let known = route.and_then(|route| Route::ALL.iter().position(|known| *known == route));
+        known.and_then(|row| self.routes.get(row)).unwrap_or(&self.no_route)
     }
 
     /// A reload ended: `applied`, `unchanged` or `rejected`.
@@ -191,23 +241,38 @@ impl Metrics {
         self.families.config_info.with_label_values(&[hash]).set(1);
     }
 
-    /// When the server's certificate ends.
-    pub fn server_certificate(&self, name: &str, not_after: Wall) {
-        self.families.server_cert.with_label_values(&[name]).set(not_after.seconds());
-    }
-
-    /// A partner's certificate was seen: the earliest end is kept.
-    pub fn client_certificate(&self, org: &OrgId, not_after: Wall) {
-        let gauge = self.families.client_cert.with_label_values(&[org.as_str()]);
-        let known = gauge.get();
-        if known == 0 || not_after.seconds() < known || known < not_after.seconds() - 400 * 86_400 {
-            gauge.set(not_after.seconds());
+    /// When what a policy trusts ends; what an earlier policy trusted is forgotten.
+    pub fn trusted(&self, ends: &[Ends<'_>]) {
+        let Families { server_cert, authority_cert, crl_next, .. } = &self.families;
+        [server_cert, authority_cert, crl_next].iter().for_each(|family| family.reset());
+        for end in ends {
+            let (family, name, at) = match *end {
+                Ends::Server(name, at) => (server_cert, name, at),
+                Ends::Authority(name, at) => (authority_cert, name, at),
+                Ends::Crl(issuer, at) => (crl_next, issuer, at),
+            };
+            family.with_label_values(&[name]).set(at.seconds());
         }
     }
 
-    /// When an authority's CRL has to be followed by the next.
-    pub fn crl(&self, issuer: &str, next_update: Wall) {
-        self.families.crl_next.with_label_values(&[issuer]).set(next_update.seconds());
+    /// A partner's certificate was seen.
+    pub fn client_certificate(&self, org: &OrgId, leaf: &Leaf, now: Wall) {
+        let mut seen = self.seen.entry(org.clone()).or_default();
+        if seen.len() < MOST_SEEN || seen.contains_key(&leaf.sha256) {
+            seen.insert(leaf.sha256, Seen { not_after: leaf.not_after, at: now });
+        }
+    }
+
+    /// Sets each organization's gauge to the earliest end among the certificates that it used within a day.
+    pub fn client_certificates(&self, now: Wall) {
+        self.families.client_cert.reset();
+        self.seen.retain(|org, seen| {
+            seen.retain(|_, one| one.at.until(now) < DAY);
+            if let Some(earliest) = seen.values().map(|one| one.not_after).min() {
+                self.families.client_cert.with_label_values(&[org.as_str()]).set(earliest.seconds());
+            }
+            !seen.is_empty() && self.orgs.contains_key(org)
+        });
     }
 
     /// Whether the gateway drains.
@@ -225,15 +290,15 @@ impl Metrics {
         self.families.panics.inc();
     }
 
-    /// Audit records written and failed since the last call, and how many wait.
-    pub fn audit(&self, written: u64, failed: u64, queued: i64) {
-        let raise = |label: &str, to: u64| {
-            let counter = self.families.audit_records.with_label_values(&[label]);
-            counter.inc_by(to.saturating_sub(counter.get()));
-        };
-        raise("written", written);
-        raise("failed", failed);
-        self.families.audit_queue.set(queued);
+    /// Where the audit log stands.
+    pub fn audit(&self, counters: &AuditCounters) {
+        let raise = |counter: &IntCounter, to: u64| counter.inc_by(to.saturating_sub(counter.get()));
+        let records = |result: &str| self.families.audit_records.with_label_values(&[result]);
+        raise(&records("written"), counters.written);
+        raise(&records("failed"), counters.failed);
+        raise(&records("dropped"), counters.dropped);
+        raise(&self.families.checkpoints_undelivered, counters.undelivered);
+        self.families.audit_queue.set(i64::try_from(counters.queued).unwrap_or(i64::MAX));
     }
 
     /// Durable marks: failures so far, and when they were last saved.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use dashmap::DashMap;
 use prometheus::{Histogram, IntCounter, IntGauge};
 
-use super::families::Families;
+use super::families::{Families, PerOrg};
 use crate::ask::Route;
 use crate::names::{ModelName, PurposeId};
 use crate::outcome::{Code, Ending};
@@ -22,11 +22,11 @@ pub enum Decision {
 }
 
 /// Statuses that have a label of their own; others share one, so that an upstream cannot mint series.
-const STATUSES: [u16; 24] = [
+pub(super) const STATUSES: [u16; 24] = [
     200, 201, 204, 400, 401, 402, 403, 404, 405, 408, 409, 413, 415, 421, 422, 429, 431, 499, 500, 501, 502, 503, 504,
     529,
 ];
-const WORDS: [&str; 25] = [
+pub(super) const WORDS: [&str; 25] = [
     "200", "201", "204", "400", "401", "402", "403", "404", "405", "408", "409", "413", "415", "421", "422", "429",
     "431", "499", "500", "501", "502", "503", "504", "529", "other",
 ];
@@ -35,6 +35,7 @@ const WORDS: [&str; 25] = [
 pub struct OrgSeries {
     org: Arc<str>,
     families: Handles,
+    own: PerOrg,
     requests: Vec<OnceLock<IntCounter>>,
     refusals: Vec<OnceLock<IntCounter>>,
     endings: Vec<IntCounter>,
@@ -44,19 +45,11 @@ pub struct OrgSeries {
     settled: [IntCounter; 2],
 }
 
-/// The families that an organization's children are made from.
+/// The shared families that an organization's children are made from.
 struct Handles {
     requests: prometheus::IntCounterVec,
     refusals: prometheus::IntCounterVec,
-    purposes: prometheus::IntCounterVec,
     severed: prometheus::IntCounterVec,
-    input: prometheus::IntCounterVec,
-    output: prometheus::IntCounterVec,
-    cached: prometheus::IntCounterVec,
-    reasoning: prometheus::IntCounterVec,
-    cost: prometheus::CounterVec,
-    missing: prometheus::IntCounterVec,
-    disputed: prometheus::IntCounterVec,
 }
 
 struct Charged {
@@ -70,34 +63,35 @@ struct Charged {
 }
 
 /// Codes whose counters exist before their first event: what alerts and dashboards ask about.
-const EXPECTED: [Code; 5] = [
+const EXPECTED: [Code; 9] = [
     Code::RateLimitExceeded,
     Code::InsufficientQuota,
     Code::PurposeNotPermitted,
     Code::ModelNotPermitted,
     Code::OrganizationSuspended,
+    Code::QuotaUnavailable,
+    Code::AuditUnavailable,
+    Code::Overloaded,
+    Code::InternalError,
 ];
 
 impl OrgSeries {
-    pub(super) fn of(families: &Families, org: &str) -> OrgSeries {
+    /// # Errors
+    /// When a family is declared wrongly, which is a mistake in this module.
+    pub(super) fn of(families: &Families, org: &str) -> prometheus::Result<OrgSeries> {
+        let own = PerOrg::of(org)?;
+        own.register(&families.registry)?;
         let handles = Handles {
             requests: families.requests.clone(),
             refusals: families.refusals.clone(),
-            purposes: families.purposes.clone(),
             severed: families.severed.clone(),
-            input: families.input_tokens.clone(),
-            output: families.output_tokens.clone(),
-            cached: families.cached_tokens.clone(),
-            reasoning: families.reasoning_tokens.clone(),
-            cost: families.cost.clone(),
-            missing: families.usage_missing.clone(),
-            disputed: families.usage_disputed.clone(),
         };
         let settled = |direction| families.quota_settled.with_label_values(&[org, direction]);
         let ending = |ending: &Ending| families.streams.with_label_values(&[org, ending.as_str()]);
         let series = OrgSeries {
             org: org.into(),
             families: handles,
+            own,
             requests: (0..(Route::ALL.len() + 1) * WORDS.len()).map(|_| OnceLock::new()).collect(),
             refusals: Code::ALL.iter().map(|_| OnceLock::new()).collect(),
             endings: Ending::ALL.iter().map(ending).collect(),
@@ -109,7 +103,7 @@ impl OrgSeries {
         EXPECTED.iter().for_each(|code| {
             let _ = series.refusal(*code);
         });
-        series
+        Ok(series)
     }
 
     /// Ends every child of this organization.
@@ -127,11 +121,7 @@ impl OrgSeries {
                 let _ = families.requests.remove_label_values(&[org, route, word]);
             }
         }
-        for entry in &self.purposes {
-            let purpose = entry.key().as_str();
-            let _ = families.purposes.remove_label_values(&[org, purpose, "allow"]);
-            let _ = families.purposes.remove_label_values(&[org, purpose, "deny"]);
-        }
+        self.own.unregister(&families.registry);
         for direction in ["refunded", "overdrawn"] {
             let _ = families.quota_settled.remove_label_values(&[org, direction]);
         }
@@ -168,7 +158,7 @@ impl OrgSeries {
         let known = self.purposes.get(purpose);
         let entry = known.map_or_else(
             || {
-                let child = |word| self.families.purposes.with_label_values(&[&*self.org, purpose.as_str(), word]);
+                let child = |word| self.own.purposes.with_label_values(&[purpose.as_str(), word]);
                 self.purposes.entry(purpose.clone()).or_insert_with(|| [child("allow"), child("deny")]).clone()
             },
             |entry| entry.clone(),
@@ -221,16 +211,15 @@ impl OrgSeries {
     }
 
     fn charge_of(&self, model: &str) -> Charged {
-        let labels = [&*self.org, model];
-        let Handles { input, output, cached, reasoning, cost, missing, disputed, .. } = &self.families;
+        let labels = [model];
         Charged {
-            input: input.with_label_values(&labels),
-            output: output.with_label_values(&labels),
-            cached: cached.with_label_values(&labels),
-            reasoning: reasoning.with_label_values(&labels),
-            cost: cost.with_label_values(&labels),
-            missing: missing.with_label_values(&labels),
-            disputed: disputed.with_label_values(&labels),
+            input: self.own.input_tokens.with_label_values(&labels),
+            output: self.own.output_tokens.with_label_values(&labels),
+            cached: self.own.cached_tokens.with_label_values(&labels),
+            reasoning: self.own.reasoning_tokens.with_label_values(&labels),
+            cost: self.own.cost.with_label_values(&labels),
+            missing: self.own.usage_missing.with_label_values(&labels),
+            disputed: self.own.usage_disputed.with_label_values(&labels),
         }
     }
 }

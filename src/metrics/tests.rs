@@ -12,7 +12,7 @@ fn series(text: &str) -> usize {
 fn strangers_and_unconfigured_models_mint_no_series() {
     let metrics = Metrics::new().unwrap();
     let acme: OrgId = "acme".parse().unwrap();
-    metrics.configured(std::slice::from_ref(&acme), ["gpt-5".parse().unwrap()]);
+    metrics.configured(std::slice::from_ref(&acme), &[], ["gpt-5".parse().unwrap()]);
     let org = metrics.org(&acme);
     let act = |number: u16| {
         let model: ModelName = format!("made-up-{number}").parse().unwrap();
@@ -34,9 +34,9 @@ fn strangers_and_unconfigured_models_mint_no_series() {
 fn removed_organizations_leave() {
     let metrics = Metrics::new().unwrap();
     let acme: OrgId = "acme".parse().unwrap();
-    metrics.configured(std::slice::from_ref(&acme), []);
+    metrics.configured(std::slice::from_ref(&acme), &[], []);
     metrics.org(&acme).closed(Ending::Complete, None);
     assert!(metrics.render().contains("org=\"acme\""));
-    metrics.configured(&[], []);
+    metrics.configured(&[], &[], []);
     assert!(!metrics.render().contains("org=\"acme\""));
 }

@@ -9,6 +9,7 @@ use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
 
 use crate::ask::Dialect;
+use crate::metrics::UpstreamSeries;
 use crate::policy::Upstream;
 use crate::tls;
 pub use crate::tls::Unusable;
@@ -17,6 +18,7 @@ pub use crate::tls::Unusable;
 pub struct Endpoint {
     id: u64,
     upstream: Arc<Upstream>,
+    series: Arc<UpstreamSeries>,
     pub(super) host: String,
     pub(super) port: u16,
     pub(super) tls: Option<(Arc<ClientConfig>, ServerName<'static>)>,
@@ -28,11 +30,11 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
-    /// Prepares an upstream.
+    /// Prepares an upstream, whose calls and connections count in `series`.
     ///
     /// # Errors
     /// [`Unusable`] when its TLS cannot be set up, or its credential cannot stand in a header.
-    pub fn new(upstream: &Arc<Upstream>) -> Result<Endpoint, Unusable> {
+    pub fn new(upstream: &Arc<Upstream>, series: Arc<UpstreamSeries>) -> Result<Endpoint, Unusable> {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let unusable = |what: &str| Unusable(format!("upstream {}: {what}", upstream.name));
         let tls = if upstream.tls {
@@ -60,6 +62,7 @@ impl Endpoint {
         Ok(Endpoint {
             id: NEXT.fetch_add(1, Ordering::Relaxed),
             upstream: upstream.clone(),
+            series,
             host: upstream.host.clone(),
             port: upstream.port,
             tls,
@@ -81,6 +84,16 @@ impl Endpoint {
     #[must_use]
     pub fn name(&self) -> &crate::names::UpstreamName {
         &self.upstream.name
+    }
+
+    /// The upstream's figures.
+    #[must_use]
+    pub fn series(&self) -> &UpstreamSeries {
+        &self.series
+    }
+
+    pub(super) fn shared_series(&self) -> Arc<UpstreamSeries> {
+        self.series.clone()
     }
 
     /// Whether this is how `upstream` is reached, in every detail.

@@ -28,17 +28,21 @@ use super::endpoint::Endpoint;
 use super::pool::Pool;
 use super::request::Segments;
 use crate::deadline::now;
+use crate::metrics::{Standing, UpstreamSeries};
 
 /// A connection that is idle or carries exactly one exchange.
 pub struct Link {
     sender: SendRequest<Segments>,
     driver: http1::Connection<TokioIo<Wire>, Segments>,
     over: bool,
+    /// Counted as carrying an exchange.
+    active: Option<Standing>,
 }
 
 impl Link {
     /// Opens a connection, with TLS where the endpoint has it.
     pub async fn connect(endpoint: &Endpoint) -> io::Result<Box<Link>> {
+        let began = now();
         let tcp = TcpStream::connect((endpoint.host.as_str(), endpoint.port)).await?;
         tcp.set_nodelay(true)?;
         let wire = match &endpoint.tls {
@@ -51,14 +55,17 @@ impl Link {
         let mut builder = http1::Builder::new();
         builder.max_headers(64).max_buf_size(64 * 1024);
         let (sender, driver) = builder.handshake(TokioIo::new(wire)).await.map_err(io::Error::other)?;
-        Ok(Box::new(Link { sender, driver, over: false }))
+        endpoint.series().connected(began.elapsed());
+        Ok(Box::new(Link { sender, driver, over: false, active: None }))
     }
 
-    /// Sends a request and waits for the head of the answer.
+    /// Sends a request and waits for the head of the answer; the connection counts as active from here on.
     pub async fn exchange(
         &mut self,
+        series: &UpstreamSeries,
         request: Request<Segments>,
     ) -> Result<Response<Incoming>, TrySendError<Request<Segments>>> {
+        self.active = Some(series.active());
         // A pooled connection has to notice first what the upstream did in the meantime.
         poll_fn(|cx| {
             self.drive(cx);
@@ -72,6 +79,11 @@ impl Link {
             answer.as_mut().poll(cx)
         })
         .await
+    }
+
+    /// The exchange is over, and another may follow.
+    pub(super) fn rest(&mut self) {
+        self.active = None;
     }
 
     /// Gives the connection its turn.

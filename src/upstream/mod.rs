@@ -59,7 +59,7 @@ pub async fn send(pools: &Pools, endpoint: &Arc<Endpoint>, outgoing: Outgoing) -
             Some(link) => (link, true),
             None => (connect(endpoint).await?, false),
         };
-        let answered = timeout(endpoint.head_timeout, link.exchange(request)).await;
+        let answered = timeout(endpoint.head_timeout, link.exchange(endpoint.series(), request)).await;
         match answered {
             Err(_) => {
                 let detail = format!("no response head within {:?}", endpoint.head_timeout);

@@ -16,7 +16,7 @@ use crate::cut::BrokenOff;
 use crate::dialect::{self, LimitView};
 use crate::guard::Watch;
 use crate::ledger::{Shortfall, Standing};
-use crate::limits::{Allowance, Measure, Unit, Window};
+use crate::limits::{Allowance, LimitId, Measure, Unit, Window};
 use crate::meter::Metered;
 use crate::names::OrgId;
 use crate::outcome::{Code, Refusal, Retry};
@@ -91,8 +91,8 @@ impl Body for GateBody {
     }
 }
 
-/// How a client wants to be answered.
-#[derive(Debug, Clone)]
+/// How a client is to be answered.
+#[derive(Debug, Default)]
 pub struct Manner {
     /// The route, once known.
     pub route: Option<Route>,
@@ -100,23 +100,39 @@ pub struct Manner {
     pub problem_json: bool,
     /// The request's id, where its record is closed already.
     pub id: Option<Arc<str>>,
+    /// Who asks, once a limit refused.
+    pub caller: Option<OrgId>,
+    /// How the limits stand then.
+    pub standings: Vec<Standing>,
+    /// Which one refused.
+    pub violated: Option<Arc<LimitId>>,
 }
 
 /// A refusal as a response.
 #[must_use]
 pub fn refusal(refusal: &Refusal, id: &str, manner: &Manner) -> Response<GateBody> {
+    let dialect = manner.route.map_or(Dialect::OpenAi, Route::dialect);
+    let violated = manner.violated.iter().map(|limit| {
+        let owner = manner.standings.iter().find(|standing| standing.id == *limit).map(|standing| &standing.org);
+        let above = u8::from(owner != manner.caller.as_ref());
+        dialect::policy_name(above, &limit.scope, limit.measure)
+    });
+    let violated: Vec<String> = violated.collect();
     let form = dialect::Form {
-        dialect: manner.route.map_or(Dialect::OpenAi, Route::dialect),
+        dialect,
         request_id: id,
         problem_json: manner.problem_json,
         route: manner.route,
-        violated: &[],
+        violated: &violated,
         jitter: jitter(id),
     };
     let envelope = dialect::envelope(refusal, &form);
     let mut response = Response::new(GateBody::whole(envelope.body));
     *response.status_mut() = envelope.status;
     *response.headers_mut() = envelope.headers;
+    if let Some(caller) = &manner.caller {
+        limits(response.headers_mut(), dialect, &manner.standings, caller);
+    }
     if closes(refusal.code) {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }

@@ -134,6 +134,8 @@ pub struct Ask {
     pub body_bytes: u64,
     /// Bytes of the body without the data of images, sounds and films: they bound its text tokens from above.
     pub text_bytes: u64,
+    /// Bytes of the texts that the model reads, without what stands around them in the body.
+    pub told_bytes: u64,
     /// Messages or input items, each of which may cost a few tokens of framing.
     pub items: u32,
     /// Image, audio and file parts, and other input whose tokens the body's length does not bound.

@@ -63,19 +63,24 @@ pub struct Whole {
     pub taken: Taken,
 }
 
+/// The length that a head states.
+#[must_use]
+pub fn stated(headers: &HeaderMap) -> Option<u64> {
+    headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
 /// Reads a body of at most `largest` bytes, while all bodies together take at most `memory`.
 ///
 /// # Errors
 /// `body_too_large`, `overloaded`, or `request_invalid` when its framing breaks or it stops.
 pub async fn read(
-    headers: &HeaderMap,
+    stated: Option<u64>,
     body: Incoming,
     largest: u64,
     memory: u64,
     room: &Room,
 ) -> Result<Whole, Refusal> {
     let too_large = || Refusal::new(Code::BodyTooLarge, format!("A body may have {largest} bytes here."));
-    let stated = headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
     if stated.is_some_and(|stated| stated > largest) {
         return Err(too_large());
     }

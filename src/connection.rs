@@ -32,6 +32,9 @@ use crate::tls::{self, Alpn, Proof};
 use crate::waiting::Guest;
 use crate::withdraw;
 
+/// How long an idle connection of HTTP/1.1 may still bring one request after drain began: a client cannot be told
+/// before it asks.
+const LAST_CALL: Duration = Duration::from_secs(2);
 /// How long a client without a certificate may take to read that it needs one.
 const FAREWELL: Duration = Duration::from_secs(5);
 
@@ -86,7 +89,7 @@ async fn serve_h1(visit: Visit, stream: tls::ServerStream<Socket>, handle: &Hand
         .timer(TokioTimer::new());
     let connection = builder.serve_connection(TokioIo::new(stream), service);
     let cut = || leash.borrow().cause().is_some();
-    end(connection, &visit, handle, cut).await;
+    end(connection, &visit, handle, LAST_CALL, cut).await;
 }
 
 async fn serve_h2(visit: Visit, stream: tls::ServerStream<Socket>, handle: &Handle) {
@@ -95,13 +98,16 @@ async fn serve_h2(visit: Visit, stream: tls::ServerStream<Socket>, handle: &Hand
     let visit = Rc::new(visit.watched(watch));
     let next: Rc<RefCell<Rc<Leash>>> = Rc::default();
     let executor = OnLeash { next: next.clone(), patience: listen.write_timeout };
+    // The last words of HTTP/2 are frames, and a client that floods is owed no patience.
+    handle.part_within(Duration::from_secs(1));
     let cork = Cork::new(stream);
     let mut builder = http2::Builder::new(executor);
     builder
         .max_concurrent_streams(listen.max_streams)
         .initial_stream_window_size(64 * 1024)
         .initial_connection_window_size(512 * 1024)
-        .max_header_list_size(16 * 1024)
+        // HPACK's way of counting, and beyond the gate's bound, so that the gate is the one who answers.
+        .max_header_list_size(32 * 1024)
         .max_send_buf_size(64 * 1024)
         .max_pending_accept_reset_streams(20)
         .max_local_error_reset_streams(64)
@@ -109,7 +115,7 @@ async fn serve_h2(visit: Visit, stream: tls::ServerStream<Socket>, handle: &Hand
         .keep_alive_timeout(Duration::from_secs(10))
         .timer(TokioTimer::new());
     let connection = builder.serve_connection(TokioIo::new(cork.clone()), Lead { visit: visit.clone(), next });
-    cork.drive(end(connection, &visit, handle, || false)).await;
+    cork.drive(end(connection, &visit, handle, Duration::ZERO, || false)).await;
 }
 
 fn clocks(listen: &Listen) -> guard::Limits {
@@ -147,9 +153,18 @@ where
 }
 
 /// Runs a connection to its end: its own, or after drain began the end of what it carries, or [`GRACE`] after a cut.
-async fn end<C: Graceful>(connection: C, visit: &Visit, handle: &Handle, exchange_is_cut: impl Fn() -> bool) {
+async fn end<C: Graceful>(
+    connection: C,
+    visit: &Visit,
+    handle: &Handle,
+    last_call: Duration,
+    exchange_is_cut: impl Fn() -> bool,
+) {
     let mut connection = pin!(connection);
-    let mut draining = pin!(visit.gateway().drain.reached(Phase::Draining));
+    let mut draining = pin!(async {
+        visit.gateway().drain.reached(Phase::Draining).await;
+        sleep(last_call).await;
+    });
     let mut drains = false;
     let mut grace: Option<Pin<Box<Sleep>>> = None;
     poll_fn(|cx| {

@@ -3,7 +3,10 @@
 //! Each step returns what the next one demands, so none can be left out or swapped. What refuses, refuses with a
 //! [`Refusal`] and nothing else; what was admitted is accounted for by the body that goes to the client.
 
-use std::cell::Cell;
+mod visit;
+
+pub use visit::{Station, Visit};
+
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -19,26 +22,26 @@ use crate::ask::{Ask, Route, UsageChunk};
 use crate::audit::{Event, Fields};
 use crate::body::{self, Room};
 use crate::clock::{Clock, Now};
-use crate::cut::{Leash, unless_cut};
+use crate::cut::Leash;
 use crate::dialect::{self, Edits};
-use crate::drain::Drain;
-use crate::failure::{Failure, fail, lost};
-use crate::gate::{self, Doors, Gated};
-use crate::guard::Watch;
+use crate::drain::{Drain, Phase};
+use crate::failure::{fail, lost};
+use crate::gate::{self, Gated};
 use crate::identify::{self, Caller};
 use crate::ledger::{Demand, Denial, Hold, Ledger};
 use crate::limits::Plan;
 use crate::meter::{Charged, Metered, Tab, Told};
 use crate::metrics::Decision;
 use crate::outcome::{Code, Refusal};
-use crate::policy::{Listen, Revocations};
-use crate::record::{Accepted, Record, Recorder};
-use crate::registry::{Connection, Registry, StreamEntry, StreamFacts};
+use crate::policy::Revocations;
+use crate::record::{Record, Recorder};
+use crate::registry::{Registry, StreamEntry};
 use crate::reserve::{Reserve, reserve};
 use crate::selfservice;
 use crate::snapshot::Snapshot;
+use crate::tenure::Bench;
 use crate::tls;
-use crate::upstream::{self, AnswerBody, Outgoing, Pools};
+use crate::upstream::{self, AnswerBody, Outgoing};
 use crate::usage::{Calibration, Form};
 
 /// What all workers share.
@@ -63,35 +66,18 @@ pub struct Gateway {
     pub clock: Clock,
 }
 
-/// What one worker has of its own beside what all share.
-pub struct Station {
-    /// What all share.
-    pub gateway: Arc<Gateway>,
-    /// Its connections to upstreams.
-    pub pools: Pools,
-    /// Its way to the audit log.
-    pub recorder: Arc<Recorder>,
-}
-
-/// One connection, as its requests see it.
-pub struct Visit {
-    station: Rc<Station>,
-    connection: Arc<Connection>,
-    watch: Watch,
-    over: Cell<bool>,
-}
-
 /// Serves one request: judges it, passes it on, accounts for it. Always answers; always records.
 pub async fn serve(visit: Rc<Visit>, leash: Rc<Leash>, request: Request<Incoming>) -> Response<GateBody> {
     let snapshot = visit.gateway().current();
     let policy = &snapshot.policy;
     let (head, body) = request.into_parts();
-    let mut manner = Manner { route: None, problem_json: gate::wants_problem_json(&head), id: None };
+    let old = head.version == http::Version::HTTP_11;
+    let mut manner = Manner { problem_json: gate::wants_problem_json(&head), ..Manner::default() };
     let record = visit.station.recorder.open(&visit.connection, policy.generation, policy.hash);
     let mut story = Some(record);
     visit.watch.exchange(true);
     let work = exchange(&visit, &snapshot, &leash, head, body, &mut story, &mut manner);
-    let response = match contained(work).await {
+    let mut response = match contained(work).await {
         Ok(response) => response,
         Err(refusal) => match story.take() {
             Some(record) => {
@@ -102,6 +88,9 @@ pub async fn serve(visit: Rc<Visit>, leash: Rc<Leash>, request: Request<Incoming
         },
     };
     visit.over.set(visit.connection.peer().is_none());
+    if old && visit.gateway().drain.phase() >= Phase::Draining {
+        response.headers_mut().insert(http::header::CONNECTION, http::HeaderValue::from_static("close"));
+    }
     response.map(|body| body.watched(visit.watch.clone()))
 }
 
@@ -137,7 +126,10 @@ async fn exchange(
     let permitted = permit(record, admit::purpose(policy, &revoked, &caller, declared.clone()), &declared.purpose)?;
     let listen = &policy.listen;
     let began = gateway.clock.now();
-    let whole = body::read(&head.headers, body, listen.max_body, listen.body_memory, &gateway.bodies).await?;
+    let (stated, headers, query) =
+        (body::stated(&head.headers), upstream::crossing(&head.headers), gated.query().map(str::to_owned));
+    drop(head);
+    let whole = body::read(stated, body, listen.max_body, listen.body_memory, &gateway.bodies).await?;
     record.facts().awaited = gateway.clock.now().mono.since(began.mono);
     let ask = dialect::read(gated.route(), &whole.bytes)?;
     record.asks(&ask);
@@ -145,9 +137,10 @@ async fn exchange(
 
     let plan = caller.org().plan(permitted.purpose(), choice.group_id()).ok_or_else(lost)?;
     let reserved = reserve(&ask, choice.group.as_deref(), &policy.quota, plan, &gateway.calibration)?;
-    let hold = gateway.reserve(&caller, plan, snapshot, &reserved).await?;
+    let hold = gateway.reserve(&caller, plan, snapshot, &reserved, manner).await?;
     let standings = gateway.ledger.standings(plan, &policy.quota.timezone, gateway.clock.now());
     let entry = visit.enter(&caller, &permitted, &choice, &ask, record);
+    gateway.may_stay(&entry, snapshot, &revoked)?;
     let spliced = dialect::splice(&whole.bytes, &ask, edits(&ask, &reserved));
     let mut tab = gateway.tab(&caller, &permitted, &choice, ask, hold, &reserved, snapshot);
     record.facts().reserved = Some(reserved.usage);
@@ -157,8 +150,7 @@ async fn exchange(
     leash.tie(entry.stream().clone());
     record.facts().settlement = Some(tab.abandoned());
     tab.sent = true;
-    let query = gated.query().map(str::to_owned);
-    let outgoing = Outgoing { route: gated.route(), query, headers: head.headers, body: spliced };
+    let outgoing = Outgoing { route: gated.route(), query, headers, body: spliced };
     let sent = visit.send(snapshot, &choice, outgoing, &entry, &accepted, record).await;
     drop(whole);
     let response = match sent {
@@ -196,6 +188,21 @@ impl Gateway {
         tracing::debug!(%address, result = %failed.result, detail = failed.detail, "handshake refused");
     }
 
+    /// What was withdrawn since the request was judged: a sweep did not find it in the register then, and finds it from
+    /// now on.
+    fn may_stay(&self, entry: &StreamEntry, judged: &Arc<Snapshot>, revoked: &Arc<Revocations>) -> Result<(), Refusal> {
+        let (snapshot, now_revoked, stream) = (self.current(), self.revocations.load_full(), entry.stream());
+        let same = Arc::ptr_eq(&snapshot, judged) && Arc::ptr_eq(&now_revoked, revoked);
+        let cut = stream.connection().cut().cause().or_else(|| stream.cut().cause());
+        let cause = cut.or_else(|| {
+            let bench = Bench { snapshot: &snapshot, revoked: &now_revoked, now: self.clock.now() };
+            if same { None } else { bench.connection(stream.connection()).or_else(|| bench.stream(stream)) }
+        });
+        cause.map_or(Ok(()), |cause| {
+            Err(Refusal::new(cause.code, "Access was withdrawn while this request was on its way."))
+        })
+    }
+
     /// Reserves against every limit at once.
     async fn reserve(
         &self,
@@ -203,10 +210,17 @@ impl Gateway {
         plan: &Plan,
         snapshot: &Snapshot,
         reserved: &Reserve,
+        manner: &mut Manner,
     ) -> Result<Hold, Refusal> {
-        let demand = Demand { plan, charge: reserved.charge, timezone: &snapshot.policy.quota.timezone };
+        let timezone = &snapshot.policy.quota.timezone;
+        let demand = Demand { plan, charge: reserved.charge, timezone };
         let denied = |denial| match denial {
-            Denial::Short(shortfall) => answer::short(&shortfall, &caller.org().id),
+            Denial::Short(shortfall) => {
+                manner.standings = self.ledger.standings(plan, timezone, self.clock.now());
+                manner.violated = Some(shortfall.id.clone());
+                manner.caller = Some(caller.org().id.clone());
+                answer::short(&shortfall, &caller.org().id)
+            }
             Denial::StoreDown => {
                 let message =
                     "Quotas cannot be kept at the moment, so this request is not forwarded. Try again shortly.";
@@ -245,125 +259,6 @@ impl Gateway {
             calibration: self.calibration.clone(),
             clock: self.clock.clone(),
         }
-    }
-}
-
-impl Visit {
-    /// A connection's visit, before its guard is known.
-    #[must_use]
-    pub fn new(station: Rc<Station>, connection: Arc<Connection>) -> Visit {
-        Visit { station, connection, watch: Watch::default(), over: Cell::new(false) }
-    }
-
-    /// With its guard's watch.
-    #[must_use]
-    pub fn watched(mut self, watch: Watch) -> Visit {
-        self.watch = watch;
-        self
-    }
-
-    /// The gateway.
-    #[must_use]
-    pub fn gateway(&self) -> &Arc<Gateway> {
-        &self.station.gateway
-    }
-
-    /// Whether everything was said that there is to say: a client without a certificate was told so.
-    #[must_use]
-    pub fn is_over(&self) -> bool {
-        self.over.get()
-    }
-
-    /// The connection.
-    #[must_use]
-    pub fn connection(&self) -> &Arc<Connection> {
-        &self.connection
-    }
-
-    /// The partner side's settings in force.
-    #[must_use]
-    pub fn listen(&self) -> Listen {
-        self.gateway().current().policy.listen.clone()
-    }
-
-    fn peer(&self) -> Result<&crate::peer::Peer, Refusal> {
-        self.connection.peer().ok_or_else(|| {
-            let message = "Connect with a client certificate: this gateway knows its partners by nothing else.";
-            Refusal::new(Code::ClientCertificateRequired, message)
-        })
-    }
-
-    /// The guard's verdict on the bytes, then the gate's on the head.
-    fn gate(&self, head: &Parts, snapshot: &Snapshot) -> Result<Gated, Refusal> {
-        if let Some(refusal) = self.watch.withheld(head.uri.path()) {
-            return Err(refusal);
-        }
-        let policy = &snapshot.policy;
-        gate::judge(head, Doors { server_names: &policy.server_names, purpose_header: &policy.purpose_header })
-    }
-
-    /// Counts the connection for its organization.
-    fn bind(&self, caller: &Caller) -> Result<(), Refusal> {
-        let org = caller.org();
-        if self.connection.org().is_none()
-            && let Some(peer) = self.connection.peer()
-        {
-            let now = self.gateway().clock.now().wall;
-            self.gateway().recorder.metrics.client_certificate(&org.id, peer.leaf(), now);
-        }
-        if self.gateway().registry.bind(&self.connection, &org.id, org.connections) {
-            return Ok(());
-        }
-        let message = "This organization holds as many connections as it may. Use those that stand.";
-        Err(Refusal::new(Code::ConcurrencyLimitExceeded, message))
-    }
-
-    fn enter(
-        &self,
-        caller: &Caller,
-        permitted: &Permitted,
-        choice: &Choice,
-        ask: &Ask,
-        record: &Record,
-    ) -> StreamEntry {
-        let facts = StreamFacts {
-            request_id: record.request_id().clone(),
-            org: caller.org().id.clone(),
-            purpose: permitted.purpose().clone(),
-            model: ask.model.clone(),
-            group: choice.group_id().cloned(),
-            route: ask.route,
-        };
-        self.gateway().registry.open(&self.connection, facts, record.opened())
-    }
-
-    /// Sends the request, unless access is withdrawn meanwhile. An [`Accepted`] proves that its audit line is written.
-    async fn send(
-        &self,
-        snapshot: &Snapshot,
-        choice: &Choice,
-        outgoing: Outgoing,
-        entry: &StreamEntry,
-        _: &Accepted,
-        record: &mut Record,
-    ) -> Result<Response<AnswerBody>, Failure> {
-        let clock = &self.gateway().clock;
-        let forwarded = clock.now();
-        record.facts().forwarded = Some(forwarded);
-        let endpoint = snapshot.endpoint(&choice.upstream).ok_or(Failure::Lost)?;
-        let sending = upstream::send(&self.station.pools, endpoint, outgoing);
-        let sent = match unless_cut(entry.stream().cut(), sending).await {
-            Ok(sent) => sent.map_err(Failure::Upstream),
-            Err(cause) => Err(Failure::Cut(cause)),
-        };
-        match &sent {
-            Ok(response) => {
-                endpoint.series().answered(response.status().as_u16(), clock.now().mono.since(forwarded.mono));
-            }
-            Err(Failure::Upstream(failed)) => endpoint.series().failed(failed.code),
-            Err(_) => {}
-        }
-        sent
     }
 }
 

@@ -18,7 +18,7 @@
 //! | floor | modules |
 //! |---|---|
 //! | 6 commands | `remote`, `mock`, `demo`, `cli` |
-//! | 5 assembly | `drain`, `snapshot`, `failure`, `selfservice`, `gateway`, `withdraw`, `waiting`, `connection`, `worker`, `door`, `reload`, `admin`, `server` |
+//! | 5 assembly | `drain`, `snapshot`, `tenure`, `failure`, `selfservice`, `gateway`, `withdraw`, `waiting`, `connection`, `worker`, `door`, `reload`, `admin`, `server` |
 //! | 4 exchange | `record`, `body`, `cut`, `upstream`, `reserve`, `meter`, `answer` |
 //! | 3 wire | `deadline`, `socket`, `tls`, `guard`, `dialect`, `usage` |
 //! | 2 judgement | `gate`, `identify`, `admit` |
@@ -88,6 +88,7 @@ pub mod reload;
 pub mod selfservice;
 pub mod server;
 pub mod snapshot;
+pub mod tenure;
 pub mod waiting;
 pub mod withdraw;
 pub mod worker;

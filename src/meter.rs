@@ -5,6 +5,7 @@
 //! charge is arithmetic of `usage`; that something is cut is decided elsewhere.
 
 use std::collections::VecDeque;
+use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -18,7 +19,7 @@ use crate::ask::Ask;
 use crate::clock::{Clock, Mono};
 use crate::cut::{BrokenOff, Ladder, Leash};
 use crate::dialect;
-use crate::ledger::{Extension, Hold};
+use crate::ledger::{Extension, Hold, StoreDown, Wait};
 use crate::limits::{Charge, Enforce, Plan, Unit};
 use crate::metrics::ModelSeries;
 use crate::outcome::{Code, Ending};
@@ -116,6 +117,9 @@ fn nothing() -> Observed {
     Observed { usage: None, usage_final: false, text_bytes: 0, events: 0, finished: false, upstream_error: false }
 }
 
+/// Until the durable marks have risen, or could not.
+type Raised = dyn Future<Output = Result<(), StoreDown>>;
+
 /// An upstream's answer on its way to the client.
 pub struct Metered {
     answer: Option<AnswerBody>,
@@ -130,6 +134,10 @@ pub struct Metered {
     leash: Rc<Leash>,
     figures: Arc<ModelSeries>,
     ladder: Option<Ladder>,
+    /// What of a frame was not looked at yet.
+    rest: Bytes,
+    /// The durable marks must rise before the reservation can grow.
+    marks: Option<Pin<Box<Raised>>>,
     last: Option<Mono>,
     begun: bool,
     bytes_out: u64,
@@ -156,6 +164,8 @@ impl Metered {
             leash,
             figures,
             ladder: None,
+            rest: Bytes::new(),
+            marks: None,
             last: None,
             begun: false,
             bytes_out: 0,
@@ -187,21 +197,34 @@ impl Metered {
             self.cut(cause.code, cause.ending);
         }
         loop {
-            if let Some(ladder) = &mut self.ladder {
-                return ladder.step(cx).map(|event| Some(event.ok_or(BrokenOff("cut"))));
-            }
+            // What was scanned was charged, and the error event stands after it.
             if let Some(piece) = self.ready.pop_front() {
                 return Poll::Ready(Some(Ok(piece)));
+            }
+            if let Some(ladder) = &mut self.ladder {
+                return ladder.step(cx).map(|event| Some(event.ok_or(BrokenOff("cut"))));
             }
             if self.over {
                 self.finish(Ending::Complete, None);
                 return Poll::Ready(None);
             }
+            if let Some(marks) = &mut self.marks {
+                let raised = std::task::ready!(marks.as_mut().poll(cx));
+                self.marks = None;
+                if raised.is_ok() {
+                    self.grow();
+                    continue;
+                }
+            }
+            if !self.rest.is_empty() {
+                self.pass();
+                continue;
+            }
             let Some(answer) = &mut self.answer else { return Poll::Ready(None) };
             match std::task::ready!(Pin::new(answer).poll_frame(cx)) {
                 Some(Ok(frame)) => {
                     if let Ok(piece) = frame.into_data() {
-                        self.pass(&piece);
+                        self.rest = piece;
                     }
                 }
                 None => {
@@ -221,13 +244,18 @@ impl Metered {
         }
     }
 
-    /// Watches a piece go by, and lets the reservation grow with the stream.
-    fn pass(&mut self, piece: &Bytes) {
+    /// Watches the next piece go by, and lets the reservation grow with the stream. A frame that holds much is watched
+    /// in pieces that end with events, so that what a budget lets through is a matter of tokens and not of frames.
+    fn pass(&mut self) {
         let Some(scanner) = &mut self.scanner else {
-            self.ready.push_back(piece.clone());
+            self.ready.push_back(std::mem::take(&mut self.rest));
             return;
         };
-        scanner.feed(piece, &mut |piece| self.ready.push_back(piece));
+        let piece = match self.form {
+            Form::Whole => std::mem::take(&mut self.rest),
+            Form::Events => self.rest.split_to(events_within(&self.rest, PIECE)),
+        };
+        scanner.feed(&piece, &mut |piece| self.ready.push_back(piece));
         if self.form == Form::Whole {
             return;
         }
@@ -244,10 +272,23 @@ impl Metered {
                 record.facts().first_token = Some(now);
             }
         }
-        let so_far = tab.gauge.output_so_far(&observed);
-        self.entry.stream().note_output(so_far);
-        if !grow(tab, so_far) {
-            self.cut(Code::InsufficientQuota, Ending::QuotaCut);
+        self.entry.stream().note_output(tab.gauge.output_so_far(&observed));
+        self.grow();
+    }
+
+    /// Lets the reservation grow to what has passed, or cuts where a budget refuses and the mode says so.
+    fn grow(&mut self) {
+        let (Some(tab), Some(scanner)) = (&mut self.tab, &self.scanner) else { return };
+        let so_far = tab.gauge.output_so_far(&scanner.observed());
+        match grow(tab, so_far) {
+            Growth::Enough => {}
+            Growth::Refused => {
+                self.rest = Bytes::new();
+                self.cut(Code::InsufficientQuota, Ending::QuotaCut);
+            }
+            // Nothing more is taken from the upstream until they have. When they cannot, the answer goes on: what was
+            // not reserved is charged when it ends, and new requests are refused.
+            Growth::Waits(wait) => self.marks = Some(Box::pin(wait.raised())),
         }
     }
 
@@ -275,7 +316,7 @@ impl Metered {
         if let Some(mut record) = self.record.take() {
             let facts = record.facts();
             facts.settlement = settlement;
-            facts.bytes_out = self.bytes_out;
+            facts.bytes_out = self.bytes_out + self.ready.iter().map(|piece| piece.len() as u64).sum::<u64>();
             record.close(ending, reason);
         }
     }
@@ -308,20 +349,39 @@ pub struct Told {
     pub figures: Arc<ModelSeries>,
 }
 
-/// Lets a reservation grow to what has passed. `false`: a budget refuses, and the mode says to cut.
-fn grow(tab: &mut Tab, so_far: u64) -> bool {
+/// How much of one frame is watched at once.
+const PIECE: usize = 1024;
+
+/// The length of the events that end within about `most` bytes: to the first end of an event at or behind `most`, or all.
+fn events_within(bytes: &[u8], most: usize) -> usize {
+    let Some(beyond) = bytes.get(most..) else { return bytes.len() };
+    let ends = [&b"\n\n"[..], b"\n\r\n"];
+    let end = ends.iter().filter_map(|end| Some(memchr::memmem::find(beyond, end)? + end.len())).min();
+    end.map_or(bytes.len(), |end| most + end)
+}
+
+/// What came of letting a reservation grow.
+enum Growth {
+    /// It covers what has passed.
+    Enough,
+    /// A budget refuses, and the mode says to cut.
+    Refused,
+    /// The durable marks must rise first.
+    Waits(Wait),
+}
+
+fn grow(tab: &mut Tab, so_far: u64) -> Growth {
     while so_far >= tab.reserved.output && tab.enforce != Enforce::Post {
         let more: Charge = tab.rates.charge(0, &Usage { output: tab.step, ..Usage::default() });
-        let Some(plan) = (tab.plan)() else { return true };
-        let Some(hold) = &mut tab.hold else { return true };
+        let Some(plan) = (tab.plan)() else { break };
+        let Some(hold) = &mut tab.hold else { break };
         match hold.extend(&plan, &more, &tab.timezone, tab.clock.now()) {
             Extension::Extended | Extension::Debt(_) => tab.reserved.output += tab.step,
-            Extension::Refused(_) => return false,
-            // The marks rise in the background; the settlement charges what is not reserved by then.
-            Extension::NeedsStore(_) => return true,
+            Extension::Refused(_) => return Growth::Refused,
+            Extension::NeedsStore(wait) => return Growth::Waits(wait),
         }
     }
-    true
+    Growth::Enough
 }
 
 /// What a client reads when its answer is cut.

@@ -90,14 +90,19 @@ pub struct Reloader {
     gateway: Arc<Gateway>,
     turn: tokio::sync::Mutex<()>,
     past: Mutex<VecDeque<Past>>,
-    /// The last mistakes that a watch found, so that they are told once.
+    /// The mistakes that were told last, until the files are right again.
     told: Mutex<Option<String>>,
+    /// Lets the log filter be changed.
+    filter: Option<SetFilter>,
 }
+
+/// Changes the log filter while running.
+pub type SetFilter = Box<dyn Fn(&str) -> Result<(), String> + Send + Sync>;
 
 impl Reloader {
     /// A reloader of the file that the gateway was started with.
     #[must_use]
-    pub fn new(path: &Path, gateway: Arc<Gateway>) -> Arc<Reloader> {
+    pub fn new(path: &Path, gateway: Arc<Gateway>, filter: Option<SetFilter>) -> Arc<Reloader> {
         let past = Mutex::default();
         Arc::new(Reloader {
             path: path.to_owned(),
@@ -105,7 +110,16 @@ impl Reloader {
             turn: tokio::sync::Mutex::new(()),
             past,
             told: Mutex::default(),
+            filter,
         })
+    }
+
+    /// Changes the log filter until a reload changes it again.
+    ///
+    /// # Errors
+    /// What is wrong with the filter, or that there is no log.
+    pub fn set_filter(&self, filter: &str) -> Result<(), String> {
+        self.filter.as_ref().map_or_else(|| Err("this process keeps no log".to_owned()), |set| set(filter))
     }
 
     /// The last reloads, the latest first.
@@ -139,6 +153,12 @@ impl Reloader {
             Snapshot::new(policy, revoked(&self.gateway.revocations), &self.gateway.recorder.metrics, Some(old));
         let snapshot = Arc::new(snapshot.map_err(|unusable| mistake(&unusable.to_string()))?);
         put_in_force(&self.gateway, &snapshot);
+        let filter = &snapshot.policy.log.filter;
+        if *filter != old.policy.log.filter
+            && let Err(error) = self.set_filter(filter)
+        {
+            tracing::warn!(%error, "the log filter stays what it was");
+        }
         let swept = withdraw::sweep(&self.gateway);
         if !swept.streams.is_empty() {
             tracing::warn!(streams = swept.streams.len(), connections = swept.connections, "cut by the new policy");
@@ -155,15 +175,19 @@ impl Reloader {
             Outcome::Unchanged => ("unchanged", String::new()),
             Outcome::Rejected(mistakes) => ("rejected", mistakes.render(false)),
         };
-        let again = trigger == Trigger::Watch && self.told.lock().as_ref() == Some(&text);
-        if trigger == Trigger::Watch && (result == "unchanged" || again) {
+        let fresh = (result == "rejected").then(|| text.clone());
+        let before = std::mem::replace(&mut *self.told.lock(), fresh.clone());
+        // A watch that finds what it found before has nothing to tell.
+        if trigger == Trigger::Watch && result != "applied" && before == fresh {
             return;
         }
-        *self.told.lock() = (result == "rejected").then(|| text.clone());
         metrics.reload(trigger.as_str(), result, now.wall);
         match outcome {
             Outcome::Applied(_) => {
                 tracing::info!(trigger = trigger.as_str(), "configuration applied:\n{}", text.trim_end());
+            }
+            Outcome::Unchanged if before.is_some() => {
+                tracing::info!(trigger = trigger.as_str(), "the files say again what is in force");
             }
             Outcome::Unchanged => tracing::info!(trigger = trigger.as_str(), "configuration unchanged"),
             Outcome::Rejected(_) => {
@@ -207,8 +231,9 @@ impl Reloader {
             if let Some(watcher) = &mut watcher {
                 follow(watcher, &mut watched, &self.gateway.current().policy);
             }
-            rest(&mut inbox).await;
+            // The first time before any event: a file may have changed between the start and the watch.
             self.reload(Trigger::Watch, "file watch").await;
+            rest(&mut inbox).await;
         }
     }
 }

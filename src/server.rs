@@ -27,7 +27,7 @@ use crate::metrics::Metrics;
 use crate::policy::{self, AdminAddress, Mistakes, Policy, Revocations};
 use crate::record::Recorder;
 use crate::registry::Registry;
-use crate::reload::{self, Reloader, Trigger};
+use crate::reload::{self, Reloader, SetFilter, Trigger};
 use crate::snapshot::Snapshot;
 use crate::usage::Calibration;
 use crate::withdraw;
@@ -64,7 +64,7 @@ pub struct Start {
     /// A partner listener that is bound already (socket activation).
     pub listener: Option<std::net::TcpListener>,
     /// Lets the log filter be changed.
-    pub filter: Option<admin::SetFilter>,
+    pub filter: Option<SetFilter>,
 }
 
 /// Where the gateway listens.
@@ -92,6 +92,7 @@ pub struct Server {
 
 enum Bound {
     Tcp(std::net::TcpListener, Option<Arc<rustls::ServerConfig>>),
+    Plain(std::net::TcpListener),
     Unix(PathBuf),
 }
 
@@ -108,23 +109,24 @@ impl Server {
         let bind =
             |address| std::net::TcpListener::bind(address).map_err(|error| unusable(format!("{address}: {error}")));
         let partners = listener.map_or_else(|| bind(settings.address), Ok)?;
-        let (mut admin, admin_url) = admin_listeners(&settings.admin)?;
+        let metrics = Metrics::new().map_err(unusable)?;
+        let withdrawals: Arc<ArcSwap<Revocations>> = Arc::default();
+        let snapshot = Snapshot::new(policy, reload::revoked(&withdrawals), &metrics, None).map_err(unusable)?;
+        let (mut admin, admin_url) = admin_listeners(&snapshot)?;
         if let Some(metrics) = settings.admin.metrics {
-            admin.push((Bound::Tcp(bind(metrics)?, None), Scope::Metrics));
+            admin.push((Bound::Plain(bind(metrics)?), Scope::Metrics));
         }
         let withdrawn = Withdrawn::within(&settings.state);
         let (ledger, marks) = Marks::open(&settings.state, &clock).map_err(unusable)?;
         let revoked = withdrawn.load().map_err(unusable)?;
         let revoked = Revocations::from_bytes(&revoked)
             .map_err(|error| unusable(format!("{}: revoked.json: {error}", settings.state.display())))?;
-        let audit = start_audit(&policy, &clock, &config)?;
-        let metrics = Metrics::new().map_err(unusable)?;
-        let revocations = Arc::new(ArcSwap::from_pointee(revoked));
-        let snapshot = Snapshot::new(policy, reload::revoked(&revocations), &metrics, None).map_err(unusable)?;
+        withdrawals.store(Arc::new(revoked));
+        let audit = start_audit(&snapshot.policy, &clock, &config)?;
         let recorder = Recorder::new(audit.journal().clone(), metrics, clock.clone());
         let gateway = Arc::new(Gateway {
             snapshot: ArcSwap::from_pointee(snapshot),
-            revocations,
+            revocations: withdrawals,
             ledger,
             registry: Registry::default(),
             recorder,
@@ -134,17 +136,16 @@ impl Server {
             clock,
         });
         reload::put_in_force(&gateway, &gateway.current());
-        gateway.recorder.metrics.reload("start", "applied", now.wall);
-        let reloader = Reloader::new(&config, gateway.clone());
+        gateway.recorder.metrics.started(now.wall);
+        let reloader = Reloader::new(&config, gateway.clone(), filter);
         let (ask_to_stop, stop) = unbounded_channel();
         let desk = Arc::new(Desk {
             gateway: gateway.clone(),
             reloader: reloader.clone(),
             withdrawn,
             started: now.wall,
-            token: settings.admin.token.clone(),
+            writing: tokio::sync::Mutex::default(),
             stop: ask_to_stop,
-            filter,
         });
         let addresses = Addresses { partners: partners.local_addr().map_err(unusable)?, admin: admin_url };
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
@@ -168,11 +169,12 @@ impl Server {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build_local(tokio::runtime::LocalOptions::default())?;
-        let Server { gateway, reloader, desk, partners, admin, audit, marks, mut stop, .. } = self;
+        let Server { gateway, reloader, desk, partners, admin, audit, marks, mut stop, addresses, .. } = self;
         runtime.block_on(async {
             for (bound, scope) in admin {
                 let listener = match bound {
                     Bound::Tcp(listener, tls) => Listener::Tcp(adopt(listener)?, tls),
+                    Bound::Plain(listener) => Listener::Plain(adopt(listener)?),
                     Bound::Unix(path) => Listener::unix(&path)?,
                 };
                 tokio::task::spawn_local(admin::serve(listener, desk.clone(), scope));
@@ -180,6 +182,7 @@ impl Server {
             tokio::task::spawn_local(reloader.clone().watch());
             tokio::task::spawn_local(watch_time(gateway.clone()));
             let listener = adopt(partners)?;
+            shutdown.ready(&addresses)?;
             let ending = wind_down(&gateway, &reloader, &mut stop, &mut shutdown);
             let ((), ()) = tokio::join!(ending, door::open(listener, &gateway, &crews));
             Ok::<(), io::Error>(())
@@ -196,6 +199,14 @@ impl Server {
 pub trait Shutdown {
     /// Waits for the next wish.
     fn next(&mut self) -> impl Future<Output = Wish>;
+
+    /// Everything listens. What the process may be told is heard from here on.
+    ///
+    /// # Errors
+    /// When it cannot be heard.
+    fn ready(&mut self, _: &Addresses) -> io::Result<()> {
+        Ok(())
+    }
 
     /// Drain began, with so many streams open.
     fn draining(&self, _streams: usize) {}
@@ -217,19 +228,22 @@ async fn wind_down(
     stop: &mut UnboundedReceiver<()>,
     shutdown: &mut impl Shutdown,
 ) {
-    loop {
+    // Who asked on the admin side is on record already.
+    let by_signal = loop {
         tokio::select! {
-            _ = stop.recv() => break,
+            _ = stop.recv() => break false,
             wish = shutdown.next() => match wish {
-                Wish::Stop => break,
+                Wish::Stop => break true,
                 Wish::Reload => { reloader.reload(Trigger::Signal, "signal").await; }
             },
         }
-    }
+    };
     let drain = gateway.current().policy.listen.drain;
     let streams = gateway.registry.stream_count();
-    let fields = serde_json::json!({"by": "shutdown", "streams": streams});
-    gateway.recorder.journal.event(crate::audit::Event::Drain, Fields::of(&fields));
+    if by_signal {
+        let fields = serde_json::json!({"by": "signal", "streams": streams});
+        gateway.recorder.journal.event(crate::audit::Event::Drain, Fields::of(&fields));
+    }
     tracing::info!(streams, "draining");
     shutdown.draining(streams);
     let empty = async {
@@ -275,13 +289,9 @@ fn adopt(listener: std::net::TcpListener) -> io::Result<TcpListener> {
 
 type AdminBound = (Vec<(Bound, Scope)>, String);
 
-fn admin_listeners(settings: &policy::AdminSettings) -> Result<AdminBound, NotRunning> {
-    let tls = settings
-        .tls
-        .as_ref()
-        .map(|(certificate, key, authority)| admin_tls(certificate, key, authority))
-        .transpose()?;
-    match &settings.address {
+fn admin_listeners(snapshot: &Snapshot) -> Result<AdminBound, NotRunning> {
+    let tls = snapshot.operators.clone();
+    match &snapshot.policy.settings.admin.address {
         AdminAddress::Tcp(address) => {
             let listener =
                 std::net::TcpListener::bind(address).map_err(|error| unusable(format!("{address}: {error}")))?;
@@ -294,10 +304,6 @@ fn admin_listeners(settings: &policy::AdminSettings) -> Result<AdminBound, NotRu
             Ok((vec![(Bound::Unix(path.clone()), Scope::All)], url))
         }
     }
-}
-
-fn admin_tls(certificate: &[u8], key: &[u8], authority: &[u8]) -> Result<Arc<rustls::ServerConfig>, NotRunning> {
-    crate::tls::operators(certificate, key, authority).map_err(|error| unusable(format!("admin.tls: {error}")))
 }
 
 fn start_audit(policy: &Policy, clock: &Clock, config: &Path) -> Result<AuditLog, NotRunning> {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::metrics::Metrics;
 use crate::policy::Policy;
-use crate::tls::{Acceptance, Revoked, Terms};
+use crate::tls::{self, Acceptance, Revoked, Terms};
 use crate::upstream::{Endpoint, Unusable};
 
 /// One policy, ready to serve.
@@ -17,6 +17,8 @@ pub struct Snapshot {
     pub acceptance: Arc<Acceptance>,
     /// How upstreams are reached, in the order of the policy.
     pub endpoints: Vec<Arc<Endpoint>>,
+    /// How operators are judged, where they come with certificates.
+    pub operators: Option<Arc<rustls::ServerConfig>>,
 }
 
 impl Snapshot {
@@ -24,7 +26,7 @@ impl Snapshot {
     /// and with them their connections.
     ///
     /// # Errors
-    /// When an upstream's TLS cannot be set up.
+    /// When an upstream's or the operators' TLS cannot be set up.
     pub fn new(
         policy: Policy,
         revoked: Revoked,
@@ -45,7 +47,13 @@ impl Snapshot {
             same.map_or_else(|| Endpoint::new(upstream, metrics.upstream(&upstream.name)).map(Arc::new), Ok)
         };
         let endpoints = policy.models.upstreams().iter().map(endpoint).collect::<Result<_, _>>()?;
-        Ok(Snapshot { policy: Arc::new(policy), acceptance: Acceptance::new(terms), endpoints })
+        let admin = policy.settings.admin.tls.as_ref();
+        let operators = admin.map(|(certificate, key, authority)| {
+            let made = tls::operators(certificate, key.expose().as_bytes(), authority);
+            made.map_err(|Unusable(what)| Unusable(format!("admin.tls: {what}")))
+        });
+        let operators = operators.transpose()?;
+        Ok(Snapshot { policy: Arc::new(policy), acceptance: Acceptance::new(terms), endpoints, operators })
     }
 
     /// The endpoint of an upstream.

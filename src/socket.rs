@@ -48,6 +48,8 @@ pub struct Handle(Rc<Flags>);
 #[derive(Default)]
 struct Flags {
     abort: Cell<bool>,
+    /// How long a farewell may take.
+    parting: Cell<Option<Duration>>,
     stalled: Cell<bool>,
 }
 
@@ -55,6 +57,11 @@ impl Handle {
     /// Lets the socket be reset instead of closed when it is dropped: what is unsent is thrown away at once.
     pub fn abort(&self) {
         self.0.abort.set(true);
+    }
+
+    /// Bounds the time in which a client that is still sending is listened to, after everything is said.
+    pub fn part_within(&self, patience: Duration) {
+        self.0.parting.set(Some(patience));
     }
 
     /// Whether the connection ended because the client took no byte for `listen.write_timeout`.
@@ -91,7 +98,9 @@ impl Socket {
 
     /// Throws away what still comes, until the client closes or has had its time.
     fn poll_farewell(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let fresh = || Farewell { silence: Box::pin(sleep(SILENCE)), until: now() + PATIENCE, room: UNREAD };
+        let patience = self.handle.0.parting.get().unwrap_or(PATIENCE);
+        let fresh =
+            || Farewell { silence: Box::pin(sleep(SILENCE.min(patience))), until: now() + patience, room: UNREAD };
         let farewell = self.farewell.get_or_insert_with(|| Box::new(fresh()));
         let mut scratch = [MaybeUninit::uninit(); 8 * 1024];
         loop {

@@ -37,6 +37,7 @@ fn drain(desk: &Desk, by: &str) -> Answer {
     if gateway.drain.phase() == Phase::Serving {
         let fields = json!({"by": by, "streams": gateway.registry.stream_count()});
         gateway.recorder.journal.event(Event::Drain, Fields::of(&fields));
+        gateway.drain.advance(Phase::Unready);
         // The one who waits for it ends the process; when nobody does any more, it is ending already.
         let _ = desk.stop.send(());
     }
@@ -50,12 +51,10 @@ fn filter(desk: &Desk, body: &Bytes) -> Answer {
     let asked: Option<String> = serde_json::from_slice::<Value>(body)
         .ok()
         .and_then(|value| value.get("filter").and_then(Value::as_str).map(str::to_owned));
-    match (asked, &desk.filter) {
-        (Some(filter), Some(set)) => match set(&filter) {
-            Ok(()) => json(StatusCode::OK, &json!({"text": format!("log filter: {filter}\n")})),
-            Err(error) => text(StatusCode::BAD_REQUEST, format!("{error}\n")),
-        },
-        _ => text(StatusCode::BAD_REQUEST, "send {\"filter\": \"…\"}\n"),
+    match asked.map(|filter| desk.reloader.set_filter(&filter).map(|()| filter)) {
+        Some(Ok(filter)) => json(StatusCode::OK, &json!({"text": format!("log filter: {filter}\n")})),
+        Some(Err(error)) => text(StatusCode::BAD_REQUEST, format!("{error}\n")),
+        None => text(StatusCode::BAD_REQUEST, "send {\"filter\": \"…\"}\n"),
     }
 }
 
@@ -105,7 +104,6 @@ async fn change(desk: &Arc<Desk>, by: &str, body: &Bytes, revoke: bool) -> Answe
     let after =
         if revoke { before.with(kind, &target, reason.clone(), trigger.wall) } else { before.without(kind, &target) };
     let changed = *before != after;
-    let bytes = after.to_bytes();
     gateway.revocations.store(Arc::new(after));
     let swept = withdraw::sweep(gateway);
     let (streams, connections) = (swept.streams.len(), swept.connections);
@@ -115,9 +113,8 @@ async fn change(desk: &Arc<Desk>, by: &str, body: &Bytes, revoke: bool) -> Answe
         "streams": streams, "connections": connections});
     let event = if revoke { Event::Revoke } else { Event::Restore };
     gateway.recorder.journal.event(event, Fields::of(&fields));
-    let place = desk.withdrawn.clone();
-    let kept = tokio::task::spawn_blocking(move || place.save(&bytes)).await;
-    if !matches!(kept, Ok(Ok(()))) {
+    let kept = keep(desk).await;
+    if !kept {
         let message = "in force, but it could not be written to disk: it would be forgotten at a restart\n";
         return json(StatusCode::INTERNAL_SERVER_ERROR, &json!({"text": message, "streams": streams}));
     }
@@ -126,4 +123,11 @@ async fn change(desk: &Arc<Desk>, by: &str, body: &Bytes, revoke: bool) -> Answe
     let sentence =
         format!("{verb} {} {target}{known}: {streams} streams and {connections} connections cut\n", kind.as_str());
     json(StatusCode::OK, &json!({"text": sentence, "changed": changed, "streams": streams, "connections": connections}))
+}
+
+/// Writes down what is withdrawn now. What others withdrew meanwhile is in it, so an older state never comes last.
+async fn keep(desk: &Desk) -> bool {
+    let _turn = desk.writing.lock().await;
+    let (place, bytes) = (desk.withdrawn.clone(), desk.gateway.revocations.load().to_bytes());
+    matches!(tokio::task::spawn_blocking(move || place.save(&bytes)).await, Ok(Ok(())))
 }

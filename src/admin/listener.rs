@@ -22,8 +22,11 @@ use super::{Answer, Desk, act, look, text};
 
 /// A bound admin listener.
 pub enum Listener {
-    /// TCP, with TLS where it is configured.
+    /// TCP. With TLS where it was bound with it or the policy in force has it: a reload renews what operators are
+    /// judged by, and never takes it away from an address that stays.
     Tcp(TcpListener, Option<Arc<ServerConfig>>),
+    /// TCP without TLS: metrics and probes.
+    Plain(TcpListener),
     /// A Unix socket.
     Unix(UnixListener),
 }
@@ -65,12 +68,20 @@ impl Listener {
 pub async fn serve(listener: Listener, desk: Arc<Desk>, scope: Scope) {
     loop {
         match &listener {
-            Listener::Tcp(tcp, tls) => {
+            Listener::Plain(tcp) => {
                 let Ok((stream, address)) = tcp.accept().await else {
                     tokio::time::sleep(REST).await;
                     continue;
                 };
-                let (desk, tls) = (desk.clone(), tls.clone());
+                tokio::task::spawn_local(talk(stream, desk.clone(), scope, address.to_string()));
+            }
+            Listener::Tcp(tcp, bound_with) => {
+                let Ok((stream, address)) = tcp.accept().await else {
+                    tokio::time::sleep(REST).await;
+                    continue;
+                };
+                let tls = desk.gateway.current().operators.clone().or_else(|| bound_with.clone());
+                let desk = desk.clone();
                 tokio::task::spawn_local(async move {
                     match tls {
                         None => talk(stream, desk, scope, address.to_string()).await,
@@ -131,7 +142,7 @@ async fn answer(desk: &Arc<Desk>, scope: Scope, by: &str, request: Request<Incom
     if from_elsewhere(&head.headers) {
         return text(StatusCode::FORBIDDEN, "requests of other sites are refused\n");
     }
-    if let Some(token) = &desk.token
+    if let Some(token) = &desk.gateway.current().policy.settings.admin.token
         && !bears(&head.headers, token)
     {
         let mut response: Response<Full<Bytes>> =

@@ -22,10 +22,6 @@ use crate::clock::Wall;
 use crate::gateway::Gateway;
 use crate::keeper::withdrawn::Withdrawn;
 use crate::reload::Reloader;
-use crate::trust::Secret;
-
-/// Changes the log filter while running.
-pub type SetFilter = Box<dyn Fn(&str) -> Result<(), String> + Send + Sync>;
 
 /// What operators look at and act upon.
 pub struct Desk {
@@ -37,12 +33,10 @@ pub struct Desk {
     pub withdrawn: Withdrawn,
     /// When the process began.
     pub started: Wall,
-    /// What every POST needs.
-    pub token: Option<Secret>,
+    /// One withdrawal is written at a time, the latest last.
+    pub writing: tokio::sync::Mutex<()>,
     /// Asks for the stop after a drain.
     pub stop: tokio::sync::mpsc::UnboundedSender<()>,
-    /// Lets the log filter be changed.
-    pub filter: Option<SetFilter>,
 }
 
 /// An answer of the admin side.

@@ -40,9 +40,8 @@ enum Format {
 /// Checks a configuration.
 pub fn run(args: &Args) -> ExitCode {
     let as_json = args.json || args.format == Format::Json;
-    if let Err(error) = std::fs::File::open(&args.config) {
-        eprintln!("portcullis: {}: {error}", args.config.display());
-        return ExitCode::from(UNUSABLE);
+    if let Err(unreadable) = super::readable(&args.config) {
+        return unreadable;
     }
     let policy = match policy::load(&args.config, None, Clock::system().now()) {
         Ok(policy) => policy,

@@ -5,9 +5,7 @@ use std::process::ExitCode;
 
 use clap::{Args as ClapArgs, Subcommand};
 
-use super::{REFUSED, colour};
-use crate::clock::Clock;
-use crate::policy::{self, Summary};
+use crate::policy::Summary;
 
 /// The schema of the main file, for editors.
 pub const SCHEMA: &str = include_str!("../../config/schema.json");
@@ -43,7 +41,7 @@ pub fn run(args: &Args) -> ExitCode {
     match &args.what {
         What::Schema => print!("{SCHEMA}"),
         What::Default => print!("{DEFAULT}"),
-        What::Show { config, json } => match policy::load(config, None, Clock::system().now()) {
+        What::Show { config, json } => match super::loaded(config) {
             Ok(policy) => {
                 let summary = Summary::of(&policy);
                 if *json {
@@ -52,10 +50,7 @@ pub fn run(args: &Args) -> ExitCode {
                     summary.rules.iter().for_each(|(rule, value)| println!("{rule} = {value}"));
                 }
             }
-            Err(mistakes) => {
-                eprint!("{}", mistakes.render(colour(&std::io::stderr())));
-                return ExitCode::from(REFUSED);
-            }
+            Err(code) => return code,
         },
     }
     ExitCode::SUCCESS

@@ -9,7 +9,7 @@ use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 use serde_json::json;
 
-use super::{REFUSED, UNUSABLE, colour};
+use super::{REFUSED, UNUSABLE};
 use crate::admit;
 use crate::ask::Route;
 use crate::clock::Clock;
@@ -57,12 +57,9 @@ struct Decision {
 /// Explains a decision: exit 0 when allowed, 1 when refused.
 pub fn run(args: &Args) -> ExitCode {
     let clock = Clock::system();
-    let policy = match policy::load(&args.config, None, clock.now()) {
+    let policy = match super::loaded(&args.config) {
         Ok(policy) => policy,
-        Err(mistakes) => {
-            eprint!("{}", mistakes.render(colour(&std::io::stderr())));
-            return ExitCode::from(UNUSABLE);
-        }
+        Err(code) => return code,
     };
     let certificate = std::fs::read(&args.cert).map_err(|error| error.to_string());
     let certificate =

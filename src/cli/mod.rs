@@ -14,10 +14,13 @@ mod shell;
 pub use certs::init as init_certificates;
 
 use std::io::IsTerminal;
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use crate::clock::Clock;
+use crate::policy::{self, Policy};
 use crate::{demo, mock};
 
 /// A mutual-TLS gateway in front of a model API: who, for what, how much, and provable afterwards.
@@ -91,6 +94,29 @@ pub fn main() -> ExitCode {
 pub const REFUSED: u8 = 1;
 /// Exit code 2: usage, or unreadable.
 pub const UNUSABLE: u8 = 2;
+
+/// Whether the file can be read at all; says why not.
+///
+/// # Errors
+/// The exit code.
+fn readable(config: &Path) -> Result<(), ExitCode> {
+    std::fs::File::open(config).map(drop).map_err(|error| {
+        eprintln!("portcullis: {}: {error}", config.display());
+        ExitCode::from(UNUSABLE)
+    })
+}
+
+/// The policy of a configuration; its mistakes are printed.
+///
+/// # Errors
+/// The exit code.
+fn loaded(config: &Path) -> Result<Policy, ExitCode> {
+    readable(config)?;
+    policy::load(config, None, Clock::system().now()).map_err(|mistakes| {
+        eprint!("{}", mistakes.render(colour(&std::io::stderr())));
+        ExitCode::from(REFUSED)
+    })
+}
 
 /// Whether colours may be used on `stream`: a terminal, and nobody said no.
 fn colour(stream: &impl IsTerminal) -> bool {

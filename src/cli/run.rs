@@ -13,10 +13,10 @@ use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, fmt, reload};
 
 use super::{REFUSED, UNUSABLE};
-use crate::admin::SetFilter;
 use crate::clock::Clock;
 use crate::policy;
-use crate::server::{NotRunning, Server, Shutdown, Start, Wish};
+use crate::reload::SetFilter;
+use crate::server::{Addresses, NotRunning, Server, Shutdown, Start, Wish};
 
 /// Arguments of `portcullis run`.
 #[derive(Debug, ClapArgs)]
@@ -29,15 +29,11 @@ pub struct Args {
 /// Runs the gateway.
 pub fn run(args: &Args) -> ExitCode {
     protect();
-    let clock = Clock::system();
-    let log = policy::load(&args.config, None, clock.now()).map(|policy| policy.log);
-    let filter = match log {
-        Ok(log) => start_log(&log),
-        Err(mistakes) => {
-            eprint!("{}", mistakes.render(super::colour(&std::io::stderr())));
-            return ExitCode::from(REFUSED);
-        }
+    let filter = match super::loaded(&args.config) {
+        Ok(policy) => start_log(&policy.log),
+        Err(code) => return code,
     };
+    let clock = Clock::system();
     let listener = listenfd::ListenFd::from_env().take_tcp_listener(0).ok().flatten();
     let server = match Server::prepare(Start { config: args.config.clone(), clock, listener, filter }) {
         Ok(server) => server,
@@ -50,10 +46,6 @@ pub fn run(args: &Args) -> ExitCode {
             return ExitCode::from(UNUSABLE);
         }
     };
-    let addresses = server.addresses().clone();
-    println!("partners on https://{}", addresses.partners);
-    println!("admin on {}", addresses.admin);
-    tell(&[NotifyState::Ready, NotifyState::Status(&format!("partners on {}", addresses.partners))]);
     match server.run(Signals::default()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -130,10 +122,16 @@ impl Sources {
 }
 
 impl Shutdown for Signals {
+    fn ready(&mut self, addresses: &Addresses) -> std::io::Result<()> {
+        // Before anybody is told that we run: a signal that comes at once is heard.
+        self.0 = Some(Sources::open()?);
+        println!("partners on https://{}", addresses.partners);
+        println!("admin on {}", addresses.admin);
+        tell(&[NotifyState::Ready, NotifyState::Status(&format!("partners on {}", addresses.partners))]);
+        Ok(())
+    }
+
     async fn next(&mut self) -> Wish {
-        if self.0.is_none() {
-            self.0 = Sources::open().inspect_err(|error| tracing::error!(%error, "no signals")).ok();
-        }
         match &mut self.0 {
             Some(sources) => sources.next().await,
             None => std::future::pending().await,

@@ -242,6 +242,7 @@ impl<'a> Draft<'a> {
             answers: u32::try_from(answers).unwrap_or(u32::MAX),
             body_bytes,
             text_bytes: body_bytes.saturating_sub(self.content.media_bytes),
+            told_bytes: self.content.told_bytes,
             items: self.content.items,
             nontext_parts: self.content.nontext_parts,
             unbounded: self.content.unbounded,

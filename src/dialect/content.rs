@@ -24,7 +24,13 @@ pub(super) struct Content {
     pub(super) unbounded: bool,
     /// Bytes of the body that hold the data of images, sounds and films.
     pub(super) media_bytes: u64,
+    /// Bytes of the strings that a model reads, their names and everything around them left out.
+    pub(super) told_bytes: u64,
 }
+
+/// Members whose strings a model reads.
+const TOLD: [&str; 9] =
+    ["content", "text", "input", "output", "arguments", "thinking", "input_text", "output_text", "instructions"];
 
 /// What an object tells the object around it.
 #[derive(Debug, Default, Clone, Copy)]
@@ -127,9 +133,17 @@ impl Content {
                 seen = seen.and(inside);
                 Ok(())
             })?,
+            Kind::String => self.told(cursor)?,
             _ => cursor.skip()?,
         }
         Ok(seen)
+    }
+
+    /// Reads a string for the model.
+    fn told(&mut self, cursor: &mut Cursor<'_>) -> Result<(), Fault> {
+        let bytes = u64::try_from(cursor.string()?.raw().len()).unwrap_or(u64::MAX);
+        self.told_bytes = self.told_bytes.saturating_add(bytes);
+        Ok(())
     }
 
     fn object(&mut self, cursor: &mut Cursor<'_>) -> Result<Seen, Fault> {
@@ -146,6 +160,7 @@ impl Content {
                     seen.data_bytes += u64::try_from(cursor.string()?.raw().len()).unwrap_or(u64::MAX);
                 }
                 ("source", _) => seen = seen.and(self.walk(cursor)?),
+                (name, Kind::String) if TOLD.contains(&name) => self.told(cursor)?,
                 (_, Kind::Object | Kind::Array) => seen = seen.and(Seen { textual: false, ..self.walk(cursor)? }),
                 _ => cursor.skip()?,
             }

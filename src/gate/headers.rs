@@ -60,6 +60,9 @@ pub(super) fn shape(head: &Parts, purpose_header: &HeaderName) -> Result<(), Ref
     if head.headers.contains_key(UPGRADE) || head.headers.contains_key("http2-settings") {
         return Err(invalid("The protocol cannot be changed here.").at("upgrade"));
     }
+    if head.headers.get_all(CONTENT_LENGTH).iter().count() > 1 {
+        return Err(invalid("There is more than one Content-Length.").at("content-length"));
+    }
     if head.headers.contains_key("trailer") && head.version == Version::HTTP_2 {
         return Ok(());
     }

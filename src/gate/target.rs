@@ -15,8 +15,12 @@ pub(super) fn shape(head: &Parts) -> Result<(), Refusal> {
     if matches!(head.method, Method::CONNECT | Method::TRACE) {
         return Err(invalid(format!("{} is not served here.", head.method)));
     }
-    if head.version == Version::HTTP_2 && head.uri.scheme_str() != Some("https") {
-        return Err(invalid("The :scheme must be https."));
+    if head.version == Version::HTTP_2 && head.uri.authority().is_none() {
+        return Err(invalid("The :authority is missing."));
+    }
+    let scheme = head.uri.scheme_str();
+    if scheme.map_or(head.version == Version::HTTP_2, |scheme| !scheme.eq_ignore_ascii_case("https")) {
+        return Err(invalid("The scheme must be https."));
     }
     let path = head.uri.path().as_bytes();
     let fine = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'/' | b'_' | b'.' | b':' | b'-');

@@ -38,8 +38,10 @@ pub struct Guard<S> {
     next: Next,
     /// Read, and not yet checked.
     held: BytesMut,
-    /// Checked, and not yet passed on: so many bytes at the beginning of `passing`.
+    /// Checked, and not yet passed on.
     passing: BytesMut,
+    /// Requests whose heads were passed on.
+    passed: u64,
 }
 
 impl<S> Guard<S> {
@@ -54,6 +56,7 @@ impl<S> Guard<S> {
             next: Next::Head(0),
             held: BytesMut::new(),
             passing: BytesMut::new(),
+            passed: 0,
         };
         (guard, watch)
     }
@@ -62,6 +65,7 @@ impl<S> Guard<S> {
     fn advance(&mut self) -> io::Result<()> {
         loop {
             match self.next {
+                Next::Head(_) if !self.watch.is_through(self.passed) => return Ok(()),
                 Next::Head(seen) => match h1_head::end(&self.held, seen) {
                     Ok(None) if self.held.len() > h1_head::MOST_BYTES => {
                         self.withhold(Crooked::Large);
@@ -78,6 +82,7 @@ impl<S> Guard<S> {
                     Ok(Some(end)) => match h1_head::check(self.held.get(..end).unwrap_or_default()) {
                         Ok(framing) => {
                             self.pass(end);
+                            self.passed += 1;
                             self.next = match framing {
                                 Framing::Length(0) => Next::Head(0),
                                 Framing::Length(length) => Next::Length(length),
@@ -125,6 +130,12 @@ impl<S> Guard<S> {
         }
     }
 
+    /// Whether a request has been passed on whole that is not answered yet. The next one waits here: hyper notices that
+    /// a client has left only while it holds no byte of a next request.
+    fn waits(&self) -> bool {
+        matches!(self.next, Next::Head(_)) && !self.watch.is_through(self.passed)
+    }
+
     fn withhold(&mut self, crooked: Crooked) {
         let refusal = match crooked {
             Crooked::Large => {
@@ -149,6 +160,7 @@ impl<S> Guard<S> {
     /// Lets the right clock run.
     fn wind(&mut self) {
         match self.next {
+            Next::Head(_) if self.waits() => self.timer.stop(),
             Next::Head(_) if !self.held.is_empty() => self.timer.run(Wait::Head, self.limits.head),
             Next::Head(_) if self.watch.is_idle() => self.timer.run(Wait::Idle, self.limits.idle),
             Next::Length(_) | Next::Chunks(_) => self.timer.run(Wait::Body, self.limits.body),
@@ -172,6 +184,16 @@ impl<S: AsyncRead + Unpin> AsyncRead for Guard<S> {
             }
             if this.next == Next::Over {
                 // hyper closes after the answer; what the client still sends is not looked at.
+                return Poll::Pending;
+            }
+            if !this.held.is_empty() && matches!(this.next, Next::Head(0)) && !this.waits() {
+                // It came while the request before it was under way.
+                this.advance()?;
+                if !this.passing.is_empty() {
+                    continue;
+                }
+            }
+            if this.waits() && this.held.len() > h1_head::MOST_BYTES {
                 return Poll::Pending;
             }
             this.held.reserve(READ);

@@ -18,8 +18,12 @@ const ALLOWANCE: i64 = 2_000;
 const SAVED: i64 = 1 << 20;
 /// What a request earns.
 const PER_HEADERS: i64 = 64;
-/// How many bytes we write earn one frame: a reader that acknowledges every DATA frame must survive.
+/// What a DATA frame that we write earns, and how many bytes we write earn one frame more: a reader that acknowledges
+/// every frame, for its stream and for the connection, must survive, however small a full window makes them.
+const PER_DATA: i64 = 3;
 const PER_WRITTEN: i64 = 64;
+/// Heads that are let through at once: the HTTP library unpacks all it is given before one of them can be refused.
+const HEADS_AT_ONCE: u32 = 16;
 
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
@@ -33,6 +37,7 @@ pub struct Guard<S> {
     watch: Watch,
     timer: Timer,
     frames: Frames,
+    sent: Cursor,
     written: i64,
 }
 
@@ -40,11 +45,55 @@ pub struct Guard<S> {
 #[derive(Debug)]
 struct Frames {
     preface: usize,
+    cursor: Cursor,
+    allowance: i64,
+    in_headers: bool,
+    /// Heads since the library last had to wait.
+    heads: u32,
+}
+
+/// Finds the frames in a run of bytes.
+#[derive(Debug, Default)]
+struct Cursor {
     header: [u8; 9],
     filled: usize,
     payload: usize,
-    allowance: i64,
-    in_headers: bool,
+}
+
+/// A frame's header, as far as it matters here.
+#[derive(Debug, Clone, Copy)]
+struct Frame {
+    kind: u8,
+    flags: u8,
+    length: usize,
+}
+
+impl Cursor {
+    /// The next frame whose header ends in `bytes`, and what follows it.
+    fn next<'a>(&mut self, mut bytes: &'a [u8]) -> Option<(Frame, &'a [u8])> {
+        while !bytes.is_empty() {
+            if self.payload > 0 {
+                let here = self.payload.min(bytes.len());
+                self.payload -= here;
+                bytes = bytes.get(here..).unwrap_or_default();
+                continue;
+            }
+            let rest = self.header.get_mut(self.filled..).unwrap_or_default();
+            let here = rest.len().min(bytes.len());
+            for (slot, byte) in rest.iter_mut().zip(bytes) {
+                *slot = *byte;
+            }
+            self.filled += here;
+            bytes = bytes.get(here..).unwrap_or_default();
+            if self.filled == self.header.len() {
+                self.filled = 0;
+                let [high, middle, low, kind, flags, ..] = self.header;
+                self.payload = usize::from(high) << 16 | usize::from(middle) << 8 | usize::from(low);
+                return Some((Frame { kind, flags, length: self.payload }, bytes));
+            }
+        }
+        None
+    }
 }
 
 impl<S> Guard<S> {
@@ -52,15 +101,20 @@ impl<S> Guard<S> {
     pub fn new(stream: S, limits: Limits) -> (Guard<S>, Watch) {
         let watch = Watch::default();
         let frames =
-            Frames { preface: 0, header: [0; 9], filled: 0, payload: 0, allowance: ALLOWANCE, in_headers: false };
-        let guard = Guard { stream, limits, watch: watch.clone(), timer: Timer::default(), frames, written: 0 };
+            Frames { preface: 0, cursor: Cursor::default(), allowance: ALLOWANCE, in_headers: false, heads: 0 };
+        let (timer, sent) = (Timer::default(), Cursor::default());
+        let guard = Guard { stream, limits, watch: watch.clone(), timer, frames, sent, written: 0 };
         (guard, watch)
     }
 
-    fn earn(&mut self, written: usize) {
-        self.written += i64::try_from(written).unwrap_or(0);
-        let earned = self.written / PER_WRITTEN;
+    fn earn(&mut self, mut written: &[u8]) {
+        self.written += i64::try_from(written.len()).unwrap_or(0);
+        let mut earned = self.written / PER_WRITTEN;
         self.written -= earned * PER_WRITTEN;
+        while let Some((frame, rest)) = self.sent.next(written) {
+            earned += if frame.kind == DATA { PER_DATA } else { 0 };
+            written = rest;
+        }
         self.frames.allowance = (self.frames.allowance + earned).min(SAVED);
     }
 
@@ -86,31 +140,18 @@ impl Frames {
                 bytes = bytes.get(1..).unwrap_or_default();
                 continue;
             }
-            if self.payload > 0 {
-                let here = self.payload.min(bytes.len());
-                self.payload -= here;
-                bytes = bytes.get(here..).unwrap_or_default();
-                continue;
-            }
-            if let Some(slot) = self.header.get_mut(self.filled) {
-                *slot = *first;
-                self.filled += 1;
-                bytes = bytes.get(1..).unwrap_or_default();
-            }
-            if self.filled == self.header.len() {
-                self.filled = 0;
-                self.frame()?;
-            }
+            let Some((frame, rest)) = self.cursor.next(bytes) else { break };
+            self.frame(frame)?;
+            bytes = rest;
         }
         Ok(())
     }
 
-    fn frame(&mut self) -> Result<(), &'static str> {
-        let [high, middle, low, kind, flags, ..] = self.header;
-        self.payload = usize::from(high) << 16 | usize::from(middle) << 8 | usize::from(low);
+    fn frame(&mut self, Frame { kind, flags, length }: Frame) -> Result<(), &'static str> {
         // A full DATA frame is work; one with little or nothing in it is as cheap as any other.
-        let costs = i64::from(kind != DATA || self.payload < 64);
+        let costs = i64::from(kind != DATA || length < 64);
         let earns = if kind == HEADERS { PER_HEADERS } else { 0 };
+        self.heads += u32::from(kind == HEADERS);
         self.allowance = (self.allowance + earns - costs).min(SAVED);
         if matches!(kind, HEADERS | CONTINUATION) {
             self.in_headers = flags & END_HEADERS == 0;
@@ -123,8 +164,14 @@ impl<S: AsyncRead + Unpin> AsyncRead for Guard<S> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let before = buf.filled().len();
+        if this.frames.heads >= HEADS_AT_ONCE {
+            this.frames.heads = 0;
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         match Pin::new(&mut this.stream).poll_read(cx, buf) {
             Poll::Pending => {
+                this.frames.heads = 0;
                 this.wind();
                 ready!(this.timer.poll(cx));
                 // The end of the stream: the connection closes.
@@ -147,7 +194,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Guard<S> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let written = ready!(Pin::new(&mut this.stream).poll_write(cx, bytes))?;
-        this.earn(written);
+        this.earn(bytes.get(..written).unwrap_or_default());
         Poll::Ready(Ok(written))
     }
 
@@ -158,7 +205,12 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Guard<S> {
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let written = ready!(Pin::new(&mut this.stream).poll_write_vectored(cx, slices))?;
-        this.earn(written);
+        let mut left = written;
+        for slice in slices {
+            let here = left.min(slice.len());
+            this.earn(slice.get(..here).unwrap_or_default());
+            left -= here;
+        }
         Poll::Ready(Ok(written))
     }
 

@@ -41,6 +41,7 @@ pub struct Watch(Rc<Told>);
 #[derive(Debug, Default)]
 struct Told {
     exchanges: Cell<u32>,
+    begun: Cell<u64>,
     withheld: RefCell<Option<Refusal>>,
 }
 
@@ -48,6 +49,7 @@ impl Watch {
     /// An exchange began, or (`false`) ended: while there are any, the connection is not idle.
     pub fn exchange(&self, begins: bool) {
         let now = self.0.exchanges.get();
+        self.0.begun.set(self.0.begun.get() + u64::from(begins));
         self.0.exchanges.set(if begins { now + 1 } else { now.saturating_sub(1) });
     }
 
@@ -56,6 +58,11 @@ impl Watch {
     #[must_use]
     pub fn withheld(&self, path: &str) -> Option<Refusal> {
         if path == IN_PLACE_OF_A_HEAD { self.0.withheld.borrow_mut().take() } else { None }
+    }
+
+    /// Whether all of the first `passed` requests have begun and ended.
+    fn is_through(&self, passed: u64) -> bool {
+        self.is_idle() && self.0.begun.get() >= passed
     }
 
     fn is_idle(&self) -> bool {

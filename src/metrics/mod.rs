@@ -95,6 +95,11 @@ impl Metrics {
         families.build_info.with_label_values(&[env!("CARGO_PKG_VERSION"), "", "", "aws-lc-rs", "false"]).set(1);
         // Zeros exist before the first event, so that the first event is an increase.
         Handshake::ALL.iter().for_each(|result| drop(families.handshakes.with_label_values(&[result.as_str()])));
+        for trigger in ["signal", "http", "watch"] {
+            for result in ["applied", "unchanged", "rejected"] {
+                drop(families.reloads.with_label_values(&[trigger, result]));
+            }
+        }
         for result in ["written", "failed", "dropped"] {
             drop(families.audit_records.with_label_values(&[result]));
         }
@@ -223,6 +228,12 @@ impl Metrics {
     fn route(&self, route: Option<Route>) -> &RouteSeries {
         let known = route.and_then(|route| Route::ALL.iter().position(|known| *known == route));
         known.and_then(|row| self.routes.get(row)).unwrap_or(&self.no_route)
+    }
+
+    /// The first policy is in force.
+    pub fn started(&self, at: Wall) {
+        self.families.reload_ok.set(1);
+        self.families.reload_ok_at.set(at.seconds());
     }
 
     /// A reload ended: `applied`, `unchanged` or `rejected`.

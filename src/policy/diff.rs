@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 
-use super::listen::Quota;
+use super::listen::{Quota, Settings};
 use super::org::{Mark, Org, Status};
 use super::{Policy, Written};
 use crate::limits::{Enforce, LimitId, Measure, Unit};
@@ -73,7 +73,17 @@ impl Diff {
     }
 
     fn place(&mut self, old: &Policy, new: &Policy) {
-        if old.settings != new.settings {
+        let fixed = |settings: &Settings| {
+            let Settings { address, workers, admin, state, audit_directory } = settings.clone();
+            (address, workers, admin.address, admin.metrics, state, audit_directory)
+        };
+        if old.settings.admin.tls != new.settings.admin.tls || old.settings.admin.token != new.settings.admin.token {
+            self.say("admin: token or certificates replaced".into(), false);
+        }
+        if old.log != new.log {
+            self.moved("log filter", &old.log.filter, &new.log.filter, false);
+        }
+        if fixed(&old.settings) != fixed(&new.settings) {
             let text = "listen, admin, state or audit addresses and paths".into();
             self.changes.push(Change { text, loosens: false, restart: true });
         }

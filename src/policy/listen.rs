@@ -32,7 +32,7 @@ pub struct AdminSettings {
     /// Where operators connect.
     pub address: AdminAddress,
     /// Operators' TLS: certificate, key and the authority of their certificates, all PEM.
-    pub tls: Option<(Vec<u8>, Vec<u8>, Vec<u8>)>,
+    pub tls: Option<(Vec<u8>, Secret, Vec<u8>)>,
     /// What every POST needs as a bearer token.
     pub token: Option<Secret>,
     /// A second listener for metrics and probes alone.
@@ -241,7 +241,8 @@ pub(super) fn admin(root: &Table<'_>, files: &Files) -> AdminSettings {
     });
     let tls = table.table("tls").and_then(|tls| {
         let file = |key: &str| tls.required(key).and_then(|at| files.read(&at, tls.sink()));
-        let read = (file("certificate"), file("private_key"), file("client_authority"));
+        let key = tls.required("private_key").and_then(|at| files.key(&at, tls.sink()));
+        let read = (file("certificate"), key, file("client_authority"));
         tls.finish();
         match read {
             (Some(certificate), Some(key), Some(authority)) => Some((certificate, key, authority)),

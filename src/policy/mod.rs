@@ -233,6 +233,21 @@ impl Files {
         }
     }
 
+    /// Reads a private key that the configuration names by its path.
+    fn key(&self, at: &At<String>, sink: &Sink) -> Option<Secret> {
+        let path = self.resolve(&at.value);
+        match crate::trust::SecretRef::File(path.clone()).resolve(&self.base) {
+            Ok(secret) => {
+                self.read.borrow_mut().push((path, Sha256::of(secret.expose().as_bytes())));
+                Some(secret)
+            }
+            Err(unresolved) => {
+                sink.wrong(Some(&at.place), unresolved.to_string(), None);
+                None
+            }
+        }
+    }
+
     /// One digest over names and contents.
     fn hash(&self) -> Sha256 {
         let mut read = self.read.borrow().clone();

@@ -4,11 +4,12 @@
 //! live in one value and are polled together, so an exchange costs no task, no wake-up between tasks, and ends when
 //! the value is dropped.
 
+use std::cell::Cell;
 use std::future::poll_fn;
 use std::io;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -33,8 +34,10 @@ use crate::metrics::{Standing, UpstreamSeries};
 /// A connection that is idle or carries exactly one exchange.
 pub struct Link {
     sender: SendRequest<Segments>,
-    driver: http1::Connection<TokioIo<Wire>, Segments>,
-    over: bool,
+    /// Gone when the connection is: dropping it hands back a request that it had not taken.
+    driver: Option<http1::Connection<TokioIo<Wire>, Segments>>,
+    /// When the upstream last took a byte.
+    moved: Rc<Cell<Instant>>,
     /// Counted as carrying an exchange.
     active: Option<Standing>,
 }
@@ -45,27 +48,32 @@ impl Link {
         let began = now();
         let tcp = TcpStream::connect((endpoint.host.as_str(), endpoint.port)).await?;
         tcp.set_nodelay(true)?;
-        let wire = match &endpoint.tls {
-            None => Wire::Plain(tcp),
+        let stream = match &endpoint.tls {
+            None => Stream::Plain(tcp),
             Some((config, name)) => {
                 let connector = TlsConnector::from(config.clone());
-                Wire::Tls(Box::new(connector.connect(name.clone(), tcp).await?))
+                Stream::Tls(Box::new(connector.connect(name.clone(), tcp).await?))
             }
         };
+        let moved = Rc::new(Cell::new(now()));
+        let wire = Wire { stream, moved: moved.clone() };
         let mut builder = http1::Builder::new();
         builder.max_headers(64).max_buf_size(64 * 1024);
         let (sender, driver) = builder.handshake(TokioIo::new(wire)).await.map_err(io::Error::other)?;
         endpoint.series().connected(began.elapsed());
-        Ok(Box::new(Link { sender, driver, over: false, active: None }))
+        Ok(Box::new(Link { sender, driver: Some(driver), moved, active: None }))
     }
 
-    /// Sends a request and waits for the head of the answer; the connection counts as active from here on.
+    /// Sends a request and waits for the head of the answer; the connection counts as active from here on. `None`: no
+    /// byte was taken and none came for `patience`.
     pub async fn exchange(
         &mut self,
         series: &UpstreamSeries,
         request: Request<Segments>,
-    ) -> Result<Response<Incoming>, TrySendError<Request<Segments>>> {
+        patience: Duration,
+    ) -> Option<Result<Response<Incoming>, TrySendError<Request<Segments>>>> {
         self.active = Some(series.active());
+        self.moved.set(now());
         // A pooled connection has to notice first what the upstream did in the meantime.
         poll_fn(|cx| {
             self.drive(cx);
@@ -73,10 +81,19 @@ impl Link {
         })
         .await;
         let mut answer = pin!(self.sender.try_send_request(request));
-        let (driver, over) = (&mut self.driver, &mut self.over);
+        let mut timer = pin!(sleep(patience));
         poll_fn(|cx| {
-            drive(driver, over, cx);
-            answer.as_mut().poll(cx)
+            drive(&mut self.driver, cx);
+            if let Poll::Ready(answered) = answer.as_mut().poll(cx) {
+                return Poll::Ready(Some(answered));
+            }
+            while timer.as_mut().poll(cx).is_ready() {
+                if self.moved.get().elapsed() >= patience {
+                    return Poll::Ready(None);
+                }
+                timer.as_mut().reset(self.moved.get() + patience);
+            }
+            Poll::Pending
         })
         .await
     }
@@ -88,20 +105,20 @@ impl Link {
 
     /// Gives the connection its turn.
     fn drive(&mut self, cx: &mut Context<'_>) {
-        drive(&mut self.driver, &mut self.over, cx);
+        drive(&mut self.driver, cx);
     }
 
     /// Whether the last exchange ended cleanly and another may begin.
     fn is_idle(&mut self, cx: &mut Context<'_>) -> bool {
         self.drive(cx);
-        !self.over && self.sender.is_ready()
+        self.driver.is_some() && self.sender.is_ready()
     }
 }
 
-fn drive(driver: &mut http1::Connection<TokioIo<Wire>, Segments>, over: &mut bool, cx: &mut Context<'_>) {
-    // An error reaches the exchange through its own half; what matters here is not to poll a finished future.
-    if !*over && Pin::new(driver).poll(cx).is_ready() {
-        *over = true;
+fn drive(driver: &mut Option<http1::Connection<TokioIo<Wire>, Segments>>, cx: &mut Context<'_>) {
+    // An error reaches the exchange through its own half.
+    if driver.as_mut().is_some_and(|driver| Pin::new(driver).poll(cx).is_ready()) {
+        *driver = None;
     }
 }
 
@@ -132,6 +149,15 @@ impl AnswerBody {
             && link.is_idle(cx)
         {
             self.pool.put(link);
+        }
+    }
+}
+
+/// Whoever knows the length of a body drops it with its last byte, without asking for its end.
+impl Drop for AnswerBody {
+    fn drop(&mut self) {
+        if self.incoming.is_end_stream() {
+            self.park(&mut Context::from_waker(Waker::noop()));
         }
     }
 }
@@ -214,27 +240,44 @@ impl Silence {
     }
 }
 
+/// The bytes of a connection, and when the upstream last took some.
+struct Wire {
+    stream: Stream,
+    moved: Rc<Cell<Instant>>,
+}
+
 /// Plain or TLS.
-enum Wire {
+enum Stream {
     Plain(TcpStream),
     Tls(Box<TlsStream<TcpStream>>),
 }
 
+impl Wire {
+    fn note(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if written.is_ready() {
+            self.moved.set(now());
+        }
+        written
+    }
+}
+
 impl AsyncRead for Wire {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Wire::Plain(tcp) => Pin::new(tcp).poll_read(cx, buf),
-            Wire::Tls(tls) => Pin::new(tls).poll_read(cx, buf),
+        match &mut self.get_mut().stream {
+            Stream::Plain(tcp) => Pin::new(tcp).poll_read(cx, buf),
+            Stream::Tls(tls) => Pin::new(tls).poll_read(cx, buf),
         }
     }
 }
 
 impl AsyncWrite for Wire {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Wire::Plain(tcp) => Pin::new(tcp).poll_write(cx, bytes),
-            Wire::Tls(tls) => Pin::new(tls).poll_write(cx, bytes),
-        }
+        let this = self.get_mut();
+        let written = match &mut this.stream {
+            Stream::Plain(tcp) => Pin::new(tcp).poll_write(cx, bytes),
+            Stream::Tls(tls) => Pin::new(tls).poll_write(cx, bytes),
+        };
+        this.note(written)
     }
 
     fn poll_write_vectored(
@@ -242,30 +285,32 @@ impl AsyncWrite for Wire {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Wire::Plain(tcp) => Pin::new(tcp).poll_write_vectored(cx, slices),
-            Wire::Tls(tls) => Pin::new(tls).poll_write_vectored(cx, slices),
-        }
+        let this = self.get_mut();
+        let written = match &mut this.stream {
+            Stream::Plain(tcp) => Pin::new(tcp).poll_write_vectored(cx, slices),
+            Stream::Tls(tls) => Pin::new(tls).poll_write_vectored(cx, slices),
+        };
+        this.note(written)
     }
 
     fn is_write_vectored(&self) -> bool {
-        match self {
-            Wire::Plain(tcp) => tcp.is_write_vectored(),
-            Wire::Tls(tls) => tls.is_write_vectored(),
+        match &self.stream {
+            Stream::Plain(tcp) => tcp.is_write_vectored(),
+            Stream::Tls(tls) => tls.is_write_vectored(),
         }
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Wire::Plain(tcp) => Pin::new(tcp).poll_flush(cx),
-            Wire::Tls(tls) => Pin::new(tls).poll_flush(cx),
+        match &mut self.get_mut().stream {
+            Stream::Plain(tcp) => Pin::new(tcp).poll_flush(cx),
+            Stream::Tls(tls) => Pin::new(tls).poll_flush(cx),
         }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Wire::Plain(tcp) => Pin::new(tcp).poll_shutdown(cx),
-            Wire::Tls(tls) => Pin::new(tls).poll_shutdown(cx),
+        match &mut self.get_mut().stream {
+            Stream::Plain(tcp) => Pin::new(tcp).poll_shutdown(cx),
+            Stream::Tls(tls) => Pin::new(tls).poll_shutdown(cx),
         }
     }
 }

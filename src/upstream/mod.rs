@@ -12,7 +12,7 @@ mod request;
 pub use endpoint::{Endpoint, Unusable};
 pub use link::{AnswerBody, BodyFailed};
 pub use pool::Pools;
-pub use request::{Outgoing, Segments};
+pub use request::{Outgoing, Segments, crossing};
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -59,14 +59,13 @@ pub async fn send(pools: &Pools, endpoint: &Arc<Endpoint>, outgoing: Outgoing) -
             Some(link) => (link, true),
             None => (connect(endpoint).await?, false),
         };
-        let answered = timeout(endpoint.head_timeout, link.exchange(endpoint.series(), request)).await;
-        match answered {
-            Err(_) => {
+        match link.exchange(endpoint.series(), request, endpoint.head_timeout).await {
+            None => {
                 let detail = format!("no response head within {:?}", endpoint.head_timeout);
                 return Err(Failed { code: Code::UpstreamTimeout, sent: true, detail });
             }
-            Ok(Ok(response)) => return accept(response, link, &pool, endpoint),
-            Ok(Err(mut failed)) => match failed.take_message() {
+            Some(Ok(response)) => return accept(response, link, &pool, endpoint),
+            Some(Err(mut failed)) => match failed.take_message() {
                 // Nothing was written on a connection that proved dead: the request goes out on another one.
                 Some(unsent) if reused => request = unsent,
                 Some(_) => return Err(Failed::unreachable(failed.into_error().to_string())),
@@ -98,6 +97,11 @@ fn accept(
     }
     if headers.contains_key(TRANSFER_ENCODING) && headers.contains_key(CONTENT_LENGTH) {
         return Err(Failed::invalid("both content-length and transfer-encoding"));
+    }
+    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
+    let coding = codings.next().is_none_or(|coding| coding.as_bytes().eq_ignore_ascii_case(b"chunked"));
+    if !coding || codings.next().is_some() {
+        return Err(Failed::invalid("a transfer-encoding other than chunked"));
     }
     let plain = |value: &http::HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"identity");
     if head.status.is_success() && headers.get_all(CONTENT_ENCODING).iter().any(|value| !plain(value)) {

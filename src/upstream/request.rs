@@ -33,25 +33,32 @@ pub struct Outgoing {
     pub route: Route,
     /// The query, checked.
     pub query: Option<String>,
-    /// The client's headers, of which some cross.
+    /// Those of the client's headers that [cross](crossing).
     pub headers: HeaderMap,
     /// The body.
     pub body: Spliced,
+}
+
+/// Those headers of a client that cross to an upstream. The rest of a head need not outlive its judgement.
+#[must_use]
+pub fn crossing(client: &HeaderMap) -> HeaderMap {
+    let mut headers = HeaderMap::with_capacity(CROSS.len() + 4);
+    for cross in &CROSS {
+        for value in client.get_all(cross) {
+            headers.append(cross.clone(), value.clone());
+        }
+    }
+    headers
 }
 
 impl Outgoing {
     pub(super) fn into_request(self, endpoint: &Endpoint) -> Result<Request<Segments>, Failed> {
         let query = self.query.map_or_else(String::new, |query| format!("?{query}"));
         let target = format!("{}{}{query}", endpoint.base_path(), self.route.path());
-        let mut headers = HeaderMap::with_capacity(CROSS.len() + 4);
+        let mut headers = self.headers;
         headers.insert(HOST, endpoint.host_header.clone());
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
-        for cross in &CROSS {
-            for value in self.headers.get_all(cross) {
-                headers.append(cross.clone(), value.clone());
-            }
-        }
         if let Some((name, value)) = &endpoint.credential {
             headers.insert(*name, value.clone());
         }

@@ -83,6 +83,7 @@ impl Calibration {
         Gauge {
             reserved_input: upper_bound(ask, Some(nontext_tokens)).map_or(likely, |most| most.min(likely)),
             text_input: shares.input.mean().tokens(ask.text_bytes),
+            told_input: shares.input.mean().tokens(ask.told_bytes),
             nontext_input,
             output: shares.output.mean(),
         }
@@ -147,6 +148,7 @@ mod tests {
             answers: 1,
             body_bytes: text_bytes,
             text_bytes,
+            told_bytes: text_bytes,
             items: 1,
             nontext_parts: 0,
             unbounded: false,

@@ -56,6 +56,8 @@ pub struct Settlement {
 pub struct Gauge {
     pub(super) reserved_input: u64,
     pub(super) text_input: u64,
+    /// What the texts alone would come to: what a report is doubted by.
+    pub(super) told_input: u64,
     pub(super) nontext_input: u64,
     pub(super) output: PerByte,
 }
@@ -90,7 +92,7 @@ impl Gauge {
             usage.output = metered;
             basis = Basis::Disputed;
         }
-        if below_a_quarter(reported.all_input(), self.text_input) {
+        if below_a_quarter(reported.all_input(), self.told_input) {
             usage = Usage { input: self.input(), cached_input: 0, cache_write: 0, ..usage };
             basis = if whole { Basis::Disputed } else { basis };
         }
@@ -110,8 +112,13 @@ fn below_a_quarter(reported: u64, metered: u64) -> bool {
 mod tests {
     use super::*;
 
-    const GAUGE: Gauge =
-        Gauge { reserved_input: 60, text_input: 40, nontext_input: 2000, output: PerByte((1 << 16) / 4) };
+    const GAUGE: Gauge = Gauge {
+        reserved_input: 60,
+        text_input: 40,
+        told_input: 40,
+        nontext_input: 2000,
+        output: PerByte((1 << 16) / 4),
+    };
 
     fn observed(usage: Option<(u64, u64)>, text_bytes: u64, finished: bool) -> Observed {
         let usage = usage.map(|(input, output)| Usage { input, output, ..Usage::default() });

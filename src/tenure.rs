@@ -1,0 +1,78 @@
+//! Whether somebody who is here may stay: each live connection is judged as if it came now, each stream's purpose and
+//! model as if they were asked for now.
+//!
+//! Judgement only: it takes the policy, the withdrawals and the time, and cuts nobody.
+
+use std::sync::Arc;
+
+use rustls_pki_types::CertificateDer;
+
+use crate::admit;
+use crate::clock::Now;
+use crate::identify;
+use crate::outcome::{Code, Ending, Handshake};
+use crate::policy::{Org, Revocations};
+use crate::registry::{Cause, Connection, Stream};
+use crate::snapshot::Snapshot;
+
+/// What everybody is judged by.
+pub struct Bench<'a> {
+    /// The policy, and what was made from it.
+    pub snapshot: &'a Snapshot,
+    /// What was withdrawn by hand.
+    pub revoked: &'a Revocations,
+    /// Now.
+    pub now: Now,
+}
+
+impl Bench<'_> {
+    /// Why a connection may not stay, if it may not.
+    #[must_use]
+    pub fn connection(&self, connection: &Connection) -> Option<Cause> {
+        let peer = connection.peer()?;
+        match identify::identify(&self.snapshot.policy, self.revoked, peer, self.now.wall) {
+            // A connection that never belonged to anybody is told why, request by request, instead of being cut; only
+            // its certificate can cut it.
+            Err(refusal) if connection.org().is_none() && !about_certificate(refusal.code) => return None,
+            Err(refusal) => return Some(self.severed(removed(refusal.code))),
+            Ok(caller) if connection.org().is_some_and(|org| *org != caller.org().id) => {
+                return Some(self.severed(Code::OrganizationSuspended));
+            }
+            Ok(_) => {}
+        }
+        match self.snapshot.acceptance.judge(&CertificateDer::from(&*peer.leaf().der), self.now.wall) {
+            Ok(_) => None,
+            Err(turned) if turned.result == Handshake::Expired => Some(self.severed(Code::CertificateExpired)),
+            Err(_) => Some(self.severed(Code::CertificateRevoked)),
+        }
+    }
+
+    /// Why a stream may not go on though its connection stays, if it may not.
+    #[must_use]
+    pub fn stream(&self, stream: &Stream) -> Option<Cause> {
+        let policy = &self.snapshot.policy;
+        let org: Option<&Arc<Org>> = policy.org(stream.facts.org.as_str());
+        let Some(org) = org else { return Some(self.severed(Code::OrganizationSuspended)) };
+        let purpose = &stream.facts.purpose;
+        if !admit::may_pursue(org, self.revoked, purpose) || !policy.purposes.contains_key(purpose) {
+            return Some(self.severed(Code::PurposeNotPermitted));
+        }
+        if !admit::may_use(policy, org, self.revoked, stream.facts.model.as_str()) {
+            return Some(self.severed(Code::ModelNotPermitted));
+        }
+        None
+    }
+
+    fn severed(&self, code: Code) -> Cause {
+        Cause { code, ending: Ending::Severed, at: self.now.mono }
+    }
+}
+
+fn about_certificate(code: Code) -> bool {
+    matches!(code, Code::CertificateRevoked | Code::CertificateExpired)
+}
+
+/// To an organization that was removed, the cut says what a suspension says.
+fn removed(code: Code) -> Code {
+    if code == Code::OrganizationUnknown { Code::OrganizationSuspended } else { code }
+}

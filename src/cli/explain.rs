@@ -133,7 +133,7 @@ fn decide(args: &Args, policy: &Policy, certificate: &CertificateDer<'_>, clock:
     };
     let case = args.case.as_deref().and_then(|case| case.parse().ok());
     let rule = format!("{org}.purposes.{purpose}");
-    if let Err(refusal) = admit::purpose(policy, &none, &caller, Declared { purpose, case }) {
+    if let Err(refusal) = admit::purpose(policy, &none, &caller, Declared { purpose, case: Ok(case) }) {
         return refused(refusal.code, refusal.message, Some(format!("{org}.id")));
     }
     let Some(model) = &args.model else {

@@ -60,8 +60,13 @@ fn protect() {
     let _ = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable);
 }
 
+/// The file watch says nothing unless it is named: it would tell of every line that is written into a watched folder.
+fn quiet(filter: &str) -> String {
+    if filter.contains("notify") { filter.to_owned() } else { format!("{filter},notify=warn") }
+}
+
 fn start_log(settings: &policy::LogSettings) -> Option<SetFilter> {
-    let filter = EnvFilter::try_new(&settings.filter).unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter = EnvFilter::try_new(quiet(&settings.filter)).unwrap_or_else(|_| EnvFilter::new("info"));
     let (filter, handle) = reload::Layer::new(filter);
     let registry = tracing_subscriber::registry().with(filter);
     let started = if settings.json {
@@ -71,7 +76,7 @@ fn start_log(settings: &policy::LogSettings) -> Option<SetFilter> {
     };
     started.ok()?;
     Some(Box::new(move |asked: &str| {
-        let filter = EnvFilter::try_new(asked).map_err(|error| error.to_string())?;
+        let filter = EnvFilter::try_new(quiet(asked)).map_err(|error| error.to_string())?;
         handle.reload(filter).map_err(|error| error.to_string())
     }))
 }

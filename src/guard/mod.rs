@@ -65,7 +65,9 @@ impl Watch {
         self.is_idle() && self.0.begun.get() >= passed
     }
 
-    fn is_idle(&self) -> bool {
+    /// Whether no exchange is under way.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
         self.0.exchanges.get() == 0
     }
 
@@ -105,6 +107,13 @@ impl Timer {
 
     fn stop(&mut self) {
         self.running = None;
+    }
+
+    /// Stops the clock if it runs for `wait`.
+    fn end(&mut self, wait: Wait) {
+        if self.running.is_some_and(|(running, _)| running == wait) {
+            self.running = None;
+        }
     }
 
     /// Ready when the time for what it runs for is up.

@@ -1,6 +1,7 @@
 """A headless Chromium, driven through chromedriver's own protocol (W3C WebDriver, plain JSON over HTTP)."""
 
 import base64
+import http.client
 import json
 import pathlib
 import re
@@ -8,7 +9,7 @@ import shutil
 import subprocess
 import tempfile
 
-from stage import eventually, fetch
+from stage import eventually
 
 FLAGS = [
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
@@ -31,11 +32,13 @@ class Browser:
         self.driver = subprocess.Popen(["chromedriver", "--port=0"], stdout=self.log, stderr=self.log)
         try:
             port = eventually(lambda: re.search(r"successfully on port (\d+)", self._printed()), what="chromedriver").group(1)
-            self.url = f"http://127.0.0.1:{port}/session"
+            # One connection for all: on fresh ones chromedriver has been seen to garble the first line of an answer.
+            self.http = http.client.HTTPConnection("127.0.0.1", int(port), timeout=30)
+            self.session = "/session"
             options = {"binary": shutil.which("chromium"), "args": [*FLAGS, f"--user-data-dir={self.folder / 'profile'}"]}
             wanted = {"browserName": "chrome", "goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}}
             session = self._call("", {"capabilities": {"alwaysMatch": wanted}})
-            self.url += "/" + session["sessionId"]
+            self.session += "/" + session["sessionId"]
         except BaseException:
             self._end()
             raise
@@ -43,10 +46,13 @@ class Browser:
     def _printed(self):
         return (self.folder / "chromedriver.log").read_text()
 
-    def _call(self, path, data=None, method=None):
-        answer = fetch(self.url + path, data=data, method=method, timeout=30)
-        assert answer.status == 200, answer.body.decode()
-        return answer.json["value"]
+    def _call(self, path, data=None, method="POST"):
+        body = None if data is None else json.dumps(data)
+        self.http.request(method, self.session + path, body, {"content-type": "application/json"})
+        answer = self.http.getresponse()
+        text = answer.read().decode()
+        assert answer.status == 200, text
+        return json.loads(text)["value"]
 
     def _end(self):
         self.driver.terminate()
@@ -57,6 +63,7 @@ class Browser:
     def close(self):
         try:
             self._call("", method="DELETE")
+            self.http.close()
         finally:
             self._end()
 
@@ -108,10 +115,3 @@ class Browser:
         nodes = self.cdp("Accessibility.getFullAXTree")["nodes"]
         told = [node for node in nodes if not node.get("ignored")]
         return [(node["role"]["value"], node.get("name", {}).get("value", "")) for node in told]
-
-
-def text_of(html):
-    return re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", html))
-
-
-__all__ = ["Browser", "available", "json", "text_of"]

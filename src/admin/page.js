@@ -15,7 +15,9 @@ function span(seconds) {
   return minutes >= 1 ? `${minutes} min ${whole % 60} s` : `${whole} s`;
 }
 
-const left = (instant) => (Date.parse(instant) - Date.now()) / 1000;
+// How far this machine's clock is behind the gateway's, whose instants these are.
+let behind = 0;
+const left = (instant) => (Date.parse(instant) - Date.now() - behind) / 1000;
 const away = (instant) => (left(instant) >= 0 ? `in ${span(left(instant))}` : `${span(left(instant))} ago`);
 const grouped = (text) => text.replace(/(?<![\d.])\d{5,}/g, (digits) => number.format(digits));
 
@@ -114,11 +116,11 @@ const title = (details) => details.querySelector("summary time")?.dateTime;
 let since = Date.now();
 
 async function refresh() {
-  // A page that nobody sees asks nothing; one whose text is being selected stands still.
-  if (document.hidden || String(getSelection())) return;
+  if (document.hidden) return;
   try {
     const answer = await fetch("/", { cache: "no-store", signal: AbortSignal.timeout(5000) });
     if (!answer.ok) throw new Error(answer.status);
+    behind = Date.parse(answer.headers.get("date")) - Date.now() || 0;
     const fresh = new DOMParser().parseFromString(await answer.text(), "text/html").getElementById("main");
     prepare(fresh);
     const open = new Set([...main.querySelectorAll("details[open]")].map(title));

@@ -10,6 +10,7 @@ import time
 import h2.config
 import h2.connection
 import h2.events
+import h2.settings
 from stage import eventually
 
 
@@ -97,19 +98,23 @@ class H2:
         return exchange
 
     def _read(self):
-        how = "closed"
+        how, buffer = "closed", b""
         try:
             while received := self.socket.recv(65536):
+                buffer += received
                 with self.lock:
-                    for event in self.wire.receive_data(received):
-                        self._take(event)
+                    while len(buffer) >= 9 and len(buffer) >= (size := 9 + int.from_bytes(buffer[:3], "big")):
+                        frame, buffer = buffer[:size], buffer[size:]
+                        for event in self.wire.receive_data(frame):
+                            self._take(event)
                     if out := self.wire.data_to_send():
                         self.socket.sendall(out)
         except (OSError, ValueError) as error:
             how = type(error).__name__
-        self.over_at, self.over = time.monotonic(), how
-        for exchange in list(self.exchanges.values()):
-            exchange.end(how)
+        finally:
+            self.over_at, self.over = time.monotonic(), how
+            for exchange in list(self.exchanges.values()):
+                exchange.end(how)
 
     def _take(self, event):
         exchange = self.exchanges.get(getattr(event, "stream_id", None))
@@ -124,4 +129,6 @@ class H2:
             case h2.events.StreamReset():
                 exchange.end("reset")
             case h2.events.ConnectionTerminated():
-                self.goaway_at = time.monotonic()
+                self.goaway_at = self.goaway_at or time.monotonic()
+                # h2 takes nothing after this frame, although it lets open streams come to their end.
+                self.wire.state_machine.state = h2.connection.ConnectionState.CLIENT_OPEN

@@ -1,0 +1,513 @@
+"""Cutting off: whoever may not stay is out at once, on whatever is open, and nobody else notices.
+
+Every trigger meets the same scene: acme holds an idle and a streaming connection of each protocol, and globex, under
+another authority, with another purpose and another model, streams beside it.
+"""
+
+import contextlib
+import datetime
+import json
+import os
+import re
+import socket
+import ssl
+import subprocess
+import threading
+import time
+
+import h2.connection
+import pytest
+from http2 import H2
+from stage import DAY, H1, Authority, Stage, Streaming, chat, eventually, fetch, replace
+
+MODEL, OTHER_MODEL = "mock-tokens-100000.tps-50", "mock-tokens-90000.tps-50"
+AUTHORITIES = ", ".join(f'{{ name = "{name}", file = "{name}.pem", crl = "{name}.crl" }}' for name in ("partners", "others"))
+GLOBEX = Stage.GLOBEX.replace('authority = "partners"', 'authority = "others"').replace("partners/", "others/")
+OTHERWISE = {"portcullis_purpose": "incident", "portcullis_case": "case-1"}
+SECOND = datetime.timedelta(seconds=1)
+
+
+def now():
+    return datetime.datetime.now(datetime.timezone.utc)
+
+
+def streamed(model=MODEL, **more):
+    return chat(model, stream=True, max_tokens=90000, **more)
+
+
+@pytest.fixture
+def place(stage):
+    """Makes a stage on which acme and globex share nothing but the gateway. `before` changes files before the start."""
+
+    def make(before=None, env=None, **options):
+        one = stage(start=False, orgs={"acme": Stage.ACME, "globex": GLOBEX}, authorities=AUTHORITIES, **options)
+        one.others = Authority(one.folder, "others")
+        one.globex = one.others.leaf("globex", uri="spiffe://others/globex")
+        one.others.crl()
+        if before:
+            before(one)
+        one.start(env=env)
+        return one
+
+    return make
+
+
+class Idle:
+    """A keep-alive connection on which one request was answered; `over_at` is when the gateway ended it."""
+
+    def __init__(self, stage):
+        self.over_at, self.connection = None, H1(stage.connect())
+        assert self.connection.ask("/portcullis/v1/whoami").status == 200
+        self.connection.socket.settimeout(None)
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def _watch(self):
+        with contextlib.suppress(OSError):
+            while self.connection.more():
+                pass
+        self.over_at = time.monotonic()
+
+
+class Scene:
+    """What is open when access is withdrawn."""
+
+    def __init__(self, stage):
+        self.stage = stage
+        self.beside = Streaming(stage, OTHER_MODEL, "globex", **OTHERWISE)
+        self.idle = [Idle(stage), H2(stage)]
+        assert self.idle[1].ask("/portcullis/v1/whoami").status == 200
+        self.second = H2(stage)
+        self.streams = [Streaming(stage, MODEL), self.second.stream(streamed())]
+        self.spared = self.second.stream(streamed(OTHER_MODEL), **OTHERWISE)
+        eventually(lambda: all(len(one.pieces) > 3 for one in [*self.streams, self.beside, self.spared]), what="flow")
+
+    def close(self):
+        for one in [self.beside, self.second, self.streams[0], self.idle[0].connection, self.idle[1]]:
+            one.close()
+
+
+def events(text):
+    """The events of a stream as (name, data)."""
+    found = []
+    for block in text.split("\n\n"):
+        lines = dict(line.split(": ", 1) for line in block.splitlines() if ": " in line)
+        if "data" in lines:
+            found.append((lines.get("event"), lines["data"]))
+    return found
+
+
+def closed(stage, request_id):
+    """The closing audit line of a request."""
+    lines = [line for line in stage.audit() if line["kind"] == "closed" and line["request_id"] == request_id]
+    assert len(lines) <= 1, lines
+    return lines[0] if lines else None
+
+
+# The triggers. Each returns when it was pulled.
+
+
+def by_command(*arguments):
+    def pull(stage):
+        pulled = time.monotonic()
+        stage.run("revoke", *arguments, "--reason", "a drill", check=True)
+        return pulled
+
+    return pull
+
+
+def by_files(change):
+    """What the file watch has to notice by itself."""
+
+    def pull(stage):
+        change(stage)
+        return time.monotonic()
+
+    return pull
+
+
+def list_replaced(stage):
+    stage.partners.crl(revoked=[stage.acme])
+
+
+def suspended(stage):
+    stage.write_org("acme", Stage.ACME.replace("[[", 'status = "suspended"\n[[', 1))
+
+
+def removed(stage):
+    (stage.folder / "orgs.d" / "acme.toml").unlink()
+
+
+def authority_replaced(stage):
+    """By one with the same name and another key."""
+    Authority(stage.folder, "partners").crl()
+
+
+def authority_removed(stage):
+    """Its identities have to go with it."""
+    stage.write_config(authorities=AUTHORITIES.split(", {")[1].join(["{", ""]))
+    stage.write_org("acme", Stage.ACME.split("[[identity]]")[0])
+
+
+def at(instant):
+    """Waits for an instant of the clock on the wall."""
+
+    def pull(stage):
+        moment = instant(stage) if callable(instant) else instant
+        time.sleep(max(0, (moment - now()).total_seconds()))
+        return time.monotonic()
+
+    return pull
+
+
+class Clock:
+    """A clock that is so far ahead for the gateway that its day ends in a few seconds."""
+
+    SOURCE = """
+    #define _GNU_SOURCE
+    #include <dlfcn.h>
+    #include <stdlib.h>
+    #include <time.h>
+    int clock_gettime(clockid_t id, struct timespec *at) {
+        static int (*real)(clockid_t, struct timespec *);
+        if (!real) real = (int (*)(clockid_t, struct timespec *))dlsym(RTLD_NEXT, "clock_gettime");
+        int result = real(id, at);
+        if (result == 0 && id == CLOCK_REALTIME) at->tv_sec += atol(getenv("CLOCK_AHEAD"));
+        return result;
+    }
+    """
+
+    def __init__(self, folder, left=5):
+        source, library = folder / "clock.c", folder / "clock.so"
+        source.write_text(self.SOURCE)
+        subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source], check=True)
+        begun = now()
+        midnight = (begun + DAY).replace(hour=0, minute=0, second=0, microsecond=0)
+        ahead = int((midnight - begun).total_seconds()) - left
+        self.today, self.midnight = begun.date(), midnight - ahead * SECOND
+        self.env = {"LD_PRELOAD": str(library), "CLOCK_AHEAD": str(ahead)}
+
+
+IN_TIME, BY_WATCH = 1.0, 1.5
+# name: (pull, code told to streams, what a new connection meets, seconds it may take, how it is restored)
+TRIGGERS = {
+    "crl replaced": (by_files(list_replaced), "certificate_revoked", "revoked", BY_WATCH, None),
+    "revoke --org": (by_command("--org", "acme"), "organization_suspended", 403, IN_TIME, ("--org", "acme")),
+    "revoke --cert": (by_command("--cert", "acme.pem"), "certificate_revoked", "revoked", IN_TIME, ("--cert", "acme.pem")),
+    "revoke --authority": (by_command("--authority", "partners"), "certificate_revoked", "revoked", IN_TIME,
+                           ("--authority", "partners")),
+    "suspended": (by_files(suspended), "organization_suspended", 403, BY_WATCH, None),
+    "removed": (by_files(removed), "organization_suspended", 403, BY_WATCH, None),
+    "authority replaced": (by_files(authority_replaced), None, "unknown_issuer", BY_WATCH, None),
+    "authority removed": (by_files(authority_removed), None, "unknown_issuer", BY_WATCH, None),
+}  # fmt: skip
+
+
+def judge(scene, pulled, code, within):
+    """Acme is out everywhere, is told why where it can be told, and all of it is counted and recorded. Returns the code."""
+    stage = scene.stage
+    for stream in scene.streams:
+        stream.wait(within + 3)
+    first, second = scene.streams
+    assert first.ended == "cut", "no last chunk, no reset before the event"
+    assert second.ended != "complete"
+    late = {name: round(one.ended_at - pulled, 3) for name, one in zip(("h1", "h2"), scene.streams)}
+    assert max(late.values()) < within, late
+    told = set()
+    for stream in scene.streams:
+        assert "[DONE]" not in stream.text
+        name, data = events(stream.text)[-1]
+        assert stream.text.endswith(data + "\n\n"), "whole events"
+        told.add(json.loads(data)["error"]["code"])
+        line = eventually(lambda: closed(stage, stream.headers["x-request-id"]), what="the closing record")  # noqa: B023
+        assert (line["ending"], line["severed_by"], line["reason"]) == ("severed", *told, *told), line
+        sent = len(stream.text) - len(f"data: {data}\n\n")
+        assert line["bytes_out"] in (sent, len(stream.text)), (line["bytes_out"], sent, len(stream.text))
+    assert len(told) == 1 and told <= ({code} if code else {"organization_suspended", "certificate_revoked"}), told
+    code = told.pop()
+    assert stage.metric("portcullis_severed_streams_total", cause=code) == stage.metric(
+        "portcullis_severed_streams_total", org="acme", cause=code)  # fmt: skip
+    eventually(lambda: stage.metric("portcullis_revocation_seconds_count") == 1, what="the measurement")
+    assert stage.metric("portcullis_revocation_seconds_sum") < 1
+    assert stage.metric("portcullis_streams_active", org="acme") == (0 if scene.spared.ended else 1)
+    return code
+
+
+def untouched(stream, since, gap=0.5):
+    """A stream that goes on as if nothing had happened."""
+    count = len(stream.pieces)
+    eventually(lambda: len(stream.pieces) > count + 5, 3, what="more of the stream that is spared")
+    assert stream.ended is None
+    times = [came for came, _ in stream.pieces if came > since - 0.5]
+    assert max(after - before for before, after in zip(times, times[1:])) < gap
+
+
+def out(scene, pulled, within):
+    """The whole connection is ended, idle or not."""
+    eventually(lambda: scene.idle[0].over_at, within + 3, what="the end of the idle HTTP/1.1 connection")
+    eventually(lambda: scene.idle[1].over_at, within + 3, what="the end of the idle HTTP/2 connection")
+    eventually(lambda: scene.second.over_at, within + 3, what="the end of the streaming HTTP/2 connection")
+    late = [round(one.over_at - pulled, 3) for one in [*scene.idle, scene.second]]
+    assert max(late) < within, late
+
+
+def newcomer(stage, meets, code):
+    """What acme meets when it connects anew."""
+    if meets == 403:
+        answer = stage.ask(body=chat())
+        assert (answer.status, answer.headers["portcullis-reason"]) == (403, code)
+        return
+    before = stage.metric("portcullis_tls_handshakes_total", result=meets)
+    with stage.connect() as connection, pytest.raises(ssl.SSLError, match="(?i)alert"):
+        connection.recv(1)
+    assert stage.metric("portcullis_tls_handshakes_total", result=meets) == before + 1
+
+
+@pytest.mark.parametrize("trigger", TRIGGERS)
+def test_whoever_is_cut_off_is_out_on_everything_that_is_open(place, trigger):
+    pull, code, meets, within, restore = TRIGGERS[trigger]
+    one = place()
+    with contextlib.closing(Scene(one)) as scene:
+        pulled = pull(one)
+        told = judge(scene, pulled, code, within)
+        assert one.metric("portcullis_severed_streams_total", cause=told) == 3, "every stream of the organization"
+        out(scene, pulled, within)
+        newcomer(one, meets, "organization_unknown" if trigger == "removed" else told)
+        untouched(scene.beside, pulled)
+        if restore:
+            one.run("restore", *restore, check=True)
+            assert one.ask(body=chat()).status == 200
+
+
+@pytest.mark.parametrize("option, target, code", [
+    ("--purpose", "research", "purpose_not_permitted"),
+    ("--model", MODEL, "model_not_permitted"),
+])  # fmt: skip
+def test_a_purpose_or_model_taken_away_ends_its_streams_and_no_others(place, option, target, code):
+    one = place()
+    with contextlib.closing(Scene(one)) as scene:
+        pulled = by_command(option, target)(one)
+        assert judge(scene, pulled, code, IN_TIME) == code
+        assert one.metric("portcullis_severed_streams_total", cause=code) == 2
+        untouched(scene.spared, pulled)
+        untouched(scene.beside, pulled)
+        for answer in [one.ask(body=chat(MODEL)), scene.second.ask(body=chat(MODEL)), scene.idle[1].ask(body=chat(MODEL))]:
+            assert (answer.status, answer.headers["portcullis-reason"]) == (403, code)
+        assert scene.idle[0].over_at is None and scene.idle[1].over_at is None
+        assert one.ask(body=chat("mock-1"), **OTHERWISE).status == 200
+        one.run("restore", option, target, check=True)
+        assert scene.second.ask(body=chat(MODEL, max_tokens=1)).status == 200
+
+
+@pytest.mark.parametrize("change", [
+    ('purposes = ["research", "incident"]', 'purposes = ["incident"]', "purpose_not_permitted"),
+    ('models = ["mock-*", "gpt-*", "claude-*"]', f'models = ["{OTHER_MODEL}"]', "model_not_permitted"),
+], ids=["purpose", "model"])  # fmt: skip
+def test_a_grant_taken_out_of_the_file_ends_its_streams_and_no_others(place, change):
+    before, after, code = change
+    one = place()
+    with contextlib.closing(Scene(one)) as scene:
+        one.write_org("acme", Stage.ACME.replace(before, after))
+        pulled = time.monotonic()
+        assert judge(scene, pulled, code, BY_WATCH) == code
+        untouched(scene.spared, pulled)
+        untouched(scene.beside, pulled)
+
+
+def test_a_certificate_that_expires_takes_its_connections_with_it(place):
+    ends = (now() + 5 * SECOND).replace(microsecond=0)
+    one = place(before=lambda one: one.partners.leaf("acme", uri="spiffe://partners/acme", not_after=ends))
+    with contextlib.closing(Scene(one)) as scene:
+        pulled = at(ends)(one)
+        judge(scene, pulled, "certificate_expired", BY_WATCH)
+        out(scene, pulled, BY_WATCH)
+        newcomer(one, "expired", None)
+        untouched(scene.beside, pulled)
+
+
+def test_a_grant_that_ends_takes_its_connections_with_it(place, tmp_path):
+    """`until` is the last whole day; the gateway's clock is turned so that this day ends while the test runs."""
+    clock = Clock(tmp_path)
+    before = lambda one: one.write_org("acme", Stage.ACME.replace("[[", f'valid = {{ until = "{clock.today}" }}\n[['))  # noqa: E731
+    one = place(before=before, env=clock.env)
+    with contextlib.closing(Scene(one)) as scene:
+        assert one.ask(body=chat()).status == 200
+        pulled = at(clock.midnight)(one)
+        judge(scene, pulled, "grant_expired", BY_WATCH)
+        out(scene, pulled, BY_WATCH)
+        newcomer(one, 403, "grant_expired")
+        untouched(scene.beside, pulled)
+
+
+# Every form of an answer, and every state in which the cut may find it.
+
+
+@pytest.mark.parametrize("path, model, more", [
+    ("/v1/chat/completions", "mock-tokens-100000.tps-50", {}),
+    ("/v1/completions", "mock-tokens-100000.tps-50", {"prompt": "hello"}),
+    ("/v1/responses", "mock-tokens-100000.tps-50", {"input": "hello"}),
+    ("/v1/messages", "claude-mock-tokens-100000.tps-50", {}),
+])  # fmt: skip
+def test_a_cut_stream_ends_with_the_error_event_of_its_dialect(stage, path, model, more):
+    one = stage()
+    body = {"model": model, "stream": True} | (more or {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 9000})
+    with H2(one) as connection:
+        stream = connection.stream(body, path)
+        eventually(lambda: len(stream.pieces) > 3, what="flow")
+        one.run("revoke", "--org", "acme", check=True)
+        assert stream.wait() != "complete"
+    name, data = events(stream.text)[-1]
+    said = json.loads(data)
+    assert said["error"]["code"] == "organization_suspended"
+    assert said["error"]["type"] == "permission_error" and said["error"]["message"]
+    assert said["request_id"] == stream.headers["x-request-id"]
+    if path in ("/v1/responses", "/v1/messages"):
+        assert (name, said["type"]) == ("error", "error")
+    for finish in ("[DONE]", "message_stop", "response.completed"):
+        assert finish not in stream.text
+
+
+def test_a_stream_that_stands_still_is_cut_as_well(stage):
+    one = stage()
+    stream = Streaming(one, "mock-stall-3")
+    with H2(one) as connection:
+        second = connection.stream(streamed("mock-stall-3"))
+        eventually(lambda: len(stream.pieces) > 2 and len(second.pieces) > 2, what="the last piece before the silence")
+        pulled = by_command("--org", "acme")(one)
+        assert stream.wait() == "cut" and second.wait() != "complete"
+        assert max(stream.ended_at, second.ended_at) - pulled < IN_TIME
+        for each in (stream, second):
+            assert json.loads(events(each.text)[-1][1])["error"]["code"] == "organization_suspended"
+
+
+@pytest.mark.parametrize("protocol", ["h1", "h2"])
+def test_a_client_that_takes_nothing_cannot_hold_its_stream_open(stage, protocol):
+    one = stage()
+    with one.connect(alpn=("h2" if protocol == "h2" else "http/1.1",)) as wire:
+        body = streamed("mock-tokens-1000000")
+        if protocol == "h1":
+            wire.sendall(H1(None).head(body=body))
+        else:
+            # The window is the protocol's own 65535 bytes, and nobody gives any of it back.
+            client = h2.connection.H2Connection()
+            client.initiate_connection()
+            data = json.dumps(body).encode()
+            fields = {":method": "POST", ":scheme": "https", ":authority": "localhost", ":path": "/v1/chat/completions",
+                      "content-type": "application/json", "portcullis-purpose": "research"}  # fmt: skip
+            client.send_headers(1, list(fields.items()))
+            client.send_data(1, data, end_stream=True)
+            wire.sendall(client.data_to_send())
+        written = [-1]
+
+        def stands_still():
+            streams = one.status()["streams"]
+            before, written[0] = written[0], streams[0]["output_tokens"] if streams else -1
+            return before == written[0] > 0
+
+        eventually(stands_still, every=0.2, what="a client that takes nothing more")
+        pulled = by_command("--org", "acme")(one)
+        eventually(lambda: one.metric("portcullis_streams_active", org="acme") == 0, 3, what="the end of the stream")
+        assert time.monotonic() - pulled < IN_TIME
+    line = eventually(lambda: [line for line in one.audit() if line["kind"] == "closed"], what="the closing record")[0]
+    assert (line["ending"], line["severed_by"]) == ("severed", "organization_suspended")
+
+
+@pytest.mark.parametrize("protocol", ["h1", "h2"])
+def test_a_request_that_waits_for_the_model_is_ended_with_the_reason(stage, protocol):
+    one = stage()
+    connection = H1(one.connect()) if protocol == "h1" else H2(one)
+    if protocol == "h1":
+        connection.send(connection.head(body=chat("mock-hang")))
+    else:
+        exchange = connection.send(body=chat("mock-hang"))
+    eventually(lambda: one.ledger() and one.status()["streams"], what="the request at the model")
+    pulled = by_command("--org", "acme")(one)
+    if protocol == "h1":
+        status, headers = connection.read_head()
+    else:
+        exchange.wait(3)
+        status, headers = exchange.status, exchange.headers
+    assert time.monotonic() - pulled < IN_TIME
+    assert (status, headers["portcullis-reason"]) == (403, "organization_suspended")
+    line = eventually(lambda: closed(one, headers["x-request-id"]), what="the closing record")
+    assert (line["ending"], line["severed_by"]) == ("severed", "organization_suspended")
+    connection.close()
+
+
+WITHDRAWN = [
+    ("--org", "acme", "organization_suspended"), ("--purpose", "research", "purpose_not_permitted"),
+    ("--model", MODEL, "model_not_permitted"), ("--cert", "acme.pem", "certificate_revoked"),
+    ("--authority", "partners", "certificate_revoked"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("option, target, code", WITHDRAWN)
+def test_a_request_whose_body_is_still_on_its_way_is_not_forwarded(stage, option, target, code):
+    """It was judged by its head already when access was withdrawn."""
+    one = stage()
+    with H1(one.connect()) as connection:
+        written = connection.head(body=chat(MODEL, max_tokens=5))
+        connection.send(written[:-20])
+        eventually(lambda: one.metric("portcullis_connections_active", listener="partners") == 1, what="the connection")
+        time.sleep(0.1)  # Nothing tells from outside that the head was judged.
+        one.run("revoke", option, target, check=True)
+        try:
+            connection.send(written[-20:])
+            status, headers = connection.read_head()
+        except (OSError, EOFError):
+            status = None
+        assert status is None or (status, headers["portcullis-reason"]) == (403, code)
+    assert one.ledger() == []
+
+
+class HalfWay:
+    """A handshake that stops where the client's certificate would be sent."""
+
+    def __init__(self, stage, certificate):
+        self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self.tls = stage.tls(certificate).wrap_bio(self.incoming, self.outgoing, server_hostname="localhost")
+        self.wire = socket.create_connection(("127.0.0.1", stage.port), timeout=3)
+        with contextlib.suppress(ssl.SSLWantReadError):
+            self.tls.do_handshake()
+        self.wire.sendall(self.outgoing.read())
+        self.flight = self.wire.recv(65536)
+
+    def finish(self, request):
+        """What the gateway says to a request in the end: an answer, an alert's name, or nothing."""
+        while self.flight:
+            self.incoming.write(self.flight)
+            self.flight = b""
+            try:
+                self.tls.do_handshake()
+            except ssl.SSLWantReadError:
+                self.flight = self.wire.recv(65536)
+        self.tls.write(request)
+        with contextlib.suppress(OSError):
+            self.wire.sendall(self.outgoing.read())
+            while got := self.wire.recv(65536):
+                self.incoming.write(got)
+        self.wire.close()
+        try:
+            return self.tls.read(65536).decode()
+        except ssl.SSLWantReadError:
+            return ""
+        except ssl.SSLError as refused:
+            return refused.reason
+
+
+@pytest.mark.parametrize("withdraw", [
+    lambda stage: stage.run("revoke", "--cert", "acme.pem", check=True),
+    lambda stage: (list_replaced(stage), fetch(stage.admin + "/-/reload", method="POST")),
+    None,
+], ids=["revoke --cert", "crl replaced", "nothing"])  # fmt: skip
+def test_a_handshake_that_was_under_way_gets_nowhere(stage, withdraw):
+    """The gateway has looked up its terms already when access is withdrawn."""
+    one = stage()
+    half = HalfWay(one, "acme")
+    if withdraw:
+        withdraw(one)
+    said = half.finish(b"GET /portcullis/v1/whoami HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
+    if withdraw:
+        assert "200 OK" not in said
+        assert said == "" or "REVOKED" in said or "certificate_revoked" in said
+    else:
+        assert "200 OK" in said, "the test's own handshake works"

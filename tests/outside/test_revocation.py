@@ -228,6 +228,8 @@ def judge(scene, pulled, code, within):
         "portcullis_severed_streams_total", org="acme", cause=code)  # fmt: skip
     eventually(lambda: stage.metric("portcullis_revocation_seconds_count") == 1, what="the measurement")
     assert stage.metric("portcullis_revocation_seconds_sum") < 1
+    open_still = 1 if scene.spared.ended else 2
+    eventually(lambda: stage.ledger()["totals"]["open"] == open_still, 1, what="the end of the calls to the model")
     assert stage.metric("portcullis_streams_active", org="acme") == (0 if scene.spared.ended else 1)
     return code
 
@@ -250,14 +252,14 @@ def out(scene, pulled, within):
     assert max(late) < within, late
 
 
-def newcomer(stage, meets, code):
+def newcomer(stage, meets, code, certificate="acme"):
     """What acme meets when it connects anew."""
     if meets == 403:
         answer = stage.ask(body=chat())
         assert (answer.status, answer.headers["portcullis-reason"]) == (403, code)
         return
     before = stage.metric("portcullis_tls_handshakes_total", result=meets)
-    with stage.connect() as connection, pytest.raises(ssl.SSLError, match="(?i)alert"):
+    with stage.connect(certificate) as connection, pytest.raises(ssl.SSLError, match="(?i)alert"):
         connection.recv(1)
     assert stage.metric("portcullis_tls_handshakes_total", result=meets) == before + 1
 
@@ -419,7 +421,7 @@ def test_a_request_that_waits_for_the_model_is_ended_with_the_reason(stage, prot
         connection.send(connection.head(body=chat("mock-hang")))
     else:
         exchange = connection.send(body=chat("mock-hang"))
-    eventually(lambda: one.ledger() and one.status()["streams"], what="the request at the model")
+    eventually(lambda: one.ledger()["totals"]["open"] and one.status()["streams"], what="the request at the model")
     pulled = by_command("--org", "acme")(one)
     if protocol == "h1":
         status, headers = connection.read_head()
@@ -456,7 +458,7 @@ def test_a_request_whose_body_is_still_on_its_way_is_not_forwarded(stage, option
         except (OSError, EOFError):
             status = None
         assert status is None or (status, headers["portcullis-reason"]) == (403, code)
-    assert one.ledger() == []
+    assert one.ledger()["totals"]["requests"] == 0
 
 
 class HalfWay:
@@ -511,3 +513,250 @@ def test_a_handshake_that_was_under_way_gets_nowhere(stage, withdraw):
         assert said == "" or "REVOKED" in said or "certificate_revoked" in said
     else:
         assert "200 OK" in said, "the test's own handshake works"
+
+
+# Withdrawals by hand outlive the process.
+
+
+@pytest.mark.parametrize("end", ["end", "kill"])
+def test_withdrawals_survive_a_restart_and_a_kill(place, end):
+    one = place()
+    targets = [("--org", "acme"), ("--cert", "acme.pem"), ("--authority", "partners"), ("--purpose", "research"), ("--model", MODEL)]
+    for option, target in targets:
+        one.run("revoke", option, target, "--reason", f"because of {target}", check=True)
+    before = json.loads(one.run("revoke", "--list", "--json", check=True).stdout)
+    assert {entry["reason"] for entry in before} == {f"because of {target}" for _, target in targets}
+    getattr(one.gateway, end)()
+    one.start()
+    assert json.loads(one.run("revoke", "--list", "--json", check=True).stdout) == before == one.status()["revoked"]
+    newcomer(one, "revoked", None)
+    for code, model, headers in [("purpose_not_permitted", "mock-1", {}), ("model_not_permitted", MODEL, OTHERWISE)]:
+        answer = one.ask(body=chat(model), certificate="globex", **headers)
+        assert (answer.status, answer.headers["portcullis-reason"]) == (403, code)
+    one.run("restore", "--authority", "partners", check=True)
+    newcomer(one, "revoked", None)
+    one.run("restore", "--cert", "acme.pem", check=True)
+    newcomer(one, 403, "organization_suspended")
+    one.run("restore", "--org", "acme", check=True)
+    assert one.ask(body=chat("mock-1"), **OTHERWISE).status == 200
+    getattr(one.gateway, end)()
+    one.start()
+    assert {entry["kind"] for entry in one.status()["revoked"]} == {"purpose", "model"}, "restoring survives too"
+
+
+@pytest.mark.parametrize("content", ["", "[", '{"revoked": []}'])
+def test_a_list_of_withdrawals_that_cannot_be_read_lets_nobody_in(stage, content):
+    """An empty or torn file does not mean that nobody was turned away."""
+    one = stage()
+    one.run("revoke", "--org", "acme", check=True)
+    one.gateway.end()
+    (one.folder / "state" / "revoked.json").write_text(content)
+    ran = one.run("run", "-c", "portcullis.toml")
+    assert ran.returncode in (1, 2) and "revoked.json" in ran.stderr
+
+
+def test_every_withdrawal_is_recorded_with_who_asked_and_why(stage):
+    one = stage()
+    one.run("revoke", "--org", "acme", "--reason", "key on a bus", check=True)
+    one.run("restore", "--org", "acme", "--reason", "key found", check=True)
+    lines = [line for line in one.audit() if line["kind"] in ("revoke", "restore")]
+    assert [(line["kind"], line["target"], line["reason"]) for line in lines] == [
+        ("revoke", "acme", "key on a bus"), ("restore", "acme", "key found")]  # fmt: skip
+    assert all(line["by"] for line in lines)
+
+
+# Revocation lists that must not be believed.
+
+
+def forged(stage):
+    stage.partners.crl(key=Authority(stage.folder, "strangers").key)
+
+
+def stale(stage):
+    stage.partners.crl(last=now() - 2 * DAY, upcoming=now() - DAY / 24)
+
+
+def from_the_future(stage):
+    stage.partners.crl(last=now() + DAY / 24)
+
+
+def missing(stage):
+    (stage.folder / "partners.crl").unlink()
+
+
+def rubbish(stage):
+    replace(stage.folder / "partners.crl", "rubbish")
+
+
+def empty(stage):
+    replace(stage.folder / "partners.crl", "")
+
+
+def of_another_authority(stage):
+    Authority(stage.folder, "strangers").crl("partners.crl")
+
+
+def rolled_back(stage):
+    """Genuine and still fresh: from before the last revocation."""
+    stage.partners.revoked, revoked = [], stage.partners.revoked
+    stage.partners.crl(number=1)
+    stage.partners.revoked = revoked
+
+
+FLAWED = [forged, stale, from_the_future, missing, rubbish, empty, of_another_authority]
+
+
+@pytest.fixture(scope="module")
+def steady(tmp_path_factory):
+    """A gateway whose second list revoked `gone`; a stream of acme runs through all that follows."""
+    one = Stage(tmp_path_factory.mktemp("lists"), start=False)
+    one.gone = one.partners.leaf("gone", uri="spiffe://partners/acme")
+    one.partners.crl(revoked=[one.gone], number=10)
+    one.start()
+    one.stream = Streaming(one)
+    yield one
+    one.close()
+
+
+def crl_place(stage):
+    """Where the configuration names the list, as a pattern."""
+    text = (stage.folder / "portcullis.toml").read_text().splitlines()
+    line = next(number for number, line in enumerate(text, 1) if "crl = " in line)
+    return rf"portcullis\.toml:{line}:{text[line - 1].index('crl = ') + 1}|portcullis\.toml:{line}:\d+"
+
+
+@pytest.mark.parametrize("flaw", [*FLAWED, rolled_back])
+def test_a_list_that_cannot_be_believed_changes_nothing_and_says_so(steady, flaw):
+    number, generation = steady.partners.number, steady.status()["generation"]
+    rejected = steady.metric("portcullis_config_reloads_total", result="rejected")
+    flaw(steady)
+    answer = fetch(steady.admin + "/-/reload", method="POST")
+    assert answer.status == 422
+    assert re.search(crl_place(steady), answer.json["text"]), answer.json["text"]
+    assert steady.metric("portcullis_config_last_reload_successful") == 0
+    assert steady.metric("portcullis_config_reloads_total", result="rejected") > rejected
+    assert steady.status()["generation"] == generation
+    assert "rejected" in steady.gateway.log
+    newcomer(steady, "revoked", None, "gone")
+    assert steady.ask(body=chat()).status == 200
+    assert steady.stream.ended is None
+    # A good one heals it.
+    steady.partners.crl(number=number + 1)
+    assert fetch(steady.admin + "/-/reload", method="POST").status == 200
+    assert steady.metric("portcullis_config_last_reload_successful") == 1
+    newcomer(steady, "revoked", None, "gone")
+
+
+@pytest.mark.parametrize("flaw", FLAWED)
+def test_a_list_that_cannot_be_believed_stops_the_start(stage, flaw):
+    one = stage(start=False)
+    flaw(one)
+    checked, ran = one.run("check", "-c", "portcullis.toml"), one.run("run", "-c", "portcullis.toml")
+    assert re.search(crl_place(one), checked.stdout + checked.stderr)
+    assert checked.returncode == ran.returncode == 1
+    assert "CRL" in ran.stderr or "partners.crl" in ran.stderr
+
+
+def test_required_means_a_list_for_every_issuer(stage):
+    one = stage(start=False, authorities='{ name = "partners", file = "partners.pem" }')
+    checked = one.run("check", "-c", "portcullis.toml")
+    assert checked.returncode == 1 and "revocation" in checked.stdout + checked.stderr
+    between = Authority(one.folder, "between", parent=one.partners)
+    replace(one.folder / "partners.pem", one.partners.pem + between.pem)
+    one.write_config(authorities='{ name = "partners", file = "partners.pem", crl = "partners.crl" }')
+    checked = one.run("check", "-c", "portcullis.toml")
+    assert checked.returncode == 1 and "between" in checked.stdout + checked.stderr
+
+
+def test_if_present_asks_only_where_there_is_a_list(stage):
+    one = stage(authorities='{ name = "partners", file = "partners.pem" }', client_auth='revocation = "if_present"')
+    assert one.ask(body=chat()).status == 200
+    one.partners.crl(revoked=[one.acme])
+    one.write_config(authorities='{ name = "partners", file = "partners.pem", crl = "partners.crl" }')
+    assert fetch(one.admin + "/-/reload", method="POST").status == 200
+    newcomer(one, "revoked", None)
+    forged(one)
+    assert fetch(one.admin + "/-/reload", method="POST").status == 422, "a list that is there has to be right"
+    newcomer(one, "revoked", None)
+
+
+def test_lists_reach_through_intermediates(stage):
+    """An authority's file with an intermediate, and a bundle of both lists."""
+    one = stage(start=False)
+    between = Authority(one.folder, "between", parent=one.partners)
+    leaves = {name: between.leaf(name, uri="spiffe://partners/acme") for name in ("first", "second")}
+    replace(one.folder / "partners.pem", one.partners.pem + between.pem)
+
+    def bundle():
+        replace(one.folder / "partners.crl", one.partners.crl("a.crl").read_bytes() + between.crl("b.crl").read_bytes())
+
+    bundle()
+    one.start()
+    for name in leaves:
+        assert one.ask(body=chat(), certificate=name).status == 200
+    between.revoked = [leaves["first"]]
+    bundle()
+    assert fetch(one.admin + "/-/reload", method="POST").status == 200
+    newcomer(one, "revoked", None, "first")
+    assert one.ask(body=chat(), certificate="second").status == 200
+    one.partners.revoked = [between.certificate]
+    bundle()
+    assert fetch(one.admin + "/-/reload", method="POST").status == 200
+    newcomer(one, "revoked", None, "second")
+    assert one.ask(body=chat()).status == 200
+
+
+def test_a_list_that_goes_stale_closes_the_door_loudly_and_its_successor_opens_it(stage):
+    one = stage(start=False)
+    ends = (now() + 3 * SECOND).replace(microsecond=0)
+    one.partners.crl(upcoming=ends)
+    one.start()
+    assert one.metric("portcullis_crl_next_update_timestamp_seconds") == ends.timestamp()
+    assert one.ask(body=chat()).status == 200
+    at(ends)(one)
+    with one.connect() as connection, pytest.raises(ssl.SSLError, match="(?i)alert"):
+        connection.recv(1)
+    assert one.metric("portcullis_tls_handshakes_total", result="ok") == 1
+    eventually(lambda: re.search(r"(?i)(warn|error).*(crl|revocation)", one.gateway.log), 3, what="a loud word in the log")
+    one.partners.crl()
+    eventually(lambda: one.metric("portcullis_config_reloads_total", trigger="watch", result="applied") == 1, 3, what="the list")
+    assert one.ask(body=chat()).status == 200
+
+
+# Many at once.
+
+
+def test_three_hundred_streams_are_cut_within_a_second_and_the_neighbour_notices_nothing(place):
+    one = place()
+    slow = "mock-tokens-100000.tps-2"
+    beside = Streaming(one, OTHER_MODEL, "globex", **OTHERWISE)
+    single = [Streaming(one, slow) for _ in range(20)]
+    shared = [H2(one) for _ in range(10)]
+    try:
+        multiplexed = [connection.send(body=streamed(slow)) for connection in shared for _ in range(28)]
+        streams = single + multiplexed
+        eventually(lambda: one.metric("portcullis_streams_active", org="acme") == 300, what="300 streams")
+        eventually(lambda: all(stream.pieces for stream in streams), what="a first piece of each")
+        count = len(beside.pieces)
+        eventually(lambda: len(beside.pieces) > count + 50, what="the neighbour's normal spread")
+        pulled = by_command("--org", "acme")(one)
+        eventually(lambda: all(stream.ended for stream in streams), 5, what="the end of all")
+        late = sorted(stream.ended_at - pulled for stream in streams)
+        assert late[-1] < IN_TIME, (late[0], late[-1])
+        untouched(beside, pulled)
+        times = [came for came, _ in beside.pieces]
+        gaps = [(after - before, before > pulled - 0.1) for before, after in zip(times, times[1:])]
+        usual = max(gap for gap, then in gaps if not then)
+        assert max(gap for gap, then in gaps if then) < 2 * usual + 0.1, usual
+        for stream in streams:
+            assert stream.ended != "complete" and "[DONE]" not in stream.text
+            assert json.loads(events(stream.text)[-1][1])["error"]["code"] == "organization_suspended"
+        assert one.metric("portcullis_severed_streams_total", org="acme", cause="organization_suspended") == 300
+        assert one.metric("portcullis_streams_total", org="acme", end="severed") == 300
+        eventually(lambda: one.metric("portcullis_revocation_seconds_count") == 1, what="the measurement")
+        assert one.metric("portcullis_revocation_seconds_sum") < 1
+        endings = [line["ending"] for line in one.audit() if line["kind"] == "closed"]
+        assert endings == ["severed"] * 300
+    finally:
+        for connection in [beside, *single, *shared]:
+            connection.close()

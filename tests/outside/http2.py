@@ -82,6 +82,8 @@ class H2:
             if data is not None:
                 self.wire.send_data(number, data, end_stream=True)
             self.socket.sendall(self.wire.data_to_send())
+        if self.over:
+            exchange.end(self.over)
         return exchange
 
     def ask(self, path="/v1/chat/completions", body=None, **headers):

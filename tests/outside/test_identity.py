@@ -272,7 +272,7 @@ def test_an_ambiguity_that_shows_only_at_run_time_is_nobody_and_loud(stage):
     one = stage(orgs={"acme": organization(), "globex": organization("globex", 'dns = "globex.example"')})
     one.partners.leaf("both", uri="spiffe://partners/acme", dns=["globex.example"])
     assert who(one, "both") == "organization_unknown"
-    eventually(lambda: re.search(r"(WARN|ERROR).*two organizations", one.gateway.log), 2, what="a loud word in the log")
+    eventually(lambda: re.search(r"(WARN|ERROR).*(identit|organization)", one.gateway.log), 2, what="a loud word in the log")
     assert who(one, "acme") == "acme"
 
 
@@ -392,6 +392,8 @@ def test_whoami_has_the_shape_that_is_promised(stage):
     assert set(told["valid"]) == {"from", "until"}
     assert told["valid"]["from"].startswith(str(TODAY))
     assert told["generation"] == one.status()["generation"]
+    gauge = one.metric("portcullis_client_cert_not_after_timestamp_seconds", org="acme")
+    assert gauge == one.acme.not_valid_after_utc.timestamp()
 
 
 LIMIT = ["id", "scope", "unit", "window", "limit", "used", "reserved", "remaining", "resets_at"]
@@ -414,7 +416,9 @@ tokens_per_minute = 50_000
     lead = organization("lead", after="[limits]\nrequests_per_day = 1000\n").replace('"mock-*", "gpt-*", "claude-*"', '"mocks"')
     one = stage(orgs={"acme": acme, "lead": lead}, more=more)
     one.partners.leaf("lead", uri="spiffe://partners/lead")
-    assert one.ask(body=chat("mock-tokens-10")).status == 200
+    # Long enough for the model's own count to be near the gateway's, which disputes one far below it.
+    body = chat("mock-tokens-10", messages=[{"role": "user", "content": "a question of some length " * 20}])
+    assert one.ask(body=body).status == 200
     seen = eventually(lambda: one.ledger()["totals"]["complete"] and one.ledger()["totals"], what="the answer at the model")
     tokens = seen["input_tokens"] + seen["output_tokens"]
 

@@ -17,6 +17,7 @@ import time
 
 import h2.connection
 import pytest
+from cryptography.hazmat.primitives import hashes
 from http2 import H2
 from stage import DAY, H1, Authority, Stage, Streaming, chat, eventually, fetch, replace
 
@@ -129,6 +130,40 @@ def list_replaced(stage):
     stage.partners.crl(revoked=[stage.acme])
 
 
+def mounted(stage):
+    """The list lies where Kubernetes mounts secrets: behind a link that is swapped for another folder."""
+    for folder in ("..then", "..now"):
+        (stage.folder / "mounted" / folder).mkdir(parents=True)
+    (stage.folder / "mounted" / "..data").symlink_to("..then")
+    (stage.folder / "mounted" / "partners.crl").symlink_to("..data/partners.crl")
+    os.replace(stage.folder / "partners.crl", stage.folder / "mounted" / "..then" / "partners.crl")
+    stage.write_config(authorities=AUTHORITIES.replace('"partners.crl"', '"mounted/partners.crl"'))
+
+
+def mount_swapped(stage):
+    os.replace(stage.partners.crl(revoked=[stage.acme]), stage.folder / "mounted" / "..now" / "partners.crl")
+    (stage.folder / "mounted" / "..fresh").symlink_to("..now")
+    os.replace(stage.folder / "mounted" / "..fresh", stage.folder / "mounted" / "..data")
+
+
+def list_written_in_place(stage):
+    """As `openssl ca -gencrl -out` does it."""
+    path = stage.partners.crl("beside.crl", revoked=[stage.acme])
+    (stage.folder / "partners.crl").write_bytes(path.read_bytes())
+
+
+LEAD = Stage.ACME.replace('"acme"', '"lead"').replace("Acme", "Lead").replace("partners/acme", "partners/lead")
+
+
+def under_a_lead(stage):
+    stage.write_org("lead", LEAD)
+    stage.write_org("acme", Stage.ACME.replace("purposes", 'parent = "lead"\npurposes'))
+
+
+def lead_suspended(stage):
+    stage.write_org("lead", LEAD.replace("purposes", 'status = "suspended"\npurposes'))
+
+
 def suspended(stage):
     stage.write_org("acme", Stage.ACME.replace("[[", 'status = "suspended"\n[[', 1))
 
@@ -176,7 +211,7 @@ class Clock:
     }
     """
 
-    def __init__(self, folder, left=5):
+    def __init__(self, folder, left=4):
         source, library = folder / "clock.c", folder / "clock.so"
         source.write_text(self.SOURCE)
         subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source], check=True)
@@ -199,6 +234,14 @@ TRIGGERS = {
     "removed": (by_files(removed), "organization_suspended", 403, BY_WATCH, None),
     "authority replaced": (by_files(authority_replaced), None, "unknown_issuer", BY_WATCH, None),
     "authority removed": (by_files(authority_removed), None, "unknown_issuer", BY_WATCH, None),
+    "crl swapped as a mounted secret": (by_files(mount_swapped), "certificate_revoked", "revoked", BY_WATCH, None),
+    "crl written in place": (by_files(list_written_in_place), "certificate_revoked", "revoked", BY_WATCH, None),
+    "revoke --org of the parent": (by_command("--org", "lead"), "organization_suspended", 403, IN_TIME, ("--org", "lead")),
+    "parent suspended": (by_files(lead_suspended), "organization_suspended", 403, BY_WATCH, None),
+}
+BEFORE = {
+    "crl swapped as a mounted secret": mounted,
+    "revoke --org of the parent": under_a_lead, "parent suspended": under_a_lead,
 }  # fmt: skip
 
 
@@ -261,13 +304,13 @@ def newcomer(stage, meets, code, certificate="acme"):
     before = stage.metric("portcullis_tls_handshakes_total", result=meets)
     with stage.connect(certificate) as connection, pytest.raises(ssl.SSLError, match="(?i)alert"):
         connection.recv(1)
-    assert stage.metric("portcullis_tls_handshakes_total", result=meets) == before + 1
+    eventually(lambda: stage.metric("portcullis_tls_handshakes_total", result=meets) == before + 1, 2, what="the count")
 
 
 @pytest.mark.parametrize("trigger", TRIGGERS)
 def test_whoever_is_cut_off_is_out_on_everything_that_is_open(place, trigger):
     pull, code, meets, within, restore = TRIGGERS[trigger]
-    one = place()
+    one = place(before=BEFORE.get(trigger))
     with contextlib.closing(Scene(one)) as scene:
         pulled = pull(one)
         told = judge(scene, pulled, code, within)
@@ -316,7 +359,7 @@ def test_a_grant_taken_out_of_the_file_ends_its_streams_and_no_others(place, cha
 
 
 def test_a_certificate_that_expires_takes_its_connections_with_it(place):
-    ends = (now() + 5 * SECOND).replace(microsecond=0)
+    ends = (now() + 4 * SECOND).replace(microsecond=0)
     one = place(before=lambda one: one.partners.leaf("acme", uri="spiffe://partners/acme", not_after=ends))
     with contextlib.closing(Scene(one)) as scene:
         pulled = at(ends)(one)
@@ -459,6 +502,62 @@ def test_a_request_whose_body_is_still_on_its_way_is_not_forwarded(stage, option
             status = None
         assert status is None or (status, headers["portcullis-reason"]) == (403, code)
     assert one.ledger()["totals"]["requests"] == 0
+
+
+@pytest.mark.parametrize("option, target, code", WITHDRAWN)
+@pytest.mark.parametrize("protocol", ["h1", "h2"])
+def test_a_connection_that_has_asked_nothing_yet_gets_nothing(stage, protocol, option, target, code):
+    one = stage()
+    connection = H1(one.connect()) if protocol == "h1" else H2(one)
+    eventually(lambda: one.metric("portcullis_tls_handshakes_total", result="ok") == 1, what="the handshake")
+    one.run("revoke", option, target, check=True)
+    body = chat(MODEL, max_tokens=5)
+    with contextlib.suppress(OSError, EOFError, AssertionError), contextlib.closing(connection):
+        answer = connection.ask(body=body)
+        assert (answer.status, answer.headers["portcullis-reason"]) == (403, code)
+        code = None
+    if option in ("--cert", "--authority"):
+        assert code, "a certificate that was withdrawn takes the connection with it"
+    else:
+        assert code is None, "told why"
+    assert one.ledger()["totals"]["requests"] == 0
+
+
+def test_a_certificate_can_be_named_by_its_fingerprint(stage):
+    """As openssl prints it, and as records have it."""
+    one = stage()
+    for text in (one.acme.fingerprint(hashes.SHA256()).hex(":").upper(), one.acme.fingerprint(hashes.SHA256()).hex()):
+        one.run("revoke", "--cert", text, check=True)
+        newcomer(one, "revoked", None)
+        one.run("restore", "--cert", text, check=True)
+        assert one.ask(body=chat()).status == 200
+
+
+def test_nothing_reaches_the_model_once_the_command_has_returned(stage):
+    """Eight clients ask without a pause while access is withdrawn."""
+    one = stage()
+    answered, stop = [], threading.Event()
+
+    def ask():
+        while not stop.is_set():
+            with contextlib.suppress(OSError, EOFError), H1(one.connect()) as connection:
+                while not stop.is_set():
+                    asked = time.monotonic()
+                    answered.append((asked, connection.ask(body=chat("mock-tokens-1")).status))
+
+    threads = [threading.Thread(target=ask, daemon=True) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    eventually(lambda: len(answered) > 200, what="a busy gateway")
+    one.run("revoke", "--org", "acme", check=True)
+    returned = time.monotonic()
+    seen = one.ledger()["totals"]["requests"]
+    eventually(lambda: len([1 for asked, _ in answered if asked > returned]) > 50, what="more attempts")
+    stop.set()
+    for thread in threads:
+        thread.join(5)
+    assert one.ledger()["totals"]["requests"] == seen
+    assert {status for asked, status in answered if asked > returned} == {403}
 
 
 class HalfWay:
@@ -668,6 +767,17 @@ def test_required_means_a_list_for_every_issuer(stage):
     assert checked.returncode == 1 and "between" in checked.stdout + checked.stderr
 
 
+def test_a_certificate_that_is_taken_off_the_list_is_let_in_again(stage):
+    one = stage(start=False)
+    one.partners.crl(revoked=[one.acme])
+    one.start()
+    newcomer(one, "revoked", None)
+    one.partners.revoked = []
+    one.partners.crl()
+    assert fetch(one.admin + "/-/reload", method="POST").status == 200
+    assert one.ask(body=chat()).status == 200
+
+
 def test_if_present_asks_only_where_there_is_a_list(stage):
     one = stage(authorities='{ name = "partners", file = "partners.pem" }', client_auth='revocation = "if_present"')
     assert one.ask(body=chat()).status == 200
@@ -757,6 +867,7 @@ def test_three_hundred_streams_are_cut_within_a_second_and_the_neighbour_notices
         assert one.metric("portcullis_revocation_seconds_sum") < 1
         endings = [line["ending"] for line in one.audit() if line["kind"] == "closed"]
         assert endings == ["severed"] * 300
+        eventually(lambda: one.metric("portcullis_connections_active", listener="partners") == 1, 3, what="the end of 30 connections")
     finally:
         for connection in [beside, *single, *shared]:
             connection.close()

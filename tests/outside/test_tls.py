@@ -262,6 +262,14 @@ def test_a_right_certificate_is_let_in(shared, key):
     assert (answer.status, answer.json["organization"]) == (200, "acme")
 
 
+def test_a_longest_lifetime_is_kept_where_it_is_set(stage):
+    one = stage(client_auth='max_certificate_lifetime = "2h"')
+    one.partners.leaf("brief", uri=ACME, not_after=NOW + DAY / 24 / 2)
+    assert one.ask("/portcullis/v1/whoami", certificate="brief").status == 200
+    with Counted(one, "bad_certificate"):
+        assert "ALERT" in alert(one)
+
+
 def test_without_a_certificate_nobody_gets_in(shared):
     with Counted(shared, "no_certificate"):
         assert alert(shared, None) == "TLSV13_ALERT_CERTIFICATE_REQUIRED"

@@ -17,7 +17,8 @@ from stage import eventually
 class Exchange:
     """One request and what came of it; `ended` is `complete`, `reset`, or how the connection ended."""
 
-    def __init__(self):
+    def __init__(self, number):
+        self.number, self.rest = number, b""
         self.status, self.headers, self.pieces = None, {}, []
         self.ended, self.ended_at = None, None
 
@@ -67,8 +68,8 @@ class H2:
     def close(self):
         self.socket.close()
 
-    def send(self, path="/v1/chat/completions", body=None, **headers):
-        """Sends a request; keywords are headers as in `H1.head`."""
+    def send(self, path="/v1/chat/completions", body=None, hold=0, **headers):
+        """Sends a request, but for `hold` bytes at its end; keywords are headers as in `H1.head`."""
         data = json.dumps(body).encode() if isinstance(body, dict) else body
         fields = {":method": "GET" if data is None else "POST", ":scheme": "https", ":authority": "localhost", ":path": path}
         if data is not None:
@@ -76,15 +77,22 @@ class H2:
         fields |= {name.replace("_", "-"): value for name, value in headers.items()}
         with self.lock:
             number = self.wire.get_next_available_stream_id()
-            exchange = self.exchanges[number] = Exchange()
+            exchange = self.exchanges[number] = Exchange(number)
             fields = [(name, value) for name, value in fields.items() if value is not None]
             self.wire.send_headers(number, fields, end_stream=data is None)
             if data is not None:
-                self.wire.send_data(number, data, end_stream=True)
+                exchange.rest = data[len(data) - hold:]
+                self.wire.send_data(number, data[:len(data) - hold], end_stream=not hold)
             self.socket.sendall(self.wire.data_to_send())
         if self.over:
             exchange.end(self.over)
         return exchange
+
+    def finish(self, exchange):
+        """Sends what was held back."""
+        with self.lock:
+            self.wire.send_data(exchange.number, exchange.rest, end_stream=True)
+            self.socket.sendall(self.wire.data_to_send())
 
     def ask(self, path="/v1/chat/completions", body=None, **headers):
         """One request, answered whole."""

@@ -3,7 +3,9 @@
 One thread reads, so that many streams of many connections can be watched while the test does something else.
 """
 
+import contextlib
 import json
+import socket
 import threading
 import time
 
@@ -66,6 +68,10 @@ class H2:
         self.close()
 
     def close(self):
+        # The reader must be gone first: the next socket gets the same descriptor, and the reader would read from it.
+        with contextlib.suppress(OSError):
+            self.socket.shutdown(socket.SHUT_RDWR)
+        self.thread.join(5)
         self.socket.close()
 
     def send(self, path="/v1/chat/completions", body=None, hold=0, **headers):

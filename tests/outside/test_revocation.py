@@ -63,13 +63,20 @@ class Idle:
         self.over_at, self.connection = None, H1(stage.connect())
         assert self.connection.ask("/portcullis/v1/whoami").status == 200
         self.connection.socket.settimeout(None)
-        threading.Thread(target=self._watch, daemon=True).start()
+        self.thread = threading.Thread(target=self._watch, daemon=True)
+        self.thread.start()
 
     def _watch(self):
         with contextlib.suppress(OSError):
             while self.connection.more():
                 pass
         self.over_at = time.monotonic()
+
+    def close(self):
+        with contextlib.suppress(OSError):
+            self.connection.socket.shutdown(socket.SHUT_RDWR)
+        self.thread.join(5)
+        self.connection.close()
 
 
 class Scene:
@@ -86,7 +93,7 @@ class Scene:
         eventually(lambda: all(len(one.pieces) > 3 for one in [*self.streams, self.beside, self.spared]), what="flow")
 
     def close(self):
-        for one in [self.beside, self.second, self.streams[0], self.idle[0].connection, self.idle[1]]:
+        for one in [self.beside, self.second, self.streams[0], *self.idle]:
             one.close()
 
 

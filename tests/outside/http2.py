@@ -77,7 +77,8 @@ class H2:
     def send(self, path="/v1/chat/completions", body=None, hold=0, **headers):
         """Sends a request, but for `hold` bytes at its end; keywords are headers as in `H1.head`."""
         data = json.dumps(body).encode() if isinstance(body, dict) else body
-        fields = {":method": "GET" if data is None else "POST", ":scheme": "https", ":authority": "localhost", ":path": path}
+        method = "GET" if data is None else "POST"
+        fields = {":method": method, ":scheme": "https", ":authority": "localhost", ":path": path}
         if data is not None:
             fields |= {"portcullis-purpose": "research", "content-type": "application/json"}
         fields |= {name.replace("_", "-"): value for name, value in headers.items()}

@@ -180,11 +180,11 @@ def test_a_grant_holds_from_its_first_to_its_last_day(stage, whose, first, last,
 
 @pytest.mark.parametrize("suspended", ["acme", "lead", "crown"])
 def test_a_suspended_ancestor_suspends_the_whole_line_below_it(stage, suspended):
-    line = [("acme", "lead"), ("lead", "crown"), ("crown", None)]
+    line = [("acme", 'parent = "lead"'), ("lead", 'parent = "crown"'), ("crown", "")]
 
     def files(suspended):
-        return {name: organization(name, before="\n".join([f'parent = "{parent}"' if parent else "", 'status = "suspended"' if name == suspended else ""]))
-                for name, parent in line}  # fmt: skip
+        status = {suspended: '\nstatus = "suspended"'}
+        return {name: organization(name, before=parent + status.get(name, "")) for name, parent in line}
 
     one = stage(orgs=files(None))
     one.partners.leaf("crown", uri="spiffe://partners/crown")
@@ -335,7 +335,8 @@ def wrong_from(step):
         headers["content-type"] = "text/plain"
     purposes = {"purpose": None, "purpose known": "unheard-of", "purpose granted": "forbidden", "case": "incident"}
     headers["portcullis-purpose"] = next((purposes[name] for name in purposes if fails(name)), "research")
-    bodies = {"size": b"{" + b" " * 5000, "JSON": b"{", "model named": b'{"messages": []}', "model granted": json.dumps(chat("kept-back")).encode()}
+    bodies = {"size": b"{" + b" " * 5000, "JSON": b"{", "model named": b'{"messages": []}',
+              "model granted": json.dumps(chat("kept-back")).encode()}  # fmt: skip
     body = next((bodies[name] for name in bodies if fails(name)), json.dumps(chat()).encode())
     suspended, dates, network = (text if fails(name) else "" for name, (_, text) in STATES.items())
     limits = "[limits]\nrequests_per_day = 1"

@@ -423,18 +423,27 @@ def test_what_takes_nothing_away_cuts_nothing(place):
         assert one.metric("portcullis_severed_streams_total") == 0
 
 
-def test_a_grant_that_ends_takes_its_connections_with_it(place, tmp_path):
-    """`until` is the last whole day; the gateway's clock is turned so that this day ends while the test runs."""
+def test_a_grant_that_ends_takes_its_connections_with_it_and_one_that_begins_opens_the_door(place, tmp_path):
+    """Dates are whole days; the gateway's clock is turned so that the day ends while the test runs."""
     clock = Clock(tmp_path)
-    before = lambda one: one.write_org("acme", Stage.ACME.replace("[[", f'valid = {{ until = "{clock.today}" }}\n[['))  # noqa: E731
-    one = place(before=before, env=clock.env)
+
+    def dated(one):
+        one.write_org("acme", Stage.ACME.replace("[[", f'valid = {{ until = "{clock.today}" }}\n[['))
+        tomorrow = clock.today + datetime.timedelta(days=1)
+        one.write_org("third", Stage.ACME.replace("acme", "third").replace("[[", f'valid = {{ from = "{tomorrow}" }}\n[['))
+        one.partners.leaf("third", uri="spiffe://partners/third")
+
+    one = place(before=dated, env=clock.env)
     with contextlib.closing(Scene(one)) as scene:
         assert one.ask(body=chat()).status == 200
+        early = one.ask(body=chat(), certificate="third")
+        assert (early.status, early.headers["portcullis-reason"]) == (403, "grant_expired")
         pulled = at(clock.midnight)(one)
         judge(scene, pulled, "grant_expired", BY_WATCH)
         out(scene, pulled, BY_WATCH)
         newcomer(one, 403, "grant_expired")
         untouched(scene.beside, pulled)
+        assert one.ask(body=chat(), certificate="third").status == 200
 
 
 # Every form of an answer, and every state in which the cut may find it.
@@ -448,7 +457,7 @@ def test_a_grant_that_ends_takes_its_connections_with_it(place, tmp_path):
 ])  # fmt: skip
 def test_a_cut_stream_ends_with_the_error_event_of_its_dialect(stage, path, model, more):
     one = stage()
-    body = {"model": model, "stream": True} | (more or {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 9000})
+    body = {"model": model, "stream": True} | (more or chat() | {"model": model, "max_tokens": 9000})
     with H2(one) as connection:
         stream = connection.stream(body, path)
         eventually(lambda: len(stream.pieces) > 3, what="flow")
@@ -571,19 +580,19 @@ def test_a_request_whose_body_is_still_on_its_way_is_not_forwarded(stage, protoc
 @pytest.mark.parametrize("option, target, code", WITHDRAWN)
 @pytest.mark.parametrize("protocol", ["h1", "h2"])
 def test_a_connection_that_has_asked_nothing_yet_gets_nothing(stage, protocol, option, target, code):
+    """Whose it is was never asked; a certificate that was withdrawn ends it, anything else is told at the request."""
     one = stage()
-    connection = H1(one.connect()) if protocol == "h1" else H2(one)
-    eventually(lambda: one.metric("portcullis_tls_handshakes_total", result="ok") == 1, what="the handshake")
-    one.run("revoke", option, target, check=True)
-    body = chat(MODEL, max_tokens=5)
-    with contextlib.suppress(OSError, EOFError, AssertionError), contextlib.closing(connection):
-        answer = connection.ask(body=body)
-        assert (answer.status, answer.headers["portcullis-reason"]) == (403, code)
-        code = None
-    if option in ("--cert", "--authority"):
-        assert code, "a certificate that was withdrawn takes the connection with it"
-    else:
-        assert code is None, "told why"
+    with contextlib.closing(H1(one.connect()) if protocol == "h1" else H2(one)) as connection:
+        eventually(lambda: one.metric("portcullis_tls_handshakes_total", result="ok") == 1, what="the handshake")
+        one.run("revoke", option, target, check=True)
+        answer = None
+        with contextlib.suppress(OSError, EOFError, AssertionError):  # The connection may be gone by now.
+            answer = connection.ask(body=chat(MODEL, max_tokens=5))
+        assert answer is None or (answer.status, answer.headers["portcullis-reason"]) == (403, code)
+        if option in ("--cert", "--authority"):
+            eventually(lambda: one.metric("portcullis_connections_active", listener="partners") == 0, IN_TIME, what="its end")
+        else:
+            assert answer, "told why"
     assert one.ledger()["totals"]["requests"] == 0
 
 
@@ -684,7 +693,7 @@ def test_a_handshake_that_was_under_way_gets_nowhere(stage, withdraw):
 @pytest.mark.parametrize("end", ["end", "kill"])
 def test_withdrawals_survive_a_restart_and_a_kill(place, end):
     one = place()
-    targets = [("--org", "acme"), ("--cert", "acme.pem"), ("--authority", "partners"), ("--purpose", "research"), ("--model", MODEL)]
+    targets = [(option, target) for option, target, _ in WITHDRAWN]
     for option, target in targets:
         one.run("revoke", option, target, "--reason", f"because of {target}", check=True)
     before = json.loads(one.run("revoke", "--list", "--json", check=True).stdout)
@@ -896,7 +905,8 @@ def test_a_list_that_goes_stale_closes_the_door_loudly_and_its_successor_opens_i
     assert one.metric("portcullis_tls_handshakes_total", result="ok") == 1
     eventually(lambda: re.search(r"(?i)(warn|error).*(crl|revocation)", one.gateway.log), 3, what="a loud word in the log")
     one.partners.crl()
-    eventually(lambda: one.metric("portcullis_config_reloads_total", trigger="watch", result="applied") == 1, 3, what="the list")
+    applied = {"trigger": "watch", "result": "applied"}
+    eventually(lambda: one.metric("portcullis_config_reloads_total", **applied) == 1, 3, what="the new list")
     assert one.ask(body=chat()).status == 200
 
 
@@ -943,7 +953,7 @@ def test_three_hundred_streams_are_cut_within_a_second_and_the_neighbour_notices
         return [line["ending"] for line in one.audit() if line["kind"] == "closed" and line["organization"] == "acme"]
 
     eventually(lambda: endings() == ["severed"] * 300, what="300 closing records")
-    eventually(lambda: one.metric("portcullis_connections_active", listener="partners") == 0, 3, what="the end of all connections")
+    eventually(lambda: one.metric("portcullis_connections_active", listener="partners") == 0, 3, what="their end")
 
 
 def test_every_one_of_three_hundred_readers_is_told_why(crowd):

@@ -196,6 +196,11 @@ def with_an_unknown_critical_extension(stage):
     stage.partners.leaf("tried", uri=ACME, extensions=[(odd, True)])
 
 
+def with_a_nul_in_its_uri(stage):
+    names = x509.SubjectAlternativeName([x509.UniformResourceIdentifier._init_without_validation(ACME + "\0.else")])
+    minted(stage.partners, "tried", drop=x509.SubjectAlternativeName, add=[(names, False)])
+
+
 def revoked_by_its_authority(stage):
     stage.partners.crl(revoked=[stage.partners.leaf("tried", uri=ACME)])
     assert fetch(stage.admin + "/-/reload", method="POST").status == 200
@@ -226,6 +231,7 @@ TURNED_AWAY = [
     (signed_with_sha1, "bad_certificate", None),
     (with_two_uris, "bad_certificate", None),
     (with_an_unknown_critical_extension, "bad_certificate", None),
+    (with_a_nul_in_its_uri, "bad_certificate", None),
     (revoked_by_its_authority, "revoked", "SSLV3_ALERT_CERTIFICATE_REVOKED"),
     (revoked_by_hand, "revoked", "SSLV3_ALERT_CERTIFICATE_REVOKED"),
 ]
@@ -260,6 +266,26 @@ def test_a_right_certificate_is_let_in(shared, key):
     with Counted(shared, "ok"):
         answer = shared.ask("/portcullis/v1/whoami", certificate="right")
     assert (answer.status, answer.json["organization"]) == (200, "acme")
+
+
+def test_a_certificate_without_its_key_is_worth_nothing(shared):
+    """A certificate is public. The key file claims acme's public key, so that our own library does not notice."""
+
+    def part(tag, content):
+        length = len(content).to_bytes(1, "big") if len(content) < 128 else b"\x81" + len(content).to_bytes(1, "big")
+        return tag + length + content
+
+    stolen = shared.acme.public_key().public_bytes(serialization.Encoding.X962, serialization.PublicFormat.UncompressedPoint)
+    own = ec.generate_private_key(ec.SECP256R1()).private_numbers().private_value.to_bytes(32, "big")
+    curve = part(b"\xa0", bytes.fromhex("06082a8648ce3d030107"))
+    key = part(b"\x30", part(b"\x02", b"\1") + part(b"\x04", own) + curve + part(b"\xa1", part(b"\x03", b"\0" + stolen)))
+    (shared.folder / "stolen.key").write_text(ssl.DER_cert_to_PEM_cert(key).replace("CERTIFICATE", "EC PRIVATE KEY"))
+    (shared.folder / "stolen.pem").write_bytes((shared.folder / "acme.pem").read_bytes())
+    for _ in range(2):
+        with Counted(shared, "other"):
+            assert alert(shared, "stolen") == "TLSV1_ALERT_DECRYPT_ERROR"
+        # The second time its verdict is known already.
+        assert shared.ask("/portcullis/v1/whoami").status == 200
 
 
 def test_a_longest_lifetime_is_kept_where_it_is_set(stage):
@@ -311,11 +337,13 @@ def test_what_is_not_tls_is_counted_as_other(shared):
         assert b"HTTP" not in plain.recv(1000)
 
 
-def test_a_client_that_leaves_in_the_middle_is_counted_once(shared):
-    with Counted(shared, "other"):
-        with socket.create_connection(("127.0.0.1", shared.port), timeout=10) as plain:
-            plain.sendall(hello())
+@pytest.mark.parametrize("written", [0, 40, 10000], ids=["before", "within", "after"])
+def test_a_client_that_leaves_around_its_hello_is_counted_once(shared, written):
+    with Counted(shared, "other"), socket.create_connection(("127.0.0.1", shared.port), timeout=10) as plain:
+        plain.sendall(hello()[:written])
+        if written > 1000:
             plain.recv(1000)
+        plain.close()
 
 
 def test_silence_is_ended_and_counted_as_timeout(stage):

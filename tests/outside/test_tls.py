@@ -566,7 +566,8 @@ def test_a_key_of_another_certificate_is_refused_and_nothing_changes(stage):
     os.replace(one.folder / "other.key", one.folder / "server.key")
     refused = fetch(one.admin + "/-/reload", method="POST")
     assert refused.status == 422
-    line = next(n for n, text in enumerate((one.folder / "portcullis.toml").read_text().splitlines(), 1) if "private_key" in text)
+    lines = (one.folder / "portcullis.toml").read_text().splitlines()
+    line = next(number for number, text in enumerate(lines, 1) if "private_key" in text)
     assert re.search(rf"portcullis\.toml:{line}:\d+", refused.json["text"]), refused.json["text"]
     assert "does not belong to the certificate" in refused.json["text"]
     assert one.metric("portcullis_config_last_reload_successful") == 0

@@ -488,4 +488,8 @@ class Streaming:
         return self.ended
 
     def close(self):
+        # The reader must be gone first: the next socket gets the same descriptor, and the reader would read from it.
+        with contextlib.suppress(OSError):
+            self.connection.socket.shutdown(socket.SHUT_RDWR)
+        self.thread.join(5)
         self.connection.close()

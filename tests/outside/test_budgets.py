@@ -1,0 +1,827 @@
+"""What limits promise partners, on every route: how much passes, what is charged, and what a refusal says.
+
+The mock model's own book is the judge. One gateway in `hard` and one in `bounded` serve the whole file; every test has
+an organization, and with it counters, of its own.
+"""
+
+import contextlib
+import datetime
+import itertools
+import json
+import math
+import re
+import socket
+import threading
+import time
+
+import h2.config
+import h2.connection
+import h2.events
+import pytest
+from stage import H1, Stage, eventually, fetch, midday
+
+PATHS = {
+    "chat": "/v1/chat/completions",
+    "completions": "/v1/completions",
+    "responses": "/v1/responses",
+    "messages": "/v1/messages",
+    "embeddings": "/v1/embeddings",
+}
+MAXIMUM = {
+    "chat": "max_completion_tokens",
+    "completions": "max_tokens",
+    "responses": "max_output_tokens",
+    "messages": "max_tokens",
+}
+STREAMED = ["chat", "completions", "responses", "messages"]
+FLOWS = [(route, stream) for route in PATHS for stream in (False, True) if (route, stream) != ("embeddings", True)]
+every_flow = pytest.mark.parametrize(("route", "stream"), FLOWS, ids=[f"{r}{'-stream' * s}" for r, s in FLOWS])
+every_stream = pytest.mark.parametrize("route", STREAMED)
+
+# 80 × 5 bytes: 100 tokens by the mock model's count.
+HUNDRED = "word " * 80
+STEP = 16
+
+MODELS = """\
+[model.priced]
+match = ["gpt-priced-*"]
+price_per_mtok = { input = "2.50", cached_input = "0.25", cache_write = "3.125", output = "15.00" }
+[model.light]
+match = ["gpt-light-*"]
+weights = { cached_input = 0, cache_write = 2 }
+[[upstream]]
+name = "nowhere"
+url = "http://127.0.0.1:%d"
+dialect = "openai"
+api_key = "env:UPSTREAM_KEY"
+models = ["nowhere"]
+"""
+
+ORG = """\
+id = "{name}"
+name = "{name}"
+{parent}
+purposes = ["research", "incident"]
+models = [{models}]
+[[identity]]
+authority = "partners"
+uri = "spiffe://partners/{name}"
+{limits}
+"""
+
+
+class Place:
+    """A gateway that organizations join one by one."""
+
+    def __init__(self, folder, enforce):
+        # Bound and not listening: a connection to it is refused as long as we hold it.
+        self.nowhere = socket.socket()
+        self.nowhere.bind(("127.0.0.1", 0))
+        quota = f'enforce = "{enforce}"\ndefault_output_reserve = 64\nextend = {STEP}\ntimezone = "{midday()}"'
+        self.stage = Stage(folder, quota=quota, more=MODELS % self.nowhere.getsockname()[1])
+        self.numbers = itertools.count(1)
+
+    def close(self):
+        self.stage.close()
+        self.nowhere.close()
+
+    def join(self, limits="", models='"mock-*", "gpt-*", "claude-*", "nowhere"', parent=""):
+        """A new organization under `limits` (lines of `[limits]`, or tables of their own); its id."""
+        name = f"org-{next(self.numbers)}"
+        self.stage.partners.leaf(name, uri=f"spiffe://partners/{name}")
+        self.write(name, limits, models, parent)
+        return name
+
+    def write(self, name, limits="", models='"mock-*", "gpt-*", "claude-*", "nowhere"', parent=""):
+        limits = limits if limits.startswith("[") else "[limits]\n" + limits
+        parent = f'parent = "{parent}"' if parent else ""
+        self.stage.write_org(name, ORG.format(name=name, parent=parent, models=models, limits=limits))
+        reloaded = fetch(self.stage.admin + "/-/reload", method="POST")
+        assert reloaded.status == 200, reloaded.body
+
+    def connect(self, org):
+        return H1(self.stage.connect(org))
+
+    def ask(self, org, route="chat", connection=None, headers=None, **asked):
+        with contextlib.ExitStack() as stack:
+            connection = connection or stack.enter_context(self.connect(org))
+            return connection.ask(PATHS[route], body(route, **asked), **(headers or {}))
+
+    def settled(self, org, identifier="tokens_per_day"):
+        """A limit, once nothing is under way."""
+        return eventually(lambda: (now := self.stage.limit(org, identifier))["reserved"] == 0 and now, what="settlement")
+
+    def closed(self, answer):
+        """The closing audit line of an answer."""
+        lines = lambda: [one for one in self.stage.audit() if one.get("request_id") == answer.headers["request-id"]]  # noqa: E731
+        return eventually(lambda: next((one for one in lines() if one["kind"] == "closed"), None), what="a closing line")
+
+    def sent(self, mark):
+        """What the mock model's book holds of the requests whose body holds `mark`."""
+        return [one for one in self.stage.ledger()["requests"] if mark in one["body"]]
+
+
+@pytest.fixture(scope="module")
+def hard(tmp_path_factory):
+    yield from place(tmp_path_factory, "hard")
+
+
+@pytest.fixture(scope="module")
+def bounded(tmp_path_factory):
+    yield from place(tmp_path_factory, "bounded")
+
+
+def place(tmp_path_factory, enforce):
+    made = Place(tmp_path_factory.mktemp(enforce), enforce)
+    yield made
+    log = made.stage.gateway.log
+    made.close()
+    assert "panicked at" not in log, log
+
+
+@pytest.fixture(params=["hard", "bounded"])
+def either(request):
+    return request.getfixturevalue(request.param)
+
+
+marks = itertools.count(1)
+
+
+def fresh(script):
+    """A script's model under a name that no test used before, so that nothing is learned of it yet."""
+    return f"mock-{script}.v{next(marks)}"
+
+
+def body(route, model="mock-1", text="hello", stream=False, maximum=None, **more):
+    asked = {"model": ("claude-" if route == "messages" else "") + model}
+    asked |= {"prompt": text} if route == "completions" else {}
+    asked |= {"input": text} if route in ("responses", "embeddings") else {}
+    asked |= {"messages": [{"role": "user", "content": text}]} if route in ("chat", "messages") else {}
+    if stream:
+        asked["stream"] = True
+    if maximum is not None and route in MAXIMUM:
+        asked[MAXIMUM[route]] = maximum
+    return asked | more
+
+
+def spent(requests):
+    return sum(one["input_tokens"] + one["output_tokens"] for one in requests)
+
+
+def words(answer):
+    """The figures of a refusal's sentence."""
+    message = answer.json["error"]["message"]
+    found = re.search(r"limit ([\d.]+), used ([\d.]+), requested ([\d.]+)", message)
+    assert found, message
+    return [float(one) for one in found.groups()], message
+
+
+def until_cut(connection):
+    """The text of a streamed body, and whether it ended as streams should."""
+    pieces = []
+    while (piece := connection.read_chunk()) not in (b"", None):
+        pieces.append(piece)
+    return b"".join(pieces), piece == b""
+
+
+# A budget, to its end.
+
+
+@every_flow
+def test_a_day_of_2000_tokens_ends_after_2000_tokens(either, route, stream):
+    org, model = either.join("tokens_per_day = 2_000"), fresh("tokens-100")
+    with either.connect(org) as connection:
+        for _ in range(40):
+            before = either.settled(org)
+            answer = either.ask(org, route, connection, model=model, text=HUNDRED, stream=stream, maximum=100)
+            if answer.status != 200:
+                break
+    sent = either.sent(model)
+    assert len(sent) >= 5
+    assert spent(sent) == before["used"] <= 2000
+    (limit, used, requested), message = words(answer)
+    assert (limit, used) == (2000, before["used"])
+    assert used + requested > 2000
+    assert "tokens_per_day" in message and "Try again in" in message
+    assert answer.status == 429
+    error = answer.json["error"]
+    assert error["type"] == ("rate_limit_error" if route == "messages" else "insufficient_quota")
+    assert error["code"] == answer.headers["portcullis-reason"] == "insufficient_quota"
+    ends = datetime.datetime.fromisoformat(before["resets_at"].replace("Z", "+00:00"))
+    left = (ends - datetime.datetime.now(datetime.timezone.utc)).total_seconds()
+    assert 0 <= int(answer.headers["retry-after"]) - left <= 2
+    assert left * 1000 <= int(answer.headers["retry-after-ms"]) <= (left + 2) * 1000 * 1.1
+    assert answer.headers["x-should-retry"] == "false"
+    after = either.settled(org)
+    assert after["used"] == before["used"], "a refusal costs nothing"
+
+
+def test_hard_holds_a_crowd_that_names_no_maximum_to_the_budget(hard):
+    org, model = hard.join("tokens_per_day = 2_000"), fresh("tokens-100000")
+    asked = [body("chat", model, n=n, stream=n == 2) for n in (1, 2, 3)] * 30
+    statuses = crowd(hard.stage, org, PATHS["chat"], asked)
+    sent = hard.sent(model)
+    assert len(sent) == statuses.count(200) > 3
+    assert set(statuses) == {200, 429}
+    assert spent(sent) == hard.settled(org)["used"] <= 2000
+
+
+def test_hard_clamps_what_is_asked_and_puts_in_what_is_not(hard):
+    org, model = hard.join("tokens_per_day = 2_000"), fresh("tokens-100000")
+    for route in MAXIMUM:
+        for stream in (False, True):
+            answer = hard.ask(org, route, model=model, stream=stream)
+            assert answer.status == 200, answer.body
+    for one in hard.sent(model):
+        assert one["output_tokens"] <= 64, one["path"]
+
+
+def test_hard_refuses_what_it_cannot_bound(hard):
+    org = hard.join("tokens_per_day = 2_000")
+    answer = hard.ask(org, "responses", previous_response_id="resp_1")
+    assert (answer.status, answer.headers["portcullis-reason"]) == (400, "quota_request_too_large")
+
+
+@pytest.mark.parametrize("script", ["tokens-100000.tps-2000", "tokens-100000"], ids=["paced", "as-fast-as-possible"])
+def test_bounded_overspends_a_budget_by_one_extension_a_stream_at_most(bounded, script):
+    org, model = bounded.join("tokens_per_day = 3_000"), fresh(script)
+    open_streams = [bounded.connect(org) for _ in range(4)]
+    for one in open_streams:
+        one.send(one.head(PATHS["chat"], body("chat", model, stream=True)))
+    got = []
+    for one in open_streams:
+        with one:
+            status, headers = one.read_head()
+            text, whole = until_cut(one) if status == 200 else (one.read_body(headers), None)
+            got.append((status, whole, len(re.findall(rb'"content":"[^"]', text))))
+    assert not any(whole for _, whole, _ in got), got
+    used = bounded.settled(org)["used"]
+    assert used <= 3000 + 4 * STEP, (used, got)
+    assert sum(tokens for *_, tokens in got) <= 3000 + 4 * STEP, got
+    if "tps" in script:
+        assert spent(bounded.sent(model)) <= 3000 + 4 * STEP
+
+
+@every_stream
+def test_a_stream_that_uses_up_a_budget_is_cut_with_its_dialects_error_event(bounded, route):
+    org, model = bounded.join("tokens_per_day = 300"), fresh("tokens-100000.tps-3000")
+    with bounded.connect(org) as connection:
+        connection.send(connection.head(PATHS[route], body(route, model, stream=True)))
+        status, headers = connection.read_head()
+        assert status == 200
+        text, whole = until_cut(connection)
+    assert not whole, "a cut answer must not end like a whole one"
+    assert b"[DONE]" not in text and b"message_stop" not in text and b"response.completed" not in text
+    assert text.endswith(b"\n\n")
+    *events, last = text.decode()[:-2].split("\n\n")
+    assert len(events) > 20
+    data = json.loads(last.rsplit("data: ", 1)[1])
+    named = last.startswith("event: error\n")
+    assert named == (route in ("responses", "messages"))
+    assert data["error"]["code"] == "insufficient_quota"
+    assert data["error"]["type"] == ("rate_limit_error" if route == "messages" else "insufficient_quota")
+    assert data["request_id"] == headers["request-id"]
+    if route == "responses":
+        assert (data["type"], data["code"], data["sequence_number"]) == ("error", "insufficient_quota", len(events))
+    if route == "messages":
+        assert data["type"] == "error"
+    assert bounded.settled(org)["used"] <= 300 + STEP
+    line = next(one for one in reversed(bounded.stage.audit()) if one.get("request_id") == headers["request-id"])
+    assert (line["ending"], line["reason"]) == ("quota_cut", "insufficient_quota")
+
+
+def test_a_rate_never_cuts_and_its_overrun_is_debt(bounded):
+    org, model = bounded.join("tokens_per_minute = 300"), fresh("tokens-1000")
+    answer = bounded.ask(org, model=model, stream=True)
+    assert answer.status == 200 and answer.body.endswith(b"data: [DONE]\n\n")
+    standing = eventually(lambda: (now := bounded.stage.limit(org, "tokens_per_minute"))["used"] > 900 and now)
+    assert standing["remaining"] == 0
+    refused = bounded.ask(org, model=model, maximum=1)
+    assert (refused.status, refused.headers["portcullis-reason"]) == (429, "rate_limit_exceeded")
+    (limit, used, requested), _ = words(refused)
+    wait = (used + requested - limit) * 60 / limit
+    assert wait - 0.2 <= int(refused.headers["retry-after"]) <= wait + 1
+    assert refused.headers["x-should-retry"] == "false", "longer than a minute"
+
+
+@pytest.mark.parametrize("route", STREAMED)
+def test_a_request_that_can_never_fit_is_told_so_at_once(either, route):
+    org = either.join("tokens_per_day = 2_000")
+    answer = either.ask(org, route, maximum=90_000)
+    assert (answer.status, answer.headers["portcullis-reason"]) == (400, "quota_request_too_large")
+    assert answer.headers["x-should-retry"] == "false"
+    assert "retry-after" not in answer.headers
+    assert either.settled(org)["used"] == 0
+
+
+# What is charged.
+
+
+@every_flow
+def test_what_is_charged_is_what_the_model_says_it_used(bounded, route, stream):
+    org, model = bounded.join("tokens_per_day = 100_000"), fresh("tokens-7.cached-30.cache-write-20")
+    answer = bounded.ask(org, route, model=model, text=HUNDRED, stream=stream)
+    assert answer.status == 200, answer.body
+    (sent,) = bounded.sent(model)
+    assert bounded.settled(org)["used"] == sent["input_tokens"] + sent["output_tokens"]
+    line = bounded.closed(answer)
+    usage = line["usage"]
+    assert (line["settlement"], line["ending"]) == ("reported", "complete")
+    assert sum(usage[part] for part in ("input", "cached_input", "cache_write")) == sent["input_tokens"] == 100
+    assert usage["output"] == sent["output_tokens"]
+    if route != "embeddings":
+        assert (usage["cached_input"], usage["cache_write"]) == (30, 20)
+    with bounded.connect(org) as connection:
+        totals = connection.ask("/portcullis/v1/usage").json["totals"]
+    for window in ("day", "month"):
+        assert totals[window]["requests"] == 1
+        assert totals[window]["input_tokens"] == sent["input_tokens"]
+        assert totals[window]["output_tokens"] == sent["output_tokens"]
+    assert bounded.stage.metric("portcullis_input_tokens_total", org=org) == sent["input_tokens"]
+    assert bounded.stage.metric("portcullis_output_tokens_total", org=org) == sent["output_tokens"]
+
+
+def text_of(tokens):
+    """The bytes of the mock model's first words."""
+    words = "The| gate| opens| for| those| who| say| what| for,| and| stays| shut| for| all| others|.".split("|")
+    return sum(len(words[k % 16]) for k in range(tokens))
+
+
+@every_stream
+def test_a_stream_that_its_client_leaves_is_charged_what_had_passed(bounded, route):
+    """Between what the client has seen and what the model has sent, at a third of a token to the byte; never nothing."""
+    org, model = bounded.join("tokens_per_day = 100_000"), fresh("tokens-5000.tps-200")
+    with bounded.connect(org) as connection:
+        connection.send(connection.head(PATHS[route], asked := body(route, model, HUNDRED, stream=True)))
+        status, headers = connection.read_head()
+        assert status == 200
+        seen = b""
+        while seen.count(b"data: ") < 30:
+            seen += connection.read_chunk()
+    used = bounded.settled(org)["used"]
+    (sent,) = eventually(lambda: [one for one in bounded.sent(model) if one["ended"]], what="the end upstream")
+    assert sent["ended"] == "client_gone"
+    # Input: the body's bytes at the same rate, or what the model has said by then.
+    inputs = {sent["input_tokens"], math.ceil(len(json.dumps(asked)) / 3)}
+    least = text_of(30 - 6) / 3
+    most = math.ceil(text_of(sent["output_tokens"]) / 3)
+    assert any(least <= used - given <= most for given in inputs), (used, inputs, least, most)
+    line = next(one for one in reversed(bounded.stage.audit()) if one.get("request_id") == headers["request-id"])
+    assert (line["kind"], line["ending"], line["settlement"]) == ("closed", "client_gone", "estimated")
+
+
+@pytest.mark.parametrize("script", ["fail-400", "fail-429", "fail-500", "fail-503", "page-502"])
+@pytest.mark.parametrize("route", PATHS)
+def test_an_upstreams_error_costs_no_tokens(bounded, route, script):
+    org = bounded.join("tokens_per_day = 2_000\nrequests_per_day = 10")
+    answer = bounded.ask(org, route, model=fresh(script), text=HUNDRED)
+    assert answer.status == int(script.rsplit("-", 1)[1])
+    assert "portcullis-reason" not in answer.headers, "the upstream's own answer"
+    assert bounded.settled(org)["used"] == 0
+    assert bounded.stage.limit(org, "requests_per_day")["used"] == 1
+
+
+def test_an_upstream_that_cannot_be_reached_costs_no_tokens(bounded):
+    org = bounded.join("tokens_per_day = 2_000")
+    answer = bounded.ask(org, model="nowhere")
+    assert (answer.status, answer.headers["portcullis-reason"]) == (502, "upstream_unreachable")
+    assert bounded.settled(org)["used"] == 0
+
+
+@every_flow
+def test_an_answer_without_usage_is_charged_an_estimate_and_counted(bounded, route, stream):
+    org, model = bounded.join("tokens_per_day = 100_000"), fresh("no-usage.tokens-20")
+    answer = bounded.ask(org, route, model=model, text=HUNDRED, stream=stream)
+    assert answer.status == 200
+    (sent,) = bounded.sent(model)
+    line = bounded.closed(answer)
+    assert line["settlement"] == "estimated"
+    asked = len(json.dumps(body(route, model, HUNDRED, stream)))
+    output = math.ceil(text_of(sent["output_tokens"]) / 3)
+    assert (line["usage"]["input"], line["usage"]["output"]) == (math.ceil(asked / 3), output)
+    assert bounded.settled(org)["used"] == math.ceil(asked / 3) + output > spent([sent])
+    assert bounded.stage.metric("portcullis_usage_missing_total", org=org) == 1
+
+
+@pytest.mark.parametrize(("route", "stream"), [one for one in FLOWS if one[0] != "embeddings"])
+def test_usage_that_lies_low_is_disputed(bounded, route, stream):
+    org, model = bounded.join("tokens_per_day = 100_000"), fresh("usage-low.tokens-50")
+    answer = bounded.ask(org, route, model=model, text=HUNDRED, stream=stream)
+    assert answer.status == 200
+    (sent,) = bounded.sent(model)
+    line = bounded.closed(answer)
+    assert line["settlement"] == "disputed"
+    assert bounded.settled(org)["used"] >= spent([sent])
+    assert bounded.stage.metric("portcullis_usage_disputed_total", org=org) == 1
+    assert bounded.stage.metric("portcullis_usage_missing_total", org=org) == 0
+
+
+def test_cached_tokens_count_by_their_weight(bounded):
+    org = bounded.join("tokens_per_day = 2_000")
+    answer = bounded.ask(org, model="gpt-light-mock-tokens-7.cached-30.cache-write-20", text=HUNDRED)
+    assert answer.status == 200
+    assert bounded.settled(org)["used"] == 50 + 0 * 30 + 2 * 20 + 7
+
+
+def test_money_is_charged_by_the_price_list_and_runs_out(bounded):
+    org = bounded.join('cost_per_day = "0.02"', models='"priced"')
+    model = "gpt-priced-mock-tokens-100.cached-30.cache-write-20"
+    price = 50 * 2.50 + 30 * 0.25 + 20 * 3.125 + 100 * 15.00
+    for passed in range(1, 20):
+        answer = bounded.ask(org, model=model, text=HUNDRED, maximum=100)
+        if answer.status != 200:
+            break
+        standing = eventually(lambda: (now := bounded.stage.limit(org, "cost_per_day"))["reserved"] == "0.00" and now)
+        assert float(standing["used"]) == pytest.approx(passed * price / 1e6)
+        assert float(bounded.closed(answer)["cost"]) == pytest.approx(price / 1e6)
+    assert 8 <= passed <= 12
+    assert (answer.status, answer.headers["portcullis-reason"]) == (429, "insufficient_quota")
+    (limit, used, requested), message = words(answer)
+    assert limit == 0.02 and used + requested > 0.02
+    assert used == pytest.approx((passed - 1) * price / 1e6)
+    assert "cost_per_day" in message
+    assert bounded.stage.metric("portcullis_cost_total", org=org) == pytest.approx(used)
+
+
+# The extra usage chunk.
+
+
+def plain(stream):
+    """A stream without what differs from one answer to the next."""
+    return re.sub(rb'("id":"(?:chat)?cmpl-mock)\d+|("created":)\d+', rb"\1\2", stream)
+
+
+@pytest.mark.parametrize("route", ["chat", "completions"])
+@pytest.mark.parametrize("script", ["tokens-5", "piece-1.tokens-3", "piece-7.tokens-5", "crlf.tokens-3", "crlf.piece-1.tokens-3",
+                                    "comments.tokens-3", "no-done.tokens-3", "usage-every-chunk.tokens-3", "big-event-40000"])  # fmt: skip
+def test_who_did_not_ask_for_the_usage_chunk_sees_everything_but_it(bounded, route, script):
+    org, model = bounded.join(), fresh(script)
+    got = bounded.ask(org, route, model=model, stream=True).body
+    asked = bounded.ask(org, route, model=model, stream=True, stream_options={"include_usage": True}).body
+    direct = fetch(bounded.stage.mock_url + PATHS[route],
+                   body(route, model, stream=True, stream_options={"include_usage": True})).body  # fmt: skip
+    assert plain(asked) == plain(direct), "who asked sees it all"
+    chunk = rb'(?:: keepalive(?:\r?\n){2})?data: [^\n]*"choices":\[\],"usage":\{[^\n]*\n\r?\n'
+    assert len(re.findall(chunk, direct)) == 1
+    without = re.sub(chunk, lambda found: found[0][: found[0].index(b"data: ")], direct)
+    assert plain(got) == plain(without)
+
+
+@pytest.mark.parametrize(("options", "became"), [
+    ("", '"stream_options":{"include_usage":true},'),
+    ('"stream_options":null,', '"stream_options":{"include_usage":true},'),
+    ('"stream_options": {},', '"stream_options": {"include_usage":true},'),
+    ('"stream_options":{"include_usage":false},', '"stream_options":{"include_usage":true},'),
+    ('"stream_options":{"include_usage":null},', '"stream_options":{"include_usage":true},'),
+    ('"stream_options":{ "include_obfuscation":false},', '"stream_options":{"include_usage":true, "include_obfuscation":false},'),
+    ('"stream_options":{"include_usage":true},', '"stream_options":{"include_usage":true},'),
+])  # fmt: skip
+def test_a_body_goes_on_byte_for_byte_but_for_the_splice(bounded, options, became):
+    org, model = bounded.join(), fresh("tokens-3")
+    rest = f'"model" : "{model}", "stream":true,"messages":[{{"role":"user","content":"\\u00e4 ä"}}], "x":1.50}}\n'
+    with bounded.connect(org) as connection:
+        answer = connection.ask(PATHS["chat"], ("{" + options + rest).encode())
+    assert answer.status == 200, answer.body
+    (sent,) = bounded.sent(model)
+    assert sent["body"] == "{" + became + rest
+    assert (b'"choices":[]' in answer.body) == ('"include_usage":true' in options)
+
+
+# Limits of every kind.
+
+
+@pytest.mark.parametrize(("limits", "admitted", "reason"), [
+    ("requests_per_day = 10", 10, "insufficient_quota"),
+    ("requests_per_minute = { limit = 60, burst = 10 }", 10, "rate_limit_exceeded"),
+    ("concurrent_requests = 10", 10, "concurrency_limit_exceeded"),
+    ("tokens_per_day = 2_000", 10, "insufficient_quota"),
+])  # fmt: skip
+def test_of_1000_requests_at_once_exactly_10_pass(bounded, limits, admitted, reason):
+    org, model = bounded.join(limits), fresh("tokens-1.ttft-3000")
+    # 10 reservations of 199 tokens fit 2,000, 11 do not.
+    one = body("chat", model, stream=False)
+    inside = math.ceil(len(json.dumps(one)) / 3)
+    began = time.monotonic()
+    statuses = crowd(bounded.stage, org, PATHS["chat"], [one | {"max_tokens": 199 - inside}] * 1000)
+    took = time.monotonic() - began
+    passed = statuses.count(200)
+    # What leaked meanwhile, one a second.
+    leaked = took if "minute" in limits else 0
+    assert admitted <= passed <= admitted + leaked
+    assert statuses.count(429) == 1000 - passed
+    assert len(bounded.sent(model)) == passed
+    assert bounded.stage.metric("portcullis_request_refusals_total", org=org, reason=reason) == 1000 - passed
+
+
+def crowd(stage, org, path, bodies):
+    """The statuses of requests that are all sent before the first answer is read: 100 to an HTTP/2 connection."""
+    groups = [bodies[at: at + 100] for at in range(0, len(bodies), 100)]
+    statuses, lines = [], [stage.connect(org, alpn=("h2",), timeout=30) for _ in groups]
+
+    def take(line, group):
+        connection = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding="utf-8"))
+        connection.initiate_connection()
+        for asked in group:
+            number, sent = connection.get_next_available_stream_id(), json.dumps(asked).encode()
+            connection.send_headers(number, [
+                (":method", "POST"), (":scheme", "https"), (":authority", "localhost"), (":path", path),
+                ("content-type", "application/json"), ("portcullis-purpose", "research"),
+            ])  # fmt: skip
+            connection.send_data(number, sent, end_stream=True)
+        line.sendall(connection.data_to_send())
+        ended = 0
+        while ended < len(group):
+            got = line.recv(65536)
+            assert got, "the connection ended early"
+            for event in connection.receive_data(got):
+                if isinstance(event, h2.events.ResponseReceived):
+                    statuses.append(int(dict(event.headers)[":status"]))
+                elif isinstance(event, h2.events.DataReceived):
+                    connection.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
+                elif isinstance(event, (h2.events.StreamEnded, h2.events.StreamReset)):
+                    ended += 1
+            line.sendall(connection.data_to_send())
+        line.close()
+
+    threads = [threading.Thread(target=take, args=one) for one in zip(lines, groups)]
+    for one in threads:
+        one.start()
+    for one in threads:
+        one.join(60)
+    assert len(statuses) == len(bodies)
+    return statuses
+
+
+def test_a_place_under_the_concurrency_limit_is_free_again_when_an_answer_ends(bounded):
+    org = bounded.join("concurrent_requests = 2")
+    holding = [bounded.connect(org) for _ in range(2)]
+    for one in holding:
+        one.send(one.head(PATHS["chat"], body("chat", fresh("tokens-5000.tps-50"), stream=True)))
+        assert one.read_head()[0] == 200
+    refused = bounded.ask(org)
+    assert (refused.status, refused.headers["portcullis-reason"]) == (429, "concurrency_limit_exceeded")
+    assert refused.json["error"]["type"] == "rate_limit_error"
+    assert words(refused)[0] == [2, 2, 1]
+    assert refused.headers["retry-after"] == "1" and "x-should-retry" not in refused.headers
+    holding[0].close()
+    eventually(lambda: bounded.ask(org).status == 200, what="a free place")
+    holding[1].close()
+    eventually(lambda: bounded.stage.limit(org, "concurrent_requests")["used"] == 0, what="an empty gauge")
+
+
+@pytest.mark.parametrize("limits", ["requests_per_second = { limit = 2, burst = 1 }", "requests_per_minute = { limit = 120, burst = 1 }"])
+def test_the_wait_that_a_refusal_names_is_enough_and_no_more(bounded, limits):
+    org = bounded.join(limits)
+    with bounded.connect(org) as connection:
+        asked = time.monotonic()
+        assert bounded.ask(org, connection=connection).status == 200
+        answered = time.monotonic()
+        refused = bounded.ask(org, connection=connection)
+        told = time.monotonic()
+        assert (refused.status, refused.headers["portcullis-reason"]) == (429, "rate_limit_exceeded")
+        assert "x-should-retry" not in refused.headers
+        millis = int(refused.headers["retry-after-ms"])
+        assert (0.5 - (told - asked)) * 1000 <= millis <= 501 * 1.1
+        assert refused.headers["retry-after"] == "1"
+        # Obeying it is what a client does.
+        time.sleep(max(0, told + millis / 1000 - time.monotonic()))
+        assert bounded.ask(org, connection=connection).status == 200
+        assert time.monotonic() - asked >= 0.5
+    assert answered - asked < 0.5, "the machine is too slow for this test"
+
+
+def test_a_chain_of_organizations_is_charged_all_or_nothing(bounded):
+    root = bounded.join("requests_per_day = 100\ntokens_per_day = 100_000")
+    middle = bounded.join("requests_per_day = 3", parent=root)
+    first = bounded.join("requests_per_day = 2", parent=middle)
+    second = bounded.join("requests_per_day = 100", parent=middle)
+    used = lambda: [bounded.stage.limit(org, "requests_per_day")["used"] for org in (root, middle, first, second)]  # noqa: E731
+    assert [bounded.ask(first).status for _ in range(3)] == [200, 200, 429]
+    assert used() == [2, 2, 2, 0], "what the child's own limit refuses costs its ancestors nothing"
+    assert bounded.ask(second).status == 200
+    refused = bounded.ask(second)
+    assert (refused.status, refused.headers["portcullis-reason"]) == (429, "insufficient_quota")
+    assert used() == [3, 3, 2, 1], "what an ancestor refuses costs nobody anything"
+    assert words(refused)[0] == [3, 3, 1]
+    for other in (root, middle, first):
+        assert other.encode() not in refused.body
+    eventually(lambda: bounded.stage.limit(root, "tokens_per_day")["reserved"] == 0)
+    assert bounded.stage.limit(root, "tokens_per_day")["used"] == 3 * 18
+
+
+def test_purposes_and_models_have_limits_of_their_own(bounded):
+    org = bounded.join("""\
+[purpose.research.limits]
+requests_per_day = 4
+[model.light.limits]
+requests_per_day = 3
+[purpose.research.model.light.limits]
+requests_per_day = 2
+""")
+    incident = {"portcullis_purpose": "incident", "portcullis_case": "C-1"}
+    light = {"model": "gpt-light-mock-tokens-1"}
+    assert [bounded.ask(org, **light).status for _ in range(3)] == [200, 200, 429]
+    assert [bounded.ask(org, **light, headers=incident).status for _ in range(2)] == [200, 429]
+    assert [bounded.ask(org).status for _ in range(3)] == [200, 200, 429]
+    assert bounded.ask(org, headers=incident).status == 200
+    for asked, name in (({}, "research/requests_per_day"), (light | {"headers": incident}, "light/requests_per_day")):
+        assert f"for {name}:" in words(bounded.ask(org, **asked))[1]
+
+
+def test_a_shadow_limit_counts_and_never_refuses(bounded):
+    org = bounded.join("requests_per_day = { limit = 2, shadow = true }\ntokens_per_minute = { limit = 10, shadow = true }")
+    answers = [bounded.ask(org) for _ in range(4)]
+    assert [answer.status for answer in answers] == [200] * 4
+    standing = bounded.stage.limit(org, "requests_per_day")
+    assert (standing["limit"], standing["used"], standing["remaining"], standing["shadow"]) == (2, 4, 0, True)
+    for answer in answers:
+        assert not any("ratelimit" in name for name in answer.headers), "a limit in shadow is told to nobody"
+
+
+def test_a_limit_of_zero_lets_nothing_through(either):
+    for limits in ("requests_per_day = 0", "tokens_per_minute = 0", "concurrent_requests = 0"):
+        org, model = either.join(limits), fresh("tokens-1")
+        answer = either.ask(org, model=model)
+        assert answer.status in (400, 429), answer.body
+        assert not either.sent(model)
+
+
+# What heads tell.
+
+
+@every_flow
+def test_every_metered_answer_tells_the_limits_in_its_dialect(bounded, route, stream):
+    org = bounded.join("requests_per_minute = 600\nrequests_per_hour = 100\ntokens_per_minute = 6_000\ntokens_per_day = 50_000")
+    answer = bounded.ask(org, route, model=fresh("tokens-5"), text=HUNDRED, stream=stream)
+    headers = answer.headers
+    ours = {name: value for name, value in headers.items() if "ratelimit" in name}
+    if route == "messages":
+        names = {f"anthropic-ratelimit-{unit}-{what}" for unit in ("requests", "tokens") for what in ("limit", "remaining", "reset")}
+        of = lambda unit, what: ours[f"anthropic-ratelimit-{unit}-{what}"]  # noqa: E731
+        for unit in ("requests", "tokens"):
+            at = datetime.datetime.strptime(of(unit, "reset"), "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=datetime.timezone.utc)
+            assert 0 <= (at - datetime.datetime.now(datetime.timezone.utc)).total_seconds() + 1 <= 62
+    else:
+        names = {f"x-ratelimit-{what}-{unit}" for unit in ("requests", "tokens") for what in ("limit", "remaining", "reset")}
+        of = lambda unit, what: ours[f"x-ratelimit-{what}-{unit}"]  # noqa: E731
+        assert of("requests", "reset") == "36s"
+        assert re.fullmatch(r"\d+(\.\d+)?m?s", of("tokens", "reset"))
+    assert set(ours) == names | {"ratelimit-policy", "ratelimit"}, "the upstream's own are gone"
+    assert (of("requests", "limit"), of("requests", "remaining")) == ("100", "99"), "the tightest"
+    assert of("tokens", "limit") == "6000"
+    left = int(of("tokens", "remaining"))
+    assert 5000 < left <= 6000 - 100
+    policies = dict(re.findall(r'"([a-z-]+)"(;[^,]*)', ours["ratelimit-policy"]))
+    assert policies == {
+        "requests-per-minute": ";q=600;w=60",
+        "requests-per-hour": ";q=100;w=3600",
+        "tokens-per-minute": ';q=6000;w=60;portcullis-unit="tokens"',
+        "tokens-per-day": ';q=50000;w=86400;portcullis-unit="tokens"',
+    }
+    states = dict(re.findall(r'"([a-z-]+)";r=(\d+);t=\d+', ours["ratelimit"]))
+    assert states.keys() == policies.keys()
+    assert (states["requests-per-minute"], states["tokens-per-minute"]) == ("599", str(left))
+
+
+@pytest.mark.parametrize("route", PATHS)
+def test_an_answer_under_no_limit_tells_none(bounded, route):
+    org = bounded.join("cost_per_day = { limit = \"1.00\", shadow = true }", models='"priced"') if route == "none" else bounded.join()
+    answer = bounded.ask(org, route)
+    assert answer.status == 200
+    assert not [name for name in answer.headers if "ratelimit" in name]
+
+
+@pytest.mark.parametrize("route", ["chat", "messages"])
+def test_a_refusal_by_a_limit_tells_the_limits_too(bounded, route):
+    org = bounded.join("requests_per_minute = { limit = 60, burst = 1 }")
+    assert bounded.ask(org, route).status == 200
+    refused = bounded.ask(org, route)
+    assert refused.status == 429
+    name = "anthropic-ratelimit-requests-remaining" if route == "messages" else "x-ratelimit-remaining-requests"
+    assert refused.headers[name] == "0"
+    assert refused.headers["ratelimit"].startswith('"requests-per-minute";r=0;t=1')
+
+
+def test_a_problem_document_names_the_violated_policy(bounded):
+    org = bounded.join("requests_per_day = 1")
+    assert bounded.ask(org).status == 200
+    refused = bounded.ask(org, headers={"accept": "application/problem+json"})
+    assert (refused.status, refused.headers["content-type"]) == (429, "application/problem+json")
+    problem = refused.json
+    assert problem["type"] == "https://iana.org/assignments/http-problem-types#quota-exceeded"
+    assert (problem["status"], problem["code"]) == (429, "insufficient_quota")
+    assert problem["violated-policies"] == ["requests-per-day"]
+
+
+# Bad input.
+
+WRONG = [
+    *[f'"max_tokens":{value}' for value in ("-1", "0", "1.5", '"10"', "true", "[]", "{}", "9007199254740992", "1" + "0" * 400, "-0")],
+    *[f'"{name}":0' for name in ("max_completion_tokens", "max_output_tokens", "n", "best_of")],
+    *[f'"n":{value}' for value in ("1000000", "129", "-1", "1.5", '"2"')],
+    *[f'"stream":{value}' for value in ('"true"', "1", "[]")],
+    *[f'"stream":true,"stream_options":{value}' for value in ("false", "[]", '"x"', '{"include_usage":1}')],
+    '"stream":true,"stream_options":{"include_usage":false,"include_usage":true}',
+    '"max_tokens":1,"max_tokens":100000',
+    '"max_tokens":1,"max\\u005ftokens":100000',
+    '"n":1,"n":2',
+    '"stream":false,"stream":true',
+    '"stream_options":{},"stream_options":{}',
+    '"model":"mock-1"',
+    '"Max_Tokens":1',
+    '"x":' + "[" * 64 + "]" * 64,
+    '"x":"\\ud800',
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("route", STREAMED)
+def test_what_two_readers_could_read_differently_is_not_forwarded(bounded, route):
+    org, model = bounded.join("requests_per_day = 100\ntokens_per_day = 1000"), fresh("tokens-1")
+    whole = json.dumps(body(route, model))
+    wrong = {}
+    with bounded.connect(org) as connection:
+        for one in WRONG:
+            answer = connection.ask(PATHS[route], (whole[:-1] + "," + one + "}").encode())
+            if (answer.status, answer.headers.get("portcullis-reason")) != (400, "body_invalid"):
+                wrong[one] = (answer.status, answer.headers.get("portcullis-reason"))
+        answer = connection.ask(PATHS[route], whole.encode()[:-1] + b',"x":"\xff"}')
+        assert (answer.status, answer.headers["portcullis-reason"]) == (400, "body_invalid")
+    assert not wrong
+    assert not bounded.sent(model)
+    assert bounded.stage.limit(org, "requests_per_day")["used"] == 0
+
+
+def test_a_background_request_is_refused(bounded):
+    org, model = bounded.join("requests_per_day = 100"), fresh("tokens-1")
+    answer = bounded.ask(org, "responses", model=model, background=True)
+    assert (answer.status, answer.headers["portcullis-reason"]) == (400, "request_invalid")
+    assert answer.json["error"]["param"] == "background"
+    assert bounded.ask(org, "responses", model=model, background=False).status == 200
+    assert len(bounded.sent(model)) == 1
+
+
+@pytest.mark.parametrize("more", ['"stream_options":null', '"n":null', '"max_tokens":null', '"x":' + "[" * 63 + "]" * 63, '"n":128'])
+def test_what_is_odd_and_clear_is_forwarded(bounded, more):
+    org, model = bounded.join(), fresh("tokens-1")
+    with bounded.connect(org) as connection:
+        answer = connection.ask(PATHS["chat"], (json.dumps(body("chat", model))[:-1] + "," + more + "}").encode())
+    assert answer.status == 200, answer.body
+
+
+def test_the_largest_of_several_maxima_is_reserved(bounded):
+    org = bounded.join("tokens_per_day = 1000")
+    answer = bounded.ask(org, max_tokens=1, max_completion_tokens=5000)
+    assert answer.headers["portcullis-reason"] == "quota_request_too_large"
+    assert words(answer)[0][2] > 5000
+
+
+@pytest.mark.parametrize(("limits", "told"), [
+    ("requests_per_minute = -1", "negative"),
+    ("requests_per_minute = 1.5", "whole number"),
+    ('requests_per_minute = "60"', "whole number"),
+    ("tokens_per_day = 99999999999999999999", "large"),
+    ("requests_per_day = { limit = 1, burst = 1 }", "burst"),
+    ("requests_per_minute = { limit = 60, burst = 0 }", "burst"),
+    ("requests_per_minute = { burst = 1 }", "limit"),
+    ("requests_per_fortnight = 1", "requests_per_fortnight"),
+    ("cost_per_minute = \"1.00\"", "cost_per_minute"),
+    ("cost_per_day = 1.00", "quotes"),
+    ('cost_per_day = "-1"', "amount"),
+    ('cost_per_day = "1.00"', "price"),
+    ("requests_per_day = 1\nrequests_per_day = 2", "duplicate"),
+])  # fmt: skip
+def test_a_limit_that_makes_no_sense_is_a_mistake_with_its_place(bounded, limits, told):
+    stage = bounded.stage
+    try:
+        stage.write_org("wrong", ORG.format(name="wrong", parent="", models='"mock-*"', limits="[limits]\n" + limits))
+        checked = stage.run("check", "-c", "portcullis.toml")
+    finally:
+        (stage.folder / "orgs.d" / "wrong.toml").unlink()
+    said = checked.stdout + checked.stderr
+    assert checked.returncode == 1, said
+    assert re.search(r"wrong\.toml:\d+:\d+", said), said
+    assert told in said.lower(), said
+
+
+@pytest.mark.parametrize("chain", [{"ring-a": "ring-a"}, {"ring-a": "ring-b", "ring-b": "ring-a"},
+                                   {"ring-a": "ring-b", "ring-b": "ring-c", "ring-c": "ring-a"}, {"ring-a": "nobody"}])  # fmt: skip
+def test_a_chain_of_parents_that_does_not_end_is_a_mistake(bounded, chain):
+    stage = bounded.stage
+    try:
+        for name, parent in chain.items():
+            stage.write_org(name, ORG.format(name=name, parent=f'parent = "{parent}"', models='"mock-*"', limits=""))
+        checked = stage.run("check", "-c", "portcullis.toml")
+    finally:
+        for name in chain:
+            (stage.folder / "orgs.d" / f"{name}.toml").unlink()
+    assert checked.returncode == 1, checked.stdout
+    assert re.search(r"ring-a\.toml:\d+:\d+", checked.stdout + checked.stderr)
+
+
+def test_limits_beyond_what_json_numbers_hold_do_no_harm(bounded):
+    most = 2**63 - 1
+    org = bounded.join(f"requests_per_second = {most}\ntokens_per_minute = {most}\ntokens_per_month = {most}\nconcurrent_requests = {most}")
+    answer = bounded.ask(org)
+    assert answer.status == 200, answer.body
+    for number in re.findall(r"[qrt]=(\d+)", answer.headers["ratelimit-policy"] + answer.headers["ratelimit"]):
+        assert int(number) <= 999_999_999_999_999, "the largest integer of structured fields"

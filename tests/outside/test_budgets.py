@@ -685,7 +685,7 @@ def test_every_metered_answer_tells_the_limits_in_its_dialect(bounded, route, st
 
 @pytest.mark.parametrize("route", PATHS)
 def test_an_answer_under_no_limit_tells_none(bounded, route):
-    org = bounded.join("cost_per_day = { limit = \"1.00\", shadow = true }", models='"priced"') if route == "none" else bounded.join()
+    org = bounded.join()
     answer = bounded.ask(org, route)
     assert answer.status == 200
     assert not [name for name in answer.headers if "ratelimit" in name]

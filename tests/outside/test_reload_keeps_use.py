@@ -1,0 +1,275 @@
+"""Use is kept: whatever becomes of the configuration or of the process, nothing that was used up comes back.
+
+A reload, a restart, `kill -9`, an organization that leaves and returns: each is tried against a count that is known.
+"""
+
+import math
+import threading
+
+import pytest
+from stage import H1, Stage, Streaming, chat, eventually, fetch, midday
+
+LIMITED = Stage.ACME + "[limits]\n{limits}\n"
+BUDGET = "requests_per_day = {n}\ntokens_per_month = 100_000"
+# The mock model's count of `chat()`, and what it answers.
+TOKENS = 2 + 16
+
+
+@pytest.fixture
+def one(stage):
+    return stage(quota=f'timezone = "{midday()}"\nextend = 16', orgs={"acme": LIMITED.format(limits=BUDGET.format(n=10))})
+
+
+def limited(stage, limits):
+    """Puts these limits in force."""
+    stage.write_org("acme", LIMITED.format(limits=limits))
+    return reloaded(stage)
+
+
+def reloaded(stage):
+    answer = fetch(stage.admin + "/-/reload", method="POST")
+    assert answer.status == 200, answer.body
+    return answer
+
+
+def ask(stage, times=1, **more):
+    with H1(stage.connect()) as connection:
+        return [connection.ask(body=chat(**more)).status for _ in range(times)]
+
+
+def standing(stage, identifier="requests_per_day"):
+    """A limit, once nothing is under way."""
+    return eventually(lambda: (now := stage.limit("acme", identifier))["reserved"] == 0 and now, what="settlement")
+
+
+def used(stage, identifier="requests_per_day"):
+    return standing(stage, identifier)["used"]
+
+
+# Reloads.
+
+
+def test_an_edited_limit_keeps_its_use(one):
+    assert ask(one, 6) == [200] * 6
+    for n in (20, 7, 1000, 10):
+        limited(one, BUDGET.format(n=n))
+        now = standing(one)
+        assert (now["limit"], now["used"], now["remaining"]) == (n, 6, n - 6)
+        assert used(one, "tokens_per_month") == 6 * TOKENS
+
+
+def test_a_limit_below_its_use_refuses_and_one_above_goes_on(one):
+    assert ask(one, 6) == [200] * 6
+    limited(one, BUDGET.format(n=4))
+    now = standing(one)
+    assert (now["used"], now["remaining"]) == (6, 0)
+    assert ask(one, 2) == [429, 429]
+    limited(one, BUDGET.format(n=7))
+    assert ask(one, 2) == [200, 429]
+
+
+def test_a_rate_below_its_use_refuses_until_it_has_drained(one):
+    limited(one, "requests_per_second = { limit = 20, burst = 20 }")
+    assert ask(one, 20).count(200) == 20
+    limited(one, "requests_per_second = { limit = 20, burst = 5 }")
+    with H1(one.connect()) as connection:
+        refused = connection.ask(body=chat())
+        assert refused.headers["portcullis-reason"] == "rate_limit_exceeded"
+        eventually(lambda: one.limit("acme", "requests_per_second")["used"] <= 4, what="drained use")
+        assert connection.ask(body=chat()).status == 200
+
+
+def test_a_raised_rate_gives_nothing_back(one):
+    """At 1 an hour nothing drains within a test; a higher rate drains only from its own beginning on."""
+    limited(one, "requests_per_hour = { limit = 1, burst = 8 }")
+    assert ask(one, 9) == [200] * 8 + [429]
+    limited(one, "requests_per_hour = { limit = 2, burst = 8 }")
+    assert ask(one, 1) == [429]
+    limited(one, "requests_per_hour = { limit = 1, burst = 9 }")
+    assert ask(one, 2) == [200, 429], "a larger burst has room for one more, no refill"
+
+
+def test_a_limit_that_is_taken_away_and_put_back_counted_on(one):
+    assert ask(one, 6) == [200] * 6
+    limited(one, "concurrent_requests = 10")
+    assert ask(one, 3) == [200] * 3
+    limited(one, BUDGET.format(n=10))
+    assert used(one) == 9
+    assert used(one, "tokens_per_month") == 9 * TOKENS
+    assert ask(one, 2) == [200, 429]
+
+
+def test_a_budget_that_is_new_has_seen_the_use_before_it(one):
+    limited(one, "concurrent_requests = 10")
+    assert ask(one, 5) == [200] * 5
+    limited(one, "requests_per_month = 6\ntokens_per_day = 1000\ninput_tokens_per_day = 1000")
+    assert used(one, "requests_per_month") == 5
+    assert used(one, "tokens_per_day") == 5 * TOKENS
+    assert used(one, "input_tokens_per_day") == 5 * 2
+    assert ask(one, 2) == [200, 429]
+
+
+def test_an_organization_that_leaves_and_returns_is_not_refilled(one):
+    assert ask(one, 10) == [200] * 10
+    for _ in range(2):
+        (one.folder / "orgs.d" / "acme.toml").unlink()
+        reloaded(one)
+        with H1(one.connect()) as connection:
+            assert connection.ask(body=chat()).headers["portcullis-reason"] == "organization_unknown"
+        limited(one, BUDGET.format(n=10))
+        assert used(one) == 10
+        assert ask(one, 2) == [429, 429]
+
+
+def test_a_moved_file_another_order_and_another_name_refill_nothing(one):
+    assert ask(one, 10) == [200] * 10
+    (one.folder / "orgs.d" / "acme.toml").unlink()
+    text = LIMITED.format(limits="tokens_per_month = 100_000\nrequests_per_day = 10")
+    one.write_org("zzz", text.replace('name = "Acme CERT"', 'name = "Other"'))
+    reloaded(one)
+    assert (used(one), ask(one)) == (10, [429])
+
+
+def test_a_limit_that_leaves_the_shadow_has_counted(one):
+    limited(one, "requests_per_day = { limit = 3, shadow = true }")
+    assert ask(one, 4) == [200] * 4
+    limited(one, "requests_per_day = 3")
+    assert ask(one) == [429]
+
+
+def test_a_parent_that_is_put_in_later_counts_from_then_on_and_its_child_goes_on(one):
+    assert ask(one, 6) == [200] * 6
+    nation = 'id = "nation"\nname = "Nation"\npurposes = ["research", "incident"]\nmodels = ["mock-*", "gpt-*", "claude-*"]\n'
+    one.write_org("nation", nation + "[limits]\nrequests_per_day = 2\n")
+    one.write_org("acme", 'parent = "nation"\n' + LIMITED.format(limits=BUDGET.format(n=10)))
+    reloaded(one)
+    assert used(one) == 6
+    assert ask(one, 3) == [200, 200, 429]
+    assert used(one) == 8
+
+
+def test_a_running_stream_is_settled_against_the_edited_limit(one):
+    limited(one, "tokens_per_day = 100_000")
+    stream = Streaming(one, "mock-tokens-60.tps-200")
+    limited(one, "tokens_per_day = 50")
+    assert one.limit("acme", "tokens_per_day")["remaining"] == 0
+    assert stream.wait() == "complete", "what was reserved may be used"
+    assert used(one, "tokens_per_day") == 2 + 60
+
+
+def test_a_running_stream_grows_under_the_limit_that_is_in_force(one):
+    limited(one, "tokens_per_day = 100_000")
+    with H1(one.connect()) as connection:
+        connection.send(connection.head(body=chat("mock-tokens-100000.tps-2000", stream=True)))
+        assert connection.read_head()[0] == 200
+        limited(one, "tokens_per_day = 2_000")
+        while connection.read_chunk() is not None:
+            pass
+    assert used(one, "tokens_per_day") <= 2_000 + 16
+
+
+def test_a_storm_of_reloads_loses_no_count(one):
+    """Two limits are put in force in turn while requests run; the counts at the end are those of the requests."""
+    asked, done = [], threading.Event()
+
+    def traffic():
+        with H1(one.connect()) as connection:
+            while not done.is_set():
+                asked.append(connection.ask(body=chat()).status)
+
+    threads = [threading.Thread(target=traffic) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for n in range(30):
+        limited(one, BUDGET.format(n=(100_000, 200_000)[n % 2]))
+    done.set()
+    for thread in threads:
+        thread.join()
+    assert set(asked) == {200}
+    assert used(one) == len(asked) == one.ledger()["totals"]["requests"]
+    assert used(one, "tokens_per_month") == len(asked) * TOKENS
+
+
+def test_a_reload_that_is_refused_changes_nothing(one):
+    assert ask(one, 6) == [200] * 6
+    one.write_org("acme", LIMITED.format(limits="requests_per_day = -1"))
+    assert fetch(one.admin + "/-/reload", method="POST").status == 422
+    now = standing(one)
+    assert (now["limit"], now["used"]) == (10, 6)
+    assert ask(one, 5) == [200] * 4 + [429]
+
+
+# Restarts.
+
+
+def test_a_restart_is_exact(one):
+    limited(one, BUDGET.format(n=10) + "\nrequests_per_hour = { limit = 1, burst = 9 }\noutput_tokens_per_hour = { limit = 1, burst = 100_000 }")
+    assert ask(one, 6) == [200] * 6
+    before = {limit["id"]: (limit["used"], limit["resets_at"][:10]) for limit in one.status()["organizations"][0]["limits"]}
+    for _ in range(2):
+        assert one.gateway.end() == 0
+        one.start()
+        after = {limit["id"]: (limit["used"], limit["resets_at"][:10]) for limit in one.status()["organizations"][0]["limits"]}
+        assert after == before
+        assert before["requests_per_day"][0] == 6
+    assert ask(one, 4) == [200] * 3 + [429], "the burst of the hour"
+
+
+def test_what_a_restart_finds_in_use_by_nobody_it_keeps_for_who_returns(one):
+    assert ask(one, 10) == [200] * 10
+    assert one.gateway.end() == 0
+    (one.folder / "orgs.d" / "acme.toml").rename(one.folder / "acme.kept")
+    one.write_org("globex", one.GLOBEX)
+    one.start()
+    assert one.gateway.end() == 0
+    (one.folder / "acme.kept").rename(one.folder / "orgs.d" / "acme.toml")
+    one.start()
+    assert (used(one), ask(one)) == (10, [429])
+
+
+def test_a_stop_charges_what_is_under_way(one):
+    """SIGTERM twice ends the streams; what they had used by then stands after the restart."""
+    limited(one, "tokens_per_day = 100_000")
+    stream = Streaming(one, "mock-tokens-100000.tps-200")
+    eventually(lambda: len(stream.pieces) > 20, what="a flowing stream")
+    one.gateway.signal(15)
+    one.gateway.printed(r"(?i)(drain|stopping)")
+    one.gateway.signal(15)
+    assert one.gateway.wait() == 0
+    stream.wait()
+    (sent,) = one.ledger()["requests"]
+    one.start()
+    assert used(one, "tokens_per_day") >= sent["input_tokens"] + sent["output_tokens"]
+
+
+@pytest.mark.parametrize("rounds", [1, 4])
+def test_a_kill_never_counts_too_little_and_too_much_by_a_lease_at_most(one, rounds):
+    """A lease is twice what one beat of the marks (250 ms) used, or what waited for it; here, what all rounds used."""
+    limited(one, "requests_per_day = 10_000\ntokens_per_day = 10_000_000\nrequests_per_hour = { limit = 1, burst = 5_000 }")
+    for _ in range(rounds):
+        ask(one, 20)
+        one.gateway.kill()
+        one.start()
+        total = one.ledger()["totals"]
+        tokens = total["input_tokens"] + total["output_tokens"]
+        for identifier, truly, least in (("requests_per_day", total["requests"], 1), ("requests_per_hour", total["requests"], 1),
+                                         ("tokens_per_day", tokens, 1100)):  # fmt: skip
+            assert truly <= used(one, identifier) <= truly * 3 + least * math.ceil(rounds), identifier
+
+
+def test_a_budget_that_was_used_up_is_used_up_after_a_kill(one):
+    assert ask(one, 11) == [200] * 10 + [429]
+    one.gateway.kill()
+    one.start()
+    now = standing(one)
+    assert (now["used"], now["remaining"]) == (10, 0), "a lease never reaches beyond the limit"
+    assert ask(one) == [429]
+
+
+def test_a_burst_that_was_used_up_is_used_up_after_a_kill(one):
+    limited(one, "requests_per_hour = { limit = 1, burst = 5 }")
+    assert ask(one, 6) == [200] * 5 + [429]
+    for _ in range(2):
+        one.gateway.kill()
+        one.start()
+        assert ask(one) == [429]

@@ -3,7 +3,6 @@
 A reload, a restart, `kill -9`, an organization that leaves and returns: each is tried against a count that is known.
 """
 
-import math
 import threading
 
 import pytest
@@ -11,8 +10,9 @@ from stage import H1, Stage, Streaming, chat, eventually, fetch, midday
 
 LIMITED = Stage.ACME + "[limits]\n{limits}\n"
 BUDGET = "requests_per_day = {n}\ntokens_per_month = 100_000"
-# The mock model's count of `chat()`, and what it answers.
-TOKENS = 2 + 16
+# 80 × 5 bytes are 100 tokens by the mock model's count; it answers 16.
+HUNDRED = [{"role": "user", "content": "word " * 80}]
+TOKENS = 100 + 16
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def reloaded(stage):
 
 def ask(stage, times=1, **more):
     with H1(stage.connect()) as connection:
-        return [connection.ask(body=chat(**more)).status for _ in range(times)]
+        return [connection.ask(body=chat(messages=HUNDRED, max_tokens=16, **more)).status for _ in range(times)]
 
 
 def standing(stage, identifier="requests_per_day"):
@@ -105,7 +105,7 @@ def test_a_budget_that_is_new_has_seen_the_use_before_it(one):
     limited(one, "requests_per_month = 6\ntokens_per_day = 1000\ninput_tokens_per_day = 1000")
     assert used(one, "requests_per_month") == 5
     assert used(one, "tokens_per_day") == 5 * TOKENS
-    assert used(one, "input_tokens_per_day") == 5 * 2
+    assert used(one, "input_tokens_per_day") == 5 * 100
     assert ask(one, 2) == [200, 429]
 
 
@@ -154,7 +154,10 @@ def test_a_running_stream_is_settled_against_the_edited_limit(one):
     limited(one, "tokens_per_day = 50")
     assert one.limit("acme", "tokens_per_day")["remaining"] == 0
     assert stream.wait() == "complete", "what was reserved may be used"
-    assert used(one, "tokens_per_day") == 2 + 60
+    counted = used(one, "tokens_per_day")
+    closed = eventually(lambda: [line for line in one.audit() if line["kind"] == "closed"], what="a closing line")[-1]
+    assert closed["usage"]["output"] == 60
+    assert counted == closed["usage"]["input"] + 60
 
 
 def test_a_running_stream_grows_under_the_limit_that_is_in_force(one):
@@ -175,7 +178,7 @@ def test_a_storm_of_reloads_loses_no_count(one):
     def traffic():
         with H1(one.connect()) as connection:
             while not done.is_set():
-                asked.append(connection.ask(body=chat()).status)
+                asked.append(connection.ask(body=chat(messages=HUNDRED, max_tokens=16)).status)
 
     threads = [threading.Thread(target=traffic) for _ in range(2)]
     for thread in threads:
@@ -244,17 +247,18 @@ def test_a_stop_charges_what_is_under_way(one):
 
 @pytest.mark.parametrize("rounds", [1, 4])
 def test_a_kill_never_counts_too_little_and_too_much_by_a_lease_at_most(one, rounds):
-    """A lease is twice what one beat of the marks (250 ms) used, or what waited for it; here, what all rounds used."""
+    """A lease is twice what is reserved between two looks at the marks: here, at most what a round reserves."""
     limited(one, "requests_per_day = 10_000\ntokens_per_day = 10_000_000\nrequests_per_hour = { limit = 1, burst = 5_000 }")
-    for _ in range(rounds):
+    for number in range(1, rounds + 1):
         ask(one, 20)
         one.gateway.kill()
         one.start()
         total = one.ledger()["totals"]
+        reserved = max(sum(line["reserved"].values()) for line in one.audit() if line["kind"] == "accepted")
         tokens = total["input_tokens"] + total["output_tokens"]
-        for identifier, truly, least in (("requests_per_day", total["requests"], 1), ("requests_per_hour", total["requests"], 1),
-                                         ("tokens_per_day", tokens, 1100)):  # fmt: skip
-            assert truly <= used(one, identifier) <= truly * 3 + least * math.ceil(rounds), identifier
+        for identifier, truly, each in (("requests_per_day", total["requests"], 1), ("requests_per_hour", total["requests"], 1),
+                                        ("tokens_per_day", tokens, reserved)):  # fmt: skip
+            assert truly <= used(one, identifier) <= truly + number * 2 * 20 * each, identifier
 
 
 def test_a_budget_that_was_used_up_is_used_up_after_a_kill(one):
@@ -262,7 +266,7 @@ def test_a_budget_that_was_used_up_is_used_up_after_a_kill(one):
     one.gateway.kill()
     one.start()
     now = standing(one)
-    assert (now["used"], now["remaining"]) == (10, 0), "a lease never reaches beyond the limit"
+    assert (now["used"] >= 10, now["remaining"]) == (True, 0)
     assert ask(one) == [429]
 
 

@@ -304,22 +304,38 @@ def test_a_stream_that_uses_up_a_budget_is_cut_with_its_dialects_error_event(bou
     assert (line["ending"], line["reason"]) == ("quota_cut", "insufficient_quota")
 
 
+def frames_that_end_with_an_event(stage):
+    """Sizes of frames of which one holds the end of an event and not its beginning; and which event that is."""
+    for size in range(100, 150):
+        # As long a name as the one that is asked for, so that all bytes lie alike.
+        asked = body("chat", f"mock-tokens-100.tps-000.piece-{size}", stream=True, stream_options={"include_usage": True})
+        ends = [found.end() for found in re.finditer(rb"\n\n", fetch(stage.mock_url + PATHS["chat"], asked).body)]
+        # The first event only names the role.
+        yield from ((size, tokens) for tokens in range(2, 33) if ends[tokens] % size == 0)
+
+
 def test_an_error_event_never_stands_in_the_middle_of_an_event(bounded):
-    """Of so many lengths of frames some end with an event that the frame before began, just where the budget ends."""
-    org, used, broken = bounded.join("tokens_per_day = 1"), 0, {}
-    for size in range(100, 200):
-        bounded.write(org, f"tokens_per_day = {used + 300}")
+    """Where a budget ends with the last byte of an event, that byte goes out before ours, and is what was charged."""
+    told = 0
+    for size, tokens in frames_that_end_with_an_event(bounded.stage):
+        asked = body("chat", f"mock-tokens-100.tps-300.piece-{size}", stream=True)
+        inside = math.ceil(len(json.dumps(asked)) / 3)
+        org = bounded.join(f"tokens_per_day = {inside + math.ceil(text_of(tokens) / 3)}")
         with bounded.connect(org) as connection:
-            asked = body("chat", f"mock-tokens-100000.piece-{size}", stream=True)
             connection.send(connection.head(PATHS["chat"], asked))
             assert connection.read_head()[0] == 200
             text, whole = until_cut(connection)
         assert not whole
-        *events, open_one = text.decode().split("\n\n")
-        if not all(re.fullmatch(r"data: \{.*\}", event) for event in events) or '"error"' in open_one:
-            broken[size] = text[-400:]
-        used = bounded.settled(org)["used"]
-    assert not broken
+        *events, rest = text.decode().split("\n\n")
+        assert all(re.fullmatch(r'data: \{("id":"[^"]*","object"|"error").*\}', event) for event in events), text[-500:]
+        assert '"error"' not in rest, text[-500:]
+        told += (ours := '"error"' in events[-1])
+        delivered = len(re.findall(rb'"content":"[^"]', text))
+        assert delivered >= tokens, "what used the budget up was delivered"
+        if ours:
+            assert len(events) == 1 + delivered + 1
+            assert bounded.settled(org)["used"] == inside + math.ceil(text_of(delivered) / 3)
+    assert told
 
 
 def test_a_rate_never_cuts_and_its_overrun_is_debt(bounded):

@@ -46,6 +46,9 @@ MODELS = """\
 [model.priced]
 match = ["gpt-priced-*"]
 price_per_mtok = { input = "2.50", cached_input = "0.25", cache_write = "3.125", output = "15.00" }
+[model.short]
+match = ["gpt-short-*"]
+max_output_tokens = 50
 [model.light]
 match = ["gpt-light-*"]
 weights = { cached_input = 0, cache_write = 2 }
@@ -243,6 +246,14 @@ def test_hard_clamps_what_is_asked_and_puts_in_what_is_not(hard):
         assert one["output_tokens"] <= 64, one["path"]
 
 
+@pytest.mark.parametrize("route", ["chat", "completions", "responses"])
+def test_hard_holds_an_answer_to_its_models_cap(hard, route):
+    org, model = hard.join("tokens_per_day = 100_000"), f"gpt-short-{fresh('tokens-1000')}"
+    for maximum in (None, 20, 1000):
+        assert hard.ask(org, route, model=model, maximum=maximum).status == 200
+    assert [one["output_tokens"] for one in hard.sent(model)] == [50, 20, 50]
+
+
 def test_hard_refuses_what_it_cannot_bound(hard):
     org = hard.join("tokens_per_day = 2_000")
     answer = hard.ask(org, "responses", previous_response_id="resp_1")
@@ -352,6 +363,31 @@ def test_a_rate_never_cuts_and_its_overrun_is_debt(bounded):
     assert refused.headers["x-should-retry"] == "false", "longer than a minute"
 
 
+def test_what_a_settlement_gives_back_nobody_has_had_before(bounded):
+    """A reservation drains like any use; what has drained of it must not be given back once more, or within any time
+    more passes than the burst and what leaks in that time."""
+    org, model = bounded.join("tokens_per_minute = { limit = 60_000, burst = 2_000 }"), fresh("tokens-1")
+    level = lambda: (now := bounded.stage.limit(org, "tokens_per_minute"))["used"] + now["reserved"]  # noqa: E731
+
+    def spend(connection):
+        """Asks until there is no room; what that used."""
+        used = 0
+        while (answer := bounded.ask(org, "chat", connection, model=model, text=HUNDRED, maximum=1)).status == 200:
+            used += answer.json["usage"]["total_tokens"]
+        return used
+
+    with bounded.connect(org) as slow, bounded.connect(org) as connection:
+        slow.send(slow.head(PATHS["chat"], body("chat", fresh("tokens-1.ttft-1500"), maximum=1800)))
+        assert eventually(level) > 1500
+        eventually(lambda: level() < 500, what="drained use")
+        began = time.monotonic()
+        used = spend(connection)
+        assert slow.read_head()[0] == 200
+        used += spend(connection)
+        took = time.monotonic() - began
+    assert used <= 2_000 + 1_000 * took + 200, took
+
+
 @pytest.mark.parametrize("route", STREAMED)
 def test_a_request_that_can_never_fit_is_told_so_at_once(either, route):
     org = either.join("tokens_per_day = 2_000")
@@ -365,9 +401,10 @@ def test_a_request_that_can_never_fit_is_told_so_at_once(either, route):
 # What is charged.
 
 
+@pytest.mark.parametrize("also", ["", ".usage-every-chunk", ".piece-7"], ids=["once", "in-every-chunk", "in-pieces"])
 @every_flow
-def test_what_is_charged_is_what_the_model_says_it_used(bounded, route, stream):
-    org, model = bounded.join("tokens_per_day = 100_000"), fresh("tokens-7.cached-30.cache-write-20")
+def test_what_is_charged_is_what_the_model_says_it_used(bounded, route, stream, also):
+    org, model = bounded.join("tokens_per_day = 100_000"), fresh("tokens-7.cached-30.cache-write-20" + also)
     answer = bounded.ask(org, route, model=model, text=HUNDRED, stream=stream)
     assert answer.status == 200, answer.body
     (sent,) = bounded.sent(model)
@@ -430,6 +467,54 @@ def test_a_stream_that_its_client_leaves_is_charged_what_had_passed(bounded, rou
     assert any(least <= used - given <= most for given in inputs), (used, inputs, least, most)
     line = bounded.closed(headers)
     assert (line["ending"], line["settlement"]) == ("client_gone", "estimated")
+
+
+@pytest.mark.parametrize("script", ["die-20.tokens-40", "error-20.tokens-40", "no-done.tokens-20"])
+@every_stream
+def test_a_stream_that_its_upstream_breaks_off_is_charged_what_had_passed(bounded, route, script):
+    org, model = bounded.join("tokens_per_day = 100_000"), fresh(script)
+    with bounded.connect(org) as connection:
+        connection.send(connection.head(PATHS[route], asked := body(route, model, HUNDRED, stream=True)))
+        status, headers = connection.read_head()
+        assert status == 200
+        until_cut(connection)
+    (sent,) = bounded.sent(model)
+    assert sent["output_tokens"] == 20
+    usage = bounded.closed(headers)["usage"]
+    # Input: as the model said at its beginning (messages), at its end (no-done), or by the bytes of the body.
+    assert usage["input"] in (100, math.ceil(len(json.dumps(asked)) / 3))
+    assert usage["output"] in (20, math.ceil(text_of(20) / 3))
+    assert bounded.settled(org)["used"] == usage["input"] + usage["output"]
+
+
+def test_a_client_that_leaves_before_the_head_is_charged_its_input(bounded):
+    org, model = bounded.join("tokens_per_day = 100_000\nrequests_per_day = 10\nconcurrent_requests = 1"), fresh("hang")
+    with bounded.connect(org) as connection:
+        connection.send(connection.head(PATHS["chat"], asked := body("chat", model, HUNDRED)))
+        eventually(lambda: bounded.sent(model), what="the request upstream")
+        assert bounded.ask(org).headers["portcullis-reason"] == "concurrency_limit_exceeded"
+    assert bounded.settled(org)["used"] == math.ceil(len(json.dumps(asked)) / 3)
+    assert bounded.stage.limit(org, "requests_per_day")["used"] == 1
+    assert bounded.ask(org, text=HUNDRED).status == 200, "its place is free again"
+    (sent,) = bounded.sent(model)
+    assert sent["ended"] == "client_gone"
+
+
+def test_counting_tokens_is_a_request_without_tokens(bounded):
+    org = bounded.join("tokens_per_day = 100_000\nrequests_per_day = 2")
+    asked = body("messages", fresh("tokens-9"), HUNDRED)
+    with bounded.connect(org) as connection:
+        statuses = [connection.ask("/v1/messages/count_tokens", asked).status for _ in range(3)]
+    assert statuses == [200, 200, 429]
+    assert bounded.settled(org)["used"] == 0
+
+
+def test_what_the_gateway_answers_itself_costs_nothing(bounded):
+    org = bounded.join("requests_per_day = 0\nconcurrent_requests = 0")
+    with bounded.connect(org) as connection:
+        for path in ("/v1/models", "/portcullis/v1/whoami", "/portcullis/v1/usage"):
+            assert connection.ask(path).status == 200
+    assert bounded.stage.limit(org, "requests_per_day")["used"] == 0
 
 
 @pytest.mark.parametrize("script", ["fail-400", "fail-429", "fail-500", "fail-503", "page-502"])

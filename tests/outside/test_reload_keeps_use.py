@@ -3,6 +3,8 @@
 A reload, a restart, `kill -9`, an organization that leaves and returns: each is tried against a count that is known.
 """
 
+import resource
+import signal
 import threading
 
 import pytest
@@ -128,6 +130,39 @@ def test_a_moved_file_another_order_and_another_name_refill_nothing(one):
     one.write_org("zzz", text.replace('name = "Acme CERT"', 'name = "Other"'))
     reloaded(one)
     assert (used(one), ask(one)) == (10, [429])
+
+
+@pytest.mark.parametrize("place", ["Etc/GMT-14", "Etc/GMT+12", "Europe/Amsterdam", "UTC"])
+def test_another_time_zone_opens_no_window_early(one, place):
+    assert ask(one, 10) == [200] * 10
+    before = standing(one)["resets_at"]
+    one.write_config(quota=f'timezone = "{place}"\nextend = 16')
+    reloaded(one)
+    assert (used(one), standing(one)["resets_at"], ask(one)) == (10, before, [429])
+    assert one.gateway.end() == 0
+    one.start()
+    assert (used(one), standing(one)["resets_at"], ask(one)) == (10, before, [429])
+
+
+@pytest.mark.parametrize("table", ["purpose.research", "model.some", "purpose.research.model.some"])
+def test_a_budget_of_a_purpose_or_a_model_that_is_new_has_seen_the_use_before_it(stage, table):
+    one = stage(quota=f'timezone = "{midday()}"', more='[model.some]\nmatch = ["mock-*"]\n', orgs={"acme": Stage.ACME})
+    assert ask(one, 5) == [200] * 5
+    one.write_org("acme", Stage.ACME + f"[{table}.limits]\nrequests_per_day = 6\ntokens_per_month = 100_000\n")
+    reloaded(one)
+    assert used(one) == 5
+    assert used(one, "tokens_per_month") == 5 * TOKENS
+    assert ask(one, 2) == [200, 429]
+
+
+def test_a_child_that_leaves_its_parent_and_returns_refills_neither(one):
+    nation = 'id = "nation"\nname = "Nation"\npurposes = ["research", "incident"]\nmodels = ["mock-*", "gpt-*", "claude-*"]\n'
+    one.write_org("nation", nation + "[limits]\nrequests_per_day = 5\n")
+    child, alone = 'parent = "nation"\n' + LIMITED.format(limits=BUDGET.format(n=10)), LIMITED.format(limits=BUDGET.format(n=10))
+    for text, statuses in ((child, [200] * 5 + [429]), (alone, [200]), (child, [429]), (alone, [200] * 4 + [429])):
+        one.write_org("acme", text)
+        reloaded(one)
+        assert ask(one, len(statuses)) == statuses
 
 
 def test_a_limit_that_leaves_the_shadow_has_counted(one):
@@ -268,6 +303,43 @@ def test_a_budget_that_was_used_up_is_used_up_after_a_kill(one):
     now = standing(one)
     assert (now["used"] >= 10, now["remaining"]) == (True, 0)
     assert ask(one) == [429]
+
+
+def test_a_stream_under_way_at_a_kill_is_charged_in_full(one):
+    limited(one, "tokens_per_day = 100_000")
+    with H1(one.connect()) as connection:
+        connection.send(connection.head(body=chat("mock-tokens-100000.tps-500", stream=True, max_tokens=5_000)))
+        assert connection.read_head()[0] == 200
+        one.gateway.kill()
+    (sent,) = eventually(lambda: [request for request in one.ledger()["requests"] if request["ended"]], what="the end upstream")
+    one.start()
+    assert 5_000 <= used(one, "tokens_per_day") <= 4 * 5_200
+    assert sent["output_tokens"] < 5_000
+
+
+def test_marks_that_cannot_be_written_admit_nobody_until_they_can(stage):
+    """The state's file may not be written beyond its first pages, as on a disk that fails."""
+    one = stage(start=False, quota=f'timezone = "{midday()}"', orgs={"acme": LIMITED.format(limits="tokens_per_day = 100_000_000")})
+    one.start(preexec_fn=lambda: signal.signal(signal.SIGXFSZ, signal.SIG_IGN))
+    assert ask(one, 3) == [200] * 3
+    pid, most = one.gateway.process.pid, resource.RLIM_INFINITY
+    # More than any lease has room for, so that a mark must be written first.
+    large = chat(max_tokens=1_000_000)
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, (20_000, most))
+    with H1(one.connect()) as connection:
+        for _ in range(2):
+            refused = connection.ask(body=large)
+            assert (refused.status, refused.headers["portcullis-reason"]) == (503, "quota_unavailable")
+            assert int(refused.headers["retry-after"]) >= 1
+        assert fetch(one.admin + "/readyz").status == 503
+        assert one.metric("portcullis_quota_snapshot_errors_total") > 0
+        assert one.ledger()["totals"]["requests"] == 3
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (most, most))
+        eventually(lambda: connection.ask(body=large).status == 200, what="an answer")
+    assert used(one, "tokens_per_day") >= 3 * TOKENS
+    one.gateway.kill()
+    one.start()
+    assert used(one, "tokens_per_day") >= 3 * TOKENS + 16
 
 
 def test_a_burst_that_was_used_up_is_used_up_after_a_kill(one):

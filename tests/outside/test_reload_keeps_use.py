@@ -3,6 +3,7 @@
 A reload, a restart, `kill -9`, an organization that leaves and returns: each is tried against a count that is known.
 """
 
+import contextlib
 import resource
 import signal
 import threading
@@ -315,6 +316,24 @@ def test_a_stream_under_way_at_a_kill_is_charged_in_full(one):
     one.start()
     assert 5_000 <= used(one, "tokens_per_day") <= 4 * 5_200
     assert sent["output_tokens"] < 5_000
+
+
+def test_what_a_fast_stream_has_delivered_at_a_kill_is_counted(one):
+    """It names no maximum and grows faster than marks are written; nothing may pass that no mark allows for."""
+    limited(one, "tokens_per_day = 10_000_000")
+    for least in (1100, 1200, 1300, 1500, 20_000):
+        before, received = used(one, "tokens_per_day"), 0
+        with H1(one.connect()) as connection:
+            connection.send(connection.head(body=chat("mock-tokens-1000000", stream=True)))
+            assert connection.read_head()[0] == 200
+            while received < least:
+                received += connection.read_chunk().count(b'"content":')
+            one.gateway.kill()
+            with contextlib.suppress(OSError):
+                while piece := connection.read_chunk():
+                    received += piece.count(b'"content":')
+        one.start()
+        assert used(one, "tokens_per_day") - before >= received
 
 
 def test_marks_that_cannot_be_written_admit_nobody_until_they_can(stage):

@@ -336,6 +336,18 @@ def test_what_a_fast_stream_has_delivered_at_a_kill_is_counted(one):
         assert used(one, "tokens_per_day") - before >= received
 
 
+def test_an_answer_beyond_its_reservation_is_counted_at_a_kill(one):
+    """In one piece, and three times what is reserved for who names no maximum: the client has it, so it must count."""
+    limited(one, "tokens_per_day = 10_000_000")
+    for _ in range(5):
+        before = used(one, "tokens_per_day")
+        with H1(one.connect()) as connection:
+            answer = connection.ask(body=chat("mock-tokens-3000"))
+            one.gateway.kill()
+        one.start()
+        assert used(one, "tokens_per_day") - before >= answer.json["usage"]["total_tokens"]
+
+
 def test_marks_that_cannot_be_written_admit_nobody_until_they_can(stage):
     """The state's file may not be written beyond its first pages, as on a disk that fails."""
     one = stage(start=False, quota=f'timezone = "{midday()}"', orgs={"acme": LIMITED.format(limits="tokens_per_day = 100_000_000")})

@@ -52,6 +52,7 @@ max_output_tokens = 50
 [model.light]
 match = ["gpt-light-*"]
 weights = { cached_input = 0, cache_write = 2 }
+price_per_mtok = { input = "1.00", output = "1.00" }
 [[upstream]]
 name = "nowhere"
 url = "http://127.0.0.1:%d"
@@ -313,6 +314,42 @@ def test_a_stream_that_uses_up_a_budget_is_cut_with_its_dialects_error_event(bou
     assert bounded.settled(org)["used"] <= 300 + STEP
     line = bounded.closed(headers)
     assert (line["ending"], line["reason"]) == ("quota_cut", "insufficient_quota")
+
+
+@pytest.mark.parametrize(("limits", "ending"), [
+    ("output_tokens_per_day = 200", "quota_cut"),
+    ("tokens_per_month = 300", "quota_cut"),
+    ('cost_per_day = "0.005"', "quota_cut"),
+    ("[purpose.research.limits]\ntokens_per_day = 300", "quota_cut"),
+    ("[model.priced.limits]\ntokens_per_day = 300", "quota_cut"),
+    ("[purpose.research.model.priced.limits]\ntokens_per_day = 300", "quota_cut"),
+    ("input_tokens_per_day = 300", "complete"),
+    ("[purpose.incident.limits]\ntokens_per_day = 1", "complete"),
+    ("[model.light.limits]\ntokens_per_day = 1", "complete"),
+    ("tokens_per_day = { limit = 300, shadow = true }", "complete"),
+    ("output_tokens_per_hour = 300", "complete"),
+])  # fmt: skip
+def test_a_budget_of_whatever_kind_cuts_and_nothing_else_does(bounded, limits, ending):
+    org = bounded.join(limits, models='"priced", "light"')
+    with bounded.connect(org) as connection:
+        asked = body("chat", "gpt-priced-mock-tokens-1000.tps-5000", stream=True)
+        connection.send(connection.head(PATHS["chat"], asked))
+        status, headers = connection.read_head()
+        assert status == 200
+        until_cut(connection)
+    assert bounded.closed(headers)["ending"] == ending
+
+
+def test_an_ancestors_budget_cuts_a_childs_stream(bounded):
+    parent = bounded.join("tokens_per_day = 300")
+    child = bounded.join("tokens_per_day = 100_000", parent=parent)
+    with bounded.connect(child) as connection:
+        connection.send(connection.head(PATHS["chat"], body("chat", "mock-tokens-1000.tps-5000", stream=True)))
+        _, headers = connection.read_head()
+        text, whole = until_cut(connection)
+    assert not whole and b"insufficient_quota" in text and parent.encode() not in text
+    assert bounded.closed(headers)["ending"] == "quota_cut"
+    assert bounded.settled(parent)["used"] == bounded.settled(child)["used"] <= 300 + STEP
 
 
 def frames_that_end_with_an_event(stage):
@@ -758,6 +795,29 @@ def test_a_chain_of_organizations_is_charged_all_or_nothing(bounded):
         assert other.encode() not in refused.body
     eventually(lambda: bounded.stage.limit(root, "tokens_per_day")["reserved"] == 0)
     assert bounded.stage.limit(root, "tokens_per_day")["used"] == 3 * 116
+
+
+def test_two_children_at_once_never_take_more_than_their_parent_has(bounded):
+    parent = bounded.join("requests_per_day = 10")
+    children = [bounded.join("requests_per_day = 1000", parent=parent) for _ in range(2)]
+    passed = []
+    one = body("chat", fresh("tokens-1000.tps-1"), stream=True)
+    ask = lambda child: passed.append(crowd(bounded.stage, child, [one] * 200, whole=False).count(200))  # noqa: E731
+    threads = [threading.Thread(target=ask, args=(child,)) for child in children]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert sum(passed) == 10
+    assert [bounded.stage.limit(org, "requests_per_day")["used"] for org in (parent, *children)] in ([10, *passed], [10, *passed[::-1]])
+
+
+def test_of_several_limits_the_one_that_keeps_out_longest_is_named(bounded):
+    org = bounded.join("requests_per_minute = { limit = 60, burst = 1 }\nrequests_per_hour = { limit = 60, burst = 1 }\nrequests_per_day = 1")
+    assert bounded.ask(org).status == 200
+    refused = bounded.ask(org)
+    assert refused.headers["portcullis-reason"] == "insufficient_quota"
+    assert "requests_per_day" in words(refused)[1]
 
 
 def test_purposes_and_models_have_limits_of_their_own(bounded):

@@ -196,6 +196,17 @@ def test_a_running_stream_is_settled_against_the_edited_limit(one):
     assert counted == closed["usage"]["input"] + 60
 
 
+def test_a_stream_that_is_cut_as_its_organization_leaves_is_charged_to_it(one):
+    limited(one, "tokens_per_day = 100_000")
+    stream = Streaming(one, "mock-tokens-100000.tps-500")
+    eventually(lambda: len(stream.pieces) > 40, what="a flowing stream")
+    (one.folder / "orgs.d" / "acme.toml").unlink()
+    reloaded(one)
+    assert stream.wait() == "cut"
+    limited(one, "tokens_per_day = 100_000")
+    assert 40 <= stream.text.count('"content"') <= used(one, "tokens_per_day") < 10_000
+
+
 def test_a_running_stream_grows_under_the_limit_that_is_in_force(one):
     limited(one, "tokens_per_day = 100_000")
     with H1(one.connect()) as connection:

@@ -1,6 +1,7 @@
-"""What an auditor relies on: a line for everything, nothing in it that does not belong there, and no change unnoticed."""
+"""What an auditor relies on: a line for everything, nothing in it that does not belong there, no change unseen."""
 
 import base64
+import contextlib
 import datetime
 import json
 import random
@@ -137,10 +138,10 @@ def severed(stage):
     (whole, {"ending": "complete", "status": 200, "settlement": "reported"}),
     (streamed, {"ending": "complete", "status": 200, "settlement": "reported"}),
     (failed_before, {"ending": "upstream_failed", "reason": "upstream_invalid", "status": 502, "settlement": "none"}),
-    (failed_midway, {"ending": "upstream_failed", "reason": "upstream_invalid", "status": 200, "settlement": "estimated"}),
-    (fell_silent, {"ending": "upstream_timeout", "reason": "upstream_timeout", "status": 200, "settlement": "estimated"}),
+    (failed_midway, {"ending": "upstream_failed", "reason": "upstream_invalid", "settlement": "estimated"}),
+    (fell_silent, {"ending": "upstream_timeout", "reason": "upstream_timeout", "settlement": "estimated"}),
     (abandoned, {"ending": "client_gone", "status": 200, "settlement": "estimated"}),
-    (severed, {"ending": "severed", "reason": "organization_suspended", "status": 200, "severed_by": "organization_suspended"}),
+    (severed, {"ending": "severed", "reason": "organization_suspended", "severed_by": "organization_suspended"}),
 ])  # fmt: skip
 def test_an_admitted_request_has_an_accepted_line_and_one_that_tells_its_end(one, play, expected):
     request_id = play(one)
@@ -221,7 +222,7 @@ def test_every_line_is_as_the_schema_says(one):
     everything(one)
     lines = one.audit()
     kinds = {line["kind"] for line in lines}
-    assert kinds >= {"start", "accepted", "closed", "refused", "handshake_refused", "revoke", "restore", "reload", "drain", "stop"}
+    assert kinds == set(SCHEMA["properties"]["kind"]["enum"]) - {"dropped", "repaired"}
     found = sorted({f"{line['kind']}: {fault}" for line in lines for fault in faults(line, SCHEMA)})
     assert not found, "\n".join(found)
     assert [line["seq"] for line in lines] == list(range(len(lines)))
@@ -252,35 +253,35 @@ def test_every_member_of_a_line_is_in_the_schema(one):
 
 
 def test_neither_content_nor_credentials_are_written_anywhere(stage):
-    secret = {name: f"canary-{name}-{random.Random(name).getrandbits(64):016x}" for name in
-              ("prompt", "system", "upstream-key", "bearer", "api-key", "cookie", "broken", "image", "tool", "user")}  # fmt: skip
+    names = ("prompt", "system", "upstream-key", "bearer", "api-key", "cookie", "broken", "image", "tool", "user")
+    secret = {name: f"canary-{name}-{random.Random(name).getrandbits(64):016x}" for name in names}
     one = stage(start=False, more='[log]\nfilter = "trace"')
     one.start(env={"UPSTREAM_KEY": secret["upstream-key"]})
-    credentials = {"authorization": "Bearer " + secret["bearer"], "x_api_key": secret["api-key"], "cookie": "a=" + secret["cookie"]}
+    credentials = {"authorization": "Bearer " + secret["bearer"], "x_api_key": secret["api-key"]}
+    credentials["cookie"] = "a=" + secret["cookie"]
+    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + secret["image"]}}
     content = {
         "messages": [
             {"role": "system", "content": secret["system"]},
-            {"role": "user", "content": [{"type": "text", "text": secret["prompt"]},
-                                         {"type": "image_url", "image_url": {"url": "data:image/png;base64," + secret["image"]}}]},
+            {"role": "user", "content": [{"type": "text", "text": secret["prompt"]}, image]},
         ],
         "tools": [{"type": "function", "function": {"name": "f", "description": secret["tool"]}}],
         "user": secret["user"],
-    }  # fmt: skip
-    for model in ("mock-tokens-7", "mock-fail-500", "mock-fail-429", "mock-drop", "mock-rubbish", "mock-redirect", "mock-die-3",
-                  "mock-no-usage", "kept-back"):  # fmt: skip
+    }
+    for script in ("tokens-7", "fail-500", "fail-429", "drop", "rubbish", "redirect", "die-3", "no-usage"):
         for stream in (False, True):
-            try:
-                one.ask(body=chat(model, stream=stream) | content, **credentials)
-            except EOFError:
-                pass
-    one.ask(body=b'{"model": "mock-1", "messages": [{"role": "user", "content": "' + secret["broken"].encode(), **credentials)
+            with contextlib.suppress(EOFError):
+                one.ask(body=chat("mock-" + script, stream=stream) | content, **credentials)
+    one.ask(body=chat("kept-back") | content, **credentials)
+    one.ask(body=b'{"model": "mock-1", "messages": "' + secret["broken"].encode(), **credentials)
     one.ask(body=chat() | content, portcullis_purpose=None, **credentials)
     stream = Streaming(one, "mock-tokens-100000.tps-100", **credentials)
     eventually(lambda: stream.pieces)
     assert one.ledger()["totals"]["requests"] > 10, "it went upstream"
     assert secret["prompt"] in json.dumps(one.ledger())
 
-    seen = {path: fetch(one.admin + path).body for path in ("/metrics", "/status.json", "/", "/policy.json", "/readyz?verbose")}
+    paths = ("/metrics", "/status.json", "/", "/policy.json", "/readyz?verbose")
+    seen = {path: fetch(one.admin + path).body for path in paths}
     for command in (("config", "show", "-c", "portcullis.toml"), ("config", "show", "--json", "-c", "portcullis.toml"),
                     ("check", "-c", "portcullis.toml", "--against", one.admin), ("status",)):  # fmt: skip
         ran = one.run(*command, env={"UPSTREAM_KEY": secret["upstream-key"]})
@@ -293,8 +294,8 @@ def test_neither_content_nor_credentials_are_written_anywhere(stage):
     assert one.gateway.end() == 0
     seen["the log"] = one.gateway.log.encode()
     seen |= {str(file): file.read_bytes() for place in ("audit", "state") for file in (one.folder / place).iterdir()}
-    private = [line for key in one.folder.glob("*.key") for line in key.read_bytes().splitlines() if not line.startswith(b"-----")]
-    private += [line for line in (one.folder / "audit" / "audit.key").read_bytes().splitlines() if not line.startswith(b"-----")]
+    keys = b"".join(key.read_bytes() for key in (*one.folder.glob("*.key"), one.folder / "audit" / "audit.key"))
+    private = [line for line in keys.splitlines() if not line.startswith(b"-----")]
     answers = [b"opens for", b"those who say", b"operator-account"]
     assert len(seen["the log"]) > 1000
     for where, bytes_seen in seen.items():
@@ -514,10 +515,13 @@ def test_one_record_is_proved_to_who_may_not_see_the_others(kept, tmp_path):
         assert lines[seq] in checked.stdout
         own, others = request_id(lines[seq]), {request_id(line) for line in lines} - {None}
         assert not [other for other in others - {own} if other in proof]
-        forged = proof.replace("acme", "acne") if "acme" in proof else proof.replace("start", "strat").replace("stop", "spot")
+        year = lines[seq].index("202")
+        other = lines[seq][:year] + "203" + lines[seq][year + 3:]
+        forged = proof.replace(json.dumps(lines[seq])[1:-1], json.dumps(other)[1:-1])
         assert forged != proof
-        (tmp_path / "forged.json").write_text(forged)
-        assert kept.run("audit", "prove", "--check", tmp_path / "forged.json", "--key", "audit/audit.pub").returncode == 1
+        (tmp_path / "proof.json").write_text(forged)
+        checked = kept.run("audit", "prove", "--check", tmp_path / "proof.json", "--key", "audit/audit.pub")
+        assert checked.returncode == 1
     assert kept.run("audit", "prove", len(lines), "--dir", "audit").returncode == 1
 
 
@@ -532,7 +536,8 @@ def test_the_last_records_are_shown(kept):
 def test_a_report_adds_up_to_what_the_model_sent(kept):
     today = datetime.datetime.now(datetime.timezone.utc).date()
     span = ("--from", str(today - datetime.timedelta(1)), "--until", str(today))
-    told = json.loads(kept.run("audit", "report", "--org", "acme", *span, "--json", "--dir", "audit", check=True).stdout)
+    report = ("audit", "report", "--org", "acme", *span, "--dir", "audit")
+    told = json.loads(kept.run(*report, "--json", check=True).stdout)
     book = [one for one in kept.ledger()["requests"] if one["model"] != "mock-tokens-9"]
     sums = told["report"]["total"]
     assert (sums["accepted"], sums["open"], sums["refused"]) == (8, 0, 1)
@@ -540,9 +545,9 @@ def test_a_report_adds_up_to_what_the_model_sent(kept):
     assert sums["refusals"] == {"purpose_missing": 1}
     assert sums["tokens"]["input"] == sum(one["input_tokens"] for one in book)
     assert sums["tokens"]["output"] == sum(one["output_tokens"] for one in book)
-    csv = kept.run("audit", "report", "--org", "acme", *span, "--format", "csv", "--dir", "audit", check=True).stdout
+    csv = kept.run(*report, "--format", "csv", check=True).stdout
     assert "research" in csv and "globex" not in csv
-    text = kept.run("audit", "report", "--org", "acme", *span, "--dir", "audit", check=True).stdout
+    text = kept.run(*report, check=True).stdout
     assert "research" in text
 
 

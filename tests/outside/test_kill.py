@@ -15,7 +15,12 @@ import pytest
 from stage import H1, Program, Stage, chat, eventually, midday
 
 ROUNDS = int(os.environ.get("PORTCULLIS_ROUNDS", "5"))
-LIMITS = "[limits]\nrequests_per_day = 1_000_000\ntokens_per_day = 100_000_000\nrequests_per_hour = { limit = 1, burst = 1_000_000 }\n"
+LIMITS = """\
+[limits]
+requests_per_day = 1_000_000
+tokens_per_day = 100_000_000
+requests_per_hour = { limit = 1, burst = 1_000_000 }
+"""
 
 # Marks are looked at every 250 ms; this is how long one look may be late on a machine with other work.
 BEAT = 0.4
@@ -52,15 +57,16 @@ def at(line):
     return datetime.datetime.fromisoformat(line["time"].replace("Z", "+00:00")).timestamp()
 
 
-def tokens(usage):
-    return sum(usage[part] for part in ("input", "cached_input", "cache_write", "output"))
+def tokens_of(line):
+    """What an accepted line has reserved."""
+    return sum(line["reserved"][part] for part in ("input", "cached_input", "cache_write", "output"))
 
 
 def leases(lines, weigh):
     """The most that one death may add: twice the most that was reserved within a beat, and what waited at the end."""
     accepted = [(at(line), weigh(line)) for line in lines if line["kind"] == "accepted"]
-    within = lambda begin: sum(amount for when, amount in accepted if begin <= when < begin + BEAT)  # noqa: E731
-    return 2 * max((within(begin) for begin, _ in accepted), default=0) + 8 * max((amount for _, amount in accepted), default=0)
+    beats = [sum(amount for when, amount in accepted if begin <= when < begin + BEAT) for begin, _ in accepted]
+    return 2 * max(beats, default=0) + 8 * max((amount for _, amount in accepted), default=0)
 
 
 def every_line(stage):
@@ -76,7 +82,8 @@ def test_a_gateway_that_is_killed_under_load_forgets_nothing(one):
     seen = 0
     for number in range(ROUNDS):
         killed = threading.Event()
-        threads = [threading.Thread(target=load, args=(one, names(f"{number}-{thread}"), ended, killed)) for thread in range(4)]
+        shares = [names(f"{number}-{thread}") for thread in range(4)]
+        threads = [threading.Thread(target=load, args=(one, share, ended, killed)) for share in shares]
         before = len(ended)
         for thread in threads:
             thread.start()
@@ -101,7 +108,7 @@ def test_a_gateway_that_is_killed_under_load_forgets_nothing(one):
 
         fresh, seen = lines[seen:], len(lines)
         for identifier in most:
-            most[identifier] += leases(fresh, (lambda line: 1) if "requests" in identifier else lambda line: tokens(line["reserved"]))
+            most[identifier] += leases(fresh, tokens_of if "tokens" in identifier else lambda _: 1)
         totals = book["totals"]
         truly = {"requests_per_day": totals["requests"], "requests_per_hour": totals["requests"],
                  "tokens_per_day": totals["input_tokens"] + totals["output_tokens"]}  # fmt: skip

@@ -13,6 +13,15 @@ from stage import H1, Stage, Streaming, chat, eventually, fetch, midday
 
 LIMITED = Stage.ACME + "[limits]\n{limits}\n"
 BUDGET = "requests_per_day = {n}\ntokens_per_month = 100_000"
+TEN = LIMITED.format(limits=BUDGET.format(n=10))
+NATION = """\
+id = "nation"
+name = "Nation"
+purposes = ["research", "incident"]
+models = ["mock-*", "gpt-*", "claude-*"]
+[limits]
+requests_per_day = {n}
+"""
 # 80 × 5 bytes are 100 tokens by the mock model's count; it answers 16.
 HUNDRED = [{"role": "user", "content": "word " * 80}]
 TOKENS = 100 + 16
@@ -20,7 +29,7 @@ TOKENS = 100 + 16
 
 @pytest.fixture
 def one(stage):
-    return stage(quota=f'timezone = "{midday()}"\nextend = 16', orgs={"acme": LIMITED.format(limits=BUDGET.format(n=10))})
+    return stage(quota=f'timezone = "{midday()}"\nextend = 16', orgs={"acme": TEN})
 
 
 def limited(stage, limits):
@@ -47,6 +56,11 @@ def standing(stage, identifier="requests_per_day"):
 
 def used(stage, identifier="requests_per_day"):
     return standing(stage, identifier)["used"]
+
+
+def all_used(stage):
+    (organization,) = stage.status()["organizations"]
+    return {limit["id"]: limit["used"] for limit in organization["limits"]}
 
 
 # Reloads.
@@ -157,10 +171,9 @@ def test_a_budget_of_a_purpose_or_a_model_that_is_new_has_seen_the_use_before_it
 
 
 def test_a_child_that_leaves_its_parent_and_returns_refills_neither(one):
-    nation = 'id = "nation"\nname = "Nation"\npurposes = ["research", "incident"]\nmodels = ["mock-*", "gpt-*", "claude-*"]\n'
-    one.write_org("nation", nation + "[limits]\nrequests_per_day = 5\n")
-    child, alone = 'parent = "nation"\n' + LIMITED.format(limits=BUDGET.format(n=10)), LIMITED.format(limits=BUDGET.format(n=10))
-    for text, statuses in ((child, [200] * 5 + [429]), (alone, [200]), (child, [429]), (alone, [200] * 4 + [429])):
+    one.write_org("nation", NATION.format(n=5))
+    child = 'parent = "nation"\n' + TEN
+    for text, statuses in ((child, [200] * 5 + [429]), (TEN, [200]), (child, [429]), (TEN, [200] * 4 + [429])):
         one.write_org("acme", text)
         reloaded(one)
         assert ask(one, len(statuses)) == statuses
@@ -175,9 +188,8 @@ def test_a_limit_that_leaves_the_shadow_has_counted(one):
 
 def test_a_parent_that_is_put_in_later_counts_from_then_on_and_its_child_goes_on(one):
     assert ask(one, 6) == [200] * 6
-    nation = 'id = "nation"\nname = "Nation"\npurposes = ["research", "incident"]\nmodels = ["mock-*", "gpt-*", "claude-*"]\n'
-    one.write_org("nation", nation + "[limits]\nrequests_per_day = 2\n")
-    one.write_org("acme", 'parent = "nation"\n' + LIMITED.format(limits=BUDGET.format(n=10)))
+    one.write_org("nation", NATION.format(n=2))
+    one.write_org("acme", 'parent = "nation"\n' + TEN)
     reloaded(one)
     assert used(one) == 6
     assert ask(one, 3) == [200, 200, 429]
@@ -253,15 +265,17 @@ def test_a_reload_that_is_refused_changes_nothing(one):
 
 
 def test_a_restart_is_exact(one):
-    limited(one, BUDGET.format(n=10) + "\nrequests_per_hour = { limit = 1, burst = 9 }\noutput_tokens_per_hour = { limit = 1, burst = 100_000 }")
+    hours = "requests_per_hour = { limit = 1, burst = 9 }\noutput_tokens_per_hour = { limit = 1, burst = 100_000 }"
+    limited(one, BUDGET.format(n=10) + "\n" + hours)
     assert ask(one, 6) == [200] * 6
-    before = {limit["id"]: (limit["used"], limit["resets_at"][:10]) for limit in one.status()["organizations"][0]["limits"]}
+    before = all_used(one)
     for _ in range(2):
         assert one.gateway.end() == 0
         one.start()
-        after = {limit["id"]: (limit["used"], limit["resets_at"][:10]) for limit in one.status()["organizations"][0]["limits"]}
-        assert after == before
-        assert before["requests_per_day"][0] == 6
+        assert all_used(one) == before
+    assert before == {
+        "requests_per_day": 6, "tokens_per_month": 6 * TOKENS, "requests_per_hour": 6, "output_tokens_per_hour": 6 * 16,
+    }  # fmt: skip
     assert ask(one, 4) == [200] * 3 + [429], "the burst of the hour"
 
 
@@ -295,7 +309,8 @@ def test_a_stop_charges_what_is_under_way(one):
 @pytest.mark.parametrize("rounds", [1, 4])
 def test_a_kill_never_counts_too_little_and_too_much_by_a_lease_at_most(one, rounds):
     """A lease is twice what is reserved between two looks at the marks: here, at most what a round reserves."""
-    limited(one, "requests_per_day = 10_000\ntokens_per_day = 10_000_000\nrequests_per_hour = { limit = 1, burst = 5_000 }")
+    hour = "requests_per_hour = { limit = 1, burst = 5_000 }"
+    limited(one, "requests_per_day = 10_000\ntokens_per_day = 10_000_000\n" + hour)
     for number in range(1, rounds + 1):
         ask(one, 20)
         one.gateway.kill()
@@ -303,8 +318,11 @@ def test_a_kill_never_counts_too_little_and_too_much_by_a_lease_at_most(one, rou
         total = one.ledger()["totals"]
         reserved = max(sum(line["reserved"].values()) for line in one.audit() if line["kind"] == "accepted")
         tokens = total["input_tokens"] + total["output_tokens"]
-        for identifier, truly, each in (("requests_per_day", total["requests"], 1), ("requests_per_hour", total["requests"], 1),
-                                        ("tokens_per_day", tokens, reserved)):  # fmt: skip
+        for identifier, truly, each in (
+            ("requests_per_day", total["requests"], 1),
+            ("requests_per_hour", total["requests"], 1),
+            ("tokens_per_day", tokens, reserved),
+        ):
             assert truly <= used(one, identifier) <= truly + number * 2 * 20 * each, identifier
 
 
@@ -323,7 +341,7 @@ def test_a_stream_under_way_at_a_kill_is_charged_in_full(one):
         connection.send(connection.head(body=chat("mock-tokens-100000.tps-500", stream=True, max_tokens=5_000)))
         assert connection.read_head()[0] == 200
         one.gateway.kill()
-    (sent,) = eventually(lambda: [request for request in one.ledger()["requests"] if request["ended"]], what="the end upstream")
+    (sent,) = eventually(lambda: [sent for sent in one.ledger()["requests"] if sent["ended"]], what="the end upstream")
     one.start()
     assert 5_000 <= used(one, "tokens_per_day") <= 4 * 5_200
     assert sent["output_tokens"] < 5_000
@@ -361,7 +379,8 @@ def test_an_answer_beyond_its_reservation_is_counted_at_a_kill(one):
 
 def test_marks_that_cannot_be_written_admit_nobody_until_they_can(stage):
     """The state's file may not be written beyond its first pages, as on a disk that fails."""
-    one = stage(start=False, quota=f'timezone = "{midday()}"', orgs={"acme": LIMITED.format(limits="tokens_per_day = 100_000_000")})
+    org = LIMITED.format(limits="tokens_per_day = 100_000_000")
+    one = stage(start=False, quota=f'timezone = "{midday()}"', orgs={"acme": org})
     one.start(preexec_fn=lambda: signal.signal(signal.SIGXFSZ, signal.SIG_IGN))
     assert ask(one, 3) == [200] * 3
     pid, most = one.gateway.process.pid, resource.RLIM_INFINITY

@@ -502,6 +502,31 @@ def test_a_log_cut_off_with_its_checkpoints_is_found_by_one_kept_elsewhere(kept,
     assert kept.run("audit", "verify", copied, "--checkpoint", elsewhere).returncode == 1
 
 
+def test_a_log_that_was_put_back_to_an_earlier_day_is_found_by_a_place_outside(stage, tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    one = stage(audit=f'checkpoints = ["dir:{elsewhere}"]')
+    assert one.gateway.end() == 0
+    earlier = {file: file.read_bytes() for file in (one.folder / "audit").iterdir()}
+    one.start()
+    assert one.ask(body=chat()).status == 200
+    assert one.gateway.end() == 0
+    newest = max(elsewhere.glob("*/*.checkpoint"), key=lambda note: int(note.stem))
+    assert one.run("audit", "verify", "audit", "--checkpoint", newest).returncode == 0
+    for file, content in earlier.items():
+        file.write_bytes(content)
+    assert one.run("audit", "verify", "audit").returncode == 0, "by itself it does not show"
+    assert one.run("audit", "verify", "audit", "--checkpoint", newest).returncode == 1
+
+
+def test_an_fsync_before_every_answer_is_a_choice(stage):
+    one = stage(audit='durability = "power"')
+    assert [one.ask(body=chat()).status for _ in range(3)] == [200] * 3
+    one.gateway.kill()
+    assert one.run("audit", "verify", "audit").returncode == 0
+    assert [line["kind"] for line in one.audit()].count("accepted") == 3
+
+
 def request_id(line):
     return json.loads(line).get("request_id")
 

@@ -311,27 +311,23 @@ def test_a_place_under_the_concurrency_limit_is_free_again_when_an_answer_ends(b
     eventually(lambda: bounded.stage.limit(org, "concurrent_requests")["used"] == 0, what="an empty gauge")
 
 
-@pytest.mark.parametrize("limits", [
-    "requests_per_second = { limit = 2, burst = 1 }", "requests_per_minute = { limit = 120, burst = 1 }",
-])  # fmt: skip
-def test_the_wait_that_a_refusal_names_is_enough_and_no_more(bounded, limits):
-    org = bounded.join(limits)
+@pytest.mark.parametrize("limit", ["requests_per_minute = { limit = 60", "requests_per_hour = { limit = 3600"])
+def test_the_wait_that_a_refusal_names_is_enough_and_no_more(bounded, limit):
+    org = bounded.join(limit + ", burst = 1 }")
     with bounded.connect(org) as connection:
         asked = time.monotonic()
         assert bounded.ask(org, connection=connection).status == 200
-        answered = time.monotonic()
         refused = bounded.ask(org, connection=connection)
         told = time.monotonic()
         assert (refused.status, refused.headers["portcullis-reason"]) == (429, "rate_limit_exceeded")
         assert "x-should-retry" not in refused.headers
         millis = int(refused.headers["retry-after-ms"])
-        assert (0.5 - (told - asked)) * 1000 <= millis <= 501 * 1.1
+        assert (1 - (told - asked)) * 1000 <= millis <= 1001 * 1.1
         assert refused.headers["retry-after"] == "1"
         # Obeying it is what a client does.
         time.sleep(max(0, told + millis / 1000 - time.monotonic()))
         assert bounded.ask(org, connection=connection).status == 200
-        assert time.monotonic() - asked >= 0.5
-    assert answered - asked < 0.5, "the machine is too slow for this test"
+        assert time.monotonic() - asked >= 1
 
 
 def test_a_chain_of_organizations_is_charged_all_or_nothing(bounded):

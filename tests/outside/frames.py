@@ -31,6 +31,10 @@ class Stream:
         return self.headers.get("portcullis-reason")
 
     @property
+    def over(self):
+        return self.ended or self.reset is not None
+
+    @property
     def json(self):
         return json.loads(self.data)
 
@@ -51,7 +55,7 @@ class H2:
         self.socket, self.buffer, self.manners = socket, b"", manners
         self.encoder, self.decoder = hpack.Encoder(), hpack.Decoder()
         self.streams, self.goaway, self.closed, self.next, self.block = {}, None, None, 1, None
-        self.settings, self.pongs = {}, 0
+        self.settings, self.pongs, self.windows = {}, 0, {0: 65_535}
         self.send(PREFACE, SettingsFrame(settings=settings or {}))
 
     def __enter__(self):
@@ -61,7 +65,9 @@ class H2:
         self.socket.close()
 
     def send(self, *frames):
-        self.socket.sendall(b"".join(one if isinstance(one, bytes) else one.serialize() for one in frames))
+        data = b"".join(one if isinstance(one, bytes) else one.serialize() for one in frames)
+        self.socket.sendall(data)
+        return len(data)
 
     def stream(self, number):
         return self.streams.setdefault(number, Stream())
@@ -82,15 +88,24 @@ class H2:
         return frames
 
     def request(self, headers, body=b"", end=True):
-        """Sends one request; its body must fit the windows."""
+        """Sends one request. What the windows do not take at once waits for them, until there is an answer."""
         number = self.open()
-        frames = self.head(number, headers, end=end and not body)
-        pieces = [body[at:at + FRAME] for at in range(0, len(body), FRAME)]
-        frames += [DataFrame(number, piece) for piece in pieces]
-        if pieces and end:
-            frames[-1].flags.add("END_STREAM")
+        stream, frames = self.stream(number), self.head(number, headers, end=end and not body)
+        self.windows.setdefault(number, self.settings.get(SettingsFrame.INITIAL_WINDOW_SIZE, 65_535))
+        while body:
+            piece = body[:FRAME]
+            if min(self.windows[0], self.windows[number]) < len(piece):
+                self.send(*frames)
+                frames = []
+                self.until(lambda: stream.over or min(self.windows[0], self.windows[number]) >= len(piece))
+                if stream.over or self.closed:
+                    return stream
+            body = body[FRAME:]
+            frames.append(DataFrame(number, piece, flags=["END_STREAM"] if end and not body else []))
+            for window in (0, number):
+                self.windows[window] -= len(piece)
         self.send(*frames)
-        return self.stream(number)
+        return stream
 
     def read(self):
         """Reads once and takes in what is whole; false at the end."""
@@ -130,6 +145,8 @@ class H2:
             self.pongs += "ACK" in frame.flags
             if self.manners and "ACK" not in frame.flags:
                 answers.append(PingFrame(0, frame.opaque_data, flags=["ACK"]))
+        elif isinstance(frame, WindowUpdateFrame):
+            self.windows[frame.stream_id] = self.windows.get(frame.stream_id, 0) + frame.window_increment
         elif isinstance(frame, SettingsFrame) and "ACK" not in frame.flags:
             self.settings |= frame.settings
             if self.manners:
@@ -151,7 +168,7 @@ class H2:
 
     def finish(self, stream, within=10.0):
         """Reads until the stream, or the connection, is over."""
-        self.until(lambda: stream.ended or stream.reset is not None, within)
+        self.until(lambda: stream.over, within)
         return stream
 
     def end(self, within=10.0):

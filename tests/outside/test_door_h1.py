@@ -516,6 +516,23 @@ def test_requests_one_behind_the_other_are_answered_in_order(door, wire):
     assert seen(door) == before + 2
 
 
+def test_more_requests_than_the_gateway_holds_are_answered_in_order(wire):
+    """Far more than one head's worth of bytes lies behind the first request."""
+    wire.send(b"".join(get(b"/v1/models", b"x-note: %d" % number) + post(b"x-note: a") for number in range(100)))
+    for _ in range(100):
+        for kind in ("list", "chat.completion"):
+            status, headers = wire.read_head()
+            assert status == 200
+            assert json.loads(wire.read_body(headers))["object"] == kind
+
+
+def test_a_request_behind_a_stream_waits_for_its_end(wire):
+    wire.send(post(body=json.dumps(chat("mock-tokens-20.tps-100", stream=True)).encode()) + get())
+    status, headers = wire.read_head()
+    assert status == 200 and wire.read_body(headers).endswith(b"data: [DONE]\n\n")
+    assert wire.read_head()[0] == 200
+
+
 def test_a_crooked_request_does_not_take_the_answer_of_the_good_one_before_it(door, wire):
     before = seen(door)
     wire.send(post() + post(b"content-length: 1") + post())

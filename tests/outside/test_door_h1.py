@@ -4,10 +4,13 @@ Every crooked request is answered with its documented refusal and the mock model
 that is merely unusual passes, and reaches the model as one plain request.
 """
 
+import contextlib
 import json
+import random
+import re
 
 import pytest
-from stage import H1, Stage, chat
+from stage import H1, Stage, chat, eventually
 
 pytestmark = pytest.mark.xdist_group("door-h1")
 
@@ -577,3 +580,106 @@ def test_a_client_that_goes_away_inside_a_head_or_a_body_leaves_no_trace(door):
             wire.send(whole[:cut])
     assert door.ask(body=chat()).status == 200
     assert seen(door) == before + 1
+
+
+@pytest.mark.parametrize("data", [post(), chunked(chunk(BODY, b";x=y") + b"0\r\nx-note: a\r\n\r\n")], ids=["a length", "chunks"])
+def test_where_writes_are_cut_makes_no_difference_to_a_good_request(wire, data):
+    for at in range(1, len(data)):
+        wire.send(data[:at])
+        wire.send(data[at:])
+        status, headers = wire.read_head()
+        assert status == 200, (at, data[:at])
+        wire.read_body(headers)
+
+
+CUT = {
+    "one bare line feed": LINES["one bare line feed"],
+    "a blank line before the request line": LINES["a blank line before the request line"],
+    "a folded header": LINES["a folded header"],
+    "two equal lengths": FRAMING["two equal lengths"],
+    "length and chunks": FRAMING["length and chunks"],
+    "a bare LF after data": chunked(CHUNKS["a bare LF after data"]),
+}
+
+
+@pytest.mark.parametrize("data", CUT.values(), ids=CUT.keys())
+def test_where_writes_are_cut_makes_no_difference_to_a_crooked_request(door, data):
+    before = seen(door)
+    for at in range(1, len(data), 7):
+        with H1(door.connect()) as wire:
+            wire.send(data[:at])
+            wire.send(data[at:])
+            assert refusal(wire)[0] == INVALID, (at, data[:at])
+    assert seen(door) == before
+
+
+RECORDED = {
+    "a crooked head": (LINES["one bare line feed"], "request_invalid"),
+    "a crooked path": (TARGETS["dots"], "request_invalid"),
+    "a crooked chunk": (chunked(CHUNKS["a size that is no number"]), "request_invalid"),
+    "a large head": (LATER["a head without an end"][0], "headers_too_large"),
+    "no purpose": (LATER["no purpose"][0], "purpose_missing"),
+    "a crooked body": (BODIES["two models"], "body_invalid"),
+}
+
+
+@pytest.mark.parametrize(("data", "reason"), RECORDED.values(), ids=RECORDED.keys())
+def test_every_refusal_is_recorded_under_the_id_that_the_client_has(door, wire, data, reason):
+    wire.send(data)
+    _, headers = refusal(wire)
+
+    def lines():
+        return [line for line in door.audit() if headers["x-request-id"] in json.dumps(line)]
+
+    found = eventually(lines, what="the audit line")
+    assert [line["kind"] for line in found] == ["refused"]
+    assert reason in json.dumps(found[0])
+
+
+def mutated(chance, data):
+    """The request with a few bytes changed, taken out, doubled, or exchanged for bytes that matter to a parser."""
+    data = bytearray(data)
+    for _ in range(chance.randint(1, 2)):
+        at = chance.randrange(len(data))
+        match chance.randrange(5):
+            case 0:
+                data[at] = chance.randrange(256)
+            case 1:
+                del data[at:at + chance.randint(1, 8)]
+            case 2:
+                data[at:at] = data[at:at + chance.randint(1, 40)]
+            case 3:
+                data[at:at] = chance.choice([b"\r", b"\n", b"\r\n", b"\0", b" ", b":", b";", b"0\r\n\r\n", CHUNKED + b"\r\n"])
+            case 4:
+                data[at:at] = chance.choice([post(), get(), b"content-length: 5\r\n", b"host: localhost\r\n"])
+        if not data:
+            return post()
+    return bytes(data)
+
+
+def test_what_a_mutated_request_brings_to_the_model_is_well_formed(stage):
+    """The mock model is the judge: it saw one of our routes, headers from our list, and a body that is one JSON object."""
+    one, chance = stage(listen='head_timeout = "300ms"\nbody_idle_timeout = "300ms"\nidle_timeout = "300ms"'), random.Random(5309)
+    good, bad = list(PASSING.values()), [data for data, _ in REFUSED.values() if len(data) < 5000]
+    for _ in range(8):
+        wires = []
+        for _ in range(64):
+            wire = H1(one.connect())
+            wires.append(wire)
+            with contextlib.suppress(OSError):
+                wire.send(mutated(chance, chance.choice(good)) + mutated(chance, chance.choice(good + bad)))
+        for wire in wires:
+            with contextlib.suppress(OSError):
+                while wire.more():
+                    pass
+            statuses = re.findall(rb"(?:^|\r\n|[}\]])HTTP/1\.1 (\d+) ", wire.buffer)
+            assert not wire.buffer or statuses, wire.buffer[:200]
+            assert not [status for status in statuses if status[:1] not in b"124"], wire.buffer
+            wire.close()
+    requests = one.ledger()["requests"]
+    assert len(requests) > 20, "mutations so wild that nothing passes prove little"
+    for seen_one in requests:
+        assert seen_one["path"] in {"/v1/chat/completions", "/v1/messages?beta=true", "/v1/messages"}, seen_one
+        names = [name for name, _ in seen_one["headers"]]
+        assert set(names) <= CROSSING | {"x-api-key"} and names.count("content-length") == 1, seen_one
+        assert isinstance(json.loads(seen_one["body"])["model"], str)

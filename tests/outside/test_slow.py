@@ -5,6 +5,7 @@ The times are small here; what a test waits for is the gateway's end of the conn
 
 import contextlib
 import json
+import os
 import select
 import socket
 import threading
@@ -212,15 +213,31 @@ def test_an_http2_head_that_never_ends_ends_also_beside_a_stream(hasty):
             wire.end(within=SHORT + SLACK)
 
 
-# Bodies.
-
-
 def unfinished(framing):
     """A request whose body has begun."""
     head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\nportcullis-purpose: research\r\ncontent-type: application/json\r\n"
     if framing == "chunks":
         return head + b"transfer-encoding: chunked\r\n\r\n5\r\n" + BODY[:5] + b"\r\n"
     return head + b"content-length: %d\r\n\r\n" % len(BODY) + BODY[:5]
+
+
+def test_half_a_record_of_tls_is_no_movement(hasty):
+    """A client may be silent below HTTP, too: what it has begun to encrypt is not a byte of a request."""
+    with hasty.connect() as idle, socket.socket(fileno=os.dup(idle.fileno())) as below, lasting():
+        below.settimeout(10)
+        trickle(below, b"\x17\x03\x03\x20\x00" + b"a" * 100)
+
+
+# Bodies.
+
+
+def test_a_client_that_may_continue_and_does_not_is_refused(hasty):
+    with H1(hasty.connect()) as connection:
+        connection.send(connection.head(body=BODY, expect="100-continue")[:-len(BODY)])
+        assert connection.read_head()[0] == 100
+        with lasting():
+            status, headers = connection.read_head()
+        assert (status, headers["portcullis-reason"]) == (400, "request_invalid")
 
 
 @pytest.mark.parametrize("framing", ["a length", "chunks"])
@@ -260,10 +277,10 @@ def test_an_http2_body_that_stands_still_ends_also_while_others_move(hasty):
 
 @pytest.mark.parametrize("framing", ["a length", "chunks"])
 def test_a_body_that_moves_is_never_hurried(hasty, framing):
-    """Four times the patience in all, and never still for half of it."""
+    """More than twice the patience in all, and never still for more than half of it."""
     with H1(hasty.connect()) as connection:
         connection.send(unfinished(framing))
-        step = len(BODY) // 8 + 1
+        step = len(BODY) // 5 + 1
         for at in range(5, len(BODY), step):
             time.sleep(SHORT / 2)
             piece = BODY[at:at + step]
@@ -275,7 +292,7 @@ def test_a_body_that_moves_is_never_hurried(hasty, framing):
 def test_an_http2_body_that_moves_is_never_hurried(hasty):
     with H2(hasty.connect(alpn=("h2",))) as wire:
         stream = wire.request(fields(body=BODY), BODY[:5], end=False)
-        step = len(BODY) // 8 + 1
+        step = len(BODY) // 5 + 1
         for at in range(5, len(BODY), step):
             time.sleep(SHORT / 2)
             wire.send(DataFrame(1, BODY[at:at + step], flags=["END_STREAM"] if at + step >= len(BODY) else []))
@@ -290,18 +307,18 @@ def ended(stage, how):
 
 
 def test_an_answer_that_is_long_in_coming_is_waited_for(hasty):
-    assert hasty.ask(body=chat("mock-slow-head-2000")).status == 200
+    assert hasty.ask(body=chat("mock-slow-head-1500")).status == 200
 
 
 def test_a_stream_that_moves_slowly_is_never_cut(hasty):
-    stream = Streaming(hasty, "mock-tokens-12.tps-4")
+    stream = Streaming(hasty, "mock-tokens-8.tps-4")
     assert stream.wait() == "complete"
     assert stream.text.endswith("data: [DONE]\n\n")
-    assert stream.ended_at - stream.pieces[0][0] > 3 * SHORT
+    assert stream.ended_at - stream.pieces[0][0] > 2 * SHORT
 
 
 def test_an_http2_stream_that_moves_slowly_is_never_cut(hasty):
-    body = json.dumps(chat("mock-tokens-12.tps-4", stream=True)).encode()
+    body = json.dumps(chat("mock-tokens-8.tps-4", stream=True)).encode()
     with H2(hasty.connect(alpn=("h2",))) as wire:
         assert wire.finish(wire.request(fields(body=body), body)).data.endswith(b"data: [DONE]\n\n")
 
@@ -347,12 +364,11 @@ def test_a_reader_that_reads_slowly_is_never_cut(hasty):
         connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
         connection.send(connection.head(body=chat("mock-tokens-60000", stream=True, max_tokens=90_000)))
         assert connection.read_head()[0] == 200
-        until = time.monotonic() + 5 * SHORT
+        until = time.monotonic() + 3 * SHORT
         while time.monotonic() < until:
             assert connection.more(), "cut"
             connection.buffer = b""
             time.sleep(SHORT / 4)
-    assert ended(hasty, "client_stalled") >= 0
 
 
 def test_an_http2_reader_that_opens_its_window_slowly_is_never_cut(hasty):
@@ -361,7 +377,7 @@ def test_an_http2_reader_that_opens_its_window_slowly_is_never_cut(hasty):
         wire.send(SettingsFrame(flags=["ACK"]), WindowUpdateFrame(0, 1 << 24))
         stream = wire.request(fields(body=body), body)
         wire.until(lambda: len(stream.data) >= 65_000)
-        for _ in range(10):
+        for _ in range(5):
             had = len(stream.data)
             time.sleep(SHORT / 2)
             wire.send(WindowUpdateFrame(1, 500))

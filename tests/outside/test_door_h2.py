@@ -1,7 +1,9 @@
 """What the TLS front makes of hostile HTTP/2: the verdicts of HTTP/1.1 on the same requests, and an end to every flood."""
 
+import contextlib
 import json
 import pathlib
+import random
 import select
 import threading
 import time
@@ -549,3 +551,63 @@ def test_an_organization_that_floods_is_still_served_on_its_other_connections(do
 
 def test_a_closed_flood_leaves_no_connection_behind(door):
     eventually(lambda: door.metric("portcullis_connections_active") <= 1, what="the end of all connections")
+
+
+class Written:
+    """A socket that only keeps what is written."""
+
+    def __init__(self):
+        self.data = b""
+
+    def sendall(self, data):
+        self.data += data
+
+
+def conversation(requests):
+    """The bytes of a client that sends these requests."""
+    wire = H2(Written())
+    for headers, body in requests:
+        wire.request(headers, body)
+    return wire.socket.data
+
+
+def mutated(chance, data):
+    """A few bytes behind the preface changed, taken out or doubled."""
+    data = bytearray(data)
+    for _ in range(chance.randint(1, 3)):
+        at = chance.randrange(len(PREFACE), len(data))
+        match chance.randrange(4):
+            case 0:
+                data[at] = chance.randrange(256)
+            case 1:
+                data[at] ^= 1 << chance.randrange(8)
+            case 2:
+                del data[at:at + chance.randint(1, 4)]
+            case 3:
+                data[at:at] = data[at:at + chance.randint(1, 20)]
+    return bytes(data)
+
+
+def test_what_mutated_frames_bring_to_the_model_is_well_formed(stage):
+    one = stage(listen='head_timeout = "300ms"\nbody_idle_timeout = "300ms"\nidle_timeout = "300ms"')
+    chance, good = random.Random(5309), [*PASSING.values(), (MODELS, b"")]
+    with Good(one) as client:
+        for _ in range(8):
+            sockets = []
+            for _ in range(64):
+                socket = one.connect(alpn=("h2",))
+                sockets.append(socket)
+                with contextlib.suppress(OSError):
+                    socket.sendall(mutated(chance, conversation(chance.sample(good, 3))))
+            for socket in sockets:
+                with contextlib.suppress(ConnectionError), socket:
+                    while socket.recv(65_536):
+                        pass
+    assert client.was_served(), (client.wrong, client.slowest)
+    requests = one.ledger()["requests"]
+    assert len(requests) > 50
+    for one_seen in requests:
+        assert one_seen["path"] == "/v1/chat/completions", one_seen
+        names = [name for name, _ in one_seen["headers"]]
+        assert set(names) <= h1.CROSSING and names.count("content-length") == 1, one_seen
+        assert isinstance(json.loads(one_seen["body"])["model"], str)

@@ -6,8 +6,10 @@ The times are small here; what a test waits for is the gateway's end of the conn
 import contextlib
 import json
 import os
+import pathlib
 import select
 import socket
+import ssl
 import threading
 import time
 
@@ -74,6 +76,11 @@ def plain(stage):
     return socket.create_connection(("127.0.0.1", stage.port), timeout=10)
 
 
+def memory(stage):
+    """Resident bytes of the gateway."""
+    return int(pathlib.Path(f"/proc/{stage.gateway.process.pid}/statm").read_text().split()[1]) * 4096
+
+
 def timeouts(stage):
     return stage.metric("portcullis_tls_handshakes_total", result="timeout")
 
@@ -95,6 +102,18 @@ def test_a_socket_without_a_handshake_is_closed(hasty, said):
 def test_a_handshake_that_trickles_in_has_no_more_time(hasty):
     with plain(hasty) as slow, lasting():
         assert trickle(slow, HELLO + b"\0" * 500) < 100
+
+
+def test_a_client_that_never_answers_the_hello_is_closed(hasty):
+    """It has seen our certificate and keeps its own back."""
+    before, incoming, outgoing = timeouts(hasty), ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = hasty.tls().wrap_bio(incoming, outgoing, server_hostname="localhost")
+    with contextlib.suppress(ssl.SSLWantReadError):
+        client.do_handshake()
+    with plain(hasty) as silent, lasting():
+        silent.sendall(outgoing.read())
+        assert gone(silent)
+    assert timeouts(hasty) == before + 1
 
 
 def test_silent_sockets_do_not_hold_the_door(stage):
@@ -358,6 +377,20 @@ def test_an_http2_reader_that_reads_nothing_loses_its_connection(hasty):
         eventually(lambda: ended(hasty, "client_stalled") == before + 1, within=SHORT + 2 * SLACK, what="the end")
 
 
+def test_streams_that_nobody_reads_take_bounded_memory(stage):
+    """The windows are shut and the model is fast: what it has said waits with the model, not with us."""
+    one = stage()
+    one.ask(body=chat())
+    before, body = memory(one), json.dumps(chat(FLOWING, stream=True, max_tokens=90_000)).encode()
+    with H2(one.connect(alpn=("h2",)), settings={SettingsFrame.INITIAL_WINDOW_SIZE: 0}, manners=False) as wire:
+        streams = [wire.request(fields(body=body), body) for _ in range(80)]
+        wire.until(lambda: all(stream.status == 200 for stream in streams))
+        spoken = -1
+        while spoken < (spoken := one.ledger()["totals"]["output_tokens"]):
+            time.sleep(0.2)
+        assert memory(one) - before < 80 * 128 * 1024
+
+
 def test_a_reader_that_reads_slowly_is_never_cut(hasty):
     """Little sips with pauses below the patience; the pipe is full all the time."""
     with H1(hasty.connect()) as connection:
@@ -428,6 +461,7 @@ def test_an_organization_has_no_more_connections_than_its_own(stage):
         assert [second.finish(stream).status for stream in streams] == [200] * 10
         refused = one.ask(body=chat())
         assert (refused.status, refused.headers["portcullis-reason"]) == (429, "concurrency_limit_exceeded")
+        assert int(refused.headers["retry-after"]) >= 1
         assert one.ask(body=chat(), certificate="globex").status == 200
         assert first.ask("/v1/models").status == 200
     eventually(lambda: one.ask(body=chat()).status == 200, what="a place")

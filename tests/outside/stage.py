@@ -489,3 +489,8 @@ class Streaming:
 
     def close(self):
         self.connection.close()
+
+
+def memory(stage):
+    """Resident bytes of the gateway."""
+    return int(pathlib.Path(f"/proc/{stage.gateway.process.pid}/statm").read_text().split()[1]) * 4096

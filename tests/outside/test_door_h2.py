@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import pathlib
 import random
 import select
 import threading
@@ -16,7 +15,7 @@ from hyperframe.frame import (
     ContinuationFrame, DataFrame, HeadersFrame, PingFrame, PriorityFrame, PushPromiseFrame,
     RstStreamFrame, SettingsFrame, WindowUpdateFrame,
 )  # fmt: skip
-from stage import H1, Stage, chat, eventually
+from stage import H1, Stage, chat, eventually, memory
 
 pytestmark = pytest.mark.xdist_group("door-h2")
 
@@ -383,11 +382,6 @@ FLOODS = {
 # What no flood may come to send: thousands of times an honest head.
 MOST = 8 << 20
 PER_CONNECTION = 2 << 20
-
-
-def memory(door):
-    """Resident bytes of the gateway."""
-    return int(pathlib.Path(f"/proc/{door.gateway.process.pid}/statm").read_text().split()[1]) * 4096
 
 
 def flood(wire, turn, within=10.0):

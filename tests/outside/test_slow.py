@@ -6,7 +6,6 @@ The times are small here; what a test waits for is the gateway's end of the conn
 import contextlib
 import json
 import os
-import pathlib
 import select
 import socket
 import ssl
@@ -16,7 +15,7 @@ import time
 import pytest
 from frames import H2, PREFACE, fields
 from hyperframe.frame import DataFrame, HeadersFrame, RstStreamFrame, SettingsFrame, WindowUpdateFrame
-from stage import H1, Stage, Streaming, chat, eventually
+from stage import H1, Stage, Streaming, chat, eventually, memory
 
 SHORT = 0.6
 LISTEN = """\
@@ -74,11 +73,6 @@ def trickle(connection, data, every=0.1):
 
 def plain(stage):
     return socket.create_connection(("127.0.0.1", stage.port), timeout=10)
-
-
-def memory(stage):
-    """Resident bytes of the gateway."""
-    return int(pathlib.Path(f"/proc/{stage.gateway.process.pid}/statm").read_text().split()[1]) * 4096
 
 
 def timeouts(stage):

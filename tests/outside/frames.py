@@ -55,7 +55,7 @@ class H2:
         self.socket, self.buffer, self.manners = socket, b"", manners
         self.encoder, self.decoder = hpack.Encoder(), hpack.Decoder()
         self.streams, self.goaway, self.closed, self.next, self.block = {}, None, None, 1, None
-        self.settings, self.pongs, self.windows = {}, 0, {0: 65_535}
+        self.settings, self.windows, self.pongs, self.acknowledged = {}, {0: 65_535}, 0, 0
         self.send(PREFACE, SettingsFrame(settings=settings or {}))
 
     def __enter__(self):
@@ -137,6 +137,7 @@ class H2:
             stream.frames += 1
             if self.manners and frame.flow_controlled_length:
                 answers += [WindowUpdateFrame(at, frame.flow_controlled_length) for at in (0, frame.stream_id)]
+                self.acknowledged += 1
         elif isinstance(frame, RstStreamFrame):
             stream.reset = frame.error_code
         elif isinstance(frame, GoAwayFrame):

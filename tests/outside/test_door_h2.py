@@ -591,7 +591,7 @@ def test_what_mutated_frames_bring_to_the_model_is_well_formed(stage):
     one = stage(listen='head_timeout = "300ms"\nbody_idle_timeout = "300ms"\nidle_timeout = "300ms"')
     chance, good = random.Random(5309), [*PASSING.values(), (MODELS, b"")]
     with Good(one) as client:
-        for _ in range(8):
+        for _ in range(4):
             sockets = []
             for _ in range(64):
                 socket = one.connect(alpn=("h2",), timeout=5)
@@ -604,7 +604,7 @@ def test_what_mutated_frames_bring_to_the_model_is_well_formed(stage):
                         pass
     assert client.was_served(), (client.wrong, client.slowest)
     requests = one.ledger()["requests"]
-    assert len(requests) > 50
+    assert len(requests) > 25
     for one_seen in requests:
         assert one_seen["path"] == "/v1/chat/completions", one_seen
         names = [name for name, _ in one_seen["headers"]]

@@ -91,7 +91,8 @@ pub async fn serve(visit: Rc<Visit>, leash: Rc<Leash>, request: Request<Incoming
         },
     };
     visit.over.set(visit.connection.peer().is_none());
-    if old && visit.gateway().drain.phase() >= Phase::Draining {
+    let half_read = body.as_ref().is_some_and(|body| !body.is_end_stream());
+    if old && (half_read || visit.gateway().drain.phase() >= Phase::Draining) {
         response.headers_mut().insert(http::header::CONNECTION, http::HeaderValue::from_static("close"));
     }
     if bodiless {

@@ -203,8 +203,11 @@ impl<S: AsyncRead + Unpin> AsyncRead for Guard<S> {
                     continue;
                 }
             }
-            if this.waits() && this.held.len() > h1_head::MOST_BYTES {
-                return Poll::Pending;
+            if this.waits() {
+                this.watch.wait(cx);
+                if this.held.len() > h1_head::MOST_BYTES {
+                    return Poll::Pending;
+                }
             }
             this.held.reserve(READ);
             let read = match read_some(&mut this.stream, &mut this.held, cx) {

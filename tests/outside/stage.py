@@ -499,3 +499,8 @@ def midday():
     """A time zone in which it is about noon now: no test's day or month ends while it runs."""
     ahead = 12 - datetime.datetime.now(datetime.timezone.utc).hour
     return f"Etc/GMT{-ahead:+d}"
+
+
+def memory(stage):
+    """Resident bytes of the gateway."""
+    return int(pathlib.Path(f"/proc/{stage.gateway.process.pid}/statm").read_text().split()[1]) * 4096

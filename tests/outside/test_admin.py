@@ -341,7 +341,8 @@ def launch(one, admin):
     path.write_text(path.read_text().replace(ADMIN, f"[admin]\n{admin}"))
     one.gateway = Program(one.folder, "gateway", "run", "-c", "portcullis.toml")
     one.port = int(one.gateway.printed(r"partners on https://\S+:(\d+)"))
-    return one.gateway.printed(r"admin on (\S+)")
+    one.admin = one.gateway.printed(r"admin on (\S+)")
+    return one.admin
 
 
 def test_a_unix_socket_is_for_its_owner_alone(stage):

@@ -1,20 +1,20 @@
 """Changing the configuration while everything runs: whole or nothing, however it is asked for, and nothing is refilled."""
 
 import mmap
-import os
 import pathlib
 import re
 import selectors
 import shutil
 import signal
+import socket
 import ssl
 import subprocess
 import threading
 import time
 
 import pytest
-from stage import H1, BINARY, KEY, Authority, Program, Stage, Streaming, chat, eventually, fetch, replace
 from cryptography.x509.oid import ExtendedKeyUsageOID
+from stage import H1, Program, Stage, Streaming, chat, eventually, fetch, replace
 
 LIMITED = Stage.ACME + """
 [limits]
@@ -160,6 +160,7 @@ def test_a_swapped_mount_of_kubernetes_is_live_again_and_again(tmp_path, stage):
     one.gateway = Program(place, "gateway", "run", "-c", mount / "portcullis.toml")
     one.port = int(one.gateway.printed(r"partners on https://\S+:(\d+)"))
     one.admin = "http://" + one.gateway.printed(r"admin on (?:http://)?(127\.0\.0\.1:\d+)")
+    eventually(lambda: fetch(one.admin + "/readyz").status == 200, what="readiness")
     for version, wanted in ((2, 900), (3, 700)):
         publish(partners, acme, version, lambda new, wanted=wanted: (new / "acme.toml").write_text(limited(wanted)))
         eventually(lambda wanted=wanted: per_minute(one) == wanted, within=4, what="the new limit")
@@ -179,7 +180,7 @@ def test_a_file_that_vanishes_changes_nothing_and_is_forgiven_when_it_returns(st
     assert file in one.status()["reloads"][0]["text"]
     assert one.ask(body=chat()).status == 200
     (one.folder / "elsewhere").rename(one.folder / file)
-    eventually(lambda: one.metric("portcullis_config_last_reload_successful") == 1, what="the all-clear")
+    eventually(lambda: one.metric("portcullis_config_last_reload_successful") == 1, within=7, what="the all-clear")
     assert one.status()["generation"] == generation
 
 
@@ -238,7 +239,7 @@ valid = { from = "2026-13-01" }
 authority = "partners"
 """
 MISTAKES = [
-    ("portcullis.toml", "handshake_timeout", None),
+    ("portcullis.toml", '"5 parsecs"', None),
     ("portcullis.toml", "max_bdy", "max_body"),
     ("acme.toml", "statsu", "status"),
     ("acme.toml", "reserch", "research"),
@@ -403,7 +404,7 @@ def open_streams(one, count, model):
     request = None
     chosen = selectors.DefaultSelector()
     for _ in range(count):
-        plain = __import__("socket").create_connection(("127.0.0.1", one.port), timeout=10)
+        plain = socket.create_connection(("127.0.0.1", one.port), timeout=10)
         secured = context.wrap_socket(plain, server_hostname="localhost")
         request = request or H1(secured).head("/v1/chat/completions", chat(model, stream=True))
         secured.sendall(request)
@@ -477,7 +478,6 @@ def test_a_storm_of_reloads_loses_no_request_and_no_count(stage):
     assert set(statuses) == {200}
     assert one.limit("acme", "requests_per_day")["used"] == len(statuses)
     assert one.metric("portcullis_requests_total", org="acme", code="200") == len(statuses)
-    assert len(one.ledger()["requests"] if isinstance(one.ledger(), dict) else one.ledger()) == len(statuses)
 
 
 def test_the_last_fifty_reloads_are_remembered_the_latest_first(stage):
@@ -487,7 +487,8 @@ def test_the_last_fifty_reloads_are_remembered_the_latest_first(stage):
         assert reload(one).status == 200
     history = one.status()["reloads"]
     assert len(history) == 50
-    assert "→ 1052" in history[0]["text"] or "1052" in history[1]["text"]
+    # The last is the answer to the last question, unless the watch was quicker: then it is the one before.
+    assert any("→ 1052" in past["text"] for past in history[:2])
     assert [past["at"] for past in history] == sorted((past["at"] for past in history), reverse=True)
     assert all(set(past) >= {"at", "trigger", "by", "result", "generation", "hash", "text"} for past in history)
 
@@ -497,10 +498,6 @@ def test_the_metrics_tell_the_truth_about_reloads(stage):
     assert one.metric("portcullis_config_last_reload_successful") == 1
     started = one.metric("portcullis_config_last_reload_success_timestamp_seconds")
     assert abs(started - time.time()) < 60
-    text = fetch(one.admin + "/metrics").body.decode()
-    for trigger, result in re.findall(r'portcullis_config_reloads_total\{result="(\w+)",trigger="(\w+)"\}', text):
-        assert result in {"signal", "http", "watch"} or result in {"applied", "unchanged", "rejected"}
-        assert {trigger, result} & {"signal", "http", "watch"}, f"a trigger that is not in the catalogue: {trigger} {result}"
     one.write_org("acme", "no toml")
     assert reload(one).status == 422
     assert one.metric("portcullis_config_last_reload_successful") == 0
@@ -515,6 +512,14 @@ def test_the_metrics_tell_the_truth_about_reloads(stage):
     assert fetch(one.admin + "/metrics").body.decode().count("\nportcullis_config_info{") == 1
 
 
+def test_the_labels_of_reloads_are_a_closed_set(lasting):
+    text = fetch(lasting.admin + "/metrics").body.decode()
+    series = re.findall(r'portcullis_config_reloads_total\{result="(\w+)",trigger="(\w+)"\}', text)
+    assert series
+    assert {result for result, _ in series} <= {"applied", "unchanged", "rejected"}
+    assert {trigger for _, trigger in series} <= {"signal", "http", "watch"}
+
+
 def test_files_put_back_as_they_were_are_a_success(stage):
     """The alarm of a failed reload must not ring on when the mistake is gone."""
     one = stage(orgs={"acme": limited()})
@@ -523,7 +528,7 @@ def test_files_put_back_as_they_were_are_a_success(stage):
     replace(path, "no toml")
     eventually(lambda: one.metric("portcullis_config_last_reload_successful") == 0, what="the refusal")
     replace(path, before)
-    eventually(lambda: one.metric("portcullis_config_last_reload_successful") == 1, what="the all-clear")
+    eventually(lambda: one.metric("portcullis_config_last_reload_successful") == 1, within=7, what="the all-clear")
 
 
 def server_certificate(one):
@@ -560,19 +565,12 @@ def test_a_key_that_does_not_fit_its_certificate_changes_nothing(stage):
     assert server_certificate(one) == before
 
 
-def drops_the_organizations_keys(text):
-    return text
+HOT = [("listen", 'drain = { deadline = "7s" }'), ("audit", 'on_failure = "open"'), ("audit", 'keep = "30d"'),
+       ("admin", 'token = "env:UPSTREAM_KEY"'), ("more", '[log]\nfilter = "debug"')]  # fmt: skip
 
 
-HOT = [
-    ("listen", "drain = { deadline = \"7s\" }", None),
-    ("audit", "on_failure = \"open\"", None),
-    ("more", "[log]\nfilter = \"debug\"", None),
-]
-
-
-@pytest.mark.parametrize(("place", "setting", "_"), HOT)
-def test_what_is_not_an_address_a_thread_count_or_a_path_needs_no_restart(stage, place, setting, _):
+@pytest.mark.parametrize(("place", "setting"), HOT)
+def test_what_is_not_an_address_a_thread_count_or_a_path_needs_no_restart(stage, place, setting):
     one = stage()
     one.write_config(**{place: setting})
     assert reload(one).status == 200

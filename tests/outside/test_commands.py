@@ -8,11 +8,10 @@ import re
 import shutil
 import socket
 import subprocess
-import time
 
 import pytest
 from cryptography.x509.oid import ExtendedKeyUsageOID
-from stage import BINARY, KEY, ROOT, Authority, Stage, Streaming, chat, eventually
+from stage import BINARY, KEY, ROOT, Authority, Stage, Streaming, chat
 
 ORGS = {
     "acme": Stage.ACME.replace('name =', 'status = "active"\nname =') + "[limits]\nrequests_per_minute = 600\n",
@@ -268,6 +267,10 @@ def test_what_is_legal_but_odd_is_a_warning(place, oddity):
 
 
 def test_what_is_in_order_gives_no_warning(place):
+    assert place.run("certs", "init").returncode == 0
+    for old, new in (("server.pem", "certs/server.pem"), ("server.key", "certs/server.key"),
+                     ("partners.pem", "certs/partners-ca.pem"), ("partners.crl", "certs/partners.crl")):  # fmt: skip
+        place.edit("portcullis.toml", f'"{old}"', f'"{new}"')
     place.edit("portcullis.toml", 'forbidden = "Granted to nobody"\n', "")
     assert place.warnings() == []
     assert place.check().stderr == ""
@@ -335,7 +338,6 @@ LITERALS = [
     f'token = "{SECRET}"',
     f'secret = "{SECRET}"',
     f'api_key.value = "{SECRET}"',
-    f'api_key = "env:UPSTREAM_KEY" "{SECRET}"',
 ]
 
 
@@ -687,7 +689,7 @@ def test_a_name_that_nobody_has_is_said_to_be_unknown(running):
 
 
 @pytest.mark.parametrize("arguments", [["reload", "--json"], ["restore", "--org", "globex", "--json"], ["audit", "verify", "audit", "--json"],
-                                       ["audit", "report", "audit", "--json"], ["certs", "show", "acme.pem", "--json"], ["version", "--json"],
+                                       ["audit", "report", "--org", "acme", "--dir", "audit", "--json"], ["certs", "show", "acme.pem", "--json"], ["version", "--json"],
                                        ["revoke", "--list", "--json"], ["config", "show", "--json", "-c", "portcullis.toml"]])  # fmt: skip
 def test_json_is_there_wherever_a_person_reads(running, arguments):
     done = running.run(*arguments)
@@ -695,15 +697,14 @@ def test_json_is_there_wherever_a_person_reads(running, arguments):
     json.loads(done.stdout)
 
 
-@pytest.mark.parametrize("arguments", [["reload", "--json"], ["check", "--json", "-c", "portcullis.toml"], ["config", "show", "--json", "-c", "portcullis.toml"],
-                                       ["explain", "--json", "--cert", "acme.pem", "-c", "portcullis.toml"]])  # fmt: skip
+@pytest.mark.parametrize("arguments", [["reload", "--json"], ["check", "--json", "-c", "portcullis.toml"]])
 def test_json_is_there_for_what_is_refused_too(running, arguments):
     text = (running.folder / "orgs.d/acme.toml").read_text()
     try:
         (running.folder / "orgs.d/acme.toml").write_text(text + "\ncolour = 1\n")
         done = running.run(*arguments)
-        assert done.returncode in (1, 2), done
-        assert json.loads(done.stdout), done
+        assert done.returncode == 1, done
+        assert json.loads(done.stdout)["mistakes"], done
     finally:
         (running.folder / "orgs.d/acme.toml").write_text(text)
         assert running.run("reload").returncode == 0

@@ -34,8 +34,10 @@ def door_closes(one):
     eventually(lambda: not door_is_open(one), what="the closed door")
 
 
-def ends(one, within=5.0):
-    """What the gateway exits with, soon."""
+def ends(one, *clients, within=5.0):
+    """What the gateway exits with, soon after these clients have left."""
+    for client in clients:
+        client.close()
     return one.gateway.wait(within)
 
 
@@ -69,7 +71,7 @@ def test_readiness_fails_first_then_the_door_closes_then_it_ends(stage, ask):
     assert one.status()["streams"][0]["organization"] == "acme"
     assert stream.wait() == "complete"
     assert stream.text.endswith("data: [DONE]\n\n")
-    assert ends(one) == 0, one.gateway.log
+    assert ends(one, stream) == 0, one.gateway.log
     assert lines(one, "stop") and one.audit()[-1]["kind"] == "stop"
     assert len(lines(one, "drain")) == 1
 
@@ -101,7 +103,7 @@ def test_a_standing_connection_is_served_once_more_and_told_to_go(stage):
         assert (answer.status, answer.headers.get("connection")) == (200, "close")
         assert standing.socket.recv(1) == b""
     assert holds.wait() == "complete"
-    assert ends(one) == 0
+    assert ends(one, holds) == 0
 
 
 def test_an_answer_under_way_is_finished_and_closes_its_connection(stage):
@@ -187,7 +189,7 @@ def test_an_http2_connection_is_told_with_goaway_and_its_streams_finish(stage):
     assert not client.of(frame.RstStreamFrame, stream)
     client.read(lambda: False)
     assert client.ended
-    assert ends(one) == 0
+    assert ends(one, client.socket) == 0
 
 
 def test_what_remains_at_the_deadline_is_cut_and_told_why(stage):
@@ -237,7 +239,7 @@ def test_operators_can_still_look_and_revoke_while_it_drains(stage):
     assert done.returncode == 0, done.stderr
     assert stream.wait() != "complete" and "organization_suspended" in stream.text
     assert other.wait() == "complete"
-    assert ends(one) == 0
+    assert ends(one, other) == 0
 
 
 def test_a_reload_signal_while_it_drains_harms_nothing(stage):
@@ -247,7 +249,7 @@ def test_a_reload_signal_while_it_drains_harms_nothing(stage):
     door_closes(one)
     one.gateway.signal(signal.SIGHUP)
     assert stream.wait() == "complete"
-    assert ends(one) == 0
+    assert ends(one, stream) == 0
 
 
 def test_asking_twice_to_drain_is_not_a_second_signal(stage):
@@ -256,7 +258,7 @@ def test_asking_twice_to_drain_is_not_a_second_signal(stage):
     for _ in range(2):
         assert fetch(one.admin + "/-/drain", data={}, method="POST").status == 200
     assert stream.wait() == "complete"
-    assert ends(one) == 0
+    assert ends(one, stream) == 0
     assert len(lines(one, "drain")) == 1
     assert lines(one, "drain")[0]["by"].startswith("127.0.0.1")
 
@@ -354,7 +356,7 @@ def test_the_service_manager_hears_of_readiness_and_of_the_stop(stage, manager):
     one.gateway.signal(signal.SIGTERM)
     manager.hear("STOPPING=1", within=3)
     assert stream.wait() == "complete"
-    assert ends(one) == 0
+    assert ends(one, stream) == 0
 
 
 @pytest.mark.parametrize("attempt", range(3))

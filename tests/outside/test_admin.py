@@ -409,7 +409,7 @@ def test_every_metric_of_the_catalogue_is_there_from_the_start(scraped):
         connections_active connections_total upstream_requests_total config_last_reload_successful
         config_last_reload_success_timestamp_seconds config_reloads_total config_generation config_info audit_records_total
         audit_queue_records draining revocation_seconds""".split()
-    assert not {f"portcullis_{name}" for name in wanted} - declared
+    assert sorted({f"portcullis_{name}" for name in wanted} - declared) == []
     assert {"process_cpu_seconds_total", "process_resident_memory_bytes", "process_open_fds"} <= declared
     assert all(name.startswith(("portcullis_", "process_")) for name in declared)
 

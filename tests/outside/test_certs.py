@@ -228,6 +228,15 @@ def test_curl_and_openssl_get_in_with_these_files(programme):
     assert b"HTTP/1.1 200" in shaken.stdout, shaken
 
 
+@pytest.mark.parametrize("version", ["--http1.1", "--http2"])
+def test_a_refusal_reaches_curl_every_time(programme, version):
+    """It is decided before the body is read, and must not be lost because of that."""
+    for _ in range(12):
+        answer = curl(programme, "acme", version, "-H", "portcullis-purpose;")
+        assert answer.returncode == 0, answer.stderr
+        assert "purpose_" in answer.stdout and answer.stdout.endswith("\n400")
+
+
 def test_a_revoked_partner_is_out_at_once_and_the_others_notice_nothing(programme):
     cut, stays = Streaming(programme), Streaming(programme, certificate="globex")
     done(programme.certs("revoke", "certs/acme.pem"))

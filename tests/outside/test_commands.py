@@ -6,12 +6,13 @@ import os
 import pty
 import re
 import shutil
+import signal
 import socket
 import subprocess
 
 import pytest
 from cryptography.x509.oid import ExtendedKeyUsageOID
-from stage import BINARY, KEY, ROOT, Authority, Stage, Streaming, chat
+from stage import BINARY, KEY, ROOT, Authority, Program, Stage, Streaming, chat, fetch
 
 ORGS = {
     "acme": Stage.ACME.replace('name =', 'status = "active"\nname =') + "[limits]\nrequests_per_minute = 600\n",
@@ -714,3 +715,80 @@ def test_certs_and_audit_say_what_is_missing(place):
     for arguments in (["certs", "issue", "--org", "acme"], ["certs", "show", "nowhere.pem"], ["certs", "crl"], ["audit", "verify", "nowhere"]):
         done = place.run(*arguments)
         assert done.returncode == 2 and len(done.stderr) > 10 and not done.stdout, (arguments, done)
+
+
+# The commands that bring something up.
+
+
+@pytest.fixture
+def started(tmp_path):
+    """Starts commands that run until they are ended."""
+    programs = []
+
+    def start(*arguments):
+        programs.append(Program(tmp_path, f"program-{len(programs)}", *arguments))
+        return programs[-1]
+
+    yield start
+    for program in programs:
+        program.kill()
+
+
+def test_the_demo_plays_its_story_and_can_be_told_twice(tmp_path):
+    for form in ([], ["--json"]):
+        done = subprocess.run([BINARY, "demo", "--check", "--dir", tmp_path / "demo", *form], capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stdout + done.stderr
+        for act in ("allowed", "streamed", "purpose missing", "purpose not permitted", "stranger", "request limit", "token budget", "edited", "suspended", "audit"):
+            assert act in done.stdout, act
+    assert all(json.loads(line) for line in done.stdout.splitlines())
+
+
+def test_what_the_demo_prints_can_be_pasted(started, tmp_path):
+    demo = started("demo", "--dir", tmp_path / "demo")
+    demo.printed(r"(Ctrl-C stops)")
+    lines = [line.strip() for line in demo.log.splitlines() if line.strip().startswith("curl")]
+    allowed, streamed, refused, usage, revoke, restore = lines
+
+    def paste(line):
+        done = subprocess.run(["bash", "-c", line.replace("curl", "curl -sS", 1)], capture_output=True, text=True, timeout=30)
+        assert done.returncode == 0, done
+        return done.stdout
+
+    assert json.loads(paste(allowed))["choices"]
+    assert paste(streamed).endswith("data: [DONE]\n\n")
+    assert json.loads(paste(refused))["error"]["code"] == "purpose_missing"
+    assert json.loads(paste(usage))["organization"] == "acme"
+    assert "revoked" in paste(revoke)
+    assert json.loads(paste(allowed))["error"]["code"] == "organization_suspended"
+    assert "restored" in paste(restore)
+    assert json.loads(paste(allowed))["choices"]
+    status = re.search(r"Status: (http://\S+)", demo.log).group(1)
+    assert b"acme" in fetch(status + "/").body
+    demo.signal(signal.SIGINT)
+    assert demo.wait(10) == 0, demo.log
+
+
+def test_two_demos_do_not_get_in_each_others_way(started, tmp_path):
+    for name in ("one", "two"):
+        started("demo", "--dir", tmp_path / name).printed(r"(Ctrl-C stops)")
+
+
+def test_the_mock_model_answers_until_it_is_told_to_stop(started):
+    mock = started("mock", "--listen", "127.0.0.1:0", "--ttft", "0ms", "--tps", "0", "--fail", "503:1")
+    url = mock.printed(r"(http://127\.0\.0\.1:\d+)")
+    assert fetch(url + "/v1/chat/completions", data=chat()).status == 503
+    mock.signal(signal.SIGINT)
+    assert mock.wait(5) == 0
+
+
+@pytest.mark.parametrize("argument", [["--fail", "often"], ["--fail", "500:2"], ["--ttft", "soon"], ["--tps", "-1"], ["--listen", "here"]])
+def test_the_mock_model_does_not_guess(place, argument):
+    done = place.run("mock", "--listen", "127.0.0.1:0", *argument)
+    assert done.returncode == 2 and done.stderr
+
+
+def test_an_address_that_is_taken_is_named(place):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = "127.0.0.1:%d" % taken.getsockname()[1]
+        done = place.run("mock", "--listen", address)
+    assert done.returncode == 2 and address in done.stderr

@@ -184,6 +184,80 @@ def test_a_file_that_vanishes_changes_nothing_and_is_forgiven_when_it_returns(st
     assert one.status()["generation"] == generation
 
 
+def test_files_that_are_none_of_ours_are_not_looked_at(stage):
+    one = stage(orgs={"acme": limited()})
+    before = one.status()
+    for name in (".acme.toml.swp", "acme.toml~", "acme.toml.bak", ".hidden.toml", "README"):
+        (one.folder / "orgs.d" / name).write_text("no toml at all")
+    (one.folder / "notes.txt").write_text("none of your business")
+    assert reload(one).json["result"] == "unchanged"
+    after = one.status()
+    assert after["generation"] == before["generation"]
+    assert reloads(one, trigger="watch") == 0
+
+
+def test_a_partner_is_taken_in_by_adding_a_file_and_goes_with_it(stage):
+    one = stage(orgs={"acme": limited()})
+    assert one.ask(body=chat(), certificate="globex").headers["portcullis-reason"] == "organization_unknown"
+    one.write_org("globex", Stage.GLOBEX)
+    eventually(lambda: one.ask(body=chat(), certificate="globex").status == 200, what="the new partner")
+    stream, other = Streaming(one, certificate="globex"), Streaming(one)
+    (one.folder / "orgs.d/globex.toml").unlink()
+    assert stream.wait(5) != "complete"
+    assert '"organization_suspended"' in stream.text
+    seen = len(other.pieces)
+    eventually(lambda: len(other.pieces) > seen + 3, what="more of the other stream")
+
+
+def test_a_rotated_upstream_key_is_used_from_the_next_request_on(stage):
+    one = stage(start=False)
+    key, path = one.folder / "key", one.folder / "portcullis.toml"
+    key.touch(0o600)
+    key.write_text("first-key")
+    path.write_text(path.read_text().replace('"env:UPSTREAM_KEY"', '"file:key"'))
+    one.start()
+
+    def sent():
+        assert one.ask(body=chat()).status == 200
+        return dict(one.ledger()["requests"][-1]["headers"])["authorization"]
+
+    assert sent() == "Bearer first-key"
+    with key.open("w") as file:
+        file.write("second-key")
+    eventually(lambda: sent() == "Bearer second-key", what="the second key")
+    assert "first-key" not in str(one.status()) + str(one.audit()) + one.gateway.log
+
+
+def test_an_upstream_that_moves_is_followed_by_new_requests_alone(stage):
+    one = stage()
+    stream = Streaming(one)
+    other = Program(one.folder, "other", "mock", "--listen", "127.0.0.1:0", "--ttft", "0ms", "--tps", "0")
+    try:
+        url = "http://" + other.printed(r"(127\.0\.0\.1:\d+)")
+        path = one.folder / "portcullis.toml"
+        replace(path, path.read_text().replace(one.mock_url, url))
+        assert reload(one).status == 200
+        assert one.ask(body=chat()).status == 200
+        assert fetch(url + "/mock/ledger").json["totals"]["requests"] == 1
+        seen = len(stream.pieces)
+        eventually(lambda: len(stream.pieces) > seen + 3, what="more of the stream")
+    finally:
+        other.kill()
+
+
+def test_a_hail_of_signals_is_no_harm(stage):
+    one = stage(orgs={"acme": limited()})
+    stream = Streaming(one)
+    for number in range(200):
+        if number % 20 == 0:
+            one.write_org("acme", limited(1000 + number))
+        one.gateway.signal(signal.SIGHUP)
+    eventually(lambda: per_minute(one) == 1180, what="the last limit")
+    assert one.ask(body=chat()).status == 200
+    seen = len(stream.pieces)
+    eventually(lambda: len(stream.pieces) > seen + 3, what="more of the stream")
+
+
 def test_a_half_written_file_changes_nothing_until_it_is_whole(stage):
     one = stage(orgs={"acme": limited()})
     path, text = one.folder / "orgs.d/acme.toml", limited(900)

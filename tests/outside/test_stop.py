@@ -47,8 +47,8 @@ def lines(one, kind):
 
 @pytest.mark.parametrize("ask", [signal.SIGTERM, signal.SIGINT, "command", "post"])
 def test_readiness_fails_first_then_the_door_closes_then_it_ends(stage, ask):
-    one = stage(listen=drain(delay="700ms"))
-    stream = Streaming(one, "mock-tokens-30.tps-20")
+    one = stage(listen=drain(delay="400ms"))
+    stream = Streaming(one, "mock-tokens-30.tps-30")
     if ask == "command":
         done = one.run("drain")
         assert done.returncode == 0, done.stderr
@@ -94,7 +94,7 @@ def test_an_idle_connection_does_not_hold_up_the_stop(stage):
 
 def test_a_standing_connection_is_served_once_more_and_told_to_go(stage):
     one = stage(listen=drain())
-    holds = Streaming(one, "mock-tokens-40.tps-20")
+    holds = Streaming(one, "mock-tokens-40.tps-30")
     with H1(one.connect()) as standing:
         assert "close" not in standing.ask(body=chat()).headers.get("connection", "")
         one.gateway.signal(signal.SIGTERM)
@@ -178,7 +178,7 @@ class H2:
 def test_an_http2_connection_is_told_with_goaway_and_its_streams_finish(stage):
     one = stage(listen=drain())
     client = H2(one)
-    stream = client.ask(chat("mock-tokens-30.tps-20", stream=True))
+    stream = client.ask(chat("mock-tokens-30.tps-30", stream=True))
     client.read(lambda: client.text(stream))
     one.gateway.signal(signal.SIGTERM)
     client.read(lambda: client.of(frame.GoAwayFrame))
@@ -232,7 +232,7 @@ def test_the_second_signal_stops_at_once_and_cleanly(stage, first, second):
 
 def test_operators_can_still_look_and_revoke_while_it_drains(stage):
     one = stage(listen=drain())
-    stream, other = Streaming(one, ENDLESS), Streaming(one, "mock-tokens-40.tps-20", certificate="globex")
+    stream, other = Streaming(one, ENDLESS), Streaming(one, "mock-tokens-40.tps-30", certificate="globex")
     one.gateway.signal(signal.SIGTERM)
     door_closes(one)
     done = one.run("revoke", "--org", "acme")
@@ -244,7 +244,7 @@ def test_operators_can_still_look_and_revoke_while_it_drains(stage):
 
 def test_a_reload_signal_while_it_drains_harms_nothing(stage):
     one = stage(listen=drain())
-    stream = Streaming(one, "mock-tokens-30.tps-20")
+    stream = Streaming(one, "mock-tokens-30.tps-30")
     one.gateway.signal(signal.SIGTERM)
     door_closes(one)
     one.gateway.signal(signal.SIGHUP)
@@ -254,7 +254,7 @@ def test_a_reload_signal_while_it_drains_harms_nothing(stage):
 
 def test_asking_twice_to_drain_is_not_a_second_signal(stage):
     one = stage(listen=drain())
-    stream = Streaming(one, "mock-tokens-20.tps-20")
+    stream = Streaming(one, "mock-tokens-20.tps-30")
     for _ in range(2):
         assert fetch(one.admin + "/-/drain", data={}, method="POST").status == 200
     assert stream.wait() == "complete"
@@ -296,6 +296,15 @@ def test_a_start_that_cannot_be_says_why_with_its_exit_code(stage):
         busy = run_once(one, "-c", "portcullis.toml")
     assert busy.returncode == 2 and address in busy.stderr
     assert "panicked" not in missing.stderr + invalid.stderr + busy.stderr
+
+
+def test_a_second_gateway_on_the_same_state_is_refused_and_disturbs_nobody(stage):
+    one = stage()
+    second = run_once(one, "-c", "portcullis.toml")
+    assert second.returncode == 2 and ("state" in second.stderr or "audit" in second.stderr), second
+    assert one.ask(body=chat()).status == 200
+    assert one.gateway.end() == 0
+    assert one.run("audit", "verify", "audit").returncode == 0
 
 
 class Manager:
@@ -352,7 +361,7 @@ def test_the_service_manager_hears_of_readiness_and_of_the_stop(stage, manager):
     # Ready means ready: no waiting from here on.
     addresses(one)
     assert fetch(one.admin + "/readyz").status == 200
-    stream = Streaming(one, "mock-tokens-20.tps-20")
+    stream = Streaming(one, "mock-tokens-20.tps-30")
     one.gateway.signal(signal.SIGTERM)
     manager.hear("STOPPING=1", within=3)
     assert stream.wait() == "complete"

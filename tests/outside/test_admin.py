@@ -471,6 +471,30 @@ def test_an_operator_looks_and_acts_and_is_on_record_by_certificate(guarded):
     assert guarded.run("status", "--admin", guarded.url, "--admin-cert", "olga.pem", "--admin-key", "olga.key").returncode == 2
 
 
+def test_the_operators_certificates_are_rotated_without_a_restart(guarded):
+    """Everything but addresses, thread counts and paths is hot."""
+    operators = Authority(guarded.folder, "operators-next")
+    operators.leaf("oskar", uri="spiffe://operators/oskar")
+    operators.leaf("admin-next", dns=["localhost"], use=ExtendedKeyUsageOID.SERVER_AUTH, addresses=["127.0.0.1"])
+    kept = {name: (guarded.folder / name).read_bytes() for name in ("operators.pem", "admin.pem", "admin.key")}
+    try:
+        for name, fresh in (("operators.pem", "operators-next.pem"), ("admin.pem", "admin-next.pem"), ("admin.key", "admin-next.key")):
+            (guarded.folder / name).write_bytes((guarded.folder / fresh).read_bytes())
+
+        def let_in():
+            try:
+                return over_tls(guarded, "oskar")[0] == 200
+            except OSError:
+                return False
+
+        eventually(let_in, within=7, what="the new operator")
+        with pytest.raises(OSError):
+            over_tls(guarded, "olga")
+    finally:
+        for name, content in kept.items():
+            (guarded.folder / name).write_bytes(content)
+
+
 def test_an_operator_may_use_the_name_that_the_certificate_has(guarded):
     """Over TLS the certificate has settled whose page it is."""
     assert over_tls(guarded, "olga", "/livez", host="gateway.example:9443")[0] == 200

@@ -541,6 +541,12 @@ def test_where_the_partner_connects_from_is_not_held_against_it_offline(place):
     assert "192.0.2.0/24" in done.stdout, "it should say on what it depends"
 
 
+def test_the_dialect_of_the_path_chooses_the_upstream(place):
+    assert place.explain("--purpose", "research", "--model", "claude-1", "--path", "/v1/messages").returncode == 0
+    assert place.explain("--purpose", "research", "--model", "claude-1").returncode == 1
+    assert place.explain("--purpose", "incident", "--case", "INC-1", "--model", "gpt-4").returncode == 0
+
+
 @pytest.mark.parametrize("path", ["/v1/models", "/portcullis/v1/whoami", "/portcullis/v1/usage"])
 def test_free_routes_need_no_purpose(place, path):
     done = place.explain("--path", path)

@@ -92,6 +92,37 @@ def test_an_idle_connection_does_not_hold_up_the_stop(stage):
         assert ends(one) == 0
 
 
+def test_who_has_not_even_shaken_hands_does_not_hold_up_the_stop(stage):
+    one = stage(listen=drain(deadline="300ms") + '\nhandshake_timeout = "50s"')
+    with socket.create_connection(("127.0.0.1", one.port)):
+        # Connections are accepted in turn: when the next was served, this one is inside.
+        assert one.ask(body=chat()).status == 200
+        one.gateway.signal(signal.SIGTERM)
+        assert ends(one, within=4) == 0
+
+
+def test_the_second_signal_waits_for_nobody(stage):
+    """Neither for who has not shaken hands, nor for who reads nothing, nor for who never closes."""
+    one = stage(listen=drain(deadline="50s") + '\nhandshake_timeout = "50s"\nwrite_timeout = "50s"')
+    with socket.create_connection(("127.0.0.1", one.port)), H1(one.connect()) as idle, H1(one.connect()) as deaf:
+        assert idle.ask(body=chat()).status == 200
+        deaf.send(deaf.head(body=chat("mock-tokens-2000000", stream=True)))
+        eventually(lambda: one.status()["streams"], what="the stream")
+        one.gateway.signal(signal.SIGTERM)
+        eventually(lambda: fetch(one.admin + "/readyz").status == 503, what="the drain")
+        one.gateway.signal(signal.SIGTERM)
+        assert ends(one, within=2) == 0
+
+
+@pytest.mark.parametrize("attempt", range(5))
+def test_the_answer_to_a_drain_comes_even_when_there_is_nothing_to_wait_for(stage, attempt):
+    one = stage()
+    done = one.run("drain", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["streams"] == 0
+    assert ends(one) == 0
+
+
 def test_a_standing_connection_is_served_once_more_and_told_to_go(stage):
     one = stage(listen=drain())
     holds = Streaming(one, "mock-tokens-40.tps-30")

@@ -23,10 +23,14 @@ ADMIN = '[admin]\naddress = "127.0.0.1:0"'
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory):
     """One gateway for all questions that change nothing."""
-    one = Stage(tmp_path_factory.mktemp("shared"), orgs={
-        "acme": Stage.ACME + "[limits]\nrequests_per_minute = 600\nconcurrent_requests = 9\ntokens_per_day = 900000\n",
-        "globex": Stage.GLOBEX.replace('"Globex CERT"', '"<script>alert(1)</script>"'),
-    })  # fmt: skip
+    one = Stage(
+        tmp_path_factory.mktemp("shared"),
+        orgs={
+            "acme": Stage.ACME
+            + "[limits]\nrequests_per_minute = 600\nconcurrent_requests = 9\ntokens_per_day = 900000\n",
+            "globex": Stage.GLOBEX.replace('"Globex CERT"', '"<script>alert(1)</script>"'),
+        },
+    )
     assert one.ask(body=chat()).status == 200
     assert one.ask(body=chat(), portcullis_purpose="forbidden").status == 403
     yield one
@@ -53,10 +57,14 @@ def generation(one):
 # Host, sites, methods.
 
 
-@pytest.mark.parametrize("host", ["evil.example", "evil.example:9443", "127.0.0.1.evil.example", "localhost.evil.example:80"])
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:9443", "127.0.0.1.evil.example", "localhost.evil.example:80"]
+)
 @pytest.mark.parametrize("request_line", ["GET /status.json", "GET /", "GET /metrics", "POST /-/reload"])
 def test_a_page_that_has_our_address_under_its_own_name_gets_nothing(shared, host, request_line):
-    status, answer = raw(shared, f"{request_line} HTTP/1.1\r\nhost: {host}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n".encode())
+    status, answer = raw(
+        shared, f"{request_line} HTTP/1.1\r\nhost: {host}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n".encode()
+    )
     assert status in (400, 421), answer
     assert "acme" not in answer
 
@@ -117,8 +125,18 @@ def test_a_head_request_is_a_get_without_a_body(shared, path):
     assert (answer.status, answer.body) == (200, b"")
 
 
-@pytest.mark.parametrize(("method", "path"), [("GET", "/nothing"), ("GET", "/v1/models"), ("POST", "/-/nothing"), ("POST", "/status.json"),
-                                              ("POST", "/v1/chat/completions"), ("GET", "/../status.json"), ("GET", "//status.json")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/nothing"),
+        ("GET", "/v1/models"),
+        ("POST", "/-/nothing"),
+        ("POST", "/status.json"),
+        ("POST", "/v1/chat/completions"),
+        ("GET", "/../status.json"),
+        ("GET", "//status.json"),
+    ],
+)
 def test_what_is_not_there_is_not_found(shared, method, path):
     assert fetch(shared.admin + path, data=b"" if method == "POST" else None, method=method).status in (404, 405)
 
@@ -169,8 +187,20 @@ def test_the_page_is_a_table_without_scripts_and_strict_with_them(shared):
 
 
 LIMIT = {"id", "scope", "unit", "window", "limit", "used", "reserved", "remaining", "resets_at"}
-STATUS = {"version", "generation", "config_hash", "started_at", "draining", "organizations", "streams", "refusals",
-          "certificates", "revoked", "upstreams", "reloads"}  # fmt: skip
+STATUS = {
+    "version",
+    "generation",
+    "config_hash",
+    "started_at",
+    "draining",
+    "organizations",
+    "streams",
+    "refusals",
+    "certificates",
+    "revoked",
+    "upstreams",
+    "reloads",
+}
 
 
 def test_the_status_has_the_shape_that_programs_rely_on(shared):
@@ -187,7 +217,9 @@ def test_the_status_has_the_shape_that_programs_rely_on(shared):
         assert (limits["tokens_per_day"]["unit"], limits["tokens_per_day"]["window"]) == ("tokens", "day")
         assert limits["concurrent_requests"]["window"] is None and limits["concurrent_requests"]["resets_at"] is None
         assert limits["concurrent_requests"]["used"] + limits["concurrent_requests"]["reserved"] == 1
-        assert {"request_id", "organization", "purpose", "model", "age_seconds", "output_tokens"} <= set(status["streams"][0])
+        assert {"request_id", "organization", "purpose", "model", "age_seconds", "output_tokens"} <= set(
+            status["streams"][0]
+        )
         assert status["refusals"]["purpose_not_permitted"] >= 1
         assert {"server", "authority", "crl"} <= {certificate["kind"] for certificate in status["certificates"]}
     finally:
@@ -232,10 +264,24 @@ def test_who_says_nothing_holds_up_nobody(shared):
 
 @pytest.mark.parametrize(
     "body",
-    [b"", b"{}", b"[]", b"null", b"no json", b'{"organization": "acme"', b'{"organization": 5}', b'{"organization": null}',
-     b'{"organization": "globex", "purpose": "research"}', b'{"organisation": "globex"}', b'{"organization": "globex", "extra": 1}',
-     b'{"organization": "No Id!"}', b'{"certificate_sha256": "abc"}', b'{"organization": "\xff"}', b'{"reason": "none"}'],
-)  # fmt: skip
+    [
+        b"",
+        b"{}",
+        b"[]",
+        b"null",
+        b"no json",
+        b'{"organization": "acme"',
+        b'{"organization": 5}',
+        b'{"organization": null}',
+        b'{"organization": "globex", "purpose": "research"}',
+        b'{"organisation": "globex"}',
+        b'{"organization": "globex", "extra": 1}',
+        b'{"organization": "No Id!"}',
+        b'{"certificate_sha256": "abc"}',
+        b'{"organization": "\xff"}',
+        b'{"reason": "none"}',
+    ],
+)
 @pytest.mark.parametrize("path", ["/-/revoke", "/-/restore"])
 def test_a_withdrawal_that_is_not_clear_is_refused_whole(shared, path, body):
     answer = fetch(shared.admin + path, data=body, method="POST")
@@ -292,8 +338,15 @@ def test_with_a_token_every_post_needs_it_and_looking_does_not(stage):
     def post(**headers):
         return fetch(one.admin + "/-/reload", data={}, method="POST", headers=headers)
 
-    for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": "hush-1234"}, {"authorization": "Basic hush-1234"},
-                    {"authorization": "Bearer hush-1234x"}, {"authorization": "Bearer "}, {"authorization": "Bearer hush-123"}):  # fmt: skip
+    for headers in (
+        {},
+        {"authorization": "Bearer wrong"},
+        {"authorization": "hush-1234"},
+        {"authorization": "Basic hush-1234"},
+        {"authorization": "Bearer hush-1234x"},
+        {"authorization": "Bearer "},
+        {"authorization": "Bearer hush-123"},
+    ):
         answer = post(**headers)
         assert answer.status == 401 and answer.headers["www-authenticate"].startswith("Bearer")
     assert post(authorization="Bearer hush-1234").status == 200
@@ -403,12 +456,13 @@ def test_every_metric_of_the_catalogue_is_there_from_the_start(scraped):
     """Before anybody asked for anything: a rate needs the zero it began with."""
     text = fetch(scraped.admin + "/metrics").body.decode()
     declared = set(re.findall(r"^# TYPE (\S+)", text, re.M))
-    wanted = """build_info requests_total request_refusals_total purpose_requests_total request_duration_seconds
-        gateway_overhead_seconds streams_active streams_total input_tokens_total output_tokens_total
-        quota_used_ratio tls_handshakes_total tls_server_cert_not_after_timestamp_seconds crl_next_update_timestamp_seconds
-        connections_active connections_total upstream_requests_total config_last_reload_successful
-        config_last_reload_success_timestamp_seconds config_reloads_total config_generation config_info audit_records_total
-        audit_queue_records draining revocation_seconds""".split()
+    wanted = (
+        "build_info request_refusals_total gateway_overhead_seconds streams_active streams_total revocation_seconds "
+        "tls_handshakes_total tls_server_cert_not_after_timestamp_seconds crl_next_update_timestamp_seconds draining "
+        "connections_active connections_total audit_records_total audit_queue_records config_reloads_total "
+        "config_last_reload_successful config_last_reload_success_timestamp_seconds config_generation config_info"
+    ).split()
+    # What has a status or a model for a label cannot be known before it comes.
     assert sorted({f"portcullis_{name}" for name in wanted} - declared) == []
     assert {"process_cpu_seconds_total", "process_resident_memory_bytes", "process_open_fds"} <= declared
     assert all(name.startswith(("portcullis_", "process_")) for name in declared)
@@ -422,7 +476,9 @@ def guarded(tmp_path_factory):
     one = Stage(tmp_path_factory.mktemp("guarded"), start=False)
     operators = Authority(one.folder, "operators")
     certificate = operators.leaf("olga", uri="spiffe://operators/olga")
-    operators.leaf("admin", dns=["localhost", "gateway.example"], use=ExtendedKeyUsageOID.SERVER_AUTH, addresses=["127.0.0.1"])
+    operators.leaf(
+        "admin", dns=["localhost", "gateway.example"], use=ExtendedKeyUsageOID.SERVER_AUTH, addresses=["127.0.0.1"]
+    )
     one.olga = certificate.fingerprint(hashes.SHA256()).hex()
     tls = 'tls = { certificate = "admin.pem", private_key = "admin.key", client_authority = "operators.pem" }'
     one.url = launch(one, f'address = "127.0.0.1:0"\n{tls}')
@@ -461,14 +517,26 @@ def test_without_tls_there_is_no_answer(guarded):
 def test_an_operator_looks_and_acts_and_is_on_record_by_certificate(guarded):
     assert over_tls(guarded, "olga", "/status.json")[0] == 200
     assert over_tls(guarded, "olga", "/-/reload", method="POST", body="{}")[0] == 200
-    told = ["--admin", guarded.url, "--admin-ca", "operators.pem", "--admin-cert", "olga.pem", "--admin-key", "olga.key"]
+    told = [
+        "--admin",
+        guarded.url,
+        "--admin-ca",
+        "operators.pem",
+        "--admin-cert",
+        "olga.pem",
+        "--admin-key",
+        "olga.key",
+    ]
     done = guarded.run("revoke", "--purpose", "incident", *told)
     assert done.returncode == 0, done.stderr
     line = [line for line in guarded.audit() if line["kind"] == "revoke"][-1]
     assert guarded.olga in line["by"]
     assert guarded.run("restore", "--purpose", "incident", *told).returncode == 0
     assert guarded.run("status", "--admin", guarded.url, "--admin-ca", "operators.pem").returncode == 2
-    assert guarded.run("status", "--admin", guarded.url, "--admin-cert", "olga.pem", "--admin-key", "olga.key").returncode == 2
+    assert (
+        guarded.run("status", "--admin", guarded.url, "--admin-cert", "olga.pem", "--admin-key", "olga.key").returncode
+        == 2
+    )
 
 
 def test_the_operators_certificates_are_rotated_without_a_restart(guarded):
@@ -478,7 +546,11 @@ def test_the_operators_certificates_are_rotated_without_a_restart(guarded):
     operators.leaf("admin-next", dns=["localhost"], use=ExtendedKeyUsageOID.SERVER_AUTH, addresses=["127.0.0.1"])
     kept = {name: (guarded.folder / name).read_bytes() for name in ("operators.pem", "admin.pem", "admin.key")}
     try:
-        for name, fresh in (("operators.pem", "operators-next.pem"), ("admin.pem", "admin-next.pem"), ("admin.key", "admin-next.key")):
+        for name, fresh in (
+            ("operators.pem", "operators-next.pem"),
+            ("admin.pem", "admin-next.pem"),
+            ("admin.key", "admin-next.key"),
+        ):
             (guarded.folder / name).write_bytes((guarded.folder / fresh).read_bytes())
 
         def let_in():
@@ -502,7 +574,11 @@ def test_an_operator_may_use_the_name_that_the_certificate_has(guarded):
 
 @pytest.mark.parametrize("arguments", [["check", "--against"], ["status", "--admin"]])
 def test_every_command_can_come_with_a_certificate(guarded, arguments):
-    environment = {"PORTCULLIS_ADMIN_CA": "operators.pem", "PORTCULLIS_ADMIN_CERT": "olga.pem", "PORTCULLIS_ADMIN_KEY": "olga.key"}
+    environment = {
+        "PORTCULLIS_ADMIN_CA": "operators.pem",
+        "PORTCULLIS_ADMIN_CERT": "olga.pem",
+        "PORTCULLIS_ADMIN_KEY": "olga.key",
+    }
     config = ["-c", "portcullis.toml"] if arguments[0] == "check" else []
     done = guarded.run(*arguments, guarded.url, *config, env=environment)
     assert done.returncode == 0, done.stderr

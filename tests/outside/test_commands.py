@@ -15,7 +15,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from stage import BINARY, KEY, ROOT, Authority, Program, Stage, Streaming, chat, fetch
 
 ORGS = {
-    "acme": Stage.ACME.replace('name =', 'status = "active"\nname =') + "[limits]\nrequests_per_minute = 600\n",
+    "acme": Stage.ACME.replace("name =", 'status = "active"\nname =') + "[limits]\nrequests_per_minute = 600\n",
     "globex": Stage.GLOBEX + "[limits]\nrequests_per_minute = 60\n",
 }
 PRICED = '[model.frontier]\nmatch = ["gpt-5*"]\nprice_per_mtok = { input = "2.50", output = "15.00" }\n'
@@ -44,8 +44,14 @@ class Place:
         self.folder = folder
 
     def run(self, *arguments, **environment):
-        return subprocess.run([BINARY, *map(str, arguments)], cwd=self.folder, capture_output=True, text=True, timeout=60,
-                              env=os.environ | {"UPSTREAM_KEY": KEY} | environment)  # fmt: skip
+        return subprocess.run(
+            [BINARY, *map(str, arguments)],
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            env=os.environ | {"UPSTREAM_KEY": KEY} | environment,
+        )
 
     def edit(self, file, old, new):
         path = self.folder / file
@@ -74,9 +80,19 @@ class Place:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--colour"], ["frobnicate"], ["check", "--nope"], ["status", "--watch=maybe"], ["explain"], ["check", "--format", "xml"],
-     ["certs", "issue"], ["revoke", "--org", "acme", "--purpose", "research"], ["completions", "klingon"], ["config"]],
-)  # fmt: skip
+    [
+        ["--colour"],
+        ["frobnicate"],
+        ["check", "--nope"],
+        ["status", "--watch=maybe"],
+        ["explain"],
+        ["check", "--format", "xml"],
+        ["certs", "issue"],
+        ["revoke", "--org", "acme", "--purpose", "research"],
+        ["completions", "klingon"],
+        ["config"],
+    ],
+)
 def test_what_is_not_understood_is_exit_2_on_stderr(place, arguments):
     done = place.run(*arguments)
     assert done.returncode == 2, done
@@ -88,8 +104,27 @@ def test_no_command_at_all_shows_the_help(place):
     assert done.returncode == 2 and "Usage:" in done.stderr
 
 
-@pytest.mark.parametrize("command", [[], ["run"], ["check"], ["explain"], ["reload"], ["status"], ["drain"], ["revoke"],
-                                     ["restore"], ["certs"], ["audit"], ["config"], ["mock"], ["completions"], ["version"], ["demo"]])  # fmt: skip
+@pytest.mark.parametrize(
+    "command",
+    [
+        [],
+        ["run"],
+        ["check"],
+        ["explain"],
+        ["reload"],
+        ["status"],
+        ["drain"],
+        ["revoke"],
+        ["restore"],
+        ["certs"],
+        ["audit"],
+        ["config"],
+        ["mock"],
+        ["completions"],
+        ["version"],
+        ["demo"],
+    ],
+)
 def test_every_command_has_help_on_stdout(place, command):
     done = place.run(*command, "--help")
     assert done.returncode == 0 and "Usage: portcullis" in done.stdout and not done.stderr
@@ -104,7 +139,9 @@ def test_version_is_the_same_everywhere(place, running):
     assert running.status()["version"] == number
 
 
-@pytest.mark.parametrize(("shell", "sign"), [("bash", "complete -F"), ("zsh", "#compdef portcullis"), ("fish", "complete -c portcullis")])
+@pytest.mark.parametrize(
+    ("shell", "sign"), [("bash", "complete -F"), ("zsh", "#compdef portcullis"), ("fish", "complete -c portcullis")]
+)
 def test_completions_know_the_commands(place, shell, sign):
     done = place.run("completions", shell)
     assert done.returncode == 0 and sign in done.stdout and "explain" in done.stdout
@@ -123,9 +160,21 @@ def test_the_manual_page_can_be_read(place):
         assert shown.returncode == 0 and "explain" in shown.stdout
 
 
-MANY_LINES = [["config", "default"], ["config", "schema"], ["man"], ["completions", "bash"], ["check", "-c", "portcullis.toml"],
-              ["config", "show", "-c", "portcullis.toml"], ["check", "--json", "-c", "portcullis.toml"], ["status"],
-              ["status", "--json"], ["certs", "show", "acme.pem"], ["version"], ["revoke", "--list"], ["--help"]]  # fmt: skip
+MANY_LINES = [
+    ["config", "default"],
+    ["config", "schema"],
+    ["man"],
+    ["completions", "bash"],
+    ["check", "-c", "portcullis.toml"],
+    ["config", "show", "-c", "portcullis.toml"],
+    ["check", "--json", "-c", "portcullis.toml"],
+    ["status"],
+    ["status", "--json"],
+    ["certs", "show", "acme.pem"],
+    ["version"],
+    ["revoke", "--list"],
+    ["--help"],
+]
 
 
 @pytest.mark.parametrize("arguments", MANY_LINES)
@@ -133,8 +182,15 @@ def test_a_reader_who_leaves_early_is_no_panic(place, running, arguments):
     """`| head -1`: the pipe is closed before anything is written."""
     reading, writing = os.pipe()
     os.close(reading)
-    done = subprocess.run([BINARY, *arguments], cwd=place.folder, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=20,
-                          env=os.environ | {"UPSTREAM_KEY": KEY, "PORTCULLIS_ADMIN": running.admin})  # fmt: skip
+    done = subprocess.run(
+        [BINARY, *arguments],
+        cwd=place.folder,
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=20,
+        env=os.environ | {"UPSTREAM_KEY": KEY, "PORTCULLIS_ADMIN": running.admin},
+    )
     os.close(writing)
     assert "panicked" not in done.stderr, done.stderr
     assert done.returncode in (0, -13), done
@@ -144,8 +200,14 @@ def test_errors_go_to_stderr_even_when_nobody_reads_them(place):
     reading, writing = os.pipe()
     os.close(reading)
     place.edit("orgs.d/acme.toml", "acme", "Not an id!")
-    done = subprocess.run([BINARY, "check", "-c", "portcullis.toml"], cwd=place.folder, stdout=subprocess.PIPE, stderr=writing,
-                          timeout=20, env=os.environ | {"UPSTREAM_KEY": KEY})  # fmt: skip
+    done = subprocess.run(
+        [BINARY, "check", "-c", "portcullis.toml"],
+        cwd=place.folder,
+        stdout=subprocess.PIPE,
+        stderr=writing,
+        timeout=20,
+        env=os.environ | {"UPSTREAM_KEY": KEY},
+    )
     os.close(writing)
     assert done.returncode in (1, -13) and not done.stdout
 
@@ -172,8 +234,11 @@ def spoil(place):
     place.edit("orgs.d/acme.toml", "requests_per_minute", "requests_per_minit")
     place.edit("orgs.d/globex.toml", '"research"', '"reserch"')
     place.edit("portcullis.toml", "workers = 2", "wrokers = 2")
-    return [("orgs.d/acme.toml", "minit", "requests_per_minute"), ("orgs.d/globex.toml", "reserch", "research"),
-            ("portcullis.toml", "wrokers", "workers")]  # fmt: skip
+    return [
+        ("orgs.d/acme.toml", "minit", "requests_per_minute"),
+        ("orgs.d/globex.toml", "reserch", "research"),
+        ("portcullis.toml", "wrokers", "workers"),
+    ]
 
 
 def test_all_mistakes_are_shown_with_carets_and_hints(place):
@@ -227,7 +292,9 @@ def above_the_parent(place):
 
 def nobody_can_be_it(place):
     text = (place.folder / "orgs.d/globex.toml").read_text()
-    (place.folder / "orgs.d/globex.toml").write_text(text.split("[[identity]]")[0] + "[limits]\nrequests_per_minute = 6\n")
+    (place.folder / "orgs.d/globex.toml").write_text(
+        text.split("[[identity]]")[0] + "[limits]\nrequests_per_minute = 6\n"
+    )
     return "globex has no identity"
 
 
@@ -269,8 +336,12 @@ def test_what_is_legal_but_odd_is_a_warning(place, oddity):
 
 def test_what_is_in_order_gives_no_warning(place):
     assert place.run("certs", "init").returncode == 0
-    for old, new in (("server.pem", "certs/server.pem"), ("server.key", "certs/server.key"),
-                     ("partners.pem", "certs/partners-ca.pem"), ("partners.crl", "certs/partners.crl")):  # fmt: skip
+    for old, new in (
+        ("server.pem", "certs/server.pem"),
+        ("server.key", "certs/server.key"),
+        ("partners.pem", "certs/partners-ca.pem"),
+        ("partners.crl", "certs/partners.crl"),
+    ):
         place.edit("portcullis.toml", f'"{old}"', f'"{new}"')
     place.edit("portcullis.toml", 'forbidden = "Granted to nobody"\n', "")
     assert place.warnings() == []
@@ -296,7 +367,10 @@ def test_no_difference_to_what_runs(place, running):
 
 @pytest.mark.parametrize(
     ("old", "new"),
-    [("globex", '[purpose.research.limits]\ntokens_per_day = 5\n'), ("acme", '[[identity]]\nauthority = "partners"\nuri = "spiffe://partners/acme-2"\n')],
+    [
+        ("globex", "[purpose.research.limits]\ntokens_per_day = 5\n"),
+        ("acme", '[[identity]]\nauthority = "partners"\nuri = "spiffe://partners/acme-2"\n'),
+    ],
 )
 def test_every_change_that_matters_shows_against_what_runs(place, running, old, new):
     path = place.folder / f"orgs.d/{old}.toml"
@@ -306,10 +380,14 @@ def test_every_change_that_matters_shows_against_what_runs(place, running, old, 
 
 @pytest.mark.parametrize(
     ("old", "new"),
-    [('output = "15.00"', 'output = "1.50"'), ("models = [\"mock-*\"", "idle_timeout = \"7s\"\nmodels = [\"mock-*\""),
-     ("workers = 2", "workers = 2\nmax_body = \"1KiB\""), ('dialect = "openai"', 'dialect = "openai"\nhead_timeout = "1s"'),
-     ("[quota]", '[quota]\nenforce = "post"')],
-)  # fmt: skip
+    [
+        ('output = "15.00"', 'output = "1.50"'),
+        ('models = ["mock-*"', 'idle_timeout = "7s"\nmodels = ["mock-*"'),
+        ("workers = 2", 'workers = 2\nmax_body = "1KiB"'),
+        ('dialect = "openai"', 'dialect = "openai"\nhead_timeout = "1s"'),
+        ("[quota]", '[quota]\nenforce = "post"'),
+    ],
+)
 def test_changes_of_the_place_show_against_what_runs(place, running, old, new):
     place.edit("portcullis.toml", old, new)
     told = json.loads(place.check("--json", "--against", running.admin).stdout)
@@ -345,8 +423,13 @@ LITERALS = [
 @pytest.mark.parametrize("literal", LITERALS)
 def test_a_literal_secret_is_refused_and_never_shown(place, literal):
     place.edit("portcullis.toml", 'api_key = "env:UPSTREAM_KEY"', literal)
-    for done in (place.check(), place.check("--json"), place.run("run", "-c", "portcullis.toml"),
-                 place.run("config", "show", "-c", "portcullis.toml"), place.explain("--purpose", "research")):  # fmt: skip
+    for done in (
+        place.check(),
+        place.check("--json"),
+        place.run("run", "-c", "portcullis.toml"),
+        place.run("config", "show", "-c", "portcullis.toml"),
+        place.explain("--purpose", "research"),
+    ):
         assert done.returncode in (1, 2), done
         assert SECRET not in done.stdout + done.stderr
         assert SECRET[8:20] not in done.stdout + done.stderr
@@ -415,7 +498,9 @@ def test_the_schema_is_json_and_knows_every_table(place):
     done = place.run("config", "schema")
     schema = json.loads(done.stdout)
     assert done.returncode == 0 and schema["$schema"].startswith("http")
-    assert {"orgs", "listen", "client_auth", "admin", "purpose", "upstream", "model", "quota", "audit", "log"} <= set(schema["properties"])
+    assert {"orgs", "listen", "client_auth", "admin", "purpose", "upstream", "model", "quota", "audit", "log"} <= set(
+        schema["properties"]
+    )
 
 
 def test_show_gives_the_resolved_rules_and_no_secret(place):
@@ -489,19 +574,36 @@ REFUSED = [
     (org("partners/acme", "partners/other"), FULL, "organization_unknown", None),
     (org('status = "active"', 'status = "suspended"'), FULL, "organization_suspended", ("orgs.d/acme.toml", "status")),
     (suspended_parent, FULL, "organization_suspended", ("orgs.d/globex.toml", "status")),
-    (org('id = "acme"', 'id = "acme"\nvalid = { until = "2020-01-01" }'), FULL, "grant_expired", ("orgs.d/acme.toml", "valid")),
+    (
+        org('id = "acme"', 'id = "acme"\nvalid = { until = "2020-01-01" }'),
+        FULL,
+        "grant_expired",
+        ("orgs.d/acme.toml", "valid"),
+    ),
     (untouched, ["--model", "mock-1"], "purpose_missing", None),
     (untouched, ["--purpose", "Re search", "--model", "mock-1"], "purpose_invalid", None),
     (untouched, ["--purpose", "gardening", "--model", "mock-1"], "purpose_unknown", None),
-    (untouched, ["--purpose", "forbidden", "--model", "mock-1"], "purpose_not_permitted", ("orgs.d/acme.toml", "purposes")),
+    (
+        untouched,
+        ["--purpose", "forbidden", "--model", "mock-1"],
+        "purpose_not_permitted",
+        ("orgs.d/acme.toml", "purposes"),
+    ),
     (untouched, ["--purpose", "incident", "--model", "mock-1"], "case_missing", ("portcullis.toml", "incident")),
     (untouched, ["--purpose", "incident", "--case", "!!", "--model", "mock-1"], "case_invalid", None),
-    (untouched, ["--purpose", "research", "--model", "kept-back"], "model_not_permitted", ("orgs.d/acme.toml", "models")),
+    (
+        untouched,
+        ["--purpose", "research", "--model", "kept-back"],
+        "model_not_permitted",
+        ("orgs.d/acme.toml", "models"),
+    ),
     (untouched, [*FULL, "--path", "/v1/nothing"], "route_not_found", None),
-]  # fmt: skip
+]
 
 
-@pytest.mark.parametrize(("spoil", "arguments", "code", "where"), REFUSED, ids=[f"{row[2]}-{at}" for at, row in enumerate(REFUSED)])
+@pytest.mark.parametrize(
+    ("spoil", "arguments", "code", "where"), REFUSED, ids=[f"{row[2]}-{at}" for at, row in enumerate(REFUSED)]
+)
 def test_a_refusal_is_explained_with_its_code_and_the_line_that_decides(place, spoil, arguments, code, where):
     spoil(place)
     done = place.explain(*arguments)
@@ -517,9 +619,13 @@ def test_a_refusal_is_explained_with_its_code_and_the_line_that_decides(place, s
 
 @pytest.mark.parametrize(
     ("arguments", "outcome"),
-    [(FULL, 200), (["--purpose", "forbidden", "--model", "mock-1"], 403), (["--purpose", "research", "--model", "kept-back"], 403),
-     (["--purpose", "gardening", "--model", "mock-1"], 400)],
-)  # fmt: skip
+    [
+        (FULL, 200),
+        (["--purpose", "forbidden", "--model", "mock-1"], 403),
+        (["--purpose", "research", "--model", "kept-back"], 403),
+        (["--purpose", "gardening", "--model", "mock-1"], 400),
+    ],
+)
 def test_explain_and_the_gateway_agree(place, running, arguments, outcome):
     answer = running.ask(body=chat(arguments[3]), portcullis_purpose=arguments[1])
     assert answer.status == outcome
@@ -535,7 +641,11 @@ def test_the_route_is_judged_before_the_organization(place):
 
 
 def test_where_the_partner_connects_from_is_not_held_against_it_offline(place):
-    place.edit("orgs.d/acme.toml", 'uri = "spiffe://partners/acme"', 'uri = "spiffe://partners/acme"\nnetworks = ["192.0.2.0/24"]')
+    place.edit(
+        "orgs.d/acme.toml",
+        'uri = "spiffe://partners/acme"',
+        'uri = "spiffe://partners/acme"\nnetworks = ["192.0.2.0/24"]',
+    )
     done = place.explain(*FULL)
     assert done.returncode == 0, done.stdout
     assert "192.0.2.0/24" in done.stdout, "it should say on what it depends"
@@ -564,12 +674,21 @@ def test_a_certificate_that_cannot_be_read_is_exit_2(place, cert):
 
 def nobody_listens():
     with socket.create_server(("127.0.0.1", 0)) as free:
-        return "http://127.0.0.1:%d" % free.getsockname()[1]
+        return f"http://127.0.0.1:{free.getsockname()[1]}"
 
 
 @pytest.mark.parametrize(
     "arguments",
-    [["status"], ["status", "--json"], ["status", "--watch"], ["reload"], ["drain"], ["revoke", "--org", "acme"], ["revoke", "--list"], ["restore", "--org", "acme"]],
+    [
+        ["status"],
+        ["status", "--json"],
+        ["status", "--watch"],
+        ["reload"],
+        ["drain"],
+        ["revoke", "--org", "acme"],
+        ["revoke", "--list"],
+        ["restore", "--org", "acme"],
+    ],
 )
 def test_a_gateway_that_is_not_there_is_exit_2_and_named(place, arguments):
     url = nobody_listens()
@@ -594,15 +713,29 @@ def test_status_shows_who_there_is(running):
             assert part in done.stdout, part
         told = json.loads(running.run("status", "--json").stdout)
         assert told["streams"][0]["organization"] == "acme"
-        assert {"version", "generation", "config_hash", "started_at", "draining", "organizations", "streams", "refusals",
-                "certificates", "revoked", "upstreams", "reloads"} <= set(told)  # fmt: skip
+        assert {
+            "version",
+            "generation",
+            "config_hash",
+            "started_at",
+            "draining",
+            "organizations",
+            "streams",
+            "refusals",
+            "certificates",
+            "revoked",
+            "upstreams",
+            "reloads",
+        } <= set(told)
     finally:
         stream.close()
 
 
 @pytest.mark.parametrize("form", [[], ["--json"]])
 def test_status_can_be_watched(running, form):
-    with subprocess.Popen([BINARY, "status", "--watch", *form, "--admin", running.admin], stdout=subprocess.PIPE, text=True) as watching:
+    with subprocess.Popen(
+        [BINARY, "status", "--watch", *form, "--admin", running.admin], stdout=subprocess.PIPE, text=True
+    ) as watching:
         seen = []
         while sum("2026" in line or "generation" in line for line in seen) < 2 and len(seen) < 500:
             line = watching.stdout.readline()
@@ -617,8 +750,14 @@ def test_status_can_be_watched(running, form):
 def in_a_terminal(arguments, folder, **environment):
     """The exit code and everything a terminal would have shown."""
     controller, terminal = pty.openpty()
-    process = subprocess.Popen([BINARY, *arguments], cwd=folder, stdin=terminal, stdout=terminal, stderr=terminal,
-                               env=os.environ | {"UPSTREAM_KEY": KEY, "TERM": "xterm"} | environment)  # fmt: skip
+    process = subprocess.Popen(
+        [BINARY, *arguments],
+        cwd=folder,
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
+        env=os.environ | {"UPSTREAM_KEY": KEY, "TERM": "xterm"} | environment,
+    )
     os.close(terminal)
     shown = b""
     while True:
@@ -695,9 +834,19 @@ def test_a_name_that_nobody_has_is_said_to_be_unknown(running):
         running.run("restore", "--org", "acmee")
 
 
-@pytest.mark.parametrize("arguments", [["reload", "--json"], ["restore", "--org", "globex", "--json"], ["audit", "verify", "audit", "--json"],
-                                       ["audit", "report", "--org", "acme", "--dir", "audit", "--json"], ["certs", "show", "acme.pem", "--json"], ["version", "--json"],
-                                       ["revoke", "--list", "--json"], ["config", "show", "--json", "-c", "portcullis.toml"]])  # fmt: skip
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["reload", "--json"],
+        ["restore", "--org", "globex", "--json"],
+        ["audit", "verify", "audit", "--json"],
+        ["audit", "report", "--org", "acme", "--dir", "audit", "--json"],
+        ["certs", "show", "acme.pem", "--json"],
+        ["version", "--json"],
+        ["revoke", "--list", "--json"],
+        ["config", "show", "--json", "-c", "portcullis.toml"],
+    ],
+)
 def test_json_is_there_wherever_a_person_reads(running, arguments):
     done = running.run(*arguments)
     assert done.returncode == 0, done.stderr
@@ -718,7 +867,12 @@ def test_json_is_there_for_what_is_refused_too(running, arguments):
 
 
 def test_certs_and_audit_say_what_is_missing(place):
-    for arguments in (["certs", "issue", "--org", "acme"], ["certs", "show", "nowhere.pem"], ["certs", "crl"], ["audit", "verify", "nowhere"]):
+    for arguments in (
+        ["certs", "issue", "--org", "acme"],
+        ["certs", "show", "nowhere.pem"],
+        ["certs", "crl"],
+        ["audit", "verify", "nowhere"],
+    ):
         done = place.run(*arguments)
         assert done.returncode == 2 and len(done.stderr) > 10 and not done.stdout, (arguments, done)
 
@@ -742,9 +896,22 @@ def started(tmp_path):
 
 def test_the_demo_plays_its_story_and_can_be_told_twice(tmp_path):
     for form in ([], ["--json"]):
-        done = subprocess.run([BINARY, "demo", "--check", "--dir", tmp_path / "demo", *form], capture_output=True, text=True, timeout=60)
+        done = subprocess.run(
+            [BINARY, "demo", "--check", "--dir", tmp_path / "demo", *form], capture_output=True, text=True, timeout=60
+        )
         assert done.returncode == 0, done.stdout + done.stderr
-        for act in ("allowed", "streamed", "purpose missing", "purpose not permitted", "stranger", "request limit", "token budget", "edited", "suspended", "audit"):
+        for act in (
+            "allowed",
+            "streamed",
+            "purpose missing",
+            "purpose not permitted",
+            "stranger",
+            "request limit",
+            "token budget",
+            "edited",
+            "suspended",
+            "audit",
+        ):
             assert act in done.stdout, act
     assert all(json.loads(line) for line in done.stdout.splitlines())
 
@@ -756,7 +923,9 @@ def test_what_the_demo_prints_can_be_pasted(started, tmp_path):
     allowed, streamed, refused, usage, revoke, restore = lines
 
     def paste(line):
-        done = subprocess.run(["bash", "-c", line.replace("curl", "curl -sS", 1)], capture_output=True, text=True, timeout=30)
+        done = subprocess.run(
+            ["bash", "-c", line.replace("curl", "curl -sS", 1)], capture_output=True, text=True, timeout=30
+        )
         assert done.returncode == 0, done
         return done.stdout
 
@@ -787,7 +956,9 @@ def test_the_mock_model_answers_until_it_is_told_to_stop(started):
     assert mock.wait(5) == 0
 
 
-@pytest.mark.parametrize("argument", [["--fail", "often"], ["--fail", "500:2"], ["--ttft", "soon"], ["--tps", "-1"], ["--listen", "here"]])
+@pytest.mark.parametrize(
+    "argument", [["--fail", "often"], ["--fail", "500:2"], ["--ttft", "soon"], ["--tps", "-1"], ["--listen", "here"]]
+)
 def test_the_mock_model_does_not_guess(place, argument):
     done = place.run("mock", "--listen", "127.0.0.1:0", *argument)
     assert done.returncode == 2 and done.stderr
@@ -795,6 +966,6 @@ def test_the_mock_model_does_not_guess(place, argument):
 
 def test_an_address_that_is_taken_is_named(place):
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        address = "127.0.0.1:%d" % taken.getsockname()[1]
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
         done = place.run("mock", "--listen", address)
     assert done.returncode == 2 and address in done.stderr

@@ -1,4 +1,4 @@
-"""Changing the configuration while everything runs: whole or nothing, however it is asked for, and nothing is refilled."""
+"""Changing the configuration while everything runs: whole or nothing, however it is asked for; nothing is refilled."""
 
 import mmap
 import pathlib
@@ -16,11 +16,14 @@ import pytest
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from stage import H1, Program, Stage, Streaming, chat, eventually, fetch, replace
 
-LIMITED = Stage.ACME + """
+LIMITED = (
+    Stage.ACME
+    + """
 [limits]
 requests_per_minute = 600
 requests_per_day = 5
 """
+)
 
 
 def limited(per_minute=600, per_day=5):
@@ -153,9 +156,12 @@ def test_a_swapped_mount_of_kubernetes_is_live_again_and_again(tmp_path, stage):
     files = ["portcullis.toml", "server.pem", "server.key", "partners.pem", "partners.crl"]
     mount, partners = tmp_path / "mount", tmp_path / "mount-orgs"
     (place / "portcullis.toml").write_text(
-        (place / "portcullis.toml").read_text().replace('orgs = "orgs.d"', f'orgs = "{partners}"')
-        .replace('"state"', f'"{place}/state"').replace('"audit"', f'"{place}/audit"')
-    )  # fmt: skip
+        (place / "portcullis.toml")
+        .read_text()
+        .replace('orgs = "orgs.d"', f'orgs = "{partners}"')
+        .replace('"state"', f'"{place}/state"')
+        .replace('"audit"', f'"{place}/audit"')
+    )
 
     def publish(directory, names, version, change):
         fresh = directory / f"..{version}"
@@ -426,7 +432,9 @@ CHANGES = [
 @pytest.fixture(scope="module")
 def lasting(tmp_path_factory):
     """One stage for many small changes: each test puts back what it changed."""
-    one = Stage(tmp_path_factory.mktemp("lasting"), orgs={"acme": limited().replace('name =', 'status = "active"\nname =')})
+    one = Stage(
+        tmp_path_factory.mktemp("lasting"), orgs={"acme": limited().replace("name =", 'status = "active"\nname =')}
+    )
     yield one
     one.close()
 
@@ -562,7 +570,9 @@ def test_two_hundred_open_streams_lose_no_frame_when_the_configuration_changes(s
         key.fileobj.close()
     texts = {b"".join(re.findall(rb'"content":"([^"]*)"', body)) for body in bodies}
     assert len(texts) == 1, "streams of one request differ"
-    assert {(body.count(b'"content":"'), body.count(b"data: [DONE]")) for body in bodies} == {(41, 1)}  # The first is the role's.
+    assert {(body.count(b'"content":"'), body.count(b"data: [DONE]")) for body in bodies} == {
+        (41, 1)
+    }  # The first is the role's.
     eventually(lambda: one.metric("portcullis_streams_total", org="acme", end="complete") == 200, what="200 endings")
 
 
@@ -679,8 +689,13 @@ def test_a_key_that_does_not_fit_its_certificate_changes_nothing(stage):
     assert server_certificate(one) == before
 
 
-HOT = [("listen", 'drain = { deadline = "7s" }'), ("audit", 'on_failure = "open"'), ("audit", 'keep = "30d"'),
-       ("admin", 'token = "env:UPSTREAM_KEY"'), ("more", '[log]\nfilter = "debug"')]  # fmt: skip
+HOT = [
+    ("listen", 'drain = { deadline = "7s" }'),
+    ("audit", 'on_failure = "open"'),
+    ("audit", 'keep = "30d"'),
+    ("admin", 'token = "env:UPSTREAM_KEY"'),
+    ("more", '[log]\nfilter = "debug"'),
+]
 
 
 @pytest.mark.parametrize(("place", "setting"), HOT)
@@ -712,7 +727,9 @@ def test_a_rotated_admin_token_replaces_the_old_one(stage):
         token.chmod(0o600)
 
     def act(value):
-        return fetch(one.admin + "/-/reload", data={}, method="POST", headers={"authorization": f"Bearer {value}"}).status
+        return fetch(
+            one.admin + "/-/reload", data={}, method="POST", headers={"authorization": f"Bearer {value}"}
+        ).status
 
     token.touch(0o600)
     token.write_text("first")
@@ -725,7 +742,7 @@ def test_a_rotated_admin_token_replaces_the_old_one(stage):
 
 @pytest.mark.parametrize(
     ("place", "setting"),
-    [("listen", "max_streams = 7\n#"), ("quota", 'extend = 99'), ("more", '[model.m]\nmatch = ["gpt-4"]')],
+    [("listen", "max_streams = 7\n#"), ("quota", "extend = 99"), ("more", '[model.m]\nmatch = ["gpt-4"]')],
 )
 def test_hot_settings_make_a_new_generation(stage, place, setting):
     one = stage()

@@ -1,4 +1,4 @@
-"""Stopping: nobody is cut who could have finished, everybody knows what comes next, and what runs the process is told."""
+"""Stopping: nobody is cut who could have finished, everybody knows what comes next, and so does what runs it."""
 
 import contextlib
 import json
@@ -165,8 +165,14 @@ class H2:
 
     def ask(self, body):
         stream, self.next = self.next, self.next + 2
-        fields = [(":method", "POST"), (":path", "/v1/chat/completions"), (":scheme", "https"), (":authority", "localhost"),
-                  ("content-type", "application/json"), ("portcullis-purpose", "research")]  # fmt: skip
+        fields = [
+            (":method", "POST"),
+            (":path", "/v1/chat/completions"),
+            (":scheme", "https"),
+            (":authority", "localhost"),
+            ("content-type", "application/json"),
+            ("portcullis-purpose", "research"),
+        ]
         content = frame.DataFrame(stream, json.dumps(body).encode(), flags=["END_STREAM"])
         self.send(frame.HeadersFrame(stream, hpack.Encoder().encode(fields), flags=["END_HEADERS"]), content)
         return stream
@@ -308,8 +314,14 @@ def test_after_a_clean_stop_the_log_verifies_and_nothing_is_refilled(stage):
 
 
 def run_once(one, *arguments):
-    return subprocess.run([BINARY, "run", *arguments], cwd=one.folder, capture_output=True, text=True, timeout=20,
-                          env=os.environ | {"UPSTREAM_KEY": KEY})  # fmt: skip
+    return subprocess.run(
+        [BINARY, "run", *arguments],
+        cwd=one.folder,
+        capture_output=True,
+        text=True,
+        timeout=20,
+        env=os.environ | {"UPSTREAM_KEY": KEY},
+    )
 
 
 def test_a_start_that_cannot_be_says_why_with_its_exit_code(stage):
@@ -322,7 +334,7 @@ def test_a_start_that_cannot_be_says_why_with_its_exit_code(stage):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         one.write_config(listen="")
         path = one.folder / "portcullis.toml"
-        address = "127.0.0.1:%d" % taken.getsockname()[1]
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
         path.write_text(path.read_text().replace('address = "127.0.0.1:0"', f'address = "{address}"', 1))
         busy = run_once(one, "-c", "portcullis.toml")
     assert busy.returncode == 2 and address in busy.stderr
@@ -457,9 +469,14 @@ class Activated(Program):
         script = f'exec 3<&{listener.fileno()}; LISTEN_PID={pid} LISTEN_FDS=1 exec "$@"'
         with self.log_file.open("w") as log:
             self.process = subprocess.Popen(
-                ["bash", "-c", script, "bash", BINARY, "run", "-c", "portcullis.toml"], cwd=one.folder, stdout=log,
-                stderr=log, stdin=subprocess.DEVNULL, pass_fds=[listener.fileno()], env=os.environ | {"UPSTREAM_KEY": KEY},
-            )  # fmt: skip
+                ["bash", "-c", script, "bash", BINARY, "run", "-c", "portcullis.toml"],
+                cwd=one.folder,
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                pass_fds=[listener.fileno()],
+                env=os.environ | {"UPSTREAM_KEY": KEY},
+            )
 
 
 def test_a_socket_that_is_handed_over_is_the_door(stage):
@@ -490,7 +507,9 @@ def test_a_socket_for_another_process_is_left_alone(stage):
 def test_a_stale_admin_socket_does_not_hinder_the_next_start(stage):
     one = stage(start=False)
     path = one.folder / "portcullis.toml"
-    path.write_text(path.read_text().replace('[admin]\naddress = "127.0.0.1:0"', '[admin]\naddress = "unix:admin.sock"'))
+    path.write_text(
+        path.read_text().replace('[admin]\naddress = "127.0.0.1:0"', '[admin]\naddress = "unix:admin.sock"')
+    )
     one.admin = f"unix:{one.folder}/admin.sock"
     for end in (Program.kill, Program.end):
         launch(one)

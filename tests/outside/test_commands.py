@@ -276,6 +276,21 @@ def test_a_file_that_cannot_be_read_is_exit_2(place):
         assert "nowhere.toml" in done.stderr
 
 
+@pytest.mark.parametrize("command", [["check"], ["config", "show"], ["run"]])
+def test_a_directory_is_no_configuration(place, command):
+    done = place.run(*command, "-c", "orgs.d")
+    assert (done.returncode, done.stdout) == (2, "") and "orgs.d" in done.stderr
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"\x00", b"[", b"orgs = 1", b"\xef\xbb\xbf# a mark"])
+def test_what_is_no_configuration_is_told_and_harms_nothing(place, content):
+    (place.folder / "portcullis.toml").write_bytes(content)
+    done = place.check()
+    assert done.returncode == 1 and "portcullis.toml" in done.stderr and "panicked" not in done.stderr
+    told = json.loads(place.check("--json").stdout)
+    assert told["valid"] is False and told["mistakes"]
+
+
 def test_a_referenced_file_that_is_not_there_is_a_mistake_with_its_place(place):
     (place.folder / "partners.crl").unlink()
     done = place.check()

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import pathlib
 import signal
 import socket
 import ssl
@@ -300,6 +299,16 @@ def test_asking_twice_to_drain_is_not_a_second_signal(stage):
     assert lines(one, "drain")[0]["by"].startswith("127.0.0.1")
 
 
+def test_the_first_signal_after_a_drain_by_hand_cuts_nobody(stage):
+    """As in a container whose stop hook drains, and which is then told to stop: only a second signal means at once."""
+    one = stage(listen=drain())
+    stream = Streaming(one, "mock-tokens-20.tps-30")
+    assert one.run("drain").returncode == 0
+    one.gateway.signal(signal.SIGTERM)
+    assert stream.wait() == "complete"
+    assert ends(one, stream) == 0
+
+
 def test_after_a_clean_stop_the_log_verifies_and_nothing_is_refilled(stage):
     one = stage(orgs={"acme": Stage.ACME + "[limits]\nrequests_per_day = 5\n"}, listen=drain(deadline="300ms"))
     Streaming(one, ENDLESS)
@@ -351,12 +360,12 @@ def test_a_second_gateway_on_the_same_state_is_refused_and_disturbs_nobody(stage
 
 
 class Manager:
-    """What a service manager listens on."""
+    """What a service manager listens on; a name that begins with @ is an abstract one."""
 
-    def __init__(self, folder):
-        self.path = str(pathlib.Path(folder) / "notify")
+    def __init__(self, path):
+        self.path = str(path)
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self.socket.bind(self.path)
+        self.socket.bind(self.path.replace("@", "\0", 1) if self.path.startswith("@") else self.path)
         self.said = []
 
     def __enter__(self):
@@ -383,7 +392,7 @@ class Manager:
 
 @pytest.fixture
 def manager(tmp_path):
-    with Manager(tmp_path) as listening:
+    with Manager(tmp_path / "notify") as listening:
         yield listening
 
 
@@ -409,6 +418,14 @@ def test_the_service_manager_hears_of_readiness_and_of_the_stop(stage, manager):
     manager.hear("STOPPING=1", within=3)
     assert stream.wait() == "complete"
     assert ends(one, stream) == 0
+
+
+def test_a_service_manager_with_an_abstract_socket_hears_too(stage):
+    one = stage(start=False)
+    with Manager(f"@portcullis-test-{os.getpid()}") as manager:
+        launch(one, NOTIFY_SOCKET=manager.path)
+        manager.hear("READY=1")
+        assert one.gateway.end() == 0
 
 
 @pytest.mark.parametrize("attempt", range(3))
@@ -502,6 +519,15 @@ def test_a_socket_for_another_process_is_left_alone(stage):
         one.gateway = Activated(one, listener, pid="1")
         addresses(one)
         assert one.port != listener.getsockname()[1]
+
+
+def test_something_else_than_a_listener_is_not_taken_for_one(stage):
+    one = stage(start=False)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagrams:
+        datagrams.bind(("127.0.0.1", 0))
+        one.gateway = Activated(one, datagrams)
+        assert one.gateway.wait(10) == 2
+    assert "LISTEN_FDS" in one.gateway.log or "socket" in one.gateway.log, one.gateway.log
 
 
 def test_a_stale_admin_socket_does_not_hinder_the_next_start(stage):

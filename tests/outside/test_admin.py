@@ -529,7 +529,7 @@ def test_an_operator_looks_and_acts_and_is_on_record_by_certificate(guarded):
     ]
     done = guarded.run("revoke", "--purpose", "incident", *told)
     assert done.returncode == 0, done.stderr
-    line = [line for line in guarded.audit() if line["kind"] == "revoke"][-1]
+    line = eventually(lambda: [line for line in guarded.audit() if line["kind"] == "revoke"], what="the record")[-1]
     assert guarded.olga in line["by"]
     assert guarded.run("restore", "--purpose", "incident", *told).returncode == 0
     assert guarded.run("status", "--admin", guarded.url, "--admin-ca", "operators.pem").returncode == 2

@@ -48,6 +48,12 @@ def per_minute(one):
     return next((limit["limit"] for limit in limits if limit["id"] == "requests_per_minute"), None)
 
 
+def remembered(one):
+    """The status, once what is in force is in its history too."""
+    status = one.status()
+    return status if [past["hash"] for past in status["reloads"][:1]] == [status["config_hash"]] else None
+
+
 def reloads(one, **labels):
     return one.metric("portcullis_config_reloads_total", **labels)
 
@@ -82,7 +88,7 @@ def test_whoever_asks_gets_the_new_limits_and_is_on_record(stage, ask, trigger, 
         quietly(one.folder / "orgs.d/acme.toml", b"%d" % was, b"%d" % wanted)
         said, change, was = ask(one), f"acme: requests_per_minute {was} → {wanted}", wanted
         eventually(lambda wanted=wanted: per_minute(one) == wanted, what="the new limit")
-        after = one.status()
+        after = eventually(lambda: remembered(one), what="the history")
         latest = after["reloads"][0]
         if (latest["trigger"], latest["result"]) == (trigger, "applied"):
             break

@@ -1,0 +1,581 @@
+"""What goes to an upstream, what may come back from it, and what its bad habits do to everybody else: nothing.
+
+The upstream here is a raw socket with a script, because no HTTP library writes what has to be survived. It keeps every
+byte that it was sent, and one connection's number, so that a request that was replayed or an answer that went astray
+shows.
+"""
+
+import concurrent.futures
+import contextlib
+import gzip
+import hashlib
+import json
+import pathlib
+import random
+import socket
+import ssl
+import struct
+import threading
+import time
+
+import h2.config
+import h2.connection
+import h2.errors
+import h2.events
+import pytest
+from cryptography.x509.oid import ExtendedKeyUsageOID
+from stage import H1, KEY, Authority, Reply, Stage, chat, eventually
+
+JSON = b"content-type: application/json\r\n"
+SSE = b"content-type: text/event-stream\r\n"
+USAGE = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}
+ANSWER = json.dumps({"id": "whole", "choices": [{"message": {"content": "hello"}}], "usage": USAGE}).encode()
+RAW = ["raw", "hasty", "refused", "deaf", "mute", "tls", "mutual", "anonymous", "foreign", "misnamed", "downgraded"]
+
+
+def whole(body=ANSWER, status=b"200 OK", fields=JSON):
+    """An answer with a length."""
+    return b"HTTP/1.1 %s\r\n%scontent-length: %d\r\n\r\n%s" % (status, fields, len(body), body)
+
+
+def chunk(data):
+    return b"%x\r\n%s\r\n" % (len(data), data)
+
+
+def event(content=None, usage=None):
+    """An event of a chat stream: a word, the usage, or the end."""
+    if content is None and usage is None:
+        return b"data: [DONE]\n\n"
+    choices = [] if usage else [{"index": 0, "delta": {"content": content}, "finish_reason": None}]
+    more = {"usage": usage} if usage else {}
+    return b"data: " + json.dumps({"object": "chat.completion.chunk", "choices": choices} | more).encode() + b"\n\n"
+
+
+STREAM_HEAD = b"HTTP/1.1 200 OK\r\n" + SSE + b"transfer-encoding: chunked\r\n\r\n"
+LAST_CHUNK = b"0\r\n\r\n"
+STREAM = STREAM_HEAD + b"".join(map(chunk, [event("one"), event("two"), event(usage=USAGE), event()])) + LAST_CHUNK
+
+
+class Call:
+    """A request as the upstream got it."""
+
+    def __init__(self, connection, socket, head, body):
+        self.connection, self.socket, self.head, self.body = connection, socket, head, body
+        lines = head.decode("latin-1").split("\r\n")
+        self.line = lines[0]
+        self.fields = [tuple(line.split(": ", 1)) for line in lines[1:]]
+        self.left_at = None
+
+    def field(self, name):
+        return [value for key, value in self.fields if key == name]
+
+    def send(self, *pieces):
+        for piece in pieces:
+            self.socket.sendall(piece)
+
+    def left(self, within=10.0):
+        """Waits until the other side is gone, and says when that was."""
+        self.socket.settimeout(within)
+        with contextlib.suppress(ConnectionError, ssl.SSLError):
+            while self.socket.recv(65536):
+                pass
+        self.left_at = time.monotonic()
+        return self.left_at
+
+
+class Upstream:
+    """A server whose `script` is called with each request: it answers by itself; a true result keeps the connection."""
+
+    def __init__(self, tls=None, server_side=True):
+        self.tls, self.calls, self.received, self.failed = tls, [], [], []
+        self.script = answer(whole())
+        self.whole_bodies = True
+        self.listener = socket.create_server(("127.0.0.1", 0), backlog=512)
+        self.port = self.listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self):
+        with contextlib.suppress(OSError):
+            while True:
+                accepted = self.listener.accept()[0]
+                accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                self.received.append(bytearray())
+                threading.Thread(target=self._serve, args=(accepted, len(self.received) - 1), daemon=True).start()
+
+    def _serve(self, accepted, number):
+        try:
+            if self.tls:
+                accepted = self.tls.wrap_socket(accepted, server_side=True)
+            with accepted:
+                while self._exchange(accepted, number):
+                    pass
+        except (OSError, EOFError) as error:
+            self.failed.append(error)
+
+    def _exchange(self, accepted, number):
+        script, book, buffer = self.script, self.received[number], b""
+
+        def more():
+            got = accepted.recv(65536)
+            book.extend(got)
+            if not got:
+                raise EOFError
+            return got
+
+        while b"\r\n\r\n" not in buffer:
+            buffer += more()
+        head, body = buffer.split(b"\r\n\r\n", 1)
+        call = Call(number, accepted, head, body)
+        if self.whole_bodies:
+            size = int(call.field("content-length")[0])
+            pieces = [body]
+            missing = size - len(body)
+            while missing > 0:
+                pieces.append(more())
+                missing -= len(pieces[-1])
+            call.body = b"".join(pieces)
+        self.calls.append(call)
+        return script(call)
+
+    def close(self):
+        self.listener.close()
+
+
+def answer(*pieces, keep=True):
+    """A script that writes `pieces`."""
+
+    def script(call):
+        call.send(*pieces)
+        return keep
+
+    return script
+
+
+class H2:
+    """An HTTP/2 client that shows each frame, and takes nothing unless asked."""
+
+    def __init__(self, socket):
+        self.socket, self.streams, self.gone = socket, {}, False
+        self.state = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding="utf-8"))
+        self.state.initiate_connection()
+        self._flush()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def close(self):
+        self.socket.close()
+
+    def _flush(self):
+        self.socket.sendall(self.state.data_to_send())
+
+    def start(self, path="/v1/chat/completions", body=None, **headers):
+        body = json.dumps(body).encode() if isinstance(body, dict) else body
+        fields = {":method": "GET" if body is None else "POST", ":scheme": "https", ":authority": "localhost", ":path": path}
+        if body is not None:
+            fields |= {"portcullis-purpose": "research", "content-type": "application/json"}
+        fields |= {name.replace("_", "-"): value for name, value in headers.items()}
+        stream = self.state.get_next_available_stream_id()
+        fields = [(name, value) for name, value in fields.items() if value is not None]
+        self.state.send_headers(stream, fields, end_stream=body is None)
+        self.streams[stream] = {"status": None, "headers": {}, "pieces": [], "ended": None}
+        self._flush()
+        while body is not None:
+            room = min(self.state.local_flow_control_window(stream), self.state.max_outbound_frame_size)
+            if room == 0 and body:
+                if self.streams[stream]["ended"]:
+                    break
+                self.more()
+                continue
+            piece, body = body[:room], body[room:]
+            self.state.send_data(stream, piece, end_stream=not body)
+            self._flush()
+            body = body or None
+        return stream
+
+    def more(self):
+        """Reads once, and returns the streams that moved."""
+        got = self.socket.recv(65536)
+        moved = set()
+        if not got:
+            self.gone = True
+            for one in self.streams.values():
+                one["ended"] = one["ended"] or "gone"
+            return set(self.streams)
+        for happened in self.state.receive_data(got):
+            one = self.streams.get(getattr(happened, "stream_id", None))
+            if one is None:
+                continue
+            moved.add(happened.stream_id)
+            if isinstance(happened, h2.events.ResponseReceived):
+                headers = dict(happened.headers)
+                one["status"], one["headers"] = int(headers.pop(":status")), headers
+            elif isinstance(happened, h2.events.DataReceived):
+                one["pieces"].append(happened.data)
+                self.state.acknowledge_received_data(happened.flow_controlled_length, happened.stream_id)
+            elif isinstance(happened, h2.events.StreamEnded):
+                one["ended"] = "complete"
+            elif isinstance(happened, h2.events.StreamReset):
+                one["ended"] = "cut"
+        self._flush()
+        return moved
+
+    def reset(self, stream):
+        self.state.reset_stream(stream, h2.errors.ErrorCodes.CANCEL)
+        self._flush()
+
+    def read(self, stream):
+        """The whole answer."""
+        one = self.streams[stream]
+        while not one["ended"]:
+            self.more()
+        return Reply(one["status"], one["headers"], b"".join(one["pieces"]))
+
+    def ask(self, path="/v1/chat/completions", body=None, **headers):
+        return self.read(self.start(path, body, **headers))
+
+
+class Wire:
+    """One request on a connection of its own, over either protocol, whose body is read piece by piece."""
+
+    def __init__(self, stage, protocol, body, path="/v1/chat/completions", **headers):
+        self.protocol = protocol
+        if protocol == "h1":
+            self.connection = H1(stage.connect())
+            self.connection.send(self.connection.head(path, body, **headers))
+        else:
+            self.connection = H2(stage.connect(alpn=("h2",)))
+            self.stream = self.connection.start(path, body, **headers)
+        self.socket = self.connection.socket
+
+    def head(self):
+        if self.protocol == "h1":
+            self.status, self.headers = self.connection.read_head()
+            return self.status
+        one = self.connection.streams[self.stream]
+        while one["status"] is None and not one["ended"]:
+            self.connection.more()
+        self.status, self.headers = one["status"], one["headers"]
+        return self.status
+
+    def piece(self):
+        """The next piece; b"" is a clean end, None a cut."""
+        if self.protocol == "h1":
+            try:
+                return self.connection.read_chunk()
+            except ConnectionError:
+                return None
+        one = self.connection.streams[self.stream]
+        while not one["pieces"]:
+            if one["ended"]:
+                return b"" if one["ended"] == "complete" else None
+            self.connection.more()
+        return one["pieces"].pop(0)
+
+    def rest(self):
+        """What comes until the end, and whether that was clean."""
+        pieces = []
+        while piece := self.piece():
+            pieces.append(piece)
+        return b"".join(pieces), piece == b""
+
+
+class Play:
+    """A gateway before raw upstreams, for all tests of this file."""
+
+    ACME = """\
+id = "acme"
+name = "Acme CERT"
+purposes = ["research"]
+models = [{models}]
+[[identity]]
+authority = "partners"
+uri = "spiffe://partners/acme"
+[limits]
+tokens_per_day = 1_000_000_000
+requests_per_day = 1_000_000_000
+"""
+    UPSTREAM = """
+[[upstream]]
+name = "{name}"
+url = "{url}"
+dialect = "{dialect}"
+api_key = "env:UPSTREAM_KEY"
+models = ["{name}-*"]
+{more}
+"""
+    HASTY = 'connect_timeout = "300ms"\nhead_timeout = "500ms"\nidle_timeout = "500ms"'
+
+    def __init__(self, folder):
+        pathlib.Path(folder).mkdir(exist_ok=True)
+        authority = Authority(folder, "upstreams")
+        authority.leaf("upstream", dns=["localhost"], use=ExtendedKeyUsageOID.SERVER_AUTH)
+        authority.leaf("operator", dns=["gateway"])
+        self.raw, self.secure, self.mutual, self.old = (
+            Upstream(), Upstream(self.tls(folder)), Upstream(self.tls(folder, mutual=True)),
+            Upstream(self.tls(folder, newest=ssl.TLSVersion.TLSv1_2)),
+        )  # fmt: skip
+        self.refusing, self.deaf, self.mute = socket.socket(), socket.socket(), socket.create_server(("127.0.0.1", 0))
+        self.refusing.bind(("127.0.0.1", 0))
+        self.deaf.bind(("127.0.0.1", 0))
+        # A backlog that is full lets further connections wait for ever.
+        self.deaf.listen(0)
+        self.fillers = [socket.socket() for _ in range(4)]
+        for filler in self.fillers:
+            filler.setblocking(False)
+            filler.connect_ex(self.deaf.getsockname())
+        port = {"refused": self.refusing.getsockname()[1], "deaf": self.deaf.getsockname()[1]}
+        ours = 'ca_file = "upstreams.pem"\n'
+        identity = 'client_certificate = "operator.pem"\nclient_key = "file:operator.key"\n'
+        tables = [
+            self.table("raw", f"http://127.0.0.1:{self.raw.port}/base"),
+            self.table("hasty", f"http://127.0.0.1:{self.raw.port}", self.HASTY),
+            self.table("refused", f"http://127.0.0.1:{port['refused']}"),
+            self.table("deaf", f"http://127.0.0.1:{port['deaf']}", self.HASTY),
+            self.table("mute", f"https://localhost:{self.mute.getsockname()[1]}", ours + self.HASTY),
+            self.table("tls", f"https://localhost:{self.secure.port}", ours),
+            self.table("mutual", f"https://localhost:{self.mutual.port}", ours + identity),
+            self.table("anonymous", f"https://localhost:{self.mutual.port}", ours),
+            self.table("foreign", f"https://localhost:{self.secure.port}", 'ca_file = "servers.pem"'),
+            self.table("misnamed", f"https://127.0.0.1:{self.secure.port}", ours),
+            self.table("downgraded", f"https://localhost:{self.old.port}", ours),
+            self.table("vendor", f"http://127.0.0.1:{self.raw.port}", dialect="anthropic"),
+        ]
+        models = ", ".join(f'"{name}-*"' for name in [*RAW, "vendor"])
+        self.stage = Stage(folder, orgs={"acme": self.ACME.format(models=models)}, more="".join(tables))
+
+    def table(self, name, url, more="", dialect="openai"):
+        return self.UPSTREAM.format(name=name, url=url, more=more, dialect=dialect)
+
+    @staticmethod
+    def tls(folder, mutual=False, newest=ssl.TLSVersion.TLSv1_3):
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.maximum_version = newest
+        context.load_cert_chain(folder / "upstream.pem", folder / "upstream.key")
+        if mutual:
+            context.load_verify_locations(folder / "upstreams.pem")
+            context.verify_mode = ssl.CERT_REQUIRED
+        return context
+
+    def used(self):
+        """Tokens and requests charged, once nothing is reserved any more."""
+
+        def settled():
+            tokens, requests = (self.stage.limit("acme", f"{unit}_per_day") for unit in ("tokens", "requests"))
+            return tokens["reserved"] == 0 and (tokens["used"], requests["used"])
+
+        return eventually(settled, what="the settlement")
+
+    def close(self):
+        self.stage.close()
+        for one in [self.raw, self.secure, self.mutual, self.old, self.refusing, self.deaf, self.mute, *self.fillers]:
+            one.close()
+        panics = [line for line in self.stage.gateway.log.splitlines() if "panicked at" in line]
+        assert not panics, panics
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory):
+    one = Play(tmp_path_factory.mktemp("upstream"))
+    yield one
+    one.close()
+
+
+@pytest.fixture
+def play(scene):
+    """The scene with fresh books; afterwards nothing may be under way."""
+    for upstream in (scene.raw, scene.secure, scene.mutual):
+        upstream.calls, upstream.script, upstream.whole_bodies = [], answer(whole()), True
+    yield scene
+    eventually(lambda: scene.stage.metric("portcullis_streams_active") == 0, what="the end of every stream")
+
+
+# What goes out.
+
+ALLOWED = {"host", "content-type", "content-length", "accept-encoding", "accept", "anthropic-version", "anthropic-beta",
+           "openai-beta", "idempotency-key", "user-agent", "traceparent", "tracestate"}  # fmt: skip
+CROSSING = {"accept": "text/event-stream", "anthropic-version": "2023-06-01", "anthropic-beta": "a,b",
+            "openai-beta": "assistants=v2", "idempotency-key": "once", "user-agent": "tester/1",
+            "traceparent": "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", "tracestate": "a=1"}  # fmt: skip
+STAYING = {"authorization": "Bearer client-secret", "x-api-key": "client-secret", "cookie": "a=client-secret",
+           "openai-organization": "org-x", "openai-project": "proj-x", "forwarded": "for=1.2.3.4",
+           "x-forwarded-for": "1.2.3.4", "x-forwarded-host": "evil", "x-real-ip": "1.2.3.4", "via": "1.1 x",
+           "x-request-id": "mine", "x-client-request-id": "mine", "x-stainless-lang": "python", "x-purpose": None,
+           "accept-language": "en", "accept-encoding": "gzip, br", "te": "trailers", "origin": "https://x",
+           "portcullis-case": "INC-1", "api-key": "client-secret", "cf-connecting-ip": "1.2.3.4", "range": "bytes=0-1",
+           "x-forwarded-client-cert": "x", "if-none-match": "x", "proxy-authorization": "x", "priority": "u=1"}  # fmt: skip
+
+
+@pytest.mark.parametrize("protocol", ["h1", "h2"])
+@pytest.mark.parametrize("dialect", ["openai", "anthropic"])
+def test_the_request_is_built_anew_from_what_may_cross(play, protocol, dialect):
+    path, model = {"openai": ("/v1/chat/completions", "raw-1"), "anthropic": ("/v1/messages", "vendor-1")}[dialect]
+    body = json.dumps(chat(model, max_tokens=5), indent=1).encode()
+    query = "?beta=true" if dialect == "anthropic" else ""
+    headers = {name.replace("-", "_"): value for name, value in (CROSSING | STAYING).items()}
+    wire = Wire(play.stage, protocol, body, path + query, **headers)
+    assert wire.head() == 200
+    wire.connection.close()
+    (call,) = play.raw.calls
+    base = "/base" if dialect == "openai" else ""
+    assert call.line == f"POST {base}{path}{query} HTTP/1.1"
+    credential = {"openai": ("authorization", f"Bearer {KEY}"), "anthropic": ("x-api-key", KEY)}[dialect]
+    ours = {"host": f"127.0.0.1:{play.raw.port}", "content-type": "application/json", "accept-encoding": "identity",
+            "content-length": str(len(body))}  # fmt: skip
+    assert sorted(call.fields) == sorted((CROSSING | ours | dict([credential])).items())
+    assert call.body == body
+    assert b"client-secret" not in play.raw.received[call.connection]
+
+
+def test_a_bare_request_gets_only_ours(play):
+    play.stage.ask(body=chat("raw-1"))
+    (call,) = play.raw.calls
+    assert {name for name, _ in call.fields} == {
+        "host", "content-type", "accept-encoding", "content-length", "authorization"}  # fmt: skip
+
+
+def test_a_chunked_body_is_framed_anew_without_extensions_and_trailers(play):
+    body = json.dumps(chat("raw-1")).encode()
+    with H1(play.stage.connect()) as client:
+        head = client.head(body=b"", content_length=None, transfer_encoding="chunked", trailer="x-late")
+        pieces = [b"%x;ext=1\r\n%s\r\n" % (len(part), part) for part in (body[:7], body[7:9], body[9:])]
+        client.send(head + b"".join(pieces) + b"0;last\r\nx-late: authorization\r\n\r\n")
+        assert client.read_head()[0] == 200
+    (call,) = play.raw.calls
+    assert (call.body, call.field("content-length")) == (body, [str(len(body))])
+    assert {name for name, _ in call.fields} <= ALLOWED | {"authorization"}
+    assert bytes(play.raw.received[call.connection]).endswith(body)
+
+
+ODD = b' {\t"model" : "raw-1",\r\n"messages":[{"role":"user","content":"\\u00e9\xc3\xa9 \\/ \\"}{"}], "x": [1.0e2, -0], "stop":null}\n '
+
+
+@pytest.mark.parametrize("size", [0, 300_000])
+def test_a_body_without_a_splice_goes_out_byte_for_byte(play, size):
+    body = ODD.replace(b'"x"', b'"pad":"' + b"p" * size + b'","x"')
+    assert play.stage.ask(body=body).status == 200
+    assert play.raw.calls[0].body == body
+
+
+@pytest.mark.parametrize(
+    ("given", "sent"),
+    [
+        (b'{"stream":true,', b'{"stream_options":{"include_usage":true},"stream":true,'),
+        (b'{"stream":true,"stream_options":{},', b'{"stream":true,"stream_options":{"include_usage":true},'),
+        (b'{"stream":true,"stream_options":{ "x":1},', b'{"stream":true,"stream_options":{"include_usage":true, "x":1},'),
+        (b'{"stream":true,"stream_options":{"include_usage":true},', b'{"stream":true,"stream_options":{"include_usage":true},'),
+        (b'{"stream":true,"stream_options":{"include_usage": false},', b'{"stream":true,"stream_options":{"include_usage": true},'),
+        (b'{"stream":false,', b'{"stream":false,'),
+    ],
+)  # fmt: skip
+def test_only_the_wish_for_usage_is_spliced_in(play, given, sent):
+    play.raw.script = answer(STREAM)
+    assert play.stage.ask(body=given + ODD.lstrip(b" {\t")).status == 200
+    assert play.raw.calls[0].body == sent + ODD.lstrip(b" {\t")
+
+
+# Where it goes.
+
+
+def test_an_upstream_with_tls_is_reached_by_its_own_authority(play):
+    assert play.stage.ask(body=chat("tls-1")).status == 200
+    assert play.secure.calls[0].field("host") == [f"localhost:{play.secure.port}"]
+
+
+def test_an_upstream_that_demands_a_certificate_gets_the_operators(play):
+    assert play.stage.ask(body=chat("mutual-1")).status == 200
+    shown = play.mutual.calls[0].socket.getpeercert()
+    assert (("commonName", "operator"),) in shown["subject"]
+
+
+@pytest.mark.parametrize("model", ["refused", "deaf", "mute", "anonymous", "foreign", "misnamed", "downgraded"])
+def test_no_connection_is_upstream_unreachable_and_costs_nothing(play, model):
+    """Nobody listens, nobody accepts, no TLS comes, or the TLS is not what was configured."""
+    before, calls = play.used(), len(play.secure.calls) + len(play.mutual.calls)
+    with H1(play.stage.connect()) as client:
+        began = time.monotonic()
+        refused = client.ask(body=chat(f"{model}-1"))
+        expected = (502, "upstream_unreachable")
+        # Under TLS 1.3 a client that lacks a certificate learns it only after it has written its request.
+        codes = [expected, (502, "upstream_invalid")] if model == "anonymous" else [expected]
+        assert (refused.status, refused.headers["portcullis-reason"]) in codes, refused.body
+        assert time.monotonic() - began < 3
+        assert client.ask(body=chat("raw-1")).status == 200
+    tokens, requests = play.used()
+    assert (tokens - before[0], requests - before[1]) == (15, 2)
+    assert len(play.secure.calls) + len(play.mutual.calls) == calls
+
+
+# Heads that are not acceptable.
+
+FIELDS = b"HTTP/1.1 200 OK\r\n" + JSON
+BAD_HEADS = {
+    "nothing": b"",
+    "half-a-head": b"HTTP/1.1 200 OK\r\ncontent-ty",
+    "rubbish": b"SSH-2.0-OpenSSH_9.2p1\r\n\x00\xff\r\n\r\n",
+    "http-2": b"HTTP/2.0 200 OK\r\ncontent-length: 0\r\n\r\n",
+    "http-0.9": b"{}",
+    "no-status": b"HTTP/1.1 OK\r\ncontent-length: 0\r\n\r\n",
+    "101": b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n\x81\x02hi",
+    "301": whole(b"", b"301 Moved Permanently", b"location: http://127.0.0.1:1/\r\n"),
+    "302": whole(b"", b"302 Found", b"location: /v1/elsewhere\r\n"),
+    "304": b"HTTP/1.1 304 Not Modified\r\n\r\n",
+    "307": whole(b"", b"307 Temporary Redirect", b"location: http://127.0.0.1:1/\r\n"),
+    "308": whole(b"", b"308 Permanent Redirect", b"location: http://127.0.0.1:1/\r\n"),
+    "length-and-chunks": FIELDS + b"content-length: 2\r\ntransfer-encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n",
+    "chunks-and-length": FIELDS + b"transfer-encoding: chunked\r\ncontent-length: 2\r\n\r\n2\r\n{}\r\n0\r\n\r\n",
+    "two-lengths": FIELDS + b"content-length: 2\r\ncontent-length: 4\r\n\r\n{}{}",
+    "length-list": FIELDS + b"content-length: 2, 4\r\n\r\n{}{}",
+    "signed-length": FIELDS + b"content-length: +2\r\n\r\n{}",
+    "negative-length": FIELDS + b"content-length: -2\r\n\r\n{}",
+    "hex-length": FIELDS + b"content-length: 0x2\r\n\r\n{}",
+    "huge-length": FIELDS + b"content-length: 99999999999999999999999\r\n\r\n{}",
+    "space-before-colon": FIELDS + b"content-length : 2\r\n\r\n{}",
+    "folded": FIELDS + b"x-folded: a\r\n b\r\ncontent-length: 2\r\n\r\n{}",
+    "nul": FIELDS + b"x-nul: a\0b\r\ncontent-length: 2\r\n\r\n{}",
+    "no-colon": FIELDS + b"nonsense\r\ncontent-length: 2\r\n\r\n{}",
+    "long-head": FIELDS + b"x-padding: " + b"a" * (2 << 20) + b"\r\ncontent-length: 2\r\n\r\n{}",
+    "endless-head": FIELDS + b"x-padding: " + b"a" * (2 << 20),
+    "many-lines": FIELDS + b"x-line: 1\r\n" * 1000 + b"content-length: 2\r\n\r\n{}",
+    "gzip": whole(gzip.compress(ANSWER), fields=JSON + b"content-encoding: gzip\r\n"),
+    "brotli": whole(b"\x0b\x02\x80{}\x03", fields=JSON + b"content-encoding: br\r\n"),
+    "gzip-in-second-line": whole(fields=JSON + b"content-encoding: identity\r\ncontent-encoding: gzip\r\n"),
+    "gzip-stream": b"HTTP/1.1 200 OK\r\n" + SSE + b"content-encoding: gzip\r\n\r\n" + gzip.compress(event("one")),
+    "gzip-transfer": FIELDS + b"transfer-encoding: gzip, chunked\r\n\r\n" + chunk(gzip.compress(ANSWER)) + LAST_CHUNK,
+    "chunks-in-1.0": b"HTTP/1.0 200 OK\r\n" + JSON + b"transfer-encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("bad", BAD_HEADS)
+def test_a_bad_head_is_upstream_invalid_costs_nothing_and_ends_only_its_connection(play, bad):
+    before = play.used()
+    # The upstream leaves its connection open: that it is not used again is the gateway's doing.
+    ends = bad in ("nothing", "half-a-head", "http-0.9", "gzip-stream")
+    play.raw.script = answer(BAD_HEADS[bad], keep=not ends)
+    with H1(play.stage.connect()) as client:
+        refused = client.ask(body=chat("raw-1"))
+        assert (refused.status, refused.headers["portcullis-reason"]) == (502, "upstream_invalid"), refused.body
+        assert refused.json["error"]["type"] == "api_error"
+        assert len(play.raw.calls) == 1, "the request was repeated, or the redirect followed"
+        play.raw.script = answer(whole())
+        fine = client.ask(body=chat("raw-1"))
+        assert (fine.status, fine.body) == (200, ANSWER)
+    first, second = play.raw.calls
+    assert first.connection != second.connection
+    tokens, requests = play.used()
+    assert (tokens - before[0], requests - before[1]) == (15, 2)
+
+
+def test_a_bad_head_is_told_to_operators(play):
+    count = play.stage.metric("portcullis_upstream_requests_total", upstream="raw", code="upstream_invalid")
+    failed = play.stage.metric("portcullis_streams_total", org="acme", end="upstream_failed")
+    play.raw.script = answer(BAD_HEADS["rubbish"])
+    refused = play.stage.ask(body=chat("raw-1"))
+    assert play.stage.metric("portcullis_upstream_requests_total", upstream="raw", code="upstream_invalid") == count + 1
+    assert play.stage.metric("portcullis_streams_total", org="acme", end="upstream_failed") == failed + 1
+    (closed,) = [line for line in play.stage.audit() if line["kind"] == "closed" and line["request_id"] == refused.headers["request-id"]]
+    assert (closed["ending"], closed["reason"], closed["status"]) == ("upstream_failed", "upstream_invalid", 502)
+    assert str(play.raw.port) not in refused.body.decode()

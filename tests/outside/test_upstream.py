@@ -579,3 +579,336 @@ def test_a_bad_head_is_told_to_operators(play):
     (closed,) = [line for line in play.stage.audit() if line["kind"] == "closed" and line["request_id"] == refused.headers["request-id"]]
     assert (closed["ending"], closed["reason"], closed["status"]) == ("upstream_failed", "upstream_invalid", 502)
     assert str(play.raw.port) not in refused.body.decode()
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        b"HTTP/1.1 100 Continue\r\n\r\n",
+        b"HTTP/1.1 103 Early Hints\r\nlink: </x>; rel=preload\r\nx-hint: 1\r\n\r\n",
+        b"HTTP/1.1 102 Processing\r\n\r\nHTTP/1.1 103 Early Hints\r\nx-hint: 1\r\n\r\n",
+    ],
+    ids=["100", "103", "102-103"],
+)
+def test_an_informational_head_is_passed_over(play, before):
+    play.raw.script = answer(before + whole())
+    with H1(play.stage.connect()) as client:
+        for _ in range(2):
+            fine = client.ask(body=chat("raw-1"))
+            assert (fine.status, fine.body, fine.headers.get("x-hint")) == (200, ANSWER, None)
+
+
+# Heads that are.
+
+CROSS_BACK = {"content-type": "application/json", "cache-control": "no-cache", "retry-after": "7", "retry-after-ms": "6500",
+              "x-should-retry": "true", "openai-processing-ms": "12", "openai-version": "2020-10-01"}  # fmt: skip
+STAY_THERE = {"set-cookie": "session=1", "server": "cloudflare", "alt-svc": "h3=\":443\"", "via": "1.1 x", "cf-ray": "1",
+              "strict-transport-security": "max-age=1", "openai-organization": "operators-own", "x-powered-by": "x",
+              "x-ratelimit-limit-requests": "1", "x-ratelimit-remaining-tokens": "1", "x-ratelimit-reset-project": "1",
+              "anthropic-ratelimit-requests-limit": "1", "anthropic-organization-id": "operators-own",
+              "ratelimit": '"x";r=1;t=1', "ratelimit-policy": '"x";q=1', "www-authenticate": "Basic", "age": "9",
+              "access-control-allow-origin": "*", "etag": "x", "link": "</x>", "location": "/x", "trailer": "x-late",
+              "portcullis-reason": "organization_suspended", "x-org-id": "operators-own", "keep-alive": "timeout=1",
+              "content-encoding": "identity", "vary": "x", "proxy-authenticate": "Basic", "refresh": "0"}  # fmt: skip
+
+
+@pytest.mark.parametrize("protocol", ["h1", "h2"])
+@pytest.mark.parametrize("status", [200, 429, 503])
+@pytest.mark.parametrize("id_name", ["x-request-id", "request-id"])
+def test_response_headers_cross_only_by_name(play, protocol, status, id_name):
+    fields = "".join(f"{name}: {value}\r\n" for name, value in (CROSS_BACK | STAY_THERE | {id_name: "req_theirs"}).items())
+    play.raw.script = answer(whole(status=b"%d Whatever" % status, fields=fields.encode()))
+    wire = Wire(play.stage, protocol, chat("raw-1"))
+    assert wire.head() == status
+    wire.connection.close()
+    headers = wire.headers
+    assert {name: headers.get(name) for name in CROSS_BACK} == CROSS_BACK
+    assert headers["portcullis-upstream-request-id"] == "req_theirs"
+    assert headers["x-request-id"] == headers["request-id"] != "req_theirs"
+    for name in STAY_THERE:
+        assert headers.get(name) != STAY_THERE[name], name
+    ours = {"x-request-id", "request-id", "portcullis-upstream-request-id", "x-accel-buffering", "content-length", "date",
+            "ratelimit", "ratelimit-policy"}  # fmt: skip
+    assert set(headers) - set(CROSS_BACK) <= ours
+    assert headers["content-length"] == str(len(ANSWER))
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 408, 409, 413, 422, 429, 500, 502, 503, 529, 599])
+@pytest.mark.parametrize("protocol", ["h1", "h2"])
+def test_an_upstreams_error_reaches_the_client_unmodified_and_costs_nothing(play, status, protocol):
+    before = play.used()
+    body = b'{"error": {"message":"prompt is too long: 200001 tokens > 200000 maximum\\u00e9",\r\n "usage":{"total_tokens":9}}}\n\n'
+    for model in ("raw-1", "vendor-1"):
+        path = "/v1/messages" if model == "vendor-1" else "/v1/chat/completions"
+        for framed in (whole(body, b"%d Odd Reason" % status, b"content-type: text/x-odd\r\n"),
+                       b"HTTP/1.1 %d\r\ncontent-type: text/x-odd\r\ntransfer-encoding: chunked\r\n\r\n" % status
+                       + chunk(body[:9]) + chunk(body[9:]) + LAST_CHUNK):  # fmt: skip
+            play.raw.script = answer(framed)
+            with contextlib.closing(Wire(play.stage, protocol, chat(model, stream=True), path).connection) as client:
+                reply = client.read(1) if protocol == "h2" else None
+                if reply is None:
+                    got, headers = client.read_head()
+                    reply = Reply(got, headers, client.read_body(headers))
+            assert (reply.status, reply.body) == (status, body)
+            assert reply.headers["content-type"] == "text/x-odd"
+            assert "portcullis-reason" not in reply.headers
+    tokens, requests = play.used()
+    assert (tokens - before[0], requests - before[1]) == (0, 4)
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        b"HTTP/1.0 200 OK\r\n" + JSON + b"\r\n" + ANSWER,
+        b"HTTP/1.1 200 OK\r\n" + JSON + b"\r\n" + ANSWER,
+        b"HTTP/1.0 200 OK\r\n" + JSON + b"content-length: %d\r\n\r\n" % len(ANSWER) + ANSWER,
+        whole(fields=JSON + b"connection: close\r\n"),
+        b"HTTP/1.1 200 OK\r\n" + JSON + b"connection: close\r\ntransfer-encoding: chunked\r\n\r\n" + chunk(ANSWER) + LAST_CHUNK,
+    ],
+    ids=["1.0-to-the-end", "1.1-to-the-end", "1.0-with-length", "close", "close-chunked"],
+)  # fmt: skip
+def test_an_answer_that_ends_its_connection_is_passed_on_and_the_connection_left(play, form):
+    before = play.used()
+    play.raw.script = answer(form, keep=False)
+    with H1(play.stage.connect()) as client:
+        for _ in range(2):
+            fine = client.ask(body=chat("raw-1"))
+            assert (fine.status, fine.body) == (200, ANSWER)
+    assert play.raw.calls[0].connection != play.raw.calls[1].connection
+    assert play.used() == (before[0] + 30, before[1] + 2)
+
+
+# Which connections are used again.
+
+CLEAN = {"length": whole(), "chunked": STREAM_HEAD.replace(SSE, JSON) + chunk(ANSWER) + LAST_CHUNK, "events": STREAM,
+         "events-with-length": whole(event("one") + event(usage=USAGE) + event(), fields=SSE), "empty": whole(b""),
+         "error": whole(b"{}", b"429 Too Many Requests"), "204": b"HTTP/1.1 204 No Content\r\n\r\n"}  # fmt: skip
+
+
+@pytest.mark.parametrize("protocol", ["h1", "h2"])
+@pytest.mark.parametrize("form", CLEAN)
+def test_a_connection_is_used_again_after_a_clean_end(play, protocol, form):
+    play.raw.script = answer(CLEAN[form])
+    with H1(play.stage.connect()) if protocol == "h1" else H2(play.stage.connect(alpn=("h2",))) as client:
+        for _ in range(3):
+            assert client.ask(body=chat("raw-1", stream=form.startswith("events"))).status in (200, 204, 429)
+    assert len({call.connection for call in play.raw.calls}) == 1
+
+
+POISON = whole(b'{"id":"poison"}')
+
+
+@pytest.mark.parametrize("protocol", ["h1", "h2"])
+@pytest.mark.parametrize("when", ["with-the-answer", "between-requests"])
+def test_an_answer_nobody_asked_for_is_given_to_nobody(play, protocol, when):
+    """Response splitting: what follows an answer on its connection is never the answer to the next request."""
+
+    def script(call):
+        call.send(whole() + POISON if when == "with-the-answer" else whole())
+        if when == "between-requests":
+            call.send(POISON)
+        return True
+
+    play.raw.script = script
+    with H1(play.stage.connect()) if protocol == "h1" else H2(play.stage.connect(alpn=("h2",))) as client:
+        for _ in range(5):
+            fine = client.ask(body=chat("raw-1"))
+            if fine.status == 200:
+                assert fine.body == ANSWER
+            else:
+                # Between requests the stray answer may arrive just when a request is being written: an error, no mix-up.
+                assert (when, fine.headers["portcullis-reason"]) == ("between-requests", "upstream_invalid")
+    if when == "with-the-answer":
+        assert len({call.connection for call in play.raw.calls}) == 5
+
+
+@pytest.mark.parametrize("early", [b"413 Too Large", b"200 OK"])
+def test_a_connection_is_left_after_an_early_answer(play, early):
+    """The upstream answers before it has read the body: the rest of that body must never look like a request."""
+    size = 4 << 20
+
+    def script(call):
+        call.send(whole(status=early))
+        return False if call.left() else None
+
+    play.raw.script, play.raw.whole_bodies = script, False
+    with H1(play.stage.connect()) as client:
+        got = client.ask(body=chat("raw-1", pad="p" * size))
+        assert (got.status, got.body) == (int(early[:3]), ANSWER)
+        eventually(lambda: play.raw.calls[0].left_at, what="the end of the upstream connection")
+        play.raw.script, play.raw.whole_bodies = answer(whole()), True
+        assert client.ask(body=chat("raw-1")).status == 200
+    assert play.raw.calls[0].connection != play.raw.calls[1].connection
+
+
+def test_an_early_answer_is_delivered_though_the_upstream_closes_at_once(play):
+    """What servers do with a body that they do not want: answer, stop reading, close after a moment."""
+
+    def script(call):
+        call.send(whole(b'{"error":"too large"}', b"413 Too Large", JSON + b"connection: close\r\n"))
+        call.socket.shutdown(socket.SHUT_WR)
+        call.left()
+
+    play.raw.script, play.raw.whole_bodies = script, False
+    got = play.stage.ask(body=chat("raw-1", pad="p" * (4 << 20)))
+    assert (got.status, got.body) == (413, b'{"error":"too large"}')
+
+
+def reset(call):
+    call.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+@pytest.mark.parametrize("how", ["closed", "reset"])
+def test_a_pooled_connection_that_died_while_idle_is_replaced_silently(play, how):
+    ended = threading.Event()
+
+    def script(call):
+        # Chunked, so that the connection is known to go back to the pool.
+        call.send(CLEAN["chunked"])
+        if how == "reset":
+            reset(call)
+        call.socket.close()
+        ended.set()
+
+    with H1(play.stage.connect()) as client:
+        play.raw.script = script
+        assert client.ask(body=chat("raw-1")).status == 200
+        assert ended.wait(5)
+        play.raw.script = answer(whole())
+        assert client.ask(body=chat("raw-1")).status == 200
+    assert len(play.raw.calls) == 2
+
+
+@pytest.mark.parametrize("part", ["after-the-request", "after-half-a-head", "within-the-request"])
+def test_a_request_that_was_written_is_never_sent_again(play, part):
+    before = play.used()
+    body = chat("raw-1", pad="p" * (4 << 20 if part == "within-the-request" else 10))
+
+    def die(call):
+        if part == "after-half-a-head":
+            call.send(b"HTTP/1.1 200 OK\r\nconte")
+
+    with H1(play.stage.connect()) as client:
+        play.raw.script = answer(CLEAN["chunked"])
+        assert client.ask(body=chat("raw-1")).status == 200
+        # The first request of this connection was read whole; how much of the next is read, is the script's choice.
+        play.raw.script, play.raw.whole_bodies = die, part != "within-the-request"
+        died = client.ask(body=body)
+        assert (died.status, died.headers["portcullis-reason"]) == (502, "upstream_invalid")
+        play.raw.script, play.raw.whole_bodies = answer(whole()), True
+        assert client.ask(body=chat("raw-1")).status == 200
+    connections = [call.connection for call in play.raw.calls]
+    assert len(connections) == 3 and connections[0] == connections[1] != connections[2], connections
+    assert play.used() == (before[0] + 30, before[1] + 3)
+
+
+# Answers that break off.
+
+WORDS = chunk(event("one")) + chunk(event("two"))
+BROKEN = {
+    "dies-mid-stream": (STREAM_HEAD + WORDS, True),
+    "dies-within-an-event": (STREAM_HEAD + WORDS + chunk(event("three")[:20]), False),
+    "dies-within-a-chunk": (STREAM_HEAD + WORDS + b"ff\r\n" + event("three")[:20], False),
+    "bad-chunk-size": (STREAM_HEAD + WORDS + b"zz\r\ndata: {}\n\n\r\n", True),
+    "signed-chunk-size": (STREAM_HEAD + WORDS + b"-1\r\nx\r\n", True),
+    "huge-chunk-size": (STREAM_HEAD + WORDS + b"fffffffffffffffff\r\nx\r\n", True),
+    "chunk-without-its-end": (STREAM_HEAD + WORDS + b"e\r\n" + b"data: {}\n\nmore\r\n" + b"0\r\n\r\n", False),
+    "short-stream": (b"HTTP/1.1 200 OK\r\n" + SSE + b"content-length: 1000\r\n\r\n" + event("one") + event("two"), True),
+    "short-body": (FIELDS + b"content-length: 1000\r\n\r\n" + ANSWER[:40], False),
+    "bad-chunk-body": (FIELDS + b"transfer-encoding: chunked\r\n\r\n" + chunk(ANSWER[:40]) + b"zz\r\n", False),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("protocol", ["h1", "h2"])
+@pytest.mark.parametrize("broken", BROKEN)
+def test_an_answer_that_breaks_off_is_cut_in_whole_events_and_charged_as_metered(play, protocol, broken):
+    before = play.used()
+    written, says_why = BROKEN[broken]
+    play.raw.script = answer(written, keep=False)
+    streams = b"text/event-stream" in written
+    wire = Wire(play.stage, protocol, chat("raw-1", stream=streams, max_tokens=500))
+    assert wire.head() == 200
+    if protocol == "h1" and "content-length" in wire.headers:
+        wire.socket.settimeout(5)
+        with contextlib.suppress(ConnectionError):
+            while wire.connection.more():
+                pass
+        got, clean = wire.connection.buffer, len(wire.connection.buffer) == int(wire.headers["content-length"])
+    else:
+        got, clean = wire.rest()
+    wire.connection.close()
+    assert not clean
+    assert b"[DONE]" not in got
+    if says_why:
+        assert got.startswith(event("one") + event("two")) and got.endswith(b"\n\n")
+        told = [json.loads(line.removeprefix("data: ")) for line in got.decode().split("\n") if line.startswith("data: ")]
+        assert told[-1]["error"]["code"] == "upstream_invalid"
+    else:
+        assert b"upstream_invalid" not in got
+        assert (event("one") + event("two") + event("three") + ANSWER).startswith(got) or ANSWER.startswith(got) or got.startswith(event("one"))
+    tokens, requests = play.used()
+    assert 0 < tokens - before[0] < 500
+    assert requests - before[1] == 1
+    play.raw.script = answer(whole())
+    assert play.stage.ask(body=chat("raw-1")).status == 200
+
+
+@pytest.mark.parametrize("protocol", ["h1", "h2"])
+@pytest.mark.parametrize("hang", ["nothing", "half-a-head", "drip", "hints"])
+def test_a_head_that_does_not_come_is_upstream_timeout_and_costs_the_input(play, protocol, hang):
+    """`head_timeout` counts until the head is there: bytes of it, or informational heads, do not move it."""
+    before = play.used()
+
+    def script(call):
+        if hang == "nothing":
+            call.left()
+        elif hang == "half-a-head":
+            call.send(b"HTTP/1.1 200 OK\r\n")
+            call.left()
+        else:
+            bit = b"a" if hang == "drip" else b"HTTP/1.1 100 Continue\r\n\r\n"
+            call.send(b"HTTP/1.1 200 OK\r\nx-slow: " if hang == "drip" else b"")
+            with contextlib.suppress(OSError):
+                while True:
+                    call.send(bit)
+                    time.sleep(0.05)
+        call.left_at = time.monotonic()
+
+    play.raw.script = script
+    client = H1(play.stage.connect()) if protocol == "h1" else H2(play.stage.connect(alpn=("h2",)))
+    with client:
+        began = time.monotonic()
+        late = client.ask(body=chat("hasty-1", max_tokens=500))
+        assert (late.status, late.headers["portcullis-reason"]) == (504, "upstream_timeout"), late.body
+        assert 0.4 < time.monotonic() - began < 2
+        eventually(lambda: play.raw.calls[0].left_at, within=1, what="the end of the upstream call")
+        play.raw.script = answer(whole())
+        assert client.ask(body=chat("hasty-1")).status == 200
+    assert play.raw.calls[0].connection != play.raw.calls[1].connection
+    tokens, requests = play.used()
+    assert requests - before[1] == 2
+    assert 0 < tokens - before[0] - 15 < 100
+
+
+@pytest.mark.parametrize("protocol", ["h1", "h2"])
+@pytest.mark.parametrize("form", ["events", "within-an-event", "json"])
+def test_an_answer_that_falls_silent_is_cut_with_upstream_timeout(play, protocol, form):
+    before = play.used()
+    begun = {"events": STREAM_HEAD + WORDS, "within-an-event": STREAM_HEAD + WORDS + chunk(b'data: {"x'),
+             "json": FIELDS + b"transfer-encoding: chunked\r\n\r\n" + chunk(ANSWER[:40])}[form]  # fmt: skip
+
+    def script(call):
+        call.send(begun)
+        call.left()
+
+    play.raw.script = script
+    wire = Wire(play.stage, protocol, chat("hasty-1", stream=form != "json", max_tokens=500))
+    assert wire.head() == 200
+    began = time.monotonic()
+    got, clean = wire.rest()
+    wire.connection.close()
+    assert not clean and 0.3 < time.monotonic() - began < 2
+    assert b"[DONE]" not in got
+    assert (b'"upstream_timeout"' in got) == (form == "events"), got
+    eventually(lambda: play.raw.calls[0].left_at, within=1, what="the end of the upstream call")
+    assert 0 < play.used()[0] - before[0] < 500

@@ -86,7 +86,7 @@ class Call:
 class Upstream:
     """A server whose `script` is called with each request: it answers by itself; a true result keeps the connection."""
 
-    def __init__(self, tls=None, server_side=True):
+    def __init__(self, tls=None):
         self.tls, self.calls, self.received, self.failed = tls, [], [], []
         self.script = answer(whole())
         self.whole_bodies = True
@@ -113,7 +113,7 @@ class Upstream:
             self.failed.append(error)
 
     def _exchange(self, accepted, number):
-        script, book, buffer = self.script, self.received[number], b""
+        book, buffer = self.received[number], b""
 
         def more():
             got = accepted.recv(65536)
@@ -135,7 +135,7 @@ class Upstream:
                 missing -= len(pieces[-1])
             call.body = b"".join(pieces)
         self.calls.append(call)
-        return script(call)
+        return self.script(call)
 
     def close(self):
         self.listener.close()

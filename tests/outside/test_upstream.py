@@ -51,6 +51,7 @@ def event(content=None, usage=None):
     return b"data: " + json.dumps({"object": "chat.completion.chunk", "choices": choices} | more).encode() + b"\n\n"
 
 
+ASKED = {"stream_options": {"include_usage": True}}
 STREAM_HEAD = b"HTTP/1.1 200 OK\r\n" + SSE + b"transfer-encoding: chunked\r\n\r\n"
 LAST_CHUNK = b"0\r\n\r\n"
 STREAM = STREAM_HEAD + b"".join(map(chunk, [event("one"), event("two"), event(usage=USAGE), event()])) + LAST_CHUNK
@@ -486,9 +487,15 @@ def test_an_upstream_with_tls_is_reached_by_its_own_authority(play):
 
 
 def test_an_upstream_that_demands_a_certificate_gets_the_operators(play):
+    shown = []
+
+    def script(call):
+        shown.append(call.socket.getpeercert()["subject"])
+        return answer(whole())(call)
+
+    play.mutual.script = script
     assert play.stage.ask(body=chat("mutual-1")).status == 200
-    shown = play.mutual.calls[0].socket.getpeercert()
-    assert (("commonName", "operator"),) in shown["subject"]
+    assert shown == [((("commonName", "operator"),),)]
 
 
 @pytest.mark.parametrize("model", ["refused", "deaf", "mute", "anonymous", "foreign", "misnamed", "downgraded"])
@@ -826,8 +833,12 @@ def test_an_answer_that_breaks_off_is_cut_in_whole_events_and_charged_as_metered
     written, says_why = BROKEN[broken]
     play.raw.script = answer(written, keep=False)
     streams = b"text/event-stream" in written
-    wire = Wire(play.stage, protocol, chat("raw-1", stream=streams, max_tokens=500))
-    assert wire.head() == 200
+    wire = Wire(play.stage, protocol, chat("raw-1", max_tokens=500) | ({"stream": True} | ASKED if streams else {}))
+    try:
+        # What broke off before the client got anything may also show as no answer at all.
+        assert wire.head() in (200, None)
+    except EOFError:
+        wire.headers = {"content-length": "1"}
     if protocol == "h1" and "content-length" in wire.headers:
         wire.socket.settimeout(5)
         with contextlib.suppress(ConnectionError):
@@ -845,7 +856,7 @@ def test_an_answer_that_breaks_off_is_cut_in_whole_events_and_charged_as_metered
         assert told[-1]["error"]["code"] == "upstream_invalid"
     else:
         assert b"upstream_invalid" not in got
-        assert (event("one") + event("two") + event("three") + ANSWER).startswith(got) or ANSWER.startswith(got) or got.startswith(event("one"))
+        assert (event("one") + event("two") + event("three")).startswith(got) or ANSWER.startswith(got)
     tokens, requests = play.used()
     assert 0 < tokens - before[0] < 500
     assert requests - before[1] == 1
@@ -902,7 +913,7 @@ def test_an_answer_that_falls_silent_is_cut_with_upstream_timeout(play, protocol
         call.left()
 
     play.raw.script = script
-    wire = Wire(play.stage, protocol, chat("hasty-1", stream=form != "json", max_tokens=500))
+    wire = Wire(play.stage, protocol, chat("hasty-1", max_tokens=500) | ({} if form == "json" else {"stream": True} | ASKED))
     assert wire.head() == 200
     began = time.monotonic()
     got, clean = wire.rest()
@@ -921,7 +932,6 @@ LINES = [b"event: message_start\ndata: {\"type\":\"message_start\",\"message\":{
          b"event: content_block_delta\ndata: {\"type\":\"content_block_delta\",\"index\":0,\"delta\":{\"type\":\"text_delta\",\"text\":\"a\"}}\n\n",
          b"event: message_delta\ndata: {\"type\":\"message_delta\",\"delta\":{},\"usage\":{\"output_tokens\":5}}\n\n",
          b"event: message_stop\ndata: {\"type\":\"message_stop\"}\n\n"]  # fmt: skip
-ASKED = {"stream_options": {"include_usage": True}}
 WHOLE_EVENTS = [event("one"), b": ping\n\n", event("two") + event("three"), b"event: x\r\nid: 1\r\ndata: {}\r\n\r\n"]
 FLOWS = {
     # The usage chunk was not asked for: whole events are never kept back.
@@ -947,9 +957,8 @@ def test_every_frame_is_forwarded_as_it_comes(play, protocol, flow):
         for frame in frames:
             if not seen.acquire(timeout=5):
                 return False
-            began = time.monotonic()
+            delays.append(time.monotonic())
             call.send(chunk(frame))
-            delays.append(began)
         assert seen.acquire(timeout=5)
         call.send(LAST_CHUNK)
         ended.set()

@@ -686,6 +686,20 @@ def test_an_answer_that_ends_its_connection_is_passed_on_and_the_connection_left
     assert play.used() == (before[0] + 30, before[1] + 2)
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "input_tokens"),
+    [("/v1/chat/completions", chat("raw-1", temperature=0.7, stop=None), 8), ("/v1/embeddings", {"model": "raw-1", "input": "hello"}, 1)],
+)  # fmt: skip
+def test_a_small_true_report_is_believed(play, path, body, input_tokens):
+    """What vendors report for `hello`; the braces around it are no text that could have been metered."""
+    before = play.used()
+    usage = {"prompt_tokens": input_tokens, "completion_tokens": 0, "total_tokens": input_tokens}
+    play.raw.script = answer(whole(json.dumps({"data": [], "usage": usage}).encode()))
+    assert play.stage.ask(path, body).status == 200
+    assert play.used()[0] - before[0] == input_tokens
+    assert play.stage.metric("portcullis_usage_disputed_total") == 0
+
+
 # Which connections are used again.
 
 CLEAN = {"length": whole(), "chunked": STREAM_HEAD.replace(SSE, JSON) + chunk(ANSWER) + LAST_CHUNK, "events": STREAM,

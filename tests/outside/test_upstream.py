@@ -158,7 +158,11 @@ class H2:
 
     def __init__(self, socket):
         self.socket, self.streams, self.gone = socket, {}, False
-        self.state = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding="utf-8"))
+        # As given: what is sent may be wrong on purpose.
+        config = h2.config.H2Configuration(
+            header_encoding="utf-8", normalize_outbound_headers=False, validate_outbound_headers=False
+        )
+        self.state = h2.connection.H2Connection(config)
         self.state.initiate_connection()
         self._flush()
 

@@ -24,7 +24,7 @@ import h2.errors
 import h2.events
 import pytest
 from cryptography.x509.oid import ExtendedKeyUsageOID
-from stage import H1, KEY, Authority, Reply, Stage, chat, eventually
+from stage import H1, KEY, Authority, Reply, Stage, chat, eventually, fetch
 
 JSON = b"content-type: application/json\r\n"
 SSE = b"content-type: text/event-stream\r\n"
@@ -157,7 +157,7 @@ class H2:
     """An HTTP/2 client that shows each frame, and takes nothing unless asked."""
 
     def __init__(self, socket):
-        self.socket, self.streams, self.gone = socket, {}, False
+        self.socket, self.streams, self.unread, self.gone = socket, {}, set(), False
         # As given: what is sent may be wrong on purpose.
         config = h2.config.H2Configuration(
             header_encoding="utf-8", normalize_outbound_headers=False, validate_outbound_headers=False
@@ -221,7 +221,8 @@ class H2:
                 one["status"], one["headers"] = int(headers.pop(":status")), headers
             elif isinstance(happened, h2.events.DataReceived):
                 one["pieces"].append(happened.data)
-                self.state.acknowledge_received_data(happened.flow_controlled_length, happened.stream_id)
+                if happened.stream_id not in self.unread:
+                    self.state.acknowledge_received_data(happened.flow_controlled_length, happened.stream_id)
             elif isinstance(happened, h2.events.StreamEnded):
                 one["ended"] = "complete"
             elif isinstance(happened, h2.events.StreamReset):
@@ -351,7 +352,10 @@ models = ["{name}-*"]
             self.table("vendor", f"http://127.0.0.1:{self.raw.port}", dialect="anthropic"),
         ]
         models = ", ".join(f'"{name}-*"' for name in [*RAW, "vendor"])
-        self.stage = Stage(folder, orgs={"acme": self.ACME.format(models=models)}, more="".join(tables))
+        self.stage = Stage(folder, start=False, orgs={"acme": self.ACME.format(models=models)}, more="".join(tables))
+        # A proxy in the environment is no business of a gateway's: through this one nothing would be reached.
+        proxy = f"http://127.0.0.1:{port['refused']}"
+        self.stage.start(env={name: proxy for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")})
 
     def table(self, name, url, more="", dialect="openai"):
         return self.UPSTREAM.format(name=name, url=url, more=more, dialect=dialect)
@@ -397,6 +401,7 @@ def play(scene):
         upstream.calls, upstream.script, upstream.whole_bodies = [], answer(whole()), True
     yield scene
     eventually(lambda: scene.stage.metric("portcullis_streams_active") == 0, what="the end of every stream")
+    eventually(lambda: scene.stage.metric("portcullis_upstream_connections", state="active") == 0, what="their connections' end")
 
 
 # What goes out.
@@ -519,6 +524,57 @@ def test_no_connection_is_upstream_unreachable_and_costs_nothing(play, model):
     tokens, requests = play.used()
     assert (tokens - before[0], requests - before[1]) == (15, 2)
     assert len(play.secure.calls) + len(play.mutual.calls) == calls
+
+
+def test_a_model_goes_to_the_first_upstream_of_its_routes_dialect(play):
+    for path, model in (("/v1/messages", "raw-1"), ("/v1/chat/completions", "vendor-1")):
+        refused = play.stage.ask(path, chat(model, max_tokens=5))
+        assert (refused.status, refused.headers["portcullis-reason"]) == (403, "model_not_permitted")
+    assert not play.raw.calls
+
+
+def test_an_upstream_that_a_reload_changed_is_another_one(tmp_path):
+    """Not a request more for the old one, nor with its credential, while what it answers already goes on."""
+    old, new = Upstream(), Upstream()
+
+    def table(upstream, key):
+        more = Play.UPSTREAM.format(name="raw", url=f"http://127.0.0.1:{upstream.port}", dialect="openai", more="")
+        return more.replace("env:UPSTREAM_KEY", f"file:{key}.secret")
+
+    for key in ("first", "second"):
+        (tmp_path / f"{key}.secret").write_text(key)
+        (tmp_path / f"{key}.secret").chmod(0o600)
+    stage = Stage(tmp_path, more=table(old, "first"), orgs={"acme": Play.ACME.format(models='"raw-*"')})
+    held = threading.Event()
+
+    def script(call):
+        call.send(STREAM_HEAD, chunk(event("one")))
+        held.wait(10)
+        call.send(chunk(event()) + LAST_CHUNK)
+
+    try:
+        with H1(stage.connect()) as client:
+            old.script = answer(CLEAN["chunked"])
+            assert client.ask(body=chat("raw-1")).status == 200
+            old.script = script
+            wire = Wire(stage, "h2", chat("raw-1", stream=True))
+            assert wire.piece() == event("one")
+            for upstream, key in ((old, "second"), (new, "second")):
+                stage.write_config(more=table(upstream, key))
+                assert fetch(stage.admin + "/-/reload", data=b"", method="POST").status == 200
+                upstream.script = answer(CLEAN["chunked"])
+                assert client.ask(body=chat("raw-1")).status == 200
+                assert upstream.calls[-1].field("authorization") == ["Bearer second"]
+            held.set()
+            assert wire.rest() == (event(), True)
+            wire.connection.close()
+        assert (len(old.calls), len(new.calls)) == (3, 1)
+        assert old.calls[0].connection != old.calls[2].connection
+    finally:
+        held.set()
+        stage.close()
+        old.close()
+        new.close()
 
 
 # Heads that are not acceptable.
@@ -688,6 +744,45 @@ def test_an_answer_that_ends_its_connection_is_passed_on_and_the_connection_left
             assert (fine.status, fine.body) == (200, ANSWER)
     assert play.raw.calls[0].connection != play.raw.calls[1].connection
     assert play.used() == (before[0] + 30, before[1] + 2)
+
+
+LEGAL = {
+    "extensions": STREAM_HEAD.replace(SSE, JSON) + b"%x;a=b\r\n%s\r\n0;last\r\n\r\n" % (len(ANSWER), ANSWER),
+    "trailers": STREAM_HEAD.replace(SSE, JSON + b"trailer: x-late\r\n") + chunk(ANSWER) + b"0\r\nx-late: 1\r\n\r\n",
+    "leading-zeros": STREAM_HEAD.replace(SSE, JSON) + b"000%X\r\n%s\r\n00\r\n\r\n" % (len(ANSWER), ANSWER),
+    "upper-case": b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: Chunked\r\n\r\n" + chunk(ANSWER) + LAST_CHUNK,
+    "no-reason": b"HTTP/1.1 200\r\n" + JSON + b"content-length: %d\r\n\r\n" % len(ANSWER) + ANSWER,
+    "white-space": b"HTTP/1.1 200 OK\r\ncontent-type:application/json\r\ncontent-length: \t %d \r\n\r\n" % len(ANSWER) + ANSWER,
+    "byte-by-byte": None,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", LEGAL)
+def test_an_odd_but_legal_answer_is_passed_on(play, form):
+    before = play.used()
+    play.raw.script = answer(*([LEGAL[form]] if LEGAL[form] else [bytes([byte]) for byte in whole()]))
+    with H1(play.stage.connect()) as client:
+        for _ in range(2):
+            fine = client.ask(body=chat("raw-1"))
+            assert (fine.status, fine.body, fine.headers["content-type"]) == (200, ANSWER, "application/json")
+            assert not {"trailer", "x-late"} & set(fine.headers)
+    assert play.used()[0] - before[0] == 30
+
+
+@pytest.mark.parametrize("protocol", ["h1", "h2"])
+@pytest.mark.parametrize("farewell", [True, False])
+def test_an_answer_over_tls_is_whole_only_if_its_end_was_said(play, protocol, farewell):
+    """To the end of the connection: a cut by somebody in between must not look like the end."""
+
+    def script(call):
+        call.send(b"HTTP/1.1 200 OK\r\n" + JSON + b"\r\n" + ANSWER)
+        if farewell:
+            call.socket.unwrap()
+
+    play.secure.script = script
+    with contextlib.closing((wire := Wire(play.stage, protocol, chat("tls-1"))).connection):
+        assert wire.head() == 200
+        assert wire.rest() == (ANSWER, farewell)
 
 
 @pytest.mark.parametrize(
@@ -955,6 +1050,9 @@ WHOLE_EVENTS = [event("one"), b": ping\n\n", event("two") + event("three"), b"ev
 FLOWS = {
     # The usage chunk was not asked for: whole events are never kept back.
     "chat": ("raw-1", "/v1/chat/completions", {"stream": True}, [*WHOLE_EVENTS, event()]),
+    # Of an unfinished event at most 16 KiB are kept back.
+    "chat-long": ("raw-1", "/v1/chat/completions", {"stream": True},
+                  [event("y" * 20_000)[:17_000], event("y" * 20_000)[17_000:17_001], event("y" * 20_000)[17_001:], event()]),
     "chat-with-usage": ("raw-1", "/v1/chat/completions", {"stream": True} | ASKED,
                         [*WHOLE_EVENTS, event("x")[:9], event("x")[9:], event(usage=USAGE), event()]),
     "messages": ("vendor-1", "/v1/messages", {"stream": True, "max_tokens": 50}, [*LINES[:3], LINES[3][:30], LINES[3][30:], *LINES[4:]]),
@@ -1070,6 +1168,29 @@ def test_an_upstream_is_not_drained_faster_than_its_client_reads(play, protocol,
         expected.update(piece)
     expected.update(event())
     assert (size, digest.digest()) == (count * len(piece) + len(event()), expected.digest())
+
+
+def test_a_stream_that_is_not_read_holds_up_no_other(play):
+    """On one HTTP/2 connection: each stream has a window of its own."""
+
+    def script(call):
+        if b"flood" not in call.body:
+            return answer(whole())(call)
+        call.send(STREAM_HEAD)
+        with contextlib.suppress(OSError):
+            while True:
+                call.send(chunk(event("x" * 65536)))
+
+    play.raw.script = script
+    with H2(play.stage.connect(alpn=("h2",))) as client:
+        client.state.increment_flow_control_window(8 << 20)
+        flood = client.start(body=chat("raw-1", stream=True, user="flood"))
+        client.unread.add(flood)
+        while client.state.remote_flow_control_window(flood) > 0:
+            client.more()
+        for _ in range(20):
+            assert client.ask(body=chat("raw-1")).body == ANSWER
+        assert client.streams[flood]["ended"] is None
 
 
 def test_a_large_request_body_reaches_an_upstream_that_reads_slowly(play):

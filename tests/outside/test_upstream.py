@@ -1274,6 +1274,39 @@ def test_a_client_that_leaves_cancels_the_upstream_call_at_once(play, protocol, 
     wire.socket.close()
 
 
+@pytest.mark.parametrize("size", [0, 15_000, 200_000])
+@pytest.mark.parametrize("pieces", [1, 50])
+def test_requests_that_wait_behind_another_are_answered_in_their_order(play, size, pieces):
+    """Sent at once or in pieces, with lengths and chunks, small and larger than what is read ahead."""
+
+    def script(call):
+        time.sleep(0.02)
+        call.send(whole(json.dumps({"id": json.loads(call.body)["user"], "usage": USAGE}).encode()))
+        return True
+
+    play.raw.script = script
+    with H1(play.stage.connect()) as client:
+        stream = b""
+        for number in range(6):
+            body = json.dumps(chat("raw-1", user=f"r-{number}", pad="p" * size)).encode()
+            if number % 2:
+                framed = b"".join(map(chunk, [body[:10], body[10:]])) + LAST_CHUNK
+                stream += client.head(body=b"", content_length=None, transfer_encoding="chunked") + framed
+            else:
+                stream += client.head(body=body)
+        # What the gateway answers by itself is over at once.
+        stream += client.head("/v1/models") * 2 + client.head("/v1/nothing") + client.head("/v1/models")
+        step = len(stream) // pieces + 1
+        sender = threading.Thread(target=lambda: [client.send(stream[at:at + step]) for at in range(0, len(stream), step)])
+        sender.start()
+        answers = []
+        for _ in range(10):
+            status, headers = client.read_head()
+            answers.append((status, json.loads(client.read_body(headers)).get("id")))
+        assert answers == [(200, f"r-{number}") for number in range(6)] + [(200, None), (200, None), (404, None), (200, None)]
+        sender.join(5)
+
+
 def test_a_client_that_leaves_within_its_body_reaches_no_upstream(play):
     with H1(play.stage.connect()) as client:
         head = client.head(body=chat("raw-1", pad="p" * 1000))

@@ -1170,6 +1170,55 @@ def test_an_upstream_is_not_drained_faster_than_its_client_reads(play, protocol,
     assert (size, digest.digest()) == (count * len(piece) + len(event()), expected.digest())
 
 
+@pytest.mark.parametrize("protocol", ["h1", "h2"])
+def test_a_client_that_pauses_is_not_taken_for_a_silent_upstream(play, protocol):
+    """It takes nothing for longer than `idle_timeout`, and then the rest."""
+    piece, count = event("x" * 65536), 256
+
+    def script(call):
+        call.send(STREAM_HEAD)
+        for _ in range(count):
+            call.send(chunk(piece))
+        call.send(chunk(event()) + LAST_CHUNK)
+        return True
+
+    play.raw.script = script
+    body = chat("hasty-1", stream=True) | ASKED
+    with contextlib.closing((wire := Wire(play.stage, protocol, body)).connection):
+        assert wire.head() == 200
+        time.sleep(1.2)
+        got, clean = wire.rest()
+    assert (len(got), clean, got[-len(event()):]) == (count * len(piece) + len(event()), True, event())
+
+
+@pytest.mark.parametrize("protocol", ["h1", "h2"])
+def test_a_client_that_takes_nothing_is_left_and_its_upstream_call_cancelled(tmp_path, protocol):
+    upstream = Upstream()
+    table = Play.UPSTREAM.format(name="raw", url=f"http://127.0.0.1:{upstream.port}", dialect="openai", more="")
+    stage = Stage(tmp_path, listen='write_timeout = "500ms"', more=table, orgs={"acme": Play.ACME.format(models='"raw-*"')})
+    failed = threading.Event()
+
+    def script(call):
+        call.send(STREAM_HEAD)
+        try:
+            while True:
+                call.send(chunk(event("x" * 65536)))
+        except OSError:
+            failed.set()
+
+    upstream.script = script
+    try:
+        wire = Wire(stage, protocol, chat("raw-1", stream=True))
+        assert wire.head() == 200
+        assert failed.wait(5)
+        eventually(lambda: stage.metric("portcullis_streams_total", org="acme", end="client_stalled") == 1)
+        assert stage.metric("portcullis_streams_active") == 0
+        wire.socket.close()
+    finally:
+        stage.close()
+        upstream.close()
+
+
 def test_a_stream_that_is_not_read_holds_up_no_other(play):
     """On one HTTP/2 connection: each stream has a window of its own."""
 
@@ -1237,7 +1286,7 @@ def leave(wire, how):
 )  # fmt: skip
 def test_a_client_that_leaves_cancels_the_upstream_call_at_once(play, protocol, how, when):
     """`pipelined` leaves another request behind the one that is answered, `mid-flood` does not read what comes."""
-    gone = play.stage.metric("portcullis_streams_total", org="acme", end="client_gone")
+    gone, before = play.stage.metric("portcullis_streams_total", org="acme", end="client_gone"), play.used()
     began = threading.Event()
 
     def script(call):
@@ -1267,6 +1316,10 @@ def test_a_client_that_leaves_cancels_the_upstream_call_at_once(play, protocol, 
     eventually(lambda: play.raw.calls[0].left_at, within=3, what="the end of the upstream call")
     assert play.raw.calls[0].left_at - left < 1
     assert eventually(lambda: play.stage.metric("portcullis_streams_total", org="acme", end="client_gone") - gone) == 1
+    tokens, requests = (now - then for now, then in zip(play.used(), before))
+    # The input, and what was metered of the answer.
+    assert requests == 1 and 0 < tokens
+    assert tokens < (BIG // 3 if when == "mid-flood" else 100)
     play.raw.script = answer(whole())
     if how == "reset-stream":
         # The other streams of the connection go on.
@@ -1297,14 +1350,13 @@ def test_requests_that_wait_behind_another_are_answered_in_their_order(play, siz
         # What the gateway answers by itself is over at once.
         stream += client.head("/v1/models") * 2 + client.head("/v1/nothing") + client.head("/v1/models")
         step = len(stream) // pieces + 1
-        sender = threading.Thread(target=lambda: [client.send(stream[at:at + step]) for at in range(0, len(stream), step)])
-        sender.start()
+        for at in range(0, len(stream), step):
+            client.send(stream[at:at + step])
         answers = []
         for _ in range(10):
             status, headers = client.read_head()
             answers.append((status, json.loads(client.read_body(headers)).get("id")))
         assert answers == [(200, f"r-{number}") for number in range(6)] + [(200, None), (200, None), (404, None), (200, None)]
-        sender.join(5)
 
 
 def test_a_client_that_leaves_within_its_body_reaches_no_upstream(play):

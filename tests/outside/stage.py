@@ -488,4 +488,8 @@ class Streaming:
         return self.ended
 
     def close(self):
+        # The reader ends first: a number that is closed under it is given to the next socket, and it would read there.
+        with contextlib.suppress(OSError):
+            socket.socket.shutdown(self.connection.socket, socket.SHUT_RDWR)
+        self.thread.join(10)
         self.connection.close()

@@ -644,7 +644,11 @@ def test_a_bad_head_is_told_to_operators(play):
     refused = play.stage.ask(body=chat("raw-1"))
     assert play.stage.metric("portcullis_upstream_requests_total", upstream="raw", code="upstream_invalid") == count + 1
     assert play.stage.metric("portcullis_streams_total", org="acme", end="upstream_failed") == failed + 1
-    (closed,) = [line for line in play.stage.audit() if line["kind"] == "closed" and line["request_id"] == refused.headers["request-id"]]
+
+    def told():
+        return [line for line in play.stage.audit() if line["kind"] == "closed" and line["request_id"] == refused.headers["request-id"]]
+
+    (closed,) = eventually(told, what="the closing line")
     assert (closed["ending"], closed["reason"], closed["status"]) == ("upstream_failed", "upstream_invalid", 502)
     assert str(play.raw.port) not in refused.body.decode()
 
@@ -781,8 +785,13 @@ def test_an_answer_over_tls_is_whole_only_if_its_end_was_said(play, protocol, fa
 
     play.secure.script = script
     with contextlib.closing((wire := Wire(play.stage, protocol, chat("tls-1"))).connection):
-        assert wire.head() == 200
-        assert wire.rest() == (ANSWER, farewell)
+        try:
+            # Cut off before it was passed on, it may also be no answer at all.
+            got = wire.rest() if wire.head() == 200 else (b"", False)
+        except EOFError:
+            got = (b"", False)
+    assert got[1] == farewell
+    assert got[0] == ANSWER or not farewell
 
 
 @pytest.mark.parametrize(
@@ -1095,7 +1104,7 @@ def test_every_frame_is_forwarded_as_it_comes(play, protocol, flow):
             delays[number] = time.monotonic() - delays[number]
         seen.release()
         assert wire.rest() == (b"", True)
-    assert ended.is_set()
+    assert ended.wait(5)
     assert sorted(delays)[len(delays) // 2] < 0.1, delays
 
 
@@ -1244,15 +1253,16 @@ def test_a_stream_that_is_not_read_holds_up_no_other(play):
 
 def test_a_large_request_body_reaches_an_upstream_that_reads_slowly(play):
     """Longer than `head_timeout` of half a second: no timer cuts a request body that still moves."""
-    size = 12 << 20
+    size, slowly = 15 << 20, 6 << 20
 
     def script(call):
         call.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 << 10)
         total, got = int(call.field("content-length")[0]), len(call.body)
         began = time.monotonic()
         while got < total:
-            got += len(call.socket.recv(min(1 << 20, total - got)))
-            time.sleep(max(0, began + 1.5 * got / total - time.monotonic()))
+            got += len(call.socket.recv(min(256 << 10, total - got)))
+            # What the system holds at the end is read at once: it moves no more for the gateway.
+            time.sleep(max(0, began + 1.2 * got / slowly - time.monotonic()) if got < slowly else 0)
         call.send(whole())
         return True
 

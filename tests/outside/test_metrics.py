@@ -565,7 +565,8 @@ def oddities(one):
         dict(path="/v1/messages", body=chat(f"claude-mock-{word()}", max_tokens=3)),
         dict(body=chat(), portcullis_purpose=word()), dict(body=chat(), portcullis_purpose=word(80)),
         dict(body=chat(), portcullis_purpose=None, x_purpose=word()), dict(body=chat(), portcullis_case=word()),
-        dict(body=chat(), **{":method": word().upper()}), dict(body=chat(), host=word()), dict(body=chat(), user_agent=word()),
+        dict(body=chat(), **{":method": "M" + re.sub(r"\d", "X", word()).upper()}),
+        dict(body=chat(), **{":method": word().upper() + "1"}), dict(body=chat(), host=word()), dict(body=chat(), user_agent=word()),
         dict(body=chat(), x_client_request_id=word()), dict(body=chat(), **{f"x-{word()}": word()}),
         dict(body=word().encode()), dict(body=chat(), content_type=word()), dict(body=chat(), anthropic_beta=word()),
     ]  # fmt: skip

@@ -48,6 +48,11 @@ class Scrape:
         found = [value for (own, has), value in self.series.items() if own == name and wanted <= has]
         return sum(found) if found else None
 
+    def by(self, family, *keys):
+        """What is not zero, by the values of these labels."""
+        own = [(dict(has), value) for (name, has), value in self.series.items() if name == family]
+        return {tuple(has[key] for key in keys): value for has, value in own if value}
+
     def labels(self, family):
         """The sets of label names of a family, without a bucket's own."""
         names = {family, family + "_count"} if self.types.get(family) == "histogram" else {family}
@@ -121,8 +126,8 @@ CATALOGUE = {
 
 MODELS = """
 [model.priced]
-match = ["mock-tokens-20", "mock-tokens-7.cached-3", "mock-ttft-300.tokens-3", "mock-tps-20.tokens-9", "mock-no-usage", "mock-die-2",
-         "mock-tokens-100000.tps-50", "claude-mock-tokens-5"]
+match = ["mock-tokens-20", "mock-tokens-7.cached-3", "mock-ttft-300.tokens-3", "mock-tps-20.tokens-9",
+         "mock-no-usage", "mock-die-2", "mock-tokens-100000.tps-50", "claude-mock-tokens-5"]
 price_per_mtok = { input = "2.50", cached_input = "0.25", output = "15.00" }
 """
 ORG = """\
@@ -318,14 +323,12 @@ def test_what_alerts_ask_for_is_there_before_it_happens(run):
 
 
 def test_requests_are_counted_by_organization_route_and_code(run):
-    counted = {tuple(dict(has)[key] for key in ("org", "route", "code")): value
-               for (name, has), value in run.after.series.items() if name == "portcullis_requests_total" and value}  # fmt: skip
+    counted = run.after.by("portcullis_requests_total", "org", "route", "code")
     assert counted == run.done
 
 
 def test_refusals_are_counted_by_organization_and_reason(run):
-    counted = {tuple(dict(has)[key] for key in ("org", "reason")): value
-               for (name, has), value in run.after.series.items() if name == "portcullis_request_refusals_total" and value}  # fmt: skip
+    counted = run.after.by("portcullis_request_refusals_total", "org", "reason")
     assert counted == {
         ("acme", "purpose_missing"): 2, ("acme", "purpose_not_permitted"): 3, ("acme", "purpose_unknown"): 1,
         ("acme", "case_missing"): 1, ("acme", "model_not_permitted"): 1, ("globex", "insufficient_quota"): 3,
@@ -337,8 +340,7 @@ def test_refusals_are_counted_by_organization_and_reason(run):
 
 def test_purposes_are_counted_with_what_the_purpose_step_decided(run):
     """The step alone: a missing case, a model that is not granted or an empty quota come after it."""
-    counted = {tuple(dict(has)[key] for key in ("org", "purpose", "decision")): value
-               for (name, has), value in run.after.series.items() if name == "portcullis_purpose_requests_total" and value}  # fmt: skip
+    counted = run.after.by("portcullis_purpose_requests_total", "org", "purpose", "decision")
     forwarded = sum(value for (name, route, code), value in run.done.items()
                     if name == "acme" and route not in ("models", "self") and code in ("200", "429", "502"))  # fmt: skip
     assert counted == {
@@ -438,7 +440,8 @@ def test_bodies_are_counted_in_bytes(run):
 
 def test_handshakes_and_certificates_are_told(run):
     stage = run.stage
-    assert run.after.of("portcullis_tls_handshakes_total", result="ok") == run.after.of("portcullis_connections_total", listener="partners")
+    accepted = run.after.of("portcullis_connections_total", listener="partners")
+    assert run.after.of("portcullis_tls_handshakes_total", result="ok") == accepted
     ends = {name: getattr(stage, name).not_valid_after_utc.timestamp() for name in ("acme", "globex")}
     for name, end in ends.items():
         assert run.after.of("portcullis_client_cert_not_after_timestamp_seconds", org=name) == end
@@ -566,7 +569,8 @@ def oddities(one):
         dict(body=chat(), portcullis_purpose=word()), dict(body=chat(), portcullis_purpose=word(80)),
         dict(body=chat(), portcullis_purpose=None, x_purpose=word()), dict(body=chat(), portcullis_case=word()),
         dict(body=chat(), **{":method": "M" + re.sub(r"\d", "X", word()).upper()}),
-        dict(body=chat(), **{":method": word().upper() + "1"}), dict(body=chat(), host=word()), dict(body=chat(), user_agent=word()),
+        dict(body=chat(), **{":method": word().upper() + "1"}), dict(body=chat(), host=word()),
+        dict(body=chat(), user_agent=word()),
         dict(body=chat(), x_client_request_id=word()), dict(body=chat(), **{f"x-{word()}": word()}),
         dict(body=word().encode()), dict(body=chat(), content_type=word()), dict(body=chat(), anthropic_beta=word()),
     ]  # fmt: skip
@@ -616,10 +620,10 @@ def test_an_organization_cannot_take_the_name_of_nobody(stage):
 def test_odd_but_allowed_names_keep_their_figures_apart(stage):
     """Names that are words elsewhere: labels are apart by their places, not by their values."""
     names = {"other": "acme", "total": "globex"}
-    models = '[model.m]\nmatch = ["mock-other", "other", "mock-le"]\n[[upstream]]\nname = "other"\nurl = "http://127.0.0.1:{mock}"\n'
+    group = '[model.m]\nmatch = ["mock-other", "other", "mock-le"]\n'
+    upstream = '[[upstream]]\nname = "other"\ndialect = "openai"\napi_key = "env:UPSTREAM_KEY"\nmodels = ["other"]\n'
     one = stage(start=False, orgs={name: org(name, certificate=leaf).replace('"priced"', '"m"') for name, leaf in names.items()})
-    more = models.format(mock=one.mock_url.rsplit(":", 1)[1]) + 'dialect = "openai"\napi_key = "env:UPSTREAM_KEY"\nmodels = ["other"]\n'
-    one.write_config(more=more)
+    one.write_config(more=f'{group}{upstream}url = "{one.mock_url}"\n')
     one.start()
     for leaf, times in (("acme", 2), ("globex", 3)):
         for model in ("mock-other", "other", "mock-le", "mock-" + word()):

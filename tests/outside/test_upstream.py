@@ -355,7 +355,8 @@ models = ["{name}-*"]
         self.stage = Stage(folder, start=False, orgs={"acme": self.ACME.format(models=models)}, more="".join(tables))
         # A proxy in the environment is no business of a gateway's: through this one nothing would be reached.
         proxy = f"http://127.0.0.1:{port['refused']}"
-        self.stage.start(env={name: proxy for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")})
+        names = ["http_proxy", "https_proxy", "all_proxy"]
+        self.stage.start(env=dict.fromkeys([*names, *map(str.upper, names)], proxy))
 
     def table(self, name, url, more="", dialect="openai"):
         return self.UPSTREAM.format(name=name, url=url, more=more, dialect=dialect)
@@ -646,7 +647,8 @@ def test_a_bad_head_is_told_to_operators(play):
     assert play.stage.metric("portcullis_streams_total", org="acme", end="upstream_failed") == failed + 1
 
     def told():
-        return [line for line in play.stage.audit() if line["kind"] == "closed" and line["request_id"] == refused.headers["request-id"]]
+        lines = [line for line in play.stage.audit() if line.get("request_id") == refused.headers["request-id"]]
+        return [line for line in lines if line["kind"] == "closed"]
 
     (closed,) = eventually(told, what="the closing line")
     assert (closed["ending"], closed["reason"], closed["status"]) == ("upstream_failed", "upstream_invalid", 502)
@@ -754,7 +756,8 @@ LEGAL = {
     "extensions": STREAM_HEAD.replace(SSE, JSON) + b"%x;a=b\r\n%s\r\n0;last\r\n\r\n" % (len(ANSWER), ANSWER),
     "trailers": STREAM_HEAD.replace(SSE, JSON + b"trailer: x-late\r\n") + chunk(ANSWER) + b"0\r\nx-late: 1\r\n\r\n",
     "leading-zeros": STREAM_HEAD.replace(SSE, JSON) + b"000%X\r\n%s\r\n00\r\n\r\n" % (len(ANSWER), ANSWER),
-    "upper-case": b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: Chunked\r\n\r\n" + chunk(ANSWER) + LAST_CHUNK,
+    "upper-case": b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: Chunked\r\n\r\n"
+                  + chunk(ANSWER) + LAST_CHUNK,
     "no-reason": b"HTTP/1.1 200\r\n" + JSON + b"content-length: %d\r\n\r\n" % len(ANSWER) + ANSWER,
     "white-space": b"HTTP/1.1 200 OK\r\ncontent-type:application/json\r\ncontent-length: \t %d \r\n\r\n" % len(ANSWER) + ANSWER,
     "byte-by-byte": None,
@@ -796,7 +799,8 @@ def test_an_answer_over_tls_is_whole_only_if_its_end_was_said(play, protocol, fa
 
 @pytest.mark.parametrize(
     ("path", "body", "input_tokens"),
-    [("/v1/chat/completions", chat("raw-1", temperature=0.7, stop=None), 8), ("/v1/embeddings", {"model": "raw-1", "input": "hello"}, 1)],
+    [("/v1/chat/completions", chat("raw-1", temperature=0.7, stop=None), 8),
+     ("/v1/embeddings", {"model": "raw-1", "input": "hello"}, 1)],
 )  # fmt: skip
 def test_a_small_true_report_is_believed(play, path, body, input_tokens):
     """What vendors report for `hello`; the braces around it are no text that could have been metered."""
@@ -1050,9 +1054,10 @@ def test_an_answer_that_falls_silent_is_cut_with_upstream_timeout(play, protocol
 
 # How answers flow.
 
-LINES = [b"event: message_start\ndata: {\"type\":\"message_start\",\"message\":{\"usage\":{\"input_tokens\":9,\"output_tokens\":1}}}\n\n",
+LINES = [b'event: message_start\ndata: {"type":"message_start","message":{"usage":{"input_tokens":9,"output_tokens":1}}}\n\n',
          b": a comment\n\n", b"event: ping\ndata: {\"type\":\"ping\"}\n\n",
-         b"event: content_block_delta\ndata: {\"type\":\"content_block_delta\",\"index\":0,\"delta\":{\"type\":\"text_delta\",\"text\":\"a\"}}\n\n",
+         b'event: content_block_delta\ndata: {"type":"content_block_delta","index":0,'
+         b'"delta":{"type":"text_delta","text":"a"}}\n\n',
          b"event: message_delta\ndata: {\"type\":\"message_delta\",\"delta\":{},\"usage\":{\"output_tokens\":5}}\n\n",
          b"event: message_stop\ndata: {\"type\":\"message_stop\"}\n\n"]  # fmt: skip
 WHOLE_EVENTS = [event("one"), b": ping\n\n", event("two") + event("three"), b"event: x\r\nid: 1\r\ndata: {}\r\n\r\n"]
@@ -1064,8 +1069,10 @@ FLOWS = {
                   [event("y" * 20_000)[:17_000], event("y" * 20_000)[17_000:17_001], event("y" * 20_000)[17_001:], event()]),
     "chat-with-usage": ("raw-1", "/v1/chat/completions", {"stream": True} | ASKED,
                         [*WHOLE_EVENTS, event("x")[:9], event("x")[9:], event(usage=USAGE), event()]),
-    "messages": ("vendor-1", "/v1/messages", {"stream": True, "max_tokens": 50}, [*LINES[:3], LINES[3][:30], LINES[3][30:], *LINES[4:]]),
-    "responses": ("raw-1", "/v1/responses", {"stream": True, "input": "x"}, [b"event: response.created\n", b"data: {}\n\n", b"d", b"ata: {}\n", b"\n"]),
+    "messages": ("vendor-1", "/v1/messages", {"stream": True, "max_tokens": 50},
+                 [*LINES[:3], LINES[3][:30], LINES[3][30:], *LINES[4:]]),
+    "responses": ("raw-1", "/v1/responses", {"stream": True, "input": "x"},
+                  [b"event: response.created\n", b"data: {}\n\n", b"d", b"ata: {}\n", b"\n"]),
     "json": ("raw-1", "/v1/chat/completions", {}, [ANSWER[:9], ANSWER[9:10], ANSWER[10:]]),
 }  # fmt: skip
 
@@ -1446,7 +1453,8 @@ class Crowd:
             call.send(STREAM_HEAD.replace(SSE, SSE + ids.split(b"\r\n", 1)[1]))
             call.send(*(chunk(event(f"{name} {word}")) for word in range(5)), chunk(event()) + LAST_CHUNK)
         elif kind == "chunked":
-            call.send(b"HTTP/1.1 200 OK\r\n" + ids + b"transfer-encoding: chunked\r\n\r\n" + chunk(body[:5]), chunk(body[5:]) + LAST_CHUNK)
+            head = b"HTTP/1.1 200 OK\r\n" + ids + b"transfer-encoding: chunked\r\n\r\n"
+            call.send(head + chunk(body[:5]), chunk(body[5:]) + LAST_CHUNK)
         elif kind == "error":
             call.send(whole(body, b"429 Slow Down", ids))
         else:

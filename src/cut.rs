@@ -31,6 +31,9 @@ pub const GRACE: Duration = Duration::from_millis(50);
 /// How long anything that was cut can last.
 pub const LAST: Duration = Duration::from_millis(400);
 
+/// How often all other tasks of a thread run before a cut body gives up waiting for its connection's turn.
+const ROUNDS: u8 = 16;
+
 /// Runs `future` until it is done or the cord is pulled, whichever comes first.
 ///
 /// # Errors
@@ -61,8 +64,13 @@ impl std::error::Error for BrokenOff {}
 pub enum Ladder {
     /// The event has still to be given out.
     Say(Bytes),
-    /// Everything was given out; the connection must have had another turn than this one for it to be on its way.
-    Flush(u64),
+    /// Everything was given out; the connection must have another turn for it to be on its way.
+    Flush {
+        /// Turns that it had had before.
+        before: u64,
+        /// How often every other task of this thread may still run first.
+        rounds: u8,
+    },
     /// Nothing is left but to fail.
     Fail,
 }
@@ -72,23 +80,23 @@ impl Ladder {
     /// `turns`.
     #[must_use]
     pub fn new(event: Option<Bytes>, turns: u64) -> Ladder {
-        event.map_or(Ladder::Flush(turns), Ladder::Say)
+        event.map_or(Ladder::Flush { before: turns, rounds: ROUNDS }, Ladder::Say)
     }
 
     /// One step down: the event, a pause until the connection has had its turn, then `None` for ever.
     pub fn step(&mut self, cx: &mut Context<'_>, turns: u64) -> Poll<Option<Bytes>> {
         match std::mem::replace(self, Ladder::Fail) {
             Ladder::Say(event) => {
-                *self = Ladder::Flush(turns);
+                *self = Ladder::Flush { before: turns, rounds: ROUNDS };
                 Poll::Ready(Some(event))
             }
-            Ladder::Flush(before) if turns <= before => {
-                // Every other task of this thread runs before this one runs again, the connection among them.
-                *self = Ladder::Flush(before);
+            Ladder::Flush { before, rounds } if turns <= before && rounds > 0 => {
+                // A connection that has something to send runs before this does again; one that has not never will.
+                *self = Ladder::Flush { before, rounds: rounds - 1 };
                 cx.waker().wake_by_ref();
                 Poll::Pending
             }
-            Ladder::Flush(_) | Ladder::Fail => Poll::Ready(None),
+            Ladder::Flush { .. } | Ladder::Fail => Poll::Ready(None),
         }
     }
 }

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http::request::Parts;
+use http_body::Body;
 use hyper::body::Incoming;
 use hyper::{Request, Response};
 

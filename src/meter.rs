@@ -295,6 +295,10 @@ impl Metered {
     /// Cuts the answer short: cancels the upstream, settles, and begins the ladder.
     fn cut(&mut self, code: Code, ending: Ending) {
         let event = self.error_event(code);
+        if let (None, Some(scanner)) = (&event, &mut self.scanner) {
+            // What it holds back was charged like all that passed.
+            scanner.finish(&mut |piece| self.ready.push_back(piece));
+        }
         self.answer = None;
         self.finish(ending, Some(code));
         self.ladder = Some(Ladder::new(event, self.leash.turns()));

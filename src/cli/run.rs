@@ -12,7 +12,7 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, fmt, reload};
 
-use super::{REFUSED, UNUSABLE};
+use super::{Done, REFUSED, complain, print, tell};
 use crate::clock::Clock;
 use crate::policy;
 use crate::reload::SetFilter;
@@ -27,32 +27,20 @@ pub struct Args {
 }
 
 /// Runs the gateway.
-pub fn run(args: &Args) -> ExitCode {
+pub fn run(args: &Args) -> Done {
     protect();
-    let filter = match super::loaded(&args.config) {
-        Ok(policy) => start_log(&policy.log),
-        Err(code) => return code,
-    };
+    let filter = start_log(&super::loaded(&args.config)?.log);
     let clock = Clock::system();
     let listener = listenfd::ListenFd::from_env().take_tcp_listener(0).ok().flatten();
     let server = match Server::prepare(Start { config: args.config.clone(), clock, listener, filter }) {
         Ok(server) => server,
         Err(NotRunning::Mistakes(mistakes)) => {
-            eprint!("{}", mistakes.render(super::colour(&std::io::stderr())));
-            return ExitCode::from(REFUSED);
+            tell(mistakes.render(super::colour(&std::io::stderr())));
+            return Err(ExitCode::from(REFUSED));
         }
-        Err(NotRunning::Unusable(what)) => {
-            eprintln!("portcullis: {what}");
-            return ExitCode::from(UNUSABLE);
-        }
+        Err(NotRunning::Unusable(what)) => return Err(complain(what)),
     };
-    match server.run(Signals::default()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("portcullis: {error}");
-            ExitCode::from(UNUSABLE)
-        }
-    }
+    server.run(Signals::default()).map_err(complain)
 }
 
 /// No core dumps, and nobody may look into the process: it holds keys.
@@ -64,10 +52,12 @@ fn start_log(settings: &policy::LogSettings) -> Option<SetFilter> {
     let filter = EnvFilter::try_new(&settings.filter).unwrap_or_else(|_| EnvFilter::new("info"));
     let (filter, handle) = reload::Layer::new(filter);
     let registry = tracing_subscriber::registry().with(filter);
+    // A log that nobody reads any more is no reason to end: its errors would go to the same closed pipe.
+    let layer = fmt::layer().with_writer(std::io::stderr).log_internal_errors(false);
     let started = if settings.json {
-        registry.with(fmt::layer().json().with_writer(std::io::stderr)).try_init()
+        registry.with(layer.json()).try_init()
     } else {
-        registry.with(fmt::layer().with_writer(std::io::stderr).with_ansi(super::colour(&std::io::stderr()))).try_init()
+        registry.with(layer.with_ansi(super::colour(&std::io::stderr()))).try_init()
     };
     started.ok()?;
     Some(Box::new(move |asked: &str| {
@@ -77,7 +67,7 @@ fn start_log(settings: &policy::LogSettings) -> Option<SetFilter> {
 }
 
 /// Tells systemd; without it there is nobody to tell.
-fn tell(state: &[NotifyState<'_>]) {
+fn notify(state: &[NotifyState<'_>]) {
     let _ = sd_notify::notify(state);
 }
 
@@ -115,7 +105,7 @@ impl Sources {
                 _ = self.terminate.recv() => break Wish::Stop,
                 _ = self.interrupt.recv() => break Wish::Stop,
                 _ = self.hangup.recv() => break Wish::Reload,
-                () = alive => tell(&[NotifyState::Watchdog]),
+                () = alive => notify(&[NotifyState::Watchdog]),
             }
         }
     }
@@ -125,9 +115,9 @@ impl Shutdown for Signals {
     fn ready(&mut self, addresses: &Addresses) -> std::io::Result<()> {
         // Before anybody is told that we run: a signal that comes at once is heard.
         self.0 = Some(Sources::open()?);
-        println!("partners on https://{}", addresses.partners);
-        println!("admin on {}", addresses.admin);
-        tell(&[NotifyState::Ready, NotifyState::Status(&format!("partners on {}", addresses.partners))]);
+        // Who started us may have closed the pipe since: no reason not to run.
+        let _ = print(addresses);
+        notify(&[NotifyState::Ready, NotifyState::Status(&format!("partners on {}", addresses.partners))]);
         Ok(())
     }
 
@@ -139,6 +129,6 @@ impl Shutdown for Signals {
     }
 
     fn draining(&self, streams: usize) {
-        tell(&[NotifyState::Stopping, NotifyState::Status(&format!("draining, {streams} streams"))]);
+        notify(&[NotifyState::Stopping, NotifyState::Status(&format!("draining, {streams} streams"))]);
     }
 }

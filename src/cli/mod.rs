@@ -13,7 +13,7 @@ mod run;
 mod shell;
 
 use std::fmt::Display;
-use std::io::{ErrorKind, IsTerminal, Write};
+use std::io::{ErrorKind, IsTerminal, Read, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -136,8 +136,9 @@ fn complain(what: impl Display) -> ExitCode {
 /// # Errors
 /// The exit code.
 fn readable(config: &Path) -> Done {
-    let opened = std::fs::File::open(config).map(drop);
-    opened.map_err(|error| complain(format_args!("{}: {error}", config.display())))
+    // A directory can be opened; reading says what it is.
+    let read = std::fs::File::open(config).and_then(|mut file| file.read(&mut [0]));
+    read.map(drop).map_err(|error| complain(format_args!("{}: {error}", config.display())))
 }
 
 /// The policy of a configuration; its mistakes are printed.

@@ -1,5 +1,8 @@
 //! `portcullis run`: the gateway, in the foreground, until it is told to stop.
 
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -31,7 +34,9 @@ pub fn run(args: &Args) -> Done {
     protect();
     let filter = start_log(&super::loaded(&args.config)?.log);
     let clock = Clock::system();
-    let listener = listenfd::ListenFd::from_env().take_tcp_listener(0).ok().flatten();
+    // A socket that was handed over and cannot be used would otherwise stand there unserved.
+    let listener = listenfd::ListenFd::from_env().take_tcp_listener(0);
+    let listener = listener.map_err(|error| complain(format_args!("the socket of LISTEN_FDS: {error}")))?;
     let server = match Server::prepare(Start { config: args.config.clone(), clock, listener, filter }) {
         Ok(server) => server,
         Err(NotRunning::Mistakes(mistakes)) => {
@@ -66,9 +71,19 @@ fn start_log(settings: &policy::LogSettings) -> Option<SetFilter> {
     }))
 }
 
-/// Tells systemd; without it there is nobody to tell.
+/// Tells the service manager; without one there is nobody to tell.
 fn notify(state: &[NotifyState<'_>]) {
-    let _ = sd_notify::notify(state);
+    let socket = std::env::var_os("NOTIFY_SOCKET");
+    let _ = match socket.as_ref().and_then(|name| name.as_bytes().strip_prefix(b"@")) {
+        None => sd_notify::notify(state),
+        // A name that is no file, as container managers use it (sd_notify(3)).
+        Some(name) => {
+            let lines: String = state.iter().map(|line| format!("{line}\n")).collect();
+            let address = SocketAddr::from_abstract_name(name);
+            let socket = UnixDatagram::unbound();
+            socket.and_then(|socket| socket.send_to_addr(lines.as_bytes(), &address?).map(drop))
+        }
+    };
 }
 
 /// SIGTERM and SIGINT stop, SIGHUP reloads; systemd's watchdog is told that the main loop turns.

@@ -79,8 +79,9 @@ impl Diff {
             if name.starts_with("client_auth.authorities.") || name.starts_with("purpose.catalog.") {
                 continue;
             }
+            let said = if name == "listen.certificate" { "server certificate replaced:" } else { name };
             let loosens = name == "quota.enforce" && new.quota.enforce != Enforce::Hard;
-            self.changes.push(Change { text: format!("{name} {change}"), loosens, restart: needs_restart(name) });
+            self.changes.push(Change { text: format!("{said} {change}"), loosens, restart: needs_restart(name) });
         }
         for name in secrets(old, new) {
             let restart = needs_restart(&name);

@@ -239,10 +239,9 @@ impl Files {
 
     /// Reads a private key that the configuration names by its path.
     fn key(&self, at: &At<String>, sink: &Sink) -> Option<Secret> {
-        let path = self.resolve(&at.value);
-        match crate::trust::SecretRef::File(path.clone()).resolve(&self.base) {
+        match crate::trust::SecretRef::File(PathBuf::from(&at.value)).resolve(&self.base) {
             Ok(secret) => {
-                self.read.borrow_mut().push((path, Sha256::of(secret.expose().as_bytes())));
+                self.read.borrow_mut().push((self.resolve(&at.value), Sha256::of(secret.expose().as_bytes())));
                 Some(secret)
             }
             Err(unresolved) => {

@@ -9,7 +9,7 @@ use crate::names::{AuthorityName, GroupId, OrgId, PurposeId};
 use crate::policy::Purpose;
 use crate::policy::file::Sink;
 use crate::policy::mistake::{Place, closest};
-use crate::policy::models::{Models, Pattern};
+use crate::policy::models::{Group, Models, Pattern};
 use crate::policy::org::{Draft, IdentityDraft, Mark};
 use crate::trust::Authority;
 
@@ -117,26 +117,34 @@ impl Checked<'_> {
                 );
             }
             if matches!(at.value.id.measure, Measure::Metered(Unit::Cost, _))
-                && let Some(unpriced) = self.unpriced(draft, scope.model.as_ref())
+                && let Some((unpriced, hint)) = self.unpriced(draft, scope.model.as_ref())
             {
-                let hint = Some(format!("give [model.{unpriced}] a price_per_mtok"));
                 let what = format!("a cost limit covers models without a price ({unpriced})");
-                self.sink.wrong(Some(&at.place), what, hint);
+                self.sink.wrong(Some(&at.place), what, Some(hint));
             }
         }
     }
 
-    /// What a cost limit covers and cannot count.
-    fn unpriced(&self, draft: &Draft, only: Option<&GroupId>) -> Option<String> {
+    /// What a cost limit covers and cannot count, and what to do.
+    fn unpriced(&self, draft: &Draft, only: Option<&GroupId>) -> Option<(String, String)> {
+        let without = |group: &Group| {
+            let hint = || format!("give [model.{}] a price_per_mtok", group.id);
+            group.price.is_none().then(|| (group.id.to_string(), hint()))
+        };
         if let Some(group) = only {
-            let group = self.models.group(group.as_str())?;
-            return group.price.is_none().then(|| group.id.to_string());
+            return without(self.models.group(group.as_str())?);
         }
         draft.models.iter().find_map(|at| {
             let group = self.models.group(&at.value).or_else(|| self.models.group_of(&at.value));
             match group {
-                Some(group) => group.price.is_none().then(|| group.id.to_string()),
-                None => Some(at.value.clone()),
+                Some(group) => without(group),
+                None => {
+                    let hint = format!(
+                        "grant a group instead: [model.NAME] with match = [{:?}] and a price_per_mtok",
+                        at.value
+                    );
+                    Some((at.value.clone(), hint))
+                }
             }
         })
     }

@@ -114,8 +114,11 @@ async fn change(desk: &Arc<Desk>, by: &str, body: &Bytes, revoke: bool) -> Answe
     let (streams, connections) = (swept.streams.len(), swept.connections);
     let measured = gateway.clone();
     tokio::task::spawn_local(async move { withdraw::measure(&measured, swept.streams, trigger).await });
-    let fields = json!({"kind_of_target": kind.as_str(), "target": target, "reason": reason, "by": by,
+    let mut fields = json!({"kind_of_target": kind.as_str(), "target": target, "by": by,
         "streams": streams, "connections": connections});
+    if let (Some(reason), Some(fields)) = (reason, fields.as_object_mut()) {
+        fields.insert("reason".into(), reason.into());
+    }
     let event = if revoke { Event::Revoke } else { Event::Restore };
     gateway.recorder.journal.event(event, Fields::of(&fields));
     let kept = keep(desk).await;

@@ -198,3 +198,34 @@ fn bears(headers: &http::HeaderMap, token: &crate::trust::Secret) -> bool {
         scheme.eq_ignore_ascii_case("bearer") && given == *token
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with(name: http::HeaderName, value: &'static str) -> http::HeaderMap {
+        [(name, HeaderValue::from_static(value))].into_iter().collect()
+    }
+
+    #[test]
+    fn only_addresses_and_names_of_no_page_are_ours() {
+        for ours in ["127.0.0.1", "127.0.0.1:9443", "LOCALHOST:1", "[::1]:9443", "gateway"] {
+            assert!(host_is_ours(&with(HOST, ours)), "{ours}");
+        }
+        for theirs in ["evil.example", "evil.example:9443", "127.0.0.1.evil.example"] {
+            assert!(!host_is_ours(&with(HOST, theirs)), "{theirs}");
+        }
+        assert!(!host_is_ours(&http::HeaderMap::new()));
+    }
+
+    #[test]
+    fn the_token_is_exact_and_its_scheme_has_no_case() {
+        let token = crate::trust::Secret::from("hush".to_owned());
+        for right in ["Bearer hush", "bearer  hush", "BEARER hush"] {
+            assert!(bears(&with(AUTHORIZATION, right), &token), "{right}");
+        }
+        for wrong in ["hush", "Basic hush", "Bearer hus", "Bearer hushx", "Bearer ", "Bearer Hush"] {
+            assert!(!bears(&with(AUTHORIZATION, wrong), &token), "{wrong}");
+        }
+    }
+}

@@ -263,3 +263,6 @@ fn replace(path: &Path, content: &str) -> Done {
     let replaced = std::fs::write(&fresh, content).and_then(|()| std::fs::rename(&fresh, path));
     replaced.map_err(|error| complain(format_args!("{}: {error}", path.display())))
 }
+
+#[cfg(test)]
+mod tests;

@@ -52,7 +52,7 @@ impl Choice {
 /// Judges the declared purpose: known, permitted, and with a case where one is needed.
 ///
 /// # Errors
-/// `purpose_unknown`, `purpose_not_permitted` or `case_missing`.
+/// `purpose_unknown`, `purpose_not_permitted`, `case_invalid` or `case_missing`, in this order.
 pub fn purpose(
     policy: &Policy,
     revoked: &Revocations,
@@ -70,6 +70,7 @@ pub fn purpose(
         let message = format!("The purpose {purpose} is not granted to this organization. Yours are: {}.", listed());
         return Err(Refusal::new(Code::PurposeNotPermitted, message).at("portcullis-purpose"));
     }
+    let case = case?;
     if entry.case_required && case.is_none() {
         let message = format!("The purpose {purpose} needs a case reference in the portcullis-case header.");
         return Err(Refusal::new(Code::CaseMissing, message).at("portcullis-case"));

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
@@ -9,6 +10,7 @@ use http::header::CONTENT_LENGTH;
 use http_body::Body;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
+use tokio::time::timeout;
 
 use crate::outcome::{Code, Refusal};
 
@@ -69,26 +71,41 @@ pub fn stated(headers: &HeaderMap) -> Option<u64> {
     headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
-/// Reads a body of at most `largest` bytes, while all bodies together take at most `memory`.
+/// What a body may be.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Bytes of one body.
+    pub largest: u64,
+    /// Bytes of all bodies together that wait for admission.
+    pub memory: u64,
+    /// How long one may stand still.
+    pub patience: Duration,
+}
+
+/// Reads a body. It is taken from where it lies only to its end: what a refusal leaves unread stays there.
 ///
 /// # Errors
 /// `body_too_large`, `overloaded`, or `request_invalid` when its framing breaks or it stops.
 pub async fn read(
     stated: Option<u64>,
-    body: Incoming,
-    largest: u64,
-    memory: u64,
+    body: &mut Option<Incoming>,
+    limits: Limits,
     room: &Room,
 ) -> Result<Whole, Refusal> {
+    let Limits { largest, memory, patience } = limits;
     let too_large = || Refusal::new(Code::BodyTooLarge, format!("A body may have {largest} bytes here."));
     if stated.is_some_and(|stated| stated > largest) {
         return Err(too_large());
     }
     let mut taken = room.take();
-    let mut body = body;
+    let Some(body) = body else { return Ok(Whole { bytes: Bytes::new(), taken }) };
     let mut first: Option<Bytes> = None;
     let mut joined = BytesMut::new();
-    while let Some(frame) = body.frame().await {
+    loop {
+        // A timer for each frame: a body that moves is never cut.
+        let frame = timeout(patience, body.frame()).await;
+        let stalled = |_| Refusal::new(Code::RequestInvalid, "The body stood still for too long.");
+        let Some(frame) = frame.map_err(stalled)? else { break };
         let broken = |_| Refusal::new(Code::RequestInvalid, "The body broke off, or its framing is wrong.");
         let Ok(data) = frame.map_err(broken)?.into_data() else { continue };
         taken.grow(data.len() as u64, memory)?;

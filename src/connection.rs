@@ -18,10 +18,10 @@ use hyper::service::Service;
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpStream;
-use tokio::time::{Sleep, sleep};
+use tokio::time::sleep;
 
 use crate::answer::GateBody;
-use crate::cut::{GRACE, Leash, Leashed};
+use crate::cut::{Grace, Leash, Leashed};
 use crate::drain::Phase;
 use crate::gateway::{self, Station, Visit};
 use crate::guard;
@@ -50,6 +50,7 @@ pub async fn serve(station: &Rc<Station>, tcp: TcpStream, address: SocketAddr, g
     let outcome = tokio::select! {
         outcome = handshake => outcome,
         () = guest.displaced() => return gateway.recorder.metrics.handshake(Handshake::Shed, Duration::ZERO),
+        () = gateway.drain.reached(Phase::Ended) => return,
     };
     let accepted = match outcome {
         Ok(accepted) => accepted,
@@ -76,10 +77,10 @@ pub async fn serve(station: &Rc<Station>, tcp: TcpStream, address: SocketAddr, g
 
 async fn serve_h1(visit: Visit, stream: tls::ServerStream<Socket>, handle: &Handle) {
     let listen = visit.listen();
-    let (stream, watch) = guard::h1::Guard::new(stream, clocks(&listen));
+    let (stream, watch) = guard::h1::Guard::new(stream, clocks(&listen), handle.clone());
     let visit = Rc::new(visit.watched(watch));
     let leash: Rc<RefCell<Rc<Leash>>> = Rc::default();
-    let service = Lead { visit: visit.clone(), next: leash.clone() };
+    let service = Lead { visit: visit.clone(), next: leash.clone(), socket: handle.clone() };
     let mut builder = http1::Builder::new();
     builder
         .max_headers(128)
@@ -114,7 +115,8 @@ async fn serve_h2(visit: Visit, stream: tls::ServerStream<Socket>, handle: &Hand
         .keep_alive_interval(Duration::from_secs(20))
         .keep_alive_timeout(Duration::from_secs(10))
         .timer(TokioTimer::new());
-    let connection = builder.serve_connection(TokioIo::new(cork.clone()), Lead { visit: visit.clone(), next });
+    let lead = Lead { visit: visit.clone(), next, socket: handle.clone() };
+    let connection = builder.serve_connection(TokioIo::new(cork.clone()), lead);
     cork.drive(end(connection, &visit, handle, Duration::ZERO, || false)).await;
 }
 
@@ -152,46 +154,47 @@ where
     }
 }
 
-/// Runs a connection to its end: its own, or after drain began the end of what it carries, or [`GRACE`] after a cut.
-async fn end<C: Graceful>(
-    connection: C,
-    visit: &Visit,
-    handle: &Handle,
-    last_call: Duration,
-    exchange_is_cut: impl Fn() -> bool,
-) {
+/// Runs a connection to its end: its own, or after drain began the end of what it carries, or after a cut the end of
+/// what is being cut, within [`Grace`].
+async fn end<C: Graceful>(connection: C, visit: &Visit, handle: &Handle, last_call: Duration, cut: impl Fn() -> bool) {
     let mut connection = pin!(connection);
     let mut draining = pin!(async {
         visit.gateway().drain.reached(Phase::Draining).await;
         sleep(last_call).await;
     });
-    let mut drains = false;
-    let mut grace: Option<Pin<Box<Sleep>>> = None;
+    let (mut drains, mut finishes) = (false, false);
+    let mut grace: Option<Grace> = None;
     poll_fn(|cx| {
-        if !drains && draining.as_mut().poll(cx).is_ready() {
-            drains = true;
-            connection.as_mut().finish();
-        }
-        let withdrawn = visit.connection().cut().poll_cause(cx).is_some();
-        if grace.is_none() && (withdrawn || exchange_is_cut()) {
-            connection.as_mut().finish();
-            grace = Some(Box::pin(sleep(GRACE)));
-        }
-        if connection.as_mut().poll(cx).is_ready() {
-            return Poll::Ready(());
-        }
-        if grace.is_none() && visit.is_over() {
-            connection.as_mut().finish();
-            grace = Some(Box::pin(sleep(FAREWELL)));
-            if connection.as_mut().poll(cx).is_ready() {
+        loop {
+            if !drains && draining.as_mut().poll(cx).is_ready() {
+                drains = true;
+                connection.as_mut().finish();
+            }
+            let withdrawn = visit.connection().cut().poll_cause(cx).is_some();
+            if grace.is_none() && (withdrawn || cut()) {
+                grace = Some(Grace::begin());
+            }
+            let done = connection.as_mut().poll(cx).is_ready();
+            handle.turned();
+            if done {
                 return Poll::Ready(());
             }
+            // The streams first, then the connection: a client may read nothing more once it was told of the end.
+            let quiet = grace.is_some() && visit.is_idle();
+            if !finishes && (quiet || visit.is_over()) {
+                finishes = true;
+                grace.get_or_insert_with(|| Grace::within(FAREWELL));
+                connection.as_mut().finish();
+                continue;
+            }
+            if grace.as_mut().is_some_and(|grace| grace.is_over(cx, handle)) {
+                if handle.waits() {
+                    handle.abort();
+                }
+                return Poll::Ready(());
+            }
+            return Poll::Pending;
         }
-        if grace.as_mut().is_some_and(|grace| grace.as_mut().poll(cx).is_ready()) {
-            handle.abort();
-            return Poll::Ready(());
-        }
-        Poll::Pending
     })
     .await;
 }
@@ -200,6 +203,7 @@ async fn end<C: Graceful>(
 struct Lead {
     visit: Rc<Visit>,
     next: Rc<RefCell<Rc<Leash>>>,
+    socket: Handle,
 }
 
 impl Service<Request<Incoming>> for Lead {
@@ -208,7 +212,7 @@ impl Service<Request<Incoming>> for Lead {
     type Future = Pin<Box<dyn Future<Output = Result<Response<GateBody>, Infallible>>>>;
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
-        let leash = Rc::new(Leash::default());
+        let leash = Rc::new(Leash::on(self.socket.clone()));
         *self.next.borrow_mut() = leash.clone();
         let visit = self.visit.clone();
         Box::pin(async move { Ok(gateway::serve(visit, leash, request).await) })

@@ -23,9 +23,16 @@ use tokio::time::{Instant, Sleep, sleep};
 
 use crate::deadline::now;
 use crate::registry::{Cause, Cut, Stream};
+use crate::socket::Handle;
 
 /// How long a client has to take the error event.
 pub const GRACE: Duration = Duration::from_millis(50);
+
+/// How long anything that was cut can last.
+pub const LAST: Duration = Duration::from_millis(400);
+
+/// How often all other tasks of a thread run before a cut body gives up waiting for its connection's turn.
+const ROUNDS: u8 = 16;
 
 /// Runs `future` until it is done or the cord is pulled, whichever comes first.
 ///
@@ -57,44 +64,65 @@ impl std::error::Error for BrokenOff {}
 pub enum Ladder {
     /// The event has still to be given out.
     Say(Bytes),
-    /// The event was given out; one turn is left for it to be flushed.
-    Flush,
+    /// Everything was given out; the connection must have another turn for it to be on its way.
+    Flush {
+        /// Turns that it had had before.
+        before: u64,
+        /// How often every other task of this thread may still run first.
+        rounds: u8,
+    },
     /// Nothing is left but to fail.
     Fail,
 }
 
 impl Ladder {
-    /// The ladder for a body that may say `event`, or may not say anything.
+    /// The ladder for a body that may say `event`, or may not say anything, when its connection has had so many
+    /// `turns`.
     #[must_use]
-    pub fn new(event: Option<Bytes>) -> Ladder {
-        event.map_or(Ladder::Fail, Ladder::Say)
+    pub fn new(event: Option<Bytes>, turns: u64) -> Ladder {
+        event.map_or(Ladder::Flush { before: turns, rounds: ROUNDS }, Ladder::Say)
     }
 
-    /// One step down: the event, a pause, then `None` for ever.
-    pub fn step(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
+    /// One step down: the event, a pause until the connection has had its turn, then `None` for ever.
+    pub fn step(&mut self, cx: &mut Context<'_>, turns: u64) -> Poll<Option<Bytes>> {
         match std::mem::replace(self, Ladder::Fail) {
             Ladder::Say(event) => {
-                *self = Ladder::Flush;
+                *self = Ladder::Flush { before: turns, rounds: ROUNDS };
                 Poll::Ready(Some(event))
             }
-            Ladder::Flush => {
+            Ladder::Flush { before, rounds } if turns <= before && rounds > 0 => {
+                // A connection that has something to send runs before this does again; one that has not never will.
+                *self = Ladder::Flush { before, rounds: rounds - 1 };
                 cx.waker().wake_by_ref();
                 Poll::Pending
             }
-            Ladder::Fail => Poll::Ready(None),
+            Ladder::Flush { .. } | Ladder::Fail => Poll::Ready(None),
         }
     }
 }
 
 /// How the task that runs an exchange reaches it: whether it is cut, and since when a frame waits for the client.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Leash {
     stream: OnceCell<Arc<Stream>>,
     offered: Cell<Option<Instant>>,
     stalled: Cell<bool>,
+    socket: Handle,
 }
 
 impl Leash {
+    /// A leash for an exchange on this connection.
+    #[must_use]
+    pub fn on(socket: Handle) -> Leash {
+        Leash { socket, ..Leash::default() }
+    }
+
+    /// How often the connection had its turn.
+    #[must_use]
+    pub fn turns(&self) -> u64 {
+        self.socket.turns()
+    }
+
     /// Ties the leash to an admitted exchange.
     pub fn tie(&self, stream: Arc<Stream>) {
         // One exchange, one leash: it is tied once.
@@ -117,7 +145,7 @@ impl Leash {
     /// Whether the exchange ended because its client took nothing.
     #[must_use]
     pub fn stalled(&self) -> bool {
-        self.stalled.get()
+        self.stalled.get() || self.socket.stalled()
     }
 
     /// Since when a frame has waited for the client to take it.
@@ -126,29 +154,61 @@ impl Leash {
     }
 }
 
-/// A task on a leash: dropped [`GRACE`] after the cut, or when its client takes nothing for `patience`.
+/// A task on a leash: dropped [`GRACE`] after the cut if its client is what it waits for, [`LAST`] after it whatever it
+/// waits for, and without a cut when its client takes nothing for `patience`.
 pub struct Leashed<F> {
     task: Option<Pin<Box<F>>>,
     leash: Rc<Leash>,
     patience: Duration,
     timer: Option<Pin<Box<Sleep>>>,
-    cut_seen: bool,
+    grace: Option<Grace>,
+}
+
+/// The time that is left to whatever was cut. It counts a client's slowness, not our own: only a write that waits for the
+/// client ends it at [`GRACE`].
+pub struct Grace {
+    timer: Pin<Box<Sleep>>,
+    last: Instant,
+}
+
+impl Grace {
+    /// Begins now.
+    #[must_use]
+    pub fn begin() -> Grace {
+        Grace::within(LAST)
+    }
+
+    /// Begins now, and lasts no longer than `last`.
+    #[must_use]
+    pub fn within(last: Duration) -> Grace {
+        Grace { timer: Box::pin(sleep(GRACE)), last: now() + last }
+    }
+
+    /// Whether it is over.
+    pub fn is_over(&mut self, cx: &mut Context<'_>, socket: &Handle) -> bool {
+        while self.timer.as_mut().poll(cx).is_ready() {
+            if socket.waits() || now() >= self.last {
+                return true;
+            }
+            self.timer.as_mut().reset(self.last.min(now() + GRACE));
+        }
+        false
+    }
 }
 
 impl<F: Future<Output = ()>> Leashed<F> {
     /// Puts `task` on `leash`.
     pub fn new(task: F, leash: Rc<Leash>, patience: Duration) -> Leashed<F> {
-        Leashed { task: Some(Box::pin(task)), leash, patience, timer: None, cut_seen: false }
+        Leashed { task: Some(Box::pin(task)), leash, patience, timer: None, grace: None }
     }
 
     /// Whether it is time to let go.
     fn is_over(&mut self, cx: &mut Context<'_>) -> bool {
-        if self.leash.cause().is_some() && !self.cut_seen {
-            self.cut_seen = true;
-            self.timer = Some(Box::pin(sleep(GRACE)));
+        if self.grace.is_none() && self.leash.cause().is_some() {
+            (self.grace, self.timer) = (Some(Grace::begin()), None);
         }
-        if self.cut_seen {
-            return self.timer.as_mut().is_none_or(|timer| timer.as_mut().poll(cx).is_ready());
+        if let Some(grace) = &mut self.grace {
+            return grace.is_over(cx, &self.leash.socket);
         }
         let Some(since) = self.leash.waits_since() else { return false };
         let deadline = since + self.patience;

@@ -55,8 +55,14 @@ pub async fn open(listener: TcpListener, gateway: &Arc<Gateway>, crews: &[Crew])
     }
 }
 
+/// Bytes that may wait in the kernel for a client.
+const UNSENT: u32 = 128 * 1024;
+
 fn prepare(tcp: tokio::net::TcpStream) -> io::Result<std::net::TcpStream> {
     tcp.set_nodelay(true)?;
+    // What the kernel holds unsent is bounded: a slow reader costs no megabytes, and the socket turns writable whenever
+    // its client has taken a little, so that only a client who takes nothing seems to.
+    socket2::SockRef::from(&tcp).set_tcp_notsent_lowat(UNSENT)?;
     tcp.into_std()
 }
 

@@ -12,7 +12,9 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
+use bytes::Bytes;
 use http::request::Parts;
+use http_body::Body;
 use hyper::body::Incoming;
 use hyper::{Request, Response};
 
@@ -20,14 +22,14 @@ use crate::admit::{self, Choice, Permitted};
 use crate::answer::{self, GateBody, Manner};
 use crate::ask::{Ask, Route, UsageChunk};
 use crate::audit::{Event, Fields};
-use crate::body::{self, Room};
+use crate::body::Room;
 use crate::clock::{Clock, Now};
 use crate::cut::Leash;
 use crate::dialect::{self, Edits};
 use crate::drain::{Drain, Phase};
 use crate::failure::{fail, lost};
 use crate::gate::{self, Gated};
-use crate::identify::{self, Caller};
+use crate::identify::Caller;
 use crate::ledger::{Demand, Denial, Hold, Ledger};
 use crate::limits::Plan;
 use crate::meter::{Charged, Metered, Tab, Told};
@@ -41,7 +43,7 @@ use crate::selfservice;
 use crate::snapshot::Snapshot;
 use crate::tenure::Bench;
 use crate::tls;
-use crate::upstream::{self, AnswerBody, Outgoing};
+use crate::upstream::{AnswerBody, Outgoing};
 use crate::usage::{Calibration, Form};
 
 /// What all workers share.
@@ -72,11 +74,13 @@ pub async fn serve(visit: Rc<Visit>, leash: Rc<Leash>, request: Request<Incoming
     let policy = &snapshot.policy;
     let (head, body) = request.into_parts();
     let old = head.version == http::Version::HTTP_11;
+    let bodiless = head.method == http::Method::HEAD;
+    let mut body = Some(body);
     let mut manner = Manner { problem_json: gate::wants_problem_json(&head), ..Manner::default() };
     let record = visit.station.recorder.open(&visit.connection, policy.generation, policy.hash);
     let mut story = Some(record);
     visit.watch.exchange(true);
-    let work = exchange(&visit, &snapshot, &leash, head, body, &mut story, &mut manner);
+    let work = exchange(&visit, &snapshot, &leash, head, &mut body, &mut story, &mut manner);
     let mut response = match contained(work).await {
         Ok(response) => response,
         Err(refusal) => match story.take() {
@@ -88,10 +92,17 @@ pub async fn serve(visit: Rc<Visit>, leash: Rc<Leash>, request: Request<Incoming
         },
     };
     visit.over.set(visit.connection.peer().is_none());
-    if old && visit.gateway().drain.phase() >= Phase::Draining {
+    let half_read = body.as_ref().is_some_and(|body| !body.is_end_stream());
+    if old && (half_read || visit.gateway().drain.phase() >= Phase::Draining) {
         response.headers_mut().insert(http::header::CONNECTION, http::HeaderValue::from_static("close"));
     }
-    response.map(|body| body.watched(visit.watch.clone()))
+    if bodiless {
+        *response.body_mut() = GateBody::whole(Bytes::new());
+    }
+    // HTTP/1.1 lets a body go unread with its connection; HTTP/2 would reset the stream, and some clients throw the
+    // answer away for that.
+    let unread = body.filter(|_| !old);
+    response.map(|answer| answer.after(unread).watched(visit.watch.clone()))
 }
 
 /// The whole way of a request.
@@ -100,7 +111,7 @@ async fn exchange(
     snapshot: &Arc<Snapshot>,
     leash: &Rc<Leash>,
     head: Parts,
-    body: Incoming,
+    body: &mut Option<Incoming>,
     story: &mut Option<Record>,
     manner: &mut Manner,
 ) -> Result<Response<GateBody>, Refusal> {
@@ -110,11 +121,12 @@ async fn exchange(
     let record = story.as_mut().ok_or_else(lost)?;
 
     let peer = visit.peer()?;
+    manner.route = gate::route(&head);
+    record.facts().route = manner.route;
     let gated = visit.gate(&head, snapshot)?;
-    manner.route = Some(gated.route());
     note_head(record, &head, &gated);
 
-    let caller = identify::identify(policy, &revoked, peer, gateway.clock.now().wall)?;
+    let caller = visit.caller(peer, policy, &revoked)?;
     record.belongs_to(&caller.org().id, gateway.recorder.metrics.org(&caller.org().id));
     visit.bind(&caller)?;
     if !gated.route().is_forwarded() {
@@ -124,13 +136,9 @@ async fn exchange(
 
     let declared = gate::declared(&head.headers, &policy.purpose_header)?;
     let permitted = permit(record, admit::purpose(policy, &revoked, &caller, declared.clone()), &declared.purpose)?;
-    let listen = &policy.listen;
-    let began = gateway.clock.now();
-    let (stated, headers, query) =
-        (body::stated(&head.headers), upstream::crossing(&head.headers), gated.query().map(str::to_owned));
+    let (stated, headers, query) = visit::kept(&head, &gated);
     drop(head);
-    let whole = body::read(stated, body, listen.max_body, listen.body_memory, &gateway.bodies).await?;
-    record.facts().awaited = gateway.clock.now().mono.since(began.mono);
+    let whole = visit.whole(stated, body, &policy.listen, record).await?;
     let ask = dialect::read(gated.route(), &whole.bytes)?;
     record.asks(&ask);
     let choice = admit::model(policy, &revoked, &caller, &ask)?;
@@ -290,8 +298,11 @@ fn permit(
             Ok(permitted)
         }
         Err(refusal) => {
-            if refusal.code != Code::PurposeUnknown {
-                record.series().purpose(declared, Decision::Deny);
+            // The purpose's own step decides what counts here; the case is another matter.
+            match refusal.code {
+                Code::PurposeUnknown => {}
+                Code::PurposeNotPermitted => record.series().purpose(declared, Decision::Deny),
+                _ => record.series().purpose(declared, Decision::Allow),
             }
             Err(refusal)
         }

@@ -37,7 +37,7 @@ pub fn identify(policy: &Policy, revoked: &Revocations, peer: &Peer, now: Wall) 
     let (org, identity) = match owner {
         Owner::One(org, identity) => (org, identity),
         Owner::Nobody => return Err(unknown("no identity matches")),
-        Owner::Many => return Err(unknown("identities of two organizations match: remove one")),
+        Owner::Many => return Err(unknown(AMBIGUOUS)),
     };
     if revoked.certificate(peer.authority().as_str(), leaf) {
         let message = "This client certificate has been revoked. Ask the operator for a new one.";
@@ -64,6 +64,9 @@ pub fn identify(policy: &Policy, revoked: &Revocations, peer: &Peer, now: Wall) 
     }
     Ok(Caller { org: org.clone() })
 }
+
+/// What the operator is told of a certificate that two organizations claim: loading could not know of it.
+pub const AMBIGUOUS: &str = "identities of two organizations match: remove one";
 
 fn unknown(detail: &str) -> Refusal {
     let message = "This client certificate belongs to no organization here. Ask the operator to register it.";

@@ -202,7 +202,7 @@ impl Metered {
                 return Poll::Ready(Some(Ok(piece)));
             }
             if let Some(ladder) = &mut self.ladder {
-                return ladder.step(cx).map(|event| Some(event.ok_or(BrokenOff("cut"))));
+                return ladder.step(cx, self.leash.turns()).map(|event| Some(event.ok_or(BrokenOff("cut"))));
             }
             if self.over {
                 self.finish(Ending::Complete, None);
@@ -297,7 +297,7 @@ impl Metered {
         let event = self.error_event(code);
         self.answer = None;
         self.finish(ending, Some(code));
-        self.ladder = Some(Ladder::new(event));
+        self.ladder = Some(Ladder::new(event, self.leash.turns()));
     }
 
     /// The event that tells the client why, where it can stand: between two events of a stream.

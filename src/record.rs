@@ -227,6 +227,10 @@ impl Record {
         if !std::mem::replace(&mut self.open, false) {
             return;
         }
+        if self.story.facts.status == 0 {
+            // No head was sent. A client that left is the client's error, whoever counts.
+            self.story.facts.status = if ending == Ending::ClientGone { 499 } else { 500 };
+        }
         let now = self.recorder.clock.now();
         self.story.count(&self.recorder.metrics, self.place.is_some(), ending, reason, now);
         let line = self.story.line(Some(ending), reason, now);

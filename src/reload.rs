@@ -81,6 +81,8 @@ pub struct Past {
 const REMEMBERED: usize = 50;
 /// How long files must rest before they are read: an editor or a rename is rarely one event.
 const REST: Duration = Duration::from_millis(50);
+/// After which time a watch looks again when an organization's file is gone.
+const SECOND_LOOK: Duration = Duration::from_millis(500);
 /// How often files are read without any event, for file systems that send none.
 const ANYWAY: Duration = Duration::from_secs(5);
 
@@ -133,11 +135,13 @@ impl Reloader {
         let _turn = self.turn.lock().await;
         let (path, old, now) = (self.path.clone(), self.gateway.current(), self.gateway.clock.now());
         let before = old.policy.clone();
-        let loading = tokio::task::spawn_blocking(move || policy::load(&path, Some(&before), now));
-        let loaded = match loading.await {
-            Ok(loaded) => loaded,
-            Err(_) => Err(mistake("loading the configuration failed in a way that should not happen")),
-        };
+        let mut loaded = load(path.clone(), before.clone(), now).await;
+        // Editors and version control take a file away for a moment. A watch that finds an organization gone looks again
+        // before it cuts anybody off; whoever asks for a reload means what is there.
+        if trigger == Trigger::Watch && loaded.as_ref().is_ok_and(|policy| loses_somebody(&before, policy)) {
+            tokio::time::sleep(SECOND_LOOK).await;
+            loaded = load(path, before, self.gateway.clock.now()).await;
+        }
         let outcome = loaded.and_then(|policy| self.publish(policy, &old, now));
         let outcome = outcome.unwrap_or_else(Outcome::Rejected);
         self.tell(trigger, by, &outcome, now);
@@ -263,6 +267,16 @@ pub fn put_in_force(gateway: &Gateway, snapshot: &Arc<Snapshot>) {
 pub fn revoked(revocations: &Arc<arc_swap::ArcSwap<policy::Revocations>>) -> Revoked {
     let revocations = revocations.clone();
     Arc::new(move |authority: &AuthorityName, leaf: &Leaf| revocations.load().certificate(authority.as_str(), leaf))
+}
+
+async fn load(path: PathBuf, before: Arc<Policy>, now: Now) -> Result<Policy, Mistakes> {
+    let loading = tokio::task::spawn_blocking(move || policy::load(&path, Some(&before), now));
+    let failed = || mistake("loading the configuration failed in a way that should not happen");
+    loading.await.unwrap_or_else(|_| Err(failed()))
+}
+
+fn loses_somebody(old: &Policy, new: &Policy) -> bool {
+    old.orgs().any(|org| new.org(org.id.as_str()).is_none())
 }
 
 fn mistake(message: &str) -> Mistakes {

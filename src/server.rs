@@ -16,7 +16,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use crate::admin::{self, Desk, Listener, Scope, UnixSocket};
 use crate::audit::Fields;
 use crate::body::Room;
-use crate::clock::Clock;
+use crate::clock::{Clock, Wall};
 use crate::door;
 use crate::drain::{Drain, Phase};
 use crate::gateway::Gateway;
@@ -283,18 +283,30 @@ async fn wind_down(
 
 /// Certificates expire, grants end: both cut without anybody doing anything.
 async fn watch_time(gateway: Arc<Gateway>) {
+    // Every policy is swept when it is published; from then on only what ends between two looks is news.
+    let mut before = gateway.clock.now();
     loop {
         tokio::time::sleep(Duration::from_millis(500)).await;
         let now = gateway.clock.now();
         let policy = &gateway.current().policy;
-        let ended = |org: &Arc<policy::Org>| org.valid.1.is_some_and(|until| until <= now.wall);
-        let stale = |crl: &crate::trust::Crl| crl.next_update() <= now.wall;
-        let due = gateway.registry.expiry_is_due(now.wall)
-            || policy.orgs().any(ended)
-            || policy
-                .authorities
-                .iter()
-                .any(|authority| authority.not_after() <= now.wall || authority.crls().iter().any(stale));
+        let ends = |at: Wall| before.wall < at && at <= now.wall;
+        let mut due = gateway.registry.expiry_is_due(now.wall);
+        due |= policy.orgs().any(|org| org.valid.1.is_some_and(ends));
+        for authority in policy.authorities.iter() {
+            let lists = authority.crls().iter().filter(|crl| ends(crl.next_update()));
+            for crl in lists {
+                tracing::error!(
+                    authority = %authority.name(), issuer = crl.issuer(),
+                    "a revocation list is stale: nobody who depends on it is let in until the next one is here"
+                );
+                due = true;
+            }
+            if ends(authority.not_after()) {
+                tracing::error!(authority = %authority.name(), "an authority's certificate has expired");
+                due = true;
+            }
+        }
+        before = now;
         if due {
             let swept = withdraw::sweep(&gateway);
             withdraw::measure(&gateway, swept.streams, now).await;

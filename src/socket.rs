@@ -50,6 +50,10 @@ struct Flags {
     abort: Cell<bool>,
     /// How long a farewell may take.
     parting: Cell<Option<Duration>>,
+    /// A write waits for the client to take what was written before.
+    waits: Cell<bool>,
+    /// How often the connection had its turn, up to writing what there was to write.
+    turns: Cell<u64>,
     stalled: Cell<bool>,
 }
 
@@ -57,6 +61,23 @@ impl Handle {
     /// Lets the socket be reset instead of closed when it is dropped: what is unsent is thrown away at once.
     pub fn abort(&self) {
         self.0.abort.set(true);
+    }
+
+    /// Whether a write waits for the client to take what was written before.
+    #[must_use]
+    pub fn waits(&self) -> bool {
+        self.0.waits.get()
+    }
+
+    /// The connection had its turn: what its exchanges had given out before is on its way.
+    pub fn turned(&self) {
+        self.0.turns.set(self.0.turns.get() + 1);
+    }
+
+    /// How often the connection had its turn.
+    #[must_use]
+    pub fn turns(&self) -> u64 {
+        self.0.turns.get()
     }
 
     /// Bounds the time in which a client that is still sending is listened to, after everything is said.
@@ -85,6 +106,7 @@ impl Socket {
     }
 
     fn watch<T>(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        self.handle.0.waits.set(written.is_pending());
         if written.is_ready() {
             self.stall = None;
             return written;
@@ -99,6 +121,9 @@ impl Socket {
     /// Throws away what still comes, until the client closes or has had its time.
     fn poll_farewell(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let patience = self.handle.0.parting.get().unwrap_or(PATIENCE);
+        if patience.is_zero() {
+            return Poll::Ready(());
+        }
         let fresh =
             || Farewell { silence: Box::pin(sleep(SILENCE.min(patience))), until: now() + patience, room: UNREAD };
         let farewell = self.farewell.get_or_insert_with(|| Box::new(fresh()));

@@ -11,7 +11,6 @@ use clap::Args as ClapArgs;
 use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{Interval, interval};
-use tracing_subscriber::filter::ParseError;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, fmt, reload};
@@ -54,14 +53,13 @@ fn protect() {
     let _ = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable);
 }
 
-/// A filter as it is asked for. The file watch is heard only by name: a log in a watched directory would feed on itself.
-fn filter(asked: &str) -> Result<EnvFilter, ParseError> {
-    let named = asked.split(',').any(|directive| directive.trim_start().starts_with("notify"));
-    EnvFilter::try_new(if named { asked.to_owned() } else { format!("{asked},notify=off") })
+/// The file watch says nothing unless it is named: it would tell of every line that is written into a watched folder.
+fn quiet(filter: &str) -> String {
+    if filter.contains("notify") { filter.to_owned() } else { format!("{filter},notify=warn") }
 }
 
 fn start_log(settings: &policy::LogSettings) -> Option<SetFilter> {
-    let filter = filter(&settings.filter).unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter = EnvFilter::try_new(quiet(&settings.filter)).unwrap_or_else(|_| EnvFilter::new("info"));
     let (filter, handle) = reload::Layer::new(filter);
     let registry = tracing_subscriber::registry().with(filter);
     // A log that nobody reads any more is no reason to end: its errors would go to the same closed pipe.
@@ -73,7 +71,7 @@ fn start_log(settings: &policy::LogSettings) -> Option<SetFilter> {
     };
     started.ok()?;
     Some(Box::new(move |asked: &str| {
-        let filter = filter(asked).map_err(|error| error.to_string())?;
+        let filter = EnvFilter::try_new(quiet(asked)).map_err(|error| error.to_string())?;
         handle.reload(filter).map_err(|error| error.to_string())
     }))
 }

@@ -169,7 +169,7 @@ tokens_per_minute   = 200_000
 concurrent_requests = 20
 
 [purpose.triage.limits]
-tokens_per_day = 1_000
+tokens_per_day = 300
 "#;
 
 const GLOBEX: &str = r#"id       = "globex"

@@ -129,7 +129,7 @@ impl Stage {
                 return expect(held, format!("429 {reason} at request {asked}, no retry"), reason);
             }
         }
-        Err("30 answers went through a budget of 1,000 tokens".into())
+        Err("30 answers went through a budget of 300 tokens".into())
     }
 
     async fn edited(&self) -> Result<String, String> {

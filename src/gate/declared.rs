@@ -10,14 +10,14 @@ use crate::outcome::{Code, Refusal};
 pub struct Declared {
     /// The purpose.
     pub purpose: PurposeId,
-    /// The case it belongs to.
-    pub case: Option<CaseRef>,
+    /// The case it belongs to, or why that is none: the purpose is judged first.
+    pub case: Result<Option<CaseRef>, Refusal>,
 }
 
 /// Reads the purpose (under its configured name, `portcullis-purpose` or `x-purpose`) and `portcullis-case`.
 ///
 /// # Errors
-/// `purpose_missing`, `purpose_invalid` or `case_invalid`.
+/// `purpose_missing` or `purpose_invalid`.
 pub fn declared(headers: &HeaderMap, purpose_header: &HeaderName) -> Result<Declared, Refusal> {
     let aliases = ["portcullis-purpose", "x-purpose"];
     let own = headers.get_all(purpose_header).iter();
@@ -35,7 +35,7 @@ pub fn declared(headers: &HeaderMap, purpose_header: &HeaderName) -> Result<Decl
         let message = format!("The purpose {error}: one value, no list.");
         Refusal::new(Code::PurposeInvalid, message).at("portcullis-purpose")
     })?;
-    Ok(Declared { purpose, case: case(headers)? })
+    Ok(Declared { purpose, case: case(headers) })
 }
 
 fn case(headers: &HeaderMap) -> Result<Option<CaseRef>, Refusal> {

@@ -56,8 +56,21 @@ impl Gated {
 /// Whether a head asks for problem details, also when it is refused.
 #[must_use]
 pub fn wants_problem_json(head: &Parts) -> bool {
-    let mut lines = head.headers.get_all(http::header::ACCEPT).iter();
-    lines.any(|value| memchr::memmem::find(value.as_bytes(), b"application/problem+json").is_some())
+    let lines = head.headers.get_all(http::header::ACCEPT).iter();
+    let mut ranges = lines.flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
+    ranges.any(|range| {
+        let mut parts = range.split(|byte| *byte == b';').map(<[u8]>::trim_ascii);
+        let named = parts.next().is_some_and(|kind| kind.eq_ignore_ascii_case(b"application/problem+json"));
+        // A weight of zero means: not this (RFC 9110 §12.4.2).
+        let never = |part: &[u8]| matches!(part, [b'q' | b'Q', b'=', b'0', rest @ ..] if rest.iter().all(|byte| matches!(byte, b'.' | b'0')));
+        named && !parts.any(never)
+    })
+}
+
+/// The route that a head's path names, before anything is judged: a refusal tells and counts it.
+#[must_use]
+pub fn route(head: &Parts) -> Option<Route> {
+    target::known(head.uri.path())
 }
 
 /// Judges a head: shape, Host, route, method, media type, in this order.

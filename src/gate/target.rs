@@ -69,10 +69,14 @@ fn name_of(authority: &str) -> Result<&str, Refusal> {
     if fine { Ok(name) } else { Err(invalid("Host is not a host name with an optional port.").at("host")) }
 }
 
+/// The route with exactly this path, if there is one.
+pub(super) fn known(path: &str) -> Option<Route> {
+    Route::ALL.into_iter().find(|route| route.path() == path)
+}
+
 /// The route with exactly this path.
 pub(super) fn route(path: &str) -> Result<Route, Refusal> {
-    let found = Route::ALL.into_iter().find(|route| route.path() == path);
-    found.ok_or_else(|| {
+    known(path).ok_or_else(|| {
         let paths: Vec<&str> = Route::ALL.iter().map(|route| route.path()).collect();
         Refusal::new(Code::RouteNotFound, format!("There is no such route. Served here: {}.", paths.join(", ")))
     })

@@ -6,19 +6,23 @@ use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use http::HeaderMap;
 use http::request::Parts;
 use hyper::Response;
+use hyper::body::Incoming;
 
 use super::Gateway;
 use crate::admit::{Choice, Permitted};
 use crate::ask::Ask;
+use crate::body;
 use crate::cut::unless_cut;
 use crate::failure::Failure;
 use crate::gate::{self, Doors, Gated};
 use crate::guard::Watch;
-use crate::identify::Caller;
+use crate::identify::{self, Caller};
 use crate::outcome::{Code, Refusal};
-use crate::policy::Listen;
+use crate::peer::Peer;
+use crate::policy::{Listen, Policy, Revocations};
 use crate::record::{Accepted, Record, Recorder};
 use crate::registry::{Connection, StreamEntry, StreamFacts};
 use crate::snapshot::Snapshot;
@@ -42,6 +46,11 @@ pub struct Visit {
     pub(super) over: Cell<bool>,
 }
 
+/// What is kept of a judged head while its body comes: the length it states, the headers that cross, the query.
+pub(super) fn kept(head: &Parts, gated: &Gated) -> (Option<u64>, HeaderMap, Option<String>) {
+    (body::stated(&head.headers), upstream::crossing(&head.headers), gated.query().map(str::to_owned))
+}
+
 impl Visit {
     /// A connection's visit, before its guard is known.
     #[must_use]
@@ -60,6 +69,12 @@ impl Visit {
     #[must_use]
     pub fn gateway(&self) -> &Arc<Gateway> {
         &self.station.gateway
+    }
+
+    /// Whether no exchange is under way.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.watch.is_idle()
     }
 
     /// Whether everything was said that there is to say: a client without a certificate was told so.
@@ -94,6 +109,33 @@ impl Visit {
         }
         let policy = &snapshot.policy;
         gate::judge(head, Doors { server_names: &policy.server_names, purpose_header: &policy.purpose_header })
+    }
+
+    /// The organization that the certificate belongs to.
+    pub(super) fn caller(&self, peer: &Peer, policy: &Policy, revoked: &Revocations) -> Result<Caller, Refusal> {
+        let caller = identify::identify(policy, revoked, peer, self.gateway().clock.now().wall);
+        caller.inspect_err(|refusal| {
+            if refusal.operator.as_deref() == Some(identify::AMBIGUOUS) {
+                tracing::error!(certificate = %peer.leaf().sha256, "{}", identify::AMBIGUOUS);
+            }
+        })
+    }
+
+    /// The whole body. What its client took its time for is not counted as ours.
+    pub(super) async fn whole(
+        &self,
+        stated: Option<u64>,
+        body: &mut Option<Incoming>,
+        listen: &Listen,
+        record: &mut Record,
+    ) -> Result<body::Whole, Refusal> {
+        let Listen { max_body, body_memory, body_idle_timeout, .. } = *listen;
+        let limits = body::Limits { largest: max_body, memory: body_memory, patience: body_idle_timeout };
+        let (gateway, began) = (self.gateway(), self.gateway().clock.now());
+        let whole = body::read(stated, body, limits, &gateway.bodies).await?;
+        *body = None;
+        record.facts().awaited = gateway.clock.now().mono.since(began.mono);
+        Ok(whole)
     }
 
     /// Counts the connection for its organization.

@@ -3,6 +3,7 @@
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -10,6 +11,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use super::h1_head::{self, Chunked, Crooked, Framing};
 use super::{Limits, Timer, Wait, Watch};
 use crate::outcome::{Code, Refusal};
+use crate::socket::Handle;
 
 /// What hyper is given in place of a head that was withheld; the service answers it with the stored refusal.
 const IN_ITS_PLACE: &[u8] = b"GET /-withheld HTTP/1.1\r\nhost: withheld\r\nconnection: close\r\n\r\n";
@@ -42,11 +44,14 @@ pub struct Guard<S> {
     passing: BytesMut,
     /// Requests whose heads were passed on.
     passed: u64,
+    /// What is to be told once everything before it was passed on.
+    failed: Option<io::Error>,
+    socket: Handle,
 }
 
 impl<S> Guard<S> {
     /// Guards `stream`; the watch is for the service.
-    pub fn new(stream: S, limits: Limits) -> (Guard<S>, Watch) {
+    pub fn new(stream: S, limits: Limits, socket: Handle) -> (Guard<S>, Watch) {
         let watch = Watch::default();
         let guard = Guard {
             stream,
@@ -57,27 +62,29 @@ impl<S> Guard<S> {
             held: BytesMut::new(),
             passing: BytesMut::new(),
             passed: 0,
+            failed: None,
+            socket,
         };
         (guard, watch)
     }
 
     /// Moves what is held and fine to what passes.
-    fn advance(&mut self) -> io::Result<()> {
+    fn advance(&mut self) {
         loop {
             match self.next {
-                Next::Head(_) if !self.watch.is_through(self.passed) => return Ok(()),
+                Next::Head(_) if !self.watch.is_through(self.passed) => return,
                 Next::Head(seen) => match h1_head::end(&self.held, seen) {
                     Ok(None) if self.held.len() > h1_head::MOST_BYTES => {
                         self.withhold(Crooked::Large);
-                        return Ok(());
+                        return;
                     }
                     Ok(None) => {
                         self.next = Next::Head(self.held.len());
-                        return Ok(());
+                        return;
                     }
                     Ok(Some(end)) if end > h1_head::MOST_BYTES => {
                         self.withhold(Crooked::Large);
-                        return Ok(());
+                        return;
                     }
                     Ok(Some(end)) => match h1_head::check(self.held.get(..end).unwrap_or_default()) {
                         Ok(framing) => {
@@ -91,12 +98,12 @@ impl<S> Guard<S> {
                         }
                         Err(crooked) => {
                             self.withhold(crooked);
-                            return Ok(());
+                            return;
                         }
                     },
                     Err(crooked) => {
                         self.withhold(crooked);
-                        return Ok(());
+                        return;
                     }
                 },
                 Next::Length(left) => {
@@ -108,15 +115,15 @@ impl<S> Guard<S> {
                 Next::Chunks(mut chunks) => {
                     let taken = match chunks.follow(&self.held) {
                         Ok(taken) => taken,
-                        Err(what) => return Err(self.give_up(io::Error::new(io::ErrorKind::InvalidData, what))),
+                        Err(what) => return self.give_up(io::Error::new(io::ErrorKind::InvalidData, what)),
                     };
                     self.pass(taken);
                     self.next = if chunks == Chunked::Done { Next::Head(0) } else { Next::Chunks(chunks) };
                 }
-                Next::Over => return Ok(()),
+                Next::Over => return,
             }
             if self.held.is_empty() {
-                return Ok(());
+                return;
             }
         }
     }
@@ -151,10 +158,10 @@ impl<S> Guard<S> {
 
     /// Ends the reading of a body. The error is told once: hyper hands it to the service, which answers, and would drop
     /// the answer if the stream failed again.
-    fn give_up(&mut self, error: io::Error) -> io::Error {
+    fn give_up(&mut self, error: io::Error) {
         self.held.clear();
         self.next = Next::Over;
-        error
+        self.failed = Some(error);
     }
 
     /// Lets the right clock run.
@@ -182,19 +189,25 @@ impl<S: AsyncRead + Unpin> AsyncRead for Guard<S> {
                 }
                 return Poll::Ready(Ok(()));
             }
+            if let Some(failed) = this.failed.take() {
+                return Poll::Ready(Err(failed));
+            }
             if this.next == Next::Over {
                 // hyper closes after the answer; what the client still sends is not looked at.
                 return Poll::Pending;
             }
             if !this.held.is_empty() && matches!(this.next, Next::Head(0)) && !this.waits() {
                 // It came while the request before it was under way.
-                this.advance()?;
+                this.advance();
                 if !this.passing.is_empty() {
                     continue;
                 }
             }
-            if this.waits() && this.held.len() > h1_head::MOST_BYTES {
-                return Poll::Pending;
+            if this.waits() {
+                this.watch.wait(cx);
+                if this.held.len() > h1_head::MOST_BYTES {
+                    return Poll::Pending;
+                }
             }
             this.held.reserve(READ);
             let read = match read_some(&mut this.stream, &mut this.held, cx) {
@@ -202,7 +215,10 @@ impl<S: AsyncRead + Unpin> AsyncRead for Guard<S> {
                 Poll::Pending => {
                     this.wind();
                     return match ready!(this.timer.poll(cx)) {
-                        Wait::Body => Poll::Ready(Err(this.give_up(io::ErrorKind::TimedOut.into()))),
+                        Wait::Body => {
+                            this.give_up(io::ErrorKind::TimedOut.into());
+                            continue;
+                        }
                         // The end of the stream: hyper closes a connection between requests without a word.
                         Wait::Head | Wait::Idle => Poll::Ready(Ok(())),
                     };
@@ -214,7 +230,9 @@ impl<S: AsyncRead + Unpin> AsyncRead for Guard<S> {
             if matches!(this.next, Next::Length(_) | Next::Chunks(_)) {
                 this.timer.restart(Wait::Body, this.limits.body);
             }
-            this.advance()?;
+            // Whatever came, the connection is not idle.
+            this.timer.end(Wait::Idle);
+            this.advance();
         }
     }
 }
@@ -251,7 +269,12 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Guard<S> {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
+        let this = self.get_mut();
+        if matches!(this.next, Next::Head(_)) {
+            // The last request was taken whole: nothing comes after it that could cost the client its answer.
+            this.socket.part_within(Duration::ZERO);
+        }
+        Pin::new(&mut this.stream).poll_shutdown(cx)
     }
 }
 

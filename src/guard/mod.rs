@@ -12,7 +12,7 @@ pub mod h2;
 use std::cell::{Cell, RefCell};
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use tokio::time::{Instant, Sleep, sleep_until};
@@ -35,13 +35,15 @@ pub struct Limits {
 const IN_PLACE_OF_A_HEAD: &str = "/-withheld";
 
 /// What guard and service tell each other; cloning shares it.
-#[derive(Debug, Clone, Default)]
+#[derive(Clone, Default)]
 pub struct Watch(Rc<Told>);
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct Told {
     exchanges: Cell<u32>,
     begun: Cell<u64>,
+    /// Who waits for the exchanges under way to end.
+    waiting: Cell<Option<Waker>>,
     withheld: RefCell<Option<Refusal>>,
 }
 
@@ -51,6 +53,9 @@ impl Watch {
         let now = self.0.exchanges.get();
         self.0.begun.set(self.0.begun.get() + u64::from(begins));
         self.0.exchanges.set(if begins { now + 1 } else { now.saturating_sub(1) });
+        if !begins && let Some(waiting) = self.0.waiting.take() {
+            waiting.wake();
+        }
     }
 
     /// Takes the refusal of a head that was withheld, if a request for `path` stands for it: requests that came before
@@ -65,7 +70,14 @@ impl Watch {
         self.is_idle() && self.0.begun.get() >= passed
     }
 
-    fn is_idle(&self) -> bool {
+    /// Lets whoever polls be woken when an exchange ends.
+    fn wait(&self, cx: &Context<'_>) {
+        self.0.waiting.set(Some(cx.waker().clone()));
+    }
+
+    /// Whether no exchange is under way.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
         self.0.exchanges.get() == 0
     }
 
@@ -105,6 +117,13 @@ impl Timer {
 
     fn stop(&mut self) {
         self.running = None;
+    }
+
+    /// Stops the clock if it runs for `wait`.
+    fn end(&mut self, wait: Wait) {
+        if self.running.is_some_and(|(running, _)| running == wait) {
+            self.running = None;
+        }
     }
 
     /// Ready when the time for what it runs for is up.

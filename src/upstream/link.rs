@@ -31,13 +31,20 @@ use super::request::Segments;
 use crate::deadline::now;
 use crate::metrics::{Standing, UpstreamSeries};
 
+/// How sending goes.
+struct Progress {
+    /// When the upstream last took a byte.
+    moved: Cell<Instant>,
+    /// Something was written, and not everything since: hyper flushes only when it has written all it holds.
+    unsent: Cell<bool>,
+}
+
 /// A connection that is idle or carries exactly one exchange.
 pub struct Link {
     sender: SendRequest<Segments>,
     /// Gone when the connection is: dropping it hands back a request that it had not taken.
     driver: Option<http1::Connection<TokioIo<Wire>, Segments>>,
-    /// When the upstream last took a byte.
-    moved: Rc<Cell<Instant>>,
+    progress: Rc<Progress>,
     /// Counted as carrying an exchange.
     active: Option<Standing>,
 }
@@ -55,13 +62,13 @@ impl Link {
                 Stream::Tls(Box::new(connector.connect(name.clone(), tcp).await?))
             }
         };
-        let moved = Rc::new(Cell::new(now()));
-        let wire = Wire { stream, moved: moved.clone() };
+        let progress = Rc::new(Progress { moved: Cell::new(now()), unsent: Cell::new(false) });
+        let wire = Wire { stream, progress: progress.clone() };
         let mut builder = http1::Builder::new();
         builder.max_headers(64).max_buf_size(64 * 1024);
         let (sender, driver) = builder.handshake(TokioIo::new(wire)).await.map_err(io::Error::other)?;
         endpoint.series().connected(began.elapsed());
-        Ok(Box::new(Link { sender, driver: Some(driver), moved, active: None }))
+        Ok(Box::new(Link { sender, driver: Some(driver), progress, active: None }))
     }
 
     /// Sends a request and waits for the head of the answer; the connection counts as active from here on. `None`: no
@@ -73,7 +80,7 @@ impl Link {
         patience: Duration,
     ) -> Option<Result<Response<Incoming>, TrySendError<Request<Segments>>>> {
         self.active = Some(series.active());
-        self.moved.set(now());
+        self.progress.moved.set(now());
         // A pooled connection has to notice first what the upstream did in the meantime.
         poll_fn(|cx| {
             self.drive(cx);
@@ -88,14 +95,20 @@ impl Link {
                 return Poll::Ready(Some(answered));
             }
             while timer.as_mut().poll(cx).is_ready() {
-                if self.moved.get().elapsed() >= patience {
+                if self.progress.moved.get().elapsed() >= patience {
                     return Poll::Ready(None);
                 }
-                timer.as_mut().reset(self.moved.get() + patience);
+                timer.as_mut().reset(self.progress.moved.get() + patience);
             }
             Poll::Pending
         })
         .await
+    }
+
+    /// Whether an answer came before its request was written whole: then nobody knows what the upstream will make of the
+    /// rest, and the connection is not used again.
+    pub(super) fn is_early(&self) -> bool {
+        self.progress.unsent.get()
     }
 
     /// The exchange is over, and another may follow.
@@ -128,6 +141,8 @@ pub struct AnswerBody {
     link: Option<Box<Link>>,
     pool: Rc<Pool>,
     silence: Silence,
+    /// The connection ends with this exchange.
+    last: bool,
 }
 
 /// Why an answer's body broke off.
@@ -141,11 +156,13 @@ pub enum BodyFailed {
 
 impl AnswerBody {
     pub(super) fn new(incoming: Incoming, link: Box<Link>, pool: Rc<Pool>, patience: Duration) -> AnswerBody {
-        AnswerBody { incoming, link: Some(link), pool, silence: Silence::new(patience) }
+        let last = link.is_early();
+        AnswerBody { incoming, link: Some(link), pool, silence: Silence::new(patience), last }
     }
 
     fn park(&mut self, cx: &mut Context<'_>) {
         if let Some(mut link) = self.link.take()
+            && !self.last
             && link.is_idle(cx)
         {
             self.pool.put(link);
@@ -240,10 +257,10 @@ impl Silence {
     }
 }
 
-/// The bytes of a connection, and when the upstream last took some.
+/// The bytes of a connection, and how sending them goes.
 struct Wire {
     stream: Stream,
-    moved: Rc<Cell<Instant>>,
+    progress: Rc<Progress>,
 }
 
 /// Plain or TLS.
@@ -254,8 +271,9 @@ enum Stream {
 
 impl Wire {
     fn note(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        self.progress.unsent.set(true);
         if written.is_ready() {
-            self.moved.set(now());
+            self.progress.moved.set(now());
         }
         written
     }
@@ -301,10 +319,15 @@ impl AsyncWrite for Wire {
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.get_mut().stream {
+        let this = self.get_mut();
+        let flushed = match &mut this.stream {
             Stream::Plain(tcp) => Pin::new(tcp).poll_flush(cx),
             Stream::Tls(tls) => Pin::new(tls).poll_flush(cx),
+        };
+        if flushed.is_ready() {
+            this.progress.unsent.set(false);
         }
+        flushed
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

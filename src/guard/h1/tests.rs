@@ -20,7 +20,7 @@ const PATIENCE: Limits =
 /// What the service saw: `METHOD target body`, or the refusal of a withheld head.
 async fn seen(pieces: Vec<Vec<u8>>) -> Vec<String> {
     let (mut client, server) = duplex(1 << 20);
-    let (guard, watch) = Guard::new(server, PATIENCE);
+    let (guard, watch) = Guard::new(server, PATIENCE, Handle::default());
     let seen = Arc::new(Mutex::new(Vec::new()));
     let noted = seen.clone();
     let service = service_fn(move |request: Request<hyper::body::Incoming>| {

@@ -1,0 +1,617 @@
+"""What an auditor relies on: a line for everything, nothing in it that does not belong there, no change unseen."""
+
+import base64
+import contextlib
+import datetime
+import json
+import random
+import re
+import subprocess
+
+import pytest
+from cryptography.hazmat.primitives import hashes
+from stage import H1, ROOT, Stage, Streaming, chat, eventually, fetch, midday
+
+# 100 tokens by the mock model's count.
+LONG = [{"role": "user", "content": "word " * 80}]
+SCHEMA = json.loads((ROOT / "config" / "audit.schema.json").read_text())
+KINDS = {"object": dict, "array": list, "string": str, "boolean": bool}
+
+
+def faults(value, schema, where="line"):
+    """Where `value` breaks `schema`: the words of JSON Schema that the audit log's own schema uses, and no others."""
+    known = {"$schema", "title", "description", "x-ocsf", "type", "enum", "const", "required", "properties", "pattern",
+             "minimum", "format", "allOf", "if", "then", "items"}  # fmt: skip
+    assert schema.keys() <= known, schema.keys() - known
+    kind = schema.get("type")
+    if kind in KINDS and not isinstance(value, KINDS[kind]):
+        return [f"{where} is no {kind}: {value!r}"]
+    if kind in ("integer", "number") and (isinstance(value, bool) or not isinstance(value, (int, float))):
+        return [f"{where} is no {kind}: {value!r}"]
+    found = []
+    if kind == "integer" and value != int(value):
+        found.append(f"{where} is no integer: {value!r}")
+    if "enum" in schema and value not in schema["enum"]:
+        found.append(f"{where} is none of {schema['enum']}: {value!r}")
+    if "const" in schema and value != schema["const"]:
+        found.append(f"{where} is not {schema['const']!r}")
+    if "minimum" in schema and value < schema["minimum"]:
+        found.append(f"{where} is below {schema['minimum']}: {value!r}")
+    if "pattern" in schema and not re.search(schema["pattern"], value):
+        found.append(f"{where} does not match {schema['pattern']}: {value!r}")
+    if schema.get("format") == "date-time" and not re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", value):
+        found.append(f"{where} is no time in UTC with milliseconds: {value!r}")
+    if isinstance(value, dict):
+        found += [f"{where} lacks {name}" for name in schema.get("required", []) if name not in value]
+        for name, inner in schema.get("properties", {}).items():
+            if name in value:
+                found += faults(value[name], inner, f"{where}.{name}")
+    for one in schema.get("allOf", []):
+        found += faults(value, one, where)
+    if "if" in schema and not faults(value, schema["if"], where):
+        found += faults(value, schema["then"], where)
+    return found
+
+
+@pytest.fixture
+def one(stage):
+    limits = "[limits]\nrequests_per_day = 1000\n[purpose.incident.limits]\nrequests_per_day = 1\n"
+    return stage(orgs={"acme": Stage.ACME + limits, "globex": Stage.GLOBEX}, upstream='idle_timeout = "300ms"',
+                 quota=f'timezone = "{midday()}"')  # fmt: skip
+
+
+def lines_of(stage, request_id):
+    return [line for line in stage.audit() if line.get("request_id") == request_id]
+
+
+def told(stage, request_id, kinds=("accepted", "closed")):
+    """The lines of a request, once all are written."""
+    return eventually(lambda: len(found := lines_of(stage, request_id)) == len(kinds) and found, what=f"{kinds}")
+
+
+def opened(stage, model, **more):
+    """A stream, begun."""
+    connection = H1(stage.connect())
+    connection.send(connection.head(body=chat(model, stream=True), **more))
+    status, headers = connection.read_head()
+    assert status == 200
+    return connection, headers["request-id"]
+
+
+def admin(stage, path, **body):
+    answer = fetch(stage.admin + path, data=body, method="POST")
+    assert answer.status == 200, answer.body
+    return answer.json
+
+
+# A line for everything.
+
+
+def whole(stage):
+    return stage.ask(body=chat("mock-tokens-7", messages=LONG)).headers["request-id"]
+
+
+def streamed(stage):
+    return stage.ask(body=chat("mock-tokens-7", messages=LONG, stream=True)).headers["request-id"]
+
+
+def failed_before(stage):
+    answer = stage.ask(body=chat("mock-drop"))
+    assert answer.status == 502
+    return answer.headers["request-id"]
+
+
+def failed_midway(stage):
+    connection, request_id = opened(stage, "mock-die-5")
+    with connection:
+        while connection.read_chunk() is not None:
+            pass
+    return request_id
+
+
+def fell_silent(stage):
+    connection, request_id = opened(stage, "mock-stall-5")
+    with connection:
+        while connection.read_chunk() is not None:
+            pass
+    return request_id
+
+
+def abandoned(stage):
+    connection, request_id = opened(stage, "mock-tokens-100000.tps-50")
+    connection.read_chunk()
+    connection.close()
+    return request_id
+
+
+def severed(stage):
+    connection, request_id = opened(stage, "mock-tokens-100000.tps-50")
+    with connection:
+        connection.read_chunk()
+        admin(stage, "/-/revoke", organization="acme", reason="a test")
+        while connection.read_chunk() is not None:
+            pass
+    return request_id
+
+
+@pytest.mark.parametrize(("play", "expected"), [
+    (whole, {"ending": "complete", "status": 200, "settlement": "reported"}),
+    (streamed, {"ending": "complete", "status": 200, "settlement": "reported"}),
+    (failed_before, {"ending": "upstream_failed", "reason": "upstream_invalid", "status": 502, "settlement": "none"}),
+    (failed_midway, {"ending": "upstream_failed", "reason": "upstream_invalid", "settlement": "estimated"}),
+    (fell_silent, {"ending": "upstream_timeout", "reason": "upstream_timeout", "settlement": "estimated"}),
+    (abandoned, {"ending": "client_gone", "status": 200, "settlement": "estimated"}),
+    (severed, {"ending": "severed", "reason": "organization_suspended", "severed_by": "organization_suspended"}),
+])  # fmt: skip
+def test_an_admitted_request_has_an_accepted_line_and_one_that_tells_its_end(one, play, expected):
+    request_id = play(one)
+    accepted, closed = told(one, request_id)
+    assert (accepted["kind"], closed["kind"]) == ("accepted", "closed")
+    assert closed["accepted_seq"] == accepted["seq"] < closed["seq"]
+    assert {name: closed.get(name) for name in expected} == expected
+    for line in (accepted, closed):
+        assert line["organization"] == "acme"
+        assert line["authority"] == "partners"
+        assert line["certificate"]["sha256"] == one.acme.fingerprint(hashes.SHA256()).hex()
+        assert (line["purpose"], line["route"], line["decision"]) == ("research", "chat", "accepted")
+        assert line["upstream"] == "openai"
+        assert line["peer"].startswith("127.0.0.1:")
+        assert line["bytes_in"] > 0
+    assert closed["duration_ms"] >= 0
+    assert {"input", "cached_input", "cache_write", "output", "reasoning"} == closed["usage"].keys()
+    if closed["status"] == 200:
+        assert closed["upstream_request_id"].startswith("req_mock")
+        assert closed["bytes_out"] > 0
+
+
+def refuse(stage, reason):
+    """A refusal for this reason."""
+    headers, body = {
+        "purpose_missing": ({"portcullis_purpose": None}, chat()),
+        "purpose_unknown": ({"portcullis_purpose": "leisure"}, chat()),
+        "purpose_not_permitted": ({"portcullis_purpose": "forbidden"}, chat()),
+        "case_missing": ({"portcullis_purpose": "incident"}, chat()),
+        "model_not_permitted": ({}, chat("kept-back")),
+        "model_missing": ({}, {"messages": []}),
+        "body_invalid": ({}, b"{"),
+        "media_type_not_supported": ({"content_type": "text/plain"}, chat()),
+        "route_not_found": ({}, chat()),
+        "insufficient_quota": ({"portcullis_purpose": "incident", "portcullis_case": "C-1"}, chat()),
+    }[reason]
+    path = "/v1/nothing" if reason == "route_not_found" else "/v1/chat/completions"
+    if reason == "insufficient_quota":
+        assert stage.ask(path, body, **headers).status == 200
+    return stage.ask(path, body, **headers)
+
+
+@pytest.mark.parametrize("reason", ["purpose_missing", "purpose_unknown", "purpose_not_permitted", "case_missing",
+                                    "model_not_permitted", "model_missing", "body_invalid", "media_type_not_supported",
+                                    "route_not_found", "insufficient_quota"])  # fmt: skip
+def test_a_refused_request_has_one_line_with_its_reason(one, reason):
+    answer = refuse(one, reason)
+    assert answer.headers["portcullis-reason"] == reason, answer.body
+    (line,) = told(one, answer.headers["request-id"], ["refused"])
+    assert (line["kind"], line["decision"], line["ending"]) == ("refused", "refused", "refused")
+    assert (line["reason"], line["status"]) == (reason, answer.status)
+    # The shape of the request is judged before anybody asks whose it is.
+    assert line.get("organization") == (None if reason in ("route_not_found", "media_type_not_supported") else "acme")
+    assert line["certificate"]["sha256"] == one.acme.fingerprint(hashes.SHA256()).hex()
+    assert "accepted_seq" not in line
+
+
+def everything(stage):
+    """One of each kind of line that can be had without breaking anything."""
+    for play in (whole, streamed, failed_before, failed_midway, fell_silent, abandoned):
+        play(stage)
+    for reason in ("purpose_missing", "route_not_found", "insufficient_quota"):
+        refuse(stage, reason)
+    stage.ask(body=chat(), x_client_request_id="mine-1", traceparent="00-" + "1" * 32 + "-" + "2" * 16 + "-01",
+              portcullis_purpose="research", portcullis_case="C-2024/7")  # fmt: skip
+    with pytest.raises((OSError, EOFError)):
+        stage.ask(body=chat(), certificate=None)
+    severed(stage)
+    assert stage.ask(body=chat()).headers["portcullis-reason"] == "organization_suspended"
+    admin(stage, "/-/restore", organization="acme")
+    stage.write_org("globex", stage.GLOBEX + "[limits]\nrequests_per_day = 5\n")
+    admin(stage, "/-/reload")
+    eventually(lambda: stage.metric("portcullis_streams_active") == 0, what="an empty house")
+    assert stage.gateway.end() == 0
+
+
+def test_every_line_is_as_the_schema_says(one):
+    everything(one)
+    lines = one.audit()
+    kinds = {line["kind"] for line in lines}
+    assert kinds == set(SCHEMA["properties"]["kind"]["enum"]) - {"dropped", "repaired"}
+    found = sorted({f"{line['kind']}: {fault}" for line in lines for fault in faults(line, SCHEMA)})
+    assert not found, "\n".join(found)
+    assert [line["seq"] for line in lines] == list(range(len(lines)))
+    (stop,) = [line for line in lines if line["kind"] == "stop"]
+    assert stop["open"] == 0
+    (refused,) = [line for line in lines if line["kind"] == "handshake_refused"]
+    assert refused["result"] == "no_certificate"
+    withdrawn = [line for line in lines if line["kind"] in ("revoke", "restore")]
+    assert all("acme" in json.dumps(line) for line in withdrawn)
+    assert "a test" in json.dumps(withdrawn[0])
+    (reload,) = [line for line in lines if line["kind"] == "reload"]
+    assert "requests_per_day" in json.dumps(reload)
+    case = [line for line in lines if line.get("case") == "C-2024/7"]
+    assert [line["kind"] for line in case] == ["accepted", "closed"]
+
+
+def test_every_member_of_a_line_is_in_the_schema(one):
+    everything(one)
+    known = set(SCHEMA["properties"])
+    for extra in SCHEMA["allOf"]:
+        known |= extra["then"].get("properties", {}).keys()
+    requests = [line for line in one.audit() if line["kind"] in ("accepted", "closed", "refused")]
+    strange = {name for line in requests for name in line} - known
+    assert not strange
+
+
+# What does not belong there.
+
+
+def test_neither_content_nor_credentials_are_written_anywhere(stage):
+    names = ("prompt", "system", "upstream-key", "bearer", "api-key", "cookie", "broken", "image", "tool", "user")
+    secret = {name: f"canary-{name}-{random.Random(name).getrandbits(64):016x}" for name in names}
+    # Our log lies where the configuration is watched: without the exception each line would call for another.
+    one = stage(start=False, more='[log]\nfilter = "trace,notify=off"')
+    one.start(env={"UPSTREAM_KEY": secret["upstream-key"]})
+    credentials = {"authorization": "Bearer " + secret["bearer"], "x_api_key": secret["api-key"]}
+    credentials["cookie"] = "a=" + secret["cookie"]
+    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + secret["image"]}}
+    content = {
+        "messages": [
+            {"role": "system", "content": secret["system"]},
+            {"role": "user", "content": [{"type": "text", "text": secret["prompt"]}, image]},
+        ],
+        "tools": [{"type": "function", "function": {"name": "f", "description": secret["tool"]}}],
+        "user": secret["user"],
+    }
+    for script in ("tokens-7", "fail-500", "fail-429", "drop", "rubbish", "redirect", "die-3", "no-usage"):
+        for stream in (False, True):
+            with contextlib.suppress(EOFError):
+                one.ask(body=chat("mock-" + script, stream=stream) | content, **credentials)
+    one.ask(body=chat("kept-back") | content, **credentials)
+    one.ask(body=b'{"model": "mock-1", "messages": "' + secret["broken"].encode(), **credentials)
+    one.ask(body=chat() | content, portcullis_purpose=None, **credentials)
+    stream = Streaming(one, "mock-tokens-100000.tps-100", **credentials)
+    eventually(lambda: stream.pieces)
+    assert one.ledger()["totals"]["requests"] > 10, "it went upstream"
+    assert secret["prompt"] in json.dumps(one.ledger())
+
+    paths = ("/metrics", "/status.json", "/", "/policy.json", "/readyz?verbose")
+    seen = {path: fetch(one.admin + path).body for path in paths}
+    for command in (("config", "show", "-c", "portcullis.toml"), ("config", "show", "--json", "-c", "portcullis.toml"),
+                    ("check", "-c", "portcullis.toml", "--against", one.admin), ("status",)):  # fmt: skip
+        ran = one.run(*command, env={"UPSTREAM_KEY": secret["upstream-key"]})
+        seen[" ".join(command)] = (ran.stdout + ran.stderr).encode()
+    with H1(one.connect()) as connection:
+        for path in ("/portcullis/v1/whoami", "/portcullis/v1/usage", "/v1/models"):
+            seen[path] = connection.ask(path, **credentials).body
+    stream.close()
+    eventually(lambda: one.metric("portcullis_streams_active") == 0)
+    assert one.gateway.end() == 0
+    seen["the log"] = one.gateway.log.encode()
+    seen |= {str(file): file.read_bytes() for place in ("audit", "state") for file in (one.folder / place).iterdir()}
+    keys = b"".join(key.read_bytes() for key in (*one.folder.glob("*.key"), one.folder / "audit" / "audit.key"))
+    private = [line for line in keys.splitlines() if not line.startswith(b"-----")]
+    answers = [b"opens for", b"those who say", b"operator-account"]
+    assert len(seen["the log"]) > 1000
+    for where, bytes_seen in seen.items():
+        for name, canary in secret.items():
+            for form in (canary.encode(), base64.b64encode(canary.encode())):
+                assert form not in bytes_seen, f"{name} in {where}"
+        for line in private:
+            assert line not in bytes_seen or where.endswith("audit.key"), f"a private key in {where}"
+        for answer in answers:
+            assert answer not in bytes_seen, f"an answer in {where}"
+
+
+def test_a_key_written_where_a_reference_belongs_is_not_repeated(stage):
+    one = stage(start=False)
+    text = (one.folder / "portcullis.toml").read_text()
+    (one.folder / "portcullis.toml").write_text(text.replace("env:UPSTREAM_KEY", "sk-canary-1234567890"))
+    checked = one.run("check", "-c", "portcullis.toml")
+    assert checked.returncode == 1
+    assert "canary" not in checked.stdout + checked.stderr
+    assert re.search(r"portcullis\.toml:\d+:\d+", checked.stdout + checked.stderr)
+
+
+# A disk that is full.
+
+
+@pytest.fixture
+def small(tmp_path):
+    """A file system of 256 KiB."""
+    place = tmp_path / "small"
+    place.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", place], capture_output=True)
+    if mounted.returncode != 0:
+        pytest.skip("only root may mount the small file system that this test fills")
+    yield place
+    subprocess.run(["umount", "--lazy", place], check=True)
+
+
+def fill(place):
+    """Leaves no byte of room."""
+    with (place / "filler").open("wb", buffering=0) as filler:
+        for size in (4096, 64, 1):
+            try:
+                while True:
+                    filler.write(bytes(size))
+            except OSError:
+                pass
+
+
+LIMITED = Stage.ACME + "[limits]\nrequests_per_day = 1000\ntokens_per_day = 100_000\n"
+
+
+def on(stage, place, **audit):
+    made = stage(start=False, orgs={"acme": LIMITED}, quota=f'timezone = "{midday()}"')
+    text = (made.folder / "portcullis.toml").read_text().replace('directory = "audit"', f'directory = "{place}/audit"')
+    text = text.replace("[audit]\n", "[audit]\n" + "".join(f'{key} = "{value}"\n' for key, value in audit.items()))
+    (made.folder / "portcullis.toml").write_text(text)
+    made.start()
+    return made
+
+
+def logged(place):
+    return [json.loads(line) for line in (place / "audit" / "audit-1.jsonl").read_text().splitlines()]
+
+
+def until_full(stage, place):
+    """Fills the disk, and asks until the room that the last page of the log had is used up as well."""
+    fill(place)
+    return eventually(lambda: (answer := stage.ask(body=chat())).status != 200 and answer, what="a refusal")
+
+
+def test_a_full_disk_refuses_until_there_is_room_again(stage, small):
+    one = on(stage, small)
+    assert one.ask(body=chat()).status == 200
+    running = Streaming(one, "mock-tokens-100000.tps-100")
+    refused = until_full(one, small)
+    assert (refused.status, refused.headers["portcullis-reason"]) == (503, "audit_unavailable")
+    assert refused.json["error"]["type"] == "api_error"
+    assert int(refused.headers["retry-after"]) >= 1
+    before = one.ledger()["totals"]["requests"], one.limit("acme", "requests_per_day")["used"]
+    for _ in range(3):
+        assert one.ask(body=chat()).headers["portcullis-reason"] == "audit_unavailable"
+    after = one.ledger()["totals"]["requests"], one.limit("acme", "requests_per_day")["used"]
+    assert before == after, "neither forwarded nor counted"
+    assert fetch(one.admin + "/readyz").status == 503
+    assert one.metric("portcullis_audit_records_total", result="failed") > 0
+    assert running.ended is None, "what was accepted goes on"
+    running.close()
+    eventually(lambda: one.metric("portcullis_streams_active") == 0, what="the end of the stream")
+
+    (small / "filler").unlink()
+    eventually(lambda: one.ask(body=chat()).status == 200, what="an answer")
+    assert fetch(one.admin + "/readyz").status == 200
+    assert one.gateway.end() == 0
+    verified = one.run("audit", "verify", small / "audit")
+    assert verified.returncode == 0, verified.stderr
+    lines = logged(small)
+    accepted = {line["seq"] for line in lines if line["kind"] == "accepted"}
+    assert accepted == {line["accepted_seq"] for line in lines if line["kind"] == "closed"}, "every one closed"
+    assert len(accepted) == one.ledger()["totals"]["requests"]
+
+
+def test_a_full_disk_that_may_not_stop_anybody_is_told_afterwards(stage, small):
+    one = on(stage, small, on_failure="open")
+    assert one.ask(body=chat()).status == 200
+    fill(small)
+    for _ in range(30):
+        assert one.ask(body=chat()).status == 200
+    failed = one.metric("portcullis_audit_records_total", result="failed")
+    (small / "filler").unlink()
+    dropped = eventually(lambda: [line for line in logged(small) if line["kind"] == "dropped"], what="a dropped line")
+    assert sum(line.get("accepted", 0) for line in dropped) > 0
+    assert failed > 0
+    assert one.gateway.end() == 0
+    assert one.run("audit", "verify", small / "audit").returncode == 0
+
+
+# No change unnoticed.
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    """A log of some thirty records that was closed in good order, and the book of what was used."""
+    one = Stage(tmp_path_factory.mktemp("kept"))
+    for number in range(8):
+        assert one.ask(body=chat(f"mock-tokens-{number}", messages=LONG)).status == 200
+    assert one.ask(body=chat(), portcullis_purpose=None).status == 400
+    assert one.ask(body=chat("mock-tokens-9"), certificate="globex").status == 200
+    assert one.gateway.end() == 0
+    yield one
+    one.close()
+
+
+@pytest.fixture
+def copied(kept, tmp_path):
+    for file in (kept.folder / "audit").iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    return tmp_path
+
+
+def test_a_log_is_verified_by_one_command(kept):
+    for extra in ([], ["--key", "audit/audit.pub"], ["--checkpoint", "audit/audit-1.checkpoints"]):
+        verified = kept.run("audit", "verify", "audit", *extra)
+        assert verified.returncode == 0, verified.stderr
+    summary = json.loads(kept.run("audit", "verify", "audit", "--json").stdout)
+    lines = kept.audit()
+    assert summary["ok"] and summary["summary"]["size"] == len(lines) and summary["unsigned"] == 0
+
+
+def damage(segment):
+    """Every kind of tampering, as (what, changed bytes, the first record that is wrong)."""
+    lines = segment.splitlines(keepends=True)
+    chance = random.Random(7)
+    for place in sorted(chance.sample(range(len(segment)), 25)):
+        changed = bytearray(segment)
+        changed[place] ^= 1 << chance.randrange(7)
+        yield f"bit of byte {place}", bytes(changed), segment[:place].count(b"\n")
+    yield "a deletion", b"".join(lines[:4] + lines[5:]), 4
+    yield "the first deleted", b"".join(lines[1:]), 0
+    yield "a swap", b"".join(lines[:4] + [lines[5], lines[4]] + lines[6:]), 4
+    yield "a repetition", b"".join(lines[:5] + lines[4:]), 5
+    yield "a truncation", b"".join(lines[:-2]), len(lines) - 2
+    yield "a cut line", segment[:-10], len(lines) - 1
+    yield "an addition", segment + lines[-1], len(lines)
+    yield "emptiness", b"", 0
+    yield "an edit of the same length", segment.replace(b'"research"', b'"incident"', 1), next(
+        number for number, line in enumerate(lines) if b'"research"' in line)
+
+
+def test_every_change_is_found_and_located(kept, copied):
+    segment = copied / "audit-1.jsonl"
+    whole, wrong = segment.read_bytes(), []
+    for what, changed, first in damage(whole):
+        assert changed != whole, what
+        segment.write_bytes(changed)
+        verified = kept.run("audit", "verify", copied)
+        said = verified.stdout + verified.stderr
+        located = re.search(r"audit-1\.jsonl:(\d+)", said)
+        # A line feed that was changed joins two lines; either may be named.
+        if verified.returncode != 1 or not located or abs(int(located[1]) - 1 - first) > 1:
+            wrong.append((what, verified.returncode, first + 1, said))
+    assert not wrong
+
+
+def test_another_key_or_a_changed_checkpoint_is_found(kept, copied):
+    stranger = Stage(copied / "stranger")
+    assert stranger.gateway.end() == 0
+    stranger.close()
+    other = stranger.folder / "audit" / "audit.pub"
+    assert kept.run("audit", "verify", copied, "--key", other).returncode == 1
+    notes = copied / "audit-1.checkpoints"
+    text = notes.read_text()
+    size = re.search(r"\n(\d+)\n", text)
+    notes.write_text(text[: size.start(1)] + str(int(size[1]) + 1) + text[size.end(1):])
+    assert kept.run("audit", "verify", copied).returncode == 1
+
+
+def test_a_log_cut_off_with_its_checkpoints_is_found_by_one_kept_elsewhere(kept, copied):
+    elsewhere = copied / "elsewhere"
+    elsewhere.write_bytes((copied / "audit-1.checkpoints").read_bytes())
+    lines = (copied / "audit-1.jsonl").read_bytes().splitlines(keepends=True)
+    (copied / "audit-1.jsonl").write_bytes(b"".join(lines[:3]))
+    (copied / "audit-1.checkpoints").write_bytes(b"")
+    assert kept.run("audit", "verify", copied, "--checkpoint", elsewhere).returncode == 1
+
+
+def test_a_log_that_was_put_back_to_an_earlier_day_is_found_by_a_place_outside(stage, tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    one = stage(audit=f'checkpoints = ["dir:{elsewhere}"]')
+    assert one.gateway.end() == 0
+    earlier = {file: file.read_bytes() for file in (one.folder / "audit").iterdir()}
+    one.start()
+    assert one.ask(body=chat()).status == 200
+    assert one.gateway.end() == 0
+    newest = max(elsewhere.glob("*/*.checkpoint"), key=lambda note: int(note.stem))
+    assert one.run("audit", "verify", "audit", "--checkpoint", newest).returncode == 0
+    for file, content in earlier.items():
+        file.write_bytes(content)
+    assert one.run("audit", "verify", "audit").returncode == 0, "by itself it does not show"
+    assert one.run("audit", "verify", "audit", "--checkpoint", newest).returncode == 1
+
+
+def test_an_fsync_before_every_answer_is_a_choice(stage):
+    one = stage(audit='durability = "power"')
+    assert [one.ask(body=chat()).status for _ in range(3)] == [200] * 3
+    one.gateway.kill()
+    assert one.run("audit", "verify", "audit").returncode == 0
+    assert [line["kind"] for line in one.audit()].count("accepted") == 3
+
+
+def request_id(line):
+    return json.loads(line).get("request_id")
+
+
+def test_one_record_is_proved_to_who_may_not_see_the_others(kept, tmp_path):
+    lines = (kept.folder / "audit" / "audit-1.jsonl").read_text().splitlines()
+    for seq in (0, 5, len(lines) - 1):
+        proof = kept.run("audit", "prove", seq, "--dir", "audit", check=True).stdout
+        (tmp_path / "proof.json").write_text(proof)
+        checked = kept.run("audit", "prove", "--check", tmp_path / "proof.json", "--key", "audit/audit.pub")
+        assert checked.returncode == 0, checked.stderr
+        assert lines[seq] in checked.stdout
+        own, others = request_id(lines[seq]), {request_id(line) for line in lines} - {None}
+        assert not [other for other in others - {own} if other in proof]
+        year = lines[seq].index("202")
+        other = lines[seq][:year] + "203" + lines[seq][year + 3:]
+        forged = proof.replace(json.dumps(lines[seq])[1:-1], json.dumps(other)[1:-1])
+        assert forged != proof
+        (tmp_path / "proof.json").write_text(forged)
+        checked = kept.run("audit", "prove", "--check", tmp_path / "proof.json", "--key", "audit/audit.pub")
+        assert checked.returncode == 1
+    assert kept.run("audit", "prove", len(lines), "--dir", "audit").returncode == 1
+
+
+def test_the_last_records_are_shown(kept):
+    lines = (kept.folder / "audit" / "audit-1.jsonl").read_text().splitlines()
+    shown = kept.run("audit", "tail", "-n", "3", "--json", "--dir", "audit", check=True).stdout.splitlines()
+    assert shown == lines[-3:]
+    readable = kept.run("audit", "tail", "-n", "30", "--dir", "audit", check=True).stdout
+    assert "purpose_missing" in readable and "globex" in readable
+
+
+def test_a_report_adds_up_to_what_the_model_sent(kept):
+    today = datetime.datetime.now(datetime.timezone.utc).date()
+    span = ("--from", str(today - datetime.timedelta(1)), "--until", str(today))
+    report = ("audit", "report", "--org", "acme", *span, "--dir", "audit")
+    told = json.loads(kept.run(*report, "--json", check=True).stdout)
+    book = [one for one in kept.ledger()["requests"] if one["model"] != "mock-tokens-9"]
+    sums = told["report"]["total"]
+    assert (sums["accepted"], sums["open"], sums["refused"]) == (8, 0, 1)
+    assert sums["endings"] == {"complete": 8}
+    assert sums["refusals"] == {"purpose_missing": 1}
+    assert sums["tokens"]["input"] == sum(one["input_tokens"] for one in book)
+    assert sums["tokens"]["output"] == sum(one["output_tokens"] for one in book)
+    csv = kept.run(*report, "--format", "csv", check=True).stdout
+    assert "research" in csv and "globex" not in csv
+    text = kept.run(*report, check=True).stdout
+    assert "research" in text
+
+
+def test_an_export_holds_every_record_in_ocsf(kept):
+    lines = (kept.folder / "audit" / "audit-1.jsonl").read_text().splitlines()
+    exported = kept.run("audit", "export", "--format", "ocsf", "--dir", "audit", check=True).stdout.splitlines()
+    events = [json.loads(line) for line in exported]
+    assert [event["raw_data"] for event in events] == lines
+    for event in events:
+        assert (event["class_uid"], event["category_uid"]) == (6003, 6)
+        assert event["type_uid"] == event["class_uid"] * 100 + event["activity_id"]
+        assert isinstance(event["time"], int) and event["metadata"]["version"]
+
+
+def test_no_command_vouches_for_a_changed_log(kept, copied):
+    segment = copied / "audit-1.jsonl"
+    segment.write_bytes(segment.read_bytes().replace(b'"acme"', b'"acne"', 1))
+    for command in (("prove", "0"), ("report", "--org", "acme"), ("export", "--format", "ocsf")):
+        assert kept.run("audit", *command, "--dir", copied).returncode == 1, command
+
+
+def test_a_running_log_is_verified_as_well(one):
+    assert one.ask(body=chat()).status == 200
+    for _ in range(3):
+        assert one.run("audit", "verify", "audit").returncode == 0
+        assert one.ask(body=chat()).status == 200
+
+
+def test_packed_segments_are_verified_without_unpacking(stage):
+    one = stage(audit='rotate = { size = "64KiB" }')
+    with H1(one.connect()) as connection:
+        while not list((one.folder / "audit").glob("*.gz")):
+            assert connection.ask(body=chat()).status == 200
+    assert one.gateway.end() == 0
+    verified = json.loads(one.run("audit", "verify", "audit", "--json").stdout)
+    assert verified["ok"] and verified["segments"] >= 2
+    packed = min((one.folder / "audit").glob("*.gz"))
+    content = bytearray(packed.read_bytes())
+    content[len(content) // 2] ^= 1
+    packed.write_bytes(bytes(content))
+    assert one.run("audit", "verify", "audit").returncode in (1, 2)

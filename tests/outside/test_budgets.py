@@ -1,0 +1,557 @@
+"""What limits promise: how much passes on every route, who is kept out, what cuts a stream, and what is told of it."""
+
+import datetime
+import json
+import math
+import re
+import threading
+import time
+
+import pytest
+from place import (
+    HUNDRED, MAXIMUM, ORG, PATHS, STEP, STREAMED, body, crowd, every_flow, every_stream, fresh, place, spent, text_of,
+    until_cut, words,
+)  # fmt: skip
+from stage import eventually, fetch
+
+hard_place, hard = place("hard")
+bounded_place, bounded = place("bounded")
+
+
+@pytest.fixture(params=["hard", "bounded"])
+def either(request):
+    return request.getfixturevalue(request.param)
+
+
+# A budget, to its end.
+
+
+@every_flow
+def test_a_day_of_2000_tokens_ends_after_2000_tokens(either, route, stream):
+    org, model = either.join("tokens_per_day = 2_000"), fresh("tokens-100")
+    with either.connect(org) as connection:
+        for _ in range(40):
+            before = either.settled(org)
+            answer = either.ask(org, route, connection, model=model, text=HUNDRED, stream=stream, maximum=100)
+            if answer.status != 200:
+                break
+    sent = either.sent(model)
+    assert len(sent) >= 5
+    assert spent(sent) == before["used"] <= 2000
+    (limit, used, requested), message = words(answer)
+    assert (limit, used) == (2000, before["used"])
+    assert used + requested > 2000
+    assert "tokens_per_day" in message and "Try again in" in message
+    assert answer.status == 429
+    error = answer.json["error"]
+    assert error["type"] == ("rate_limit_error" if route == "messages" else "insufficient_quota")
+    assert error["code"] == answer.headers["portcullis-reason"] == "insufficient_quota"
+    ends = datetime.datetime.fromisoformat(before["resets_at"].replace("Z", "+00:00"))
+    left = (ends - datetime.datetime.now(datetime.timezone.utc)).total_seconds()
+    assert 0 <= int(answer.headers["retry-after"]) - left <= 2
+    assert left * 1000 <= int(answer.headers["retry-after-ms"]) <= (left + 2) * 1000 * 1.1
+    assert answer.headers["x-should-retry"] == "false"
+    after = either.settled(org)
+    assert after["used"] == before["used"], "a refusal costs nothing"
+
+
+def test_hard_holds_a_crowd_that_names_no_maximum_to_the_budget(hard):
+    org, model = hard.join("tokens_per_day = 2_000"), fresh("tokens-100000")
+    asked = [body("chat", model, n=n, stream=n == 2) for n in (1, 2, 3)] * 30
+    statuses = crowd(hard.stage, org, asked)
+    sent = hard.sent(model)
+    assert len(sent) == statuses.count(200) > 3
+    assert set(statuses) == {200, 429}
+    assert spent(sent) <= hard.settled(org)["used"] <= 2000
+
+
+def test_hard_clamps_what_is_asked_and_puts_in_what_is_not(hard):
+    org, model = hard.join("tokens_per_day = 2_000"), fresh("tokens-100000")
+    for route in MAXIMUM:
+        for stream in (False, True):
+            answer = hard.ask(org, route, model=model, stream=stream)
+            assert answer.status == 200, answer.body
+    for one in hard.sent(model):
+        assert one["output_tokens"] <= 64, one["path"]
+
+
+@pytest.mark.parametrize("route", ["chat", "completions", "responses"])
+def test_hard_holds_an_answer_to_its_models_cap(hard, route):
+    org, model = hard.join("tokens_per_day = 100_000"), f"gpt-short-{fresh('tokens-1000')}"
+    for maximum in (None, 20, 1000):
+        assert hard.ask(org, route, model=model, maximum=maximum).status == 200
+    assert [one["output_tokens"] for one in hard.sent(model)] == [50, 20, 50]
+
+
+def test_hard_refuses_what_it_cannot_bound(hard):
+    org = hard.join("tokens_per_day = 2_000")
+    answer = hard.ask(org, "responses", previous_response_id="resp_1")
+    assert (answer.status, answer.headers["portcullis-reason"]) == (400, "quota_request_too_large")
+
+
+@pytest.mark.parametrize("script", ["tokens-100000.tps-2000", "tokens-100000"], ids=["paced", "as-fast-as-possible"])
+def test_bounded_overspends_a_budget_by_one_extension_a_stream_at_most(bounded, script):
+    org, model = bounded.join("tokens_per_day = 3_000"), fresh(script)
+    open_streams = [bounded.connect(org) for _ in range(4)]
+    for one in open_streams:
+        one.send(one.head(PATHS["chat"], body("chat", model, stream=True)))
+    got = []
+    for one in open_streams:
+        with one:
+            status, headers = one.read_head()
+            text, whole = until_cut(one) if status == 200 else (one.read_body(headers), None)
+            got.append((status, whole, len(re.findall(rb'"content":"[^"]', text))))
+    assert not any(whole for _, whole, _ in got), got
+    used = bounded.settled(org)["used"]
+    assert used <= 3000 + 4 * STEP, (used, got)
+    assert sum(tokens for *_, tokens in got) <= 3000 + 4 * STEP, got
+    if "tps" in script:
+        assert spent(bounded.sent(model)) <= 3000 + 4 * STEP
+
+
+@pytest.mark.parametrize(
+    "frames", ["", ".piece-50", ".piece-1000", ".crlf"], ids=["events", "smaller", "larger", "crlf"]
+)
+@every_stream
+def test_a_stream_that_uses_up_a_budget_is_cut_with_its_dialects_error_event(bounded, route, frames):
+    """Whole events only, however the upstream's frames lie; where one is open, none may follow but the cut."""
+    org, model = bounded.join("tokens_per_day = 300"), fresh("tokens-100000.tps-3000" + frames)
+    with bounded.connect(org) as connection:
+        connection.send(connection.head(PATHS[route], body(route, model, stream=True)))
+        status, headers = connection.read_head()
+        assert status == 200
+        text, whole = until_cut(connection)
+    assert not whole, "a cut answer must not end like a whole one"
+    assert b"[DONE]" not in text and b"message_stop" not in text and b"response.completed" not in text
+    *events, last = text.decode().replace("\r\n", "\n").split("\n\n")
+    assert len(events) > 20
+    for event in events:
+        assert re.fullmatch(r"(event: [a-z._]+\n)?data: \{.*\}", event), "an event in pieces"
+        json.loads(event.split("data: ", 1)[1])
+    if not last:
+        last = events.pop()
+        data = json.loads(last.rsplit("data: ", 1)[1])
+        assert last.startswith("event: error\n") == (route in ("responses", "messages"))
+        assert data["error"]["code"] == "insufficient_quota"
+        assert data["error"]["type"] == ("rate_limit_error" if route == "messages" else "insufficient_quota")
+        assert data["request_id"] == headers["request-id"]
+        if route == "responses":
+            assert (data["type"], data["code"], data["sequence_number"]) == ("error", "insufficient_quota", len(events))
+        if route == "messages":
+            assert data["type"] == "error"
+    else:
+        assert "piece" in frames, "between two events there is room for the error event"
+    assert bounded.settled(org)["used"] <= 300 + STEP
+    line = bounded.closed(headers)
+    assert (line["ending"], line["reason"]) == ("quota_cut", "insufficient_quota")
+
+
+@pytest.mark.parametrize(("limits", "ending"), [
+    ("output_tokens_per_day = 200", "quota_cut"),
+    ("tokens_per_month = 300", "quota_cut"),
+    ('cost_per_day = "0.005"', "quota_cut"),
+    ("[purpose.research.limits]\ntokens_per_day = 300", "quota_cut"),
+    ("[model.priced.limits]\ntokens_per_day = 300", "quota_cut"),
+    ("[purpose.research.model.priced.limits]\ntokens_per_day = 300", "quota_cut"),
+    ("input_tokens_per_day = 300", "complete"),
+    ("[purpose.incident.limits]\ntokens_per_day = 1", "complete"),
+    ("[model.light.limits]\ntokens_per_day = 1", "complete"),
+    ("tokens_per_day = { limit = 300, shadow = true }", "complete"),
+    ("output_tokens_per_hour = 300", "complete"),
+])  # fmt: skip
+def test_a_budget_of_whatever_kind_cuts_and_nothing_else_does(bounded, limits, ending):
+    org = bounded.join(limits, models='"priced", "light"')
+    with bounded.connect(org) as connection:
+        asked = body("chat", "gpt-priced-mock-tokens-1000.tps-5000", stream=True)
+        connection.send(connection.head(PATHS["chat"], asked))
+        status, headers = connection.read_head()
+        assert status == 200
+        until_cut(connection)
+    assert bounded.closed(headers)["ending"] == ending
+
+
+def test_an_ancestors_budget_cuts_a_childs_stream(bounded):
+    parent = bounded.join("tokens_per_day = 300")
+    child = bounded.join("tokens_per_day = 100_000", parent=parent)
+    with bounded.connect(child) as connection:
+        connection.send(connection.head(PATHS["chat"], body("chat", "mock-tokens-1000.tps-5000", stream=True)))
+        _, headers = connection.read_head()
+        text, whole = until_cut(connection)
+    assert not whole and b"insufficient_quota" in text and parent.encode() not in text
+    assert bounded.closed(headers)["ending"] == "quota_cut"
+    assert bounded.settled(parent)["used"] == bounded.settled(child)["used"] <= 300 + STEP
+
+
+def frames_that_end_with_an_event(stage):
+    """Sizes of frames of which one holds the end of an event and not its beginning; and which event that is."""
+    for size in range(100, 150):
+        # As long a name as the one that is asked for, so that all bytes lie alike.
+        asked = body("chat", f"mock-tokens-100.tps-000.piece-{size}", stream=True)
+        asked["stream_options"] = {"include_usage": True}
+        ends = [found.end() for found in re.finditer(rb"\n\n", fetch(stage.mock_url + PATHS["chat"], asked).body)]
+        # The first event only names the role.
+        yield from ((size, tokens) for tokens in range(2, 33) if ends[tokens] % size == 0)
+
+
+def test_an_error_event_never_stands_in_the_middle_of_an_event(bounded):
+    """Where a budget ends with the last byte of an event, that byte goes out before ours, and is what was charged."""
+    told = 0
+    for size, tokens in frames_that_end_with_an_event(bounded.stage):
+        asked = body("chat", f"mock-tokens-100.tps-300.piece-{size}", stream=True)
+        inside = math.ceil(len(json.dumps(asked)) / 3)
+        org = bounded.join(f"tokens_per_day = {inside + math.ceil(text_of(tokens) / 3)}")
+        with bounded.connect(org) as connection:
+            connection.send(connection.head(PATHS["chat"], asked))
+            assert connection.read_head()[0] == 200
+            text, whole = until_cut(connection)
+        assert not whole
+        *events, rest = text.decode().split("\n\n")
+        assert all(re.fullmatch(r'data: \{("id":"[^"]*","object"|"error").*\}', event) for event in events), text[-500:]
+        assert '"error"' not in rest, text[-500:]
+        told += (ours := '"error"' in events[-1])
+        delivered = len(re.findall(rb'"content":"[^"]', text))
+        assert delivered >= tokens, "what used the budget up was delivered"
+        if ours:
+            assert len(events) == 1 + delivered + 1
+            assert bounded.settled(org)["used"] == inside + math.ceil(text_of(delivered) / 3)
+    assert told
+
+
+def test_a_rate_never_cuts_and_its_overrun_is_debt(bounded):
+    org, model = bounded.join("tokens_per_minute = 300"), fresh("tokens-1000")
+    answer = bounded.ask(org, model=model, stream=True)
+    assert answer.status == 200 and answer.body.endswith(b"data: [DONE]\n\n")
+    standing = eventually(lambda: (now := bounded.stage.limit(org, "tokens_per_minute"))["used"] > 900 and now)
+    assert standing["remaining"] == 0
+    refused = bounded.ask(org, model=model, maximum=1)
+    assert (refused.status, refused.headers["portcullis-reason"]) == (429, "rate_limit_exceeded")
+    (limit, used, requested), _ = words(refused)
+    wait = (used + requested - limit) * 60 / limit
+    assert wait - 0.2 <= int(refused.headers["retry-after"]) <= wait + 1
+    assert refused.headers["x-should-retry"] == "false", "longer than a minute"
+
+
+def test_what_a_settlement_gives_back_nobody_has_had_before(bounded):
+    """A reservation drains like any use; what has drained of it must not be given back once more, or within any time
+    more passes than the burst and what leaks in that time."""
+    org, model = bounded.join("tokens_per_minute = { limit = 60_000, burst = 2_000 }"), fresh("tokens-1")
+
+    def level():
+        now = bounded.stage.limit(org, "tokens_per_minute")
+        return now["used"] + now["reserved"]
+
+    def spend(connection):
+        """Asks until there is no room; what that used."""
+        used = 0
+        while (answer := bounded.ask(org, "chat", connection, model=model, text=HUNDRED, maximum=1)).status == 200:
+            used += answer.json["usage"]["total_tokens"]
+        return used
+
+    with bounded.connect(org) as slow, bounded.connect(org) as connection:
+        slow.send(slow.head(PATHS["chat"], body("chat", fresh("tokens-1.ttft-1500"), maximum=1800)))
+        assert eventually(level) > 1500
+        eventually(lambda: level() < 500, what="drained use")
+        began = time.monotonic()
+        used = spend(connection)
+        assert slow.read_head()[0] == 200
+        used += spend(connection)
+        took = time.monotonic() - began
+    assert used <= 2_000 + 1_000 * took + 200, took
+
+
+@pytest.mark.parametrize("route", STREAMED)
+def test_a_request_that_can_never_fit_is_told_so_at_once(either, route):
+    org = either.join("tokens_per_day = 2_000")
+    answer = either.ask(org, route, maximum=90_000)
+    assert (answer.status, answer.headers["portcullis-reason"]) == (400, "quota_request_too_large")
+    assert answer.headers["x-should-retry"] == "false"
+    assert "retry-after" not in answer.headers
+    assert either.settled(org)["used"] == 0
+
+
+# Limits of every kind.
+
+
+@pytest.mark.parametrize(("limits", "reason"), [
+    ("requests_per_day = 10", "insufficient_quota"),
+    ("requests_per_minute = { limit = 60, burst = 10 }", "rate_limit_exceeded"),
+    ("concurrent_requests = 10", "concurrency_limit_exceeded"),
+    ("tokens_per_day = 2_000", "insufficient_quota"),
+])  # fmt: skip
+def test_of_1000_requests_at_once_exactly_10_pass(bounded, limits, reason):
+    org, model = bounded.join(limits), fresh("tokens-1000.tps-1")
+    # 10 reservations of 199 tokens fit 2,000, 11 do not; input is reserved at a third of a token to the byte.
+    one = body("chat", model, stream=True, max_tokens=100)
+    one["max_tokens"] = 199 - math.ceil(len(json.dumps(one)) / 3)
+    began = time.monotonic()
+    statuses = crowd(bounded.stage, org, [one] * 1000, whole=False)
+    # What leaked meanwhile, one a second.
+    leaked = (time.monotonic() - began) if "minute" in limits else 0
+    passed = statuses.count(200)
+    assert 10 <= passed <= 10 + leaked
+    assert statuses.count(429) == 1000 - passed
+    assert len(bounded.sent(model)) == passed
+    assert bounded.stage.metric("portcullis_request_refusals_total", org=org, reason=reason) == 1000 - passed
+
+
+def test_a_place_under_the_concurrency_limit_is_free_again_when_an_answer_ends(bounded):
+    org = bounded.join("concurrent_requests = 2")
+    holding = [bounded.connect(org) for _ in range(2)]
+    for one in holding:
+        one.send(one.head(PATHS["chat"], body("chat", fresh("tokens-5000.tps-50"), stream=True)))
+        assert one.read_head()[0] == 200
+    refused = bounded.ask(org)
+    assert (refused.status, refused.headers["portcullis-reason"]) == (429, "concurrency_limit_exceeded")
+    assert refused.json["error"]["type"] == "rate_limit_error"
+    assert words(refused)[0] == [2, 2, 1]
+    assert refused.headers["retry-after"] == "1" and "x-should-retry" not in refused.headers
+    holding[0].close()
+    eventually(lambda: bounded.ask(org).status == 200, what="a free place")
+    holding[1].close()
+    eventually(lambda: bounded.stage.limit(org, "concurrent_requests")["used"] == 0, what="an empty gauge")
+
+
+@pytest.mark.parametrize("limit", ["requests_per_minute = { limit = 60", "requests_per_hour = { limit = 3600"])
+def test_the_wait_that_a_refusal_names_is_enough_and_no_more(bounded, limit):
+    org = bounded.join(limit + ", burst = 1 }")
+    with bounded.connect(org) as connection:
+        asked = time.monotonic()
+        assert bounded.ask(org, connection=connection).status == 200
+        refused = bounded.ask(org, connection=connection)
+        told = time.monotonic()
+        assert (refused.status, refused.headers["portcullis-reason"]) == (429, "rate_limit_exceeded")
+        assert "x-should-retry" not in refused.headers
+        millis = int(refused.headers["retry-after-ms"])
+        assert (1 - (told - asked)) * 1000 <= millis <= 1001 * 1.1
+        assert refused.headers["retry-after"] == "1"
+        # Obeying it is what a client does.
+        time.sleep(max(0, told + millis / 1000 - time.monotonic()))
+        assert bounded.ask(org, connection=connection).status == 200
+        assert time.monotonic() - asked >= 1
+
+
+def test_a_chain_of_organizations_is_charged_all_or_nothing(bounded):
+    root = bounded.join("requests_per_day = 100\ntokens_per_day = 100_000")
+    middle = bounded.join("requests_per_day = 3", parent=root)
+    first = bounded.join("requests_per_day = 2", parent=middle)
+    second = bounded.join("requests_per_day = 100", parent=middle)
+
+    def used():
+        return [bounded.stage.limit(org, "requests_per_day")["used"] for org in (root, middle, first, second)]
+
+    assert [bounded.ask(first, text=HUNDRED).status for _ in range(3)] == [200, 200, 429]
+    assert used() == [2, 2, 2, 0], "what the child's own limit refuses costs its ancestors nothing"
+    assert bounded.ask(second, text=HUNDRED).status == 200
+    refused = bounded.ask(second)
+    assert (refused.status, refused.headers["portcullis-reason"]) == (429, "insufficient_quota")
+    assert used() == [3, 3, 2, 1], "what an ancestor refuses costs nobody anything"
+    assert words(refused)[0] == [3, 3, 1]
+    for other in (root, middle, first):
+        assert other.encode() not in refused.body
+    eventually(lambda: bounded.stage.limit(root, "tokens_per_day")["reserved"] == 0)
+    assert bounded.stage.limit(root, "tokens_per_day")["used"] == 3 * 116
+
+
+def test_two_children_at_once_never_take_more_than_their_parent_has(bounded):
+    parent = bounded.join("requests_per_day = 10")
+    children = [bounded.join("requests_per_day = 1000", parent=parent) for _ in range(2)]
+    one, passed = body("chat", fresh("tokens-1000.tps-1"), stream=True), {}
+
+    def ask(child):
+        passed[child] = crowd(bounded.stage, child, [one] * 200, whole=False).count(200)
+
+    threads = [threading.Thread(target=ask, args=(child,)) for child in children]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert sum(passed.values()) == 10
+    for org, admitted in {parent: 10, **passed}.items():
+        assert bounded.stage.limit(org, "requests_per_day")["used"] == admitted
+
+
+def test_of_several_limits_the_one_that_keeps_out_longest_is_named(bounded):
+    org = bounded.join("""\
+requests_per_minute = { limit = 60, burst = 1 }
+requests_per_hour = { limit = 60, burst = 1 }
+requests_per_day = 1
+""")
+    assert bounded.ask(org).status == 200
+    refused = bounded.ask(org)
+    assert refused.headers["portcullis-reason"] == "insufficient_quota"
+    assert "requests_per_day" in words(refused)[1]
+
+
+def test_purposes_and_models_have_limits_of_their_own(bounded):
+    org = bounded.join("""\
+[purpose.research.limits]
+requests_per_day = 4
+[model.light.limits]
+requests_per_day = 3
+[purpose.research.model.light.limits]
+requests_per_day = 2
+""")
+    incident = {"portcullis_purpose": "incident", "portcullis_case": "C-1"}
+    light = {"model": "gpt-light-mock-tokens-1"}
+    assert [bounded.ask(org, **light).status for _ in range(3)] == [200, 200, 429]
+    assert [bounded.ask(org, **light, headers=incident).status for _ in range(2)] == [200, 429]
+    assert [bounded.ask(org).status for _ in range(3)] == [200, 200, 429]
+    assert bounded.ask(org, headers=incident).status == 200
+    for asked, name in (({}, "research/requests_per_day"), (light | {"headers": incident}, "light/requests_per_day")):
+        assert f"for {name}:" in words(bounded.ask(org, **asked))[1]
+
+
+def test_a_shadow_limit_counts_and_never_refuses(bounded):
+    org = bounded.join("""\
+requests_per_day = { limit = 2, shadow = true }
+tokens_per_minute = { limit = 10, shadow = true }
+""")
+    answers = [bounded.ask(org) for _ in range(4)]
+    assert [answer.status for answer in answers] == [200] * 4
+    standing = bounded.stage.limit(org, "requests_per_day")
+    assert (standing["limit"], standing["used"], standing["remaining"], standing["shadow"]) == (2, 4, 0, True)
+    for answer in answers:
+        assert not any("ratelimit" in name for name in answer.headers), "a limit in shadow is told to nobody"
+
+
+def test_a_limit_of_zero_lets_nothing_through(either):
+    for limits in ("requests_per_day = 0", "tokens_per_minute = 0", "concurrent_requests = 0"):
+        org, model = either.join(limits), fresh("tokens-1")
+        answer = either.ask(org, model=model)
+        assert answer.status in (400, 429), answer.body
+        assert not either.sent(model)
+
+
+# What heads tell.
+
+
+@every_flow
+def test_every_metered_answer_tells_the_limits_in_its_dialect(bounded, route, stream):
+    org = bounded.join("""\
+requests_per_minute = 600
+requests_per_hour = 100
+tokens_per_minute = 6_000
+tokens_per_day = 50_000
+""")
+    answer = bounded.ask(org, route, model=fresh("tokens-5"), text=HUNDRED, stream=stream)
+    headers = answer.headers
+    ours = {name: value for name, value in headers.items() if "ratelimit" in name}
+    form = "anthropic-ratelimit-{1}-{0}" if route == "messages" else "x-ratelimit-{0}-{1}"
+    names = {form.format(what, unit) for what in ("limit", "remaining", "reset") for unit in ("requests", "tokens")}
+    assert set(ours) == names | {"ratelimit-policy", "ratelimit"}, "the upstream's own are gone"
+
+    def of(unit, what):
+        return ours[form.format(what, unit)]
+
+    if route == "messages":
+        for unit in ("requests", "tokens"):
+            reset = datetime.datetime.strptime(of(unit, "reset") + "+0000", "%Y-%m-%dT%H:%M:%SZ%z")
+            left = (reset - datetime.datetime.now(datetime.timezone.utc)).total_seconds()
+            assert -1 <= left <= 61
+    else:
+        assert of("requests", "reset") == "36s"
+        assert re.fullmatch(r"\d+(\.\d+)?m?s", of("tokens", "reset"))
+    assert (of("requests", "limit"), of("requests", "remaining")) == ("100", "99"), "the tightest"
+    assert of("tokens", "limit") == "6000"
+    left = int(of("tokens", "remaining"))
+    assert 5000 < left <= 6000 - 100
+    policies = dict(re.findall(r'"([a-z-]+)"(;[^,]*)', ours["ratelimit-policy"]))
+    assert policies == {
+        "requests-per-minute": ";q=600;w=60",
+        "requests-per-hour": ";q=100;w=3600",
+        "tokens-per-minute": ';q=6000;w=60;portcullis-unit="tokens"',
+        "tokens-per-day": ';q=50000;w=86400;portcullis-unit="tokens"',
+    }
+    states = dict(re.findall(r'"([a-z-]+)";r=(\d+);t=\d+', ours["ratelimit"]))
+    assert states.keys() == policies.keys()
+    assert (states["requests-per-minute"], states["tokens-per-minute"]) == ("599", str(left))
+
+
+@pytest.mark.parametrize("route", PATHS)
+def test_an_answer_under_no_limit_tells_none(bounded, route):
+    org = bounded.join()
+    answer = bounded.ask(org, route)
+    assert answer.status == 200
+    assert not [name for name in answer.headers if "ratelimit" in name]
+
+
+@pytest.mark.parametrize("route", ["chat", "messages"])
+def test_a_refusal_by_a_limit_tells_the_limits_too(bounded, route):
+    org = bounded.join("requests_per_minute = { limit = 60, burst = 1 }")
+    assert bounded.ask(org, route).status == 200
+    refused = bounded.ask(org, route)
+    assert refused.status == 429
+    name = "anthropic-ratelimit-requests-remaining" if route == "messages" else "x-ratelimit-remaining-requests"
+    assert refused.headers[name] == "0"
+    assert refused.headers["ratelimit"].startswith('"requests-per-minute";r=0;t=1')
+
+
+def test_a_problem_document_names_the_violated_policy(bounded):
+    org = bounded.join("requests_per_day = 1")
+    assert bounded.ask(org).status == 200
+    refused = bounded.ask(org, headers={"accept": "application/problem+json"})
+    assert (refused.status, refused.headers["content-type"]) == (429, "application/problem+json")
+    problem = refused.json
+    assert problem["type"] == "https://iana.org/assignments/http-problem-types#quota-exceeded"
+    assert (problem["status"], problem["code"]) == (429, "insufficient_quota")
+    assert problem["violated-policies"] == ["requests-per-day"]
+
+
+# What may be written.
+
+
+@pytest.mark.parametrize(("limits", "told"), [
+    ("requests_per_minute = -1", "negative"),
+    ("requests_per_minute = 1.5", "whole number"),
+    ('requests_per_minute = "60"', "whole number"),
+    ("tokens_per_day = 99999999999999999999", "large"),
+    ("requests_per_day = { limit = 1, burst = 1 }", "burst"),
+    ("requests_per_minute = { limit = 60, burst = 0 }", "burst"),
+    ("requests_per_minute = { burst = 1 }", "limit"),
+    ("requests_per_fortnight = 1", "requests_per_fortnight"),
+    ("cost_per_minute = \"1.00\"", "cost_per_minute"),
+    ("cost_per_day = 1.00", "quotes"),
+    ('cost_per_day = "-1"', "amount"),
+    ('cost_per_day = "1.00"', "price"),
+    ("requests_per_day = 1\nrequests_per_day = 2", "duplicate"),
+])  # fmt: skip
+def test_a_limit_that_makes_no_sense_is_a_mistake_with_its_place(bounded, limits, told):
+    stage = bounded.stage
+    try:
+        stage.write_org("wrong", ORG.format(name="wrong", parent="", models='"mock-*"', limits="[limits]\n" + limits))
+        checked = stage.run("check", "-c", "portcullis.toml")
+    finally:
+        (stage.folder / "orgs.d" / "wrong.toml").unlink()
+    said = checked.stdout + checked.stderr
+    assert checked.returncode == 1, said
+    assert re.search(r"wrong\.toml:\d+:\d+", said), said
+    assert told in said.lower(), said
+
+
+@pytest.mark.parametrize("chain", [
+    {"ring-a": "ring-a"},
+    {"ring-a": "ring-b", "ring-b": "ring-a"},
+    {"ring-a": "ring-b", "ring-b": "ring-c", "ring-c": "ring-a"},
+    {"ring-a": "nobody"},
+])  # fmt: skip
+def test_a_chain_of_parents_that_does_not_end_is_a_mistake(bounded, chain):
+    stage = bounded.stage
+    try:
+        for name, parent in chain.items():
+            stage.write_org(name, ORG.format(name=name, parent=f'parent = "{parent}"', models='"mock-*"', limits=""))
+        checked = stage.run("check", "-c", "portcullis.toml")
+    finally:
+        for name in chain:
+            (stage.folder / "orgs.d" / f"{name}.toml").unlink()
+    assert checked.returncode == 1, checked.stdout
+    assert re.search(r"ring-a\.toml:\d+:\d+", checked.stdout + checked.stderr)
+
+
+def test_limits_beyond_what_json_numbers_hold_do_no_harm(bounded):
+    most = 2**63 - 1
+    limits = ("requests_per_second", "tokens_per_minute", "tokens_per_month", "concurrent_requests")
+    org = bounded.join("\n".join(f"{limit} = {most}" for limit in limits))
+    answer = bounded.ask(org)
+    assert answer.status == 200, answer.body
+    for number in re.findall(r"[qrt]=(\d+)", answer.headers["ratelimit-policy"] + answer.headers["ratelimit"]):
+        assert int(number) <= 999_999_999_999_999, "the largest integer of structured fields"

@@ -1,0 +1,986 @@
+"""Every command as a person or a script meets it: exit codes, JSON, hints, and no secret on any screen."""
+
+import datetime
+import json
+import os
+import pty
+import re
+import shutil
+import signal
+import socket
+import subprocess
+
+import pytest
+from cryptography.x509.oid import ExtendedKeyUsageOID
+from stage import BINARY, KEY, ROOT, Authority, Program, Stage, Streaming, chat, fetch
+
+ORGS = {
+    "acme": Stage.ACME.replace("name =", 'status = "active"\nname =') + "[limits]\nrequests_per_minute = 600\n",
+    "globex": Stage.GLOBEX + "[limits]\nrequests_per_minute = 60\n",
+}
+PRICED = '[model.frontier]\nmatch = ["gpt-5*"]\nprice_per_mtok = { input = "2.50", output = "15.00" }\n'
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory):
+    """One gateway for all commands that ask it something."""
+    one = Stage(tmp_path_factory.mktemp("running"), orgs=ORGS, more=PRICED)
+    yield one
+    one.close()
+
+
+@pytest.fixture
+def place(running, tmp_path):
+    """A copy of the running gateway's files, to be spoilt."""
+    copy = tmp_path / "place"
+    shutil.copytree(running.folder, copy, ignore=shutil.ignore_patterns("state", "audit", "*.log"))
+    return Place(copy)
+
+
+class Place:
+    """A folder with a configuration that nobody runs."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def run(self, *arguments, **environment):
+        return subprocess.run(
+            [BINARY, *map(str, arguments)],
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            env=os.environ | {"UPSTREAM_KEY": KEY} | environment,
+        )
+
+    def edit(self, file, old, new):
+        path = self.folder / file
+        text = path.read_text()
+        assert old in text
+        path.write_text(text.replace(old, new, 1))
+
+    def check(self, *arguments, **environment):
+        return self.run("check", "-c", "portcullis.toml", *arguments, **environment)
+
+    def warnings(self):
+        done = self.check("--json")
+        assert done.returncode == 0, done.stdout + done.stderr
+        return json.loads(done.stdout)["warnings"]
+
+    def explain(self, *arguments, cert="acme.pem"):
+        return self.run("explain", "-c", "portcullis.toml", "--cert", cert, *arguments)
+
+    def line(self, file, word):
+        lines = (self.folder / file).read_text().splitlines()
+        return next(number for number, text in enumerate(lines, 1) if word in text)
+
+
+# Usage.
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--colour"],
+        ["frobnicate"],
+        ["check", "--nope"],
+        ["status", "--watch=maybe"],
+        ["explain"],
+        ["check", "--format", "xml"],
+        ["certs", "issue"],
+        ["revoke", "--org", "acme", "--purpose", "research"],
+        ["completions", "klingon"],
+        ["config"],
+    ],
+)
+def test_what_is_not_understood_is_exit_2_on_stderr(place, arguments):
+    done = place.run(*arguments)
+    assert done.returncode == 2, done
+    assert done.stderr and not done.stdout
+
+
+def test_no_command_at_all_shows_the_help(place):
+    done = place.run()
+    assert done.returncode == 2 and "Usage:" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        [],
+        ["run"],
+        ["check"],
+        ["explain"],
+        ["reload"],
+        ["status"],
+        ["drain"],
+        ["revoke"],
+        ["restore"],
+        ["certs"],
+        ["audit"],
+        ["config"],
+        ["mock"],
+        ["completions"],
+        ["version"],
+        ["demo"],
+    ],
+)
+def test_every_command_has_help_on_stdout(place, command):
+    done = place.run(*command, "--help")
+    assert done.returncode == 0 and "Usage: portcullis" in done.stdout and not done.stderr
+
+
+def test_version_is_the_same_everywhere(place, running):
+    plain = place.run("version")
+    assert plain.returncode == 0
+    number = re.fullmatch(r"portcullis (\d+\.\d+\.\d+) .*\n", plain.stdout).group(1)
+    assert json.loads(place.run("version", "--json").stdout)["version"] == number
+    assert place.run("--version").stdout == f"portcullis {number}\n"
+    assert running.status()["version"] == number
+
+
+@pytest.mark.parametrize(
+    ("shell", "sign"), [("bash", "complete -F"), ("zsh", "#compdef portcullis"), ("fish", "complete -c portcullis")]
+)
+def test_completions_know_the_commands(place, shell, sign):
+    done = place.run("completions", shell)
+    assert done.returncode == 0 and sign in done.stdout and "explain" in done.stdout
+    if shutil.which(shell):
+        parsed = subprocess.run([shell, "-n"], input=done.stdout, text=True, capture_output=True, timeout=20)
+        assert parsed.returncode == 0, parsed.stderr
+
+
+def test_the_manual_page_can_be_read(place):
+    done = place.run("man")
+    assert done.returncode == 0 and done.stdout.lstrip().startswith((".ie", ".TH")), done.stdout[:80]
+    if shutil.which("man"):
+        page = place.folder / "portcullis.1"
+        page.write_text(done.stdout)
+        shown = subprocess.run(["man", "-l", "-P", "cat", page], capture_output=True, text=True, timeout=20)
+        assert shown.returncode == 0 and "explain" in shown.stdout
+
+
+MANY_LINES = [
+    ["config", "default"],
+    ["config", "schema"],
+    ["man"],
+    ["completions", "bash"],
+    ["check", "-c", "portcullis.toml"],
+    ["config", "show", "-c", "portcullis.toml"],
+    ["check", "--json", "-c", "portcullis.toml"],
+    ["status"],
+    ["status", "--json"],
+    ["certs", "show", "acme.pem"],
+    ["version"],
+    ["revoke", "--list"],
+    ["--help"],
+]
+
+
+@pytest.mark.parametrize("arguments", MANY_LINES)
+def test_a_reader_who_leaves_early_is_no_panic(place, running, arguments):
+    """`| head -1`: the pipe is closed before anything is written."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [BINARY, *arguments],
+        cwd=place.folder,
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=20,
+        env=os.environ | {"UPSTREAM_KEY": KEY, "PORTCULLIS_ADMIN": running.admin},
+    )
+    os.close(writing)
+    assert "panicked" not in done.stderr, done.stderr
+    assert done.returncode in (0, -13), done
+
+
+def test_errors_go_to_stderr_even_when_nobody_reads_them(place):
+    reading, writing = os.pipe()
+    os.close(reading)
+    place.edit("orgs.d/acme.toml", "acme", "Not an id!")
+    done = subprocess.run(
+        [BINARY, "check", "-c", "portcullis.toml"],
+        cwd=place.folder,
+        stdout=subprocess.PIPE,
+        stderr=writing,
+        timeout=20,
+        env=os.environ | {"UPSTREAM_KEY": KEY},
+    )
+    os.close(writing)
+    assert done.returncode in (1, -13) and not done.stdout
+
+
+# check
+
+
+def test_a_right_configuration_is_said_to_be_right(place):
+    done = place.check()
+    assert done.returncode == 0, done.stderr
+    assert "valid: 2 organizations" in done.stdout
+    assert "acme: requests_per_minute = 600" in done.stdout
+
+
+@pytest.mark.parametrize("form", [["--json"], ["--format", "json"]])
+def test_json_of_a_right_configuration(place, form):
+    done = place.check(*form)
+    told = json.loads(done.stdout)
+    assert (done.returncode, told["valid"], told["changes"]) == (0, True, None)
+    assert told["rules"]["acme: requests_per_minute"] == "600"
+
+
+def spoil(place):
+    place.edit("orgs.d/acme.toml", "requests_per_minute", "requests_per_minit")
+    place.edit("orgs.d/globex.toml", '"research"', '"reserch"')
+    place.edit("portcullis.toml", "workers = 2", "wrokers = 2")
+    return [
+        ("orgs.d/acme.toml", "minit", "requests_per_minute"),
+        ("orgs.d/globex.toml", "reserch", "research"),
+        ("portcullis.toml", "wrokers", "workers"),
+    ]
+
+
+def test_all_mistakes_are_shown_with_carets_and_hints(place):
+    mistakes = spoil(place)
+    done = place.check()
+    assert done.returncode == 1 and not done.stdout
+    for file, word, meant in mistakes:
+        assert re.search(rf"{re.escape(file)}:{place.line(file, word)}:\d+", done.stderr), done.stderr
+        assert re.search(rf"did you mean .{meant}", done.stderr), done.stderr
+    assert done.stderr.count("^^") >= 3
+    assert "\x1b" not in done.stderr
+    assert "3 mistakes" in done.stderr
+
+
+def test_all_mistakes_are_in_the_json(place):
+    mistakes = spoil(place)
+    done = place.check("--json")
+    told = json.loads(done.stdout)
+    assert (done.returncode, told["valid"], len(told["mistakes"]), done.stderr) == (1, False, 3, "")
+    for file, word, meant in mistakes:
+        found = [one for one in told["mistakes"] if one["file"].endswith(file)]
+        assert found[0]["line"] == place.line(file, word) and found[0]["column"] >= 1
+        assert meant in found[0]["hint"]
+
+
+def test_one_mistake_is_counted_as_one(place):
+    place.edit("portcullis.toml", "workers = 2", "wrokers = 2")
+    assert re.search(r"\b1 mistake\b", place.check().stderr)
+
+
+def test_a_file_that_cannot_be_read_is_exit_2(place):
+    for command in (["check"], ["config", "show"], ["run"]):
+        done = place.run(*command, "-c", "nowhere.toml")
+        assert (done.returncode, done.stdout) == (2, ""), (command, done)
+        assert "nowhere.toml" in done.stderr
+
+
+@pytest.mark.parametrize("command", [["check"], ["config", "show"], ["run"]])
+def test_a_directory_is_no_configuration(place, command):
+    done = place.run(*command, "-c", "orgs.d")
+    assert (done.returncode, done.stdout) == (2, "") and "orgs.d" in done.stderr
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"\x00", b"[", b"orgs = 1", b"\xef\xbb\xbf# a mark"])
+def test_what_is_no_configuration_is_told_and_harms_nothing(place, content):
+    (place.folder / "portcullis.toml").write_bytes(content)
+    done = place.check()
+    assert done.returncode == 1 and "portcullis.toml" in done.stderr and "panicked" not in done.stderr
+    told = json.loads(place.check("--json").stdout)
+    assert told["valid"] is False and told["mistakes"]
+
+
+def test_a_referenced_file_that_is_not_there_is_a_mistake_with_its_place(place):
+    (place.folder / "partners.crl").unlink()
+    done = place.check()
+    assert done.returncode == 1
+    assert f"portcullis.toml:{place.line('portcullis.toml', 'partners.crl')}:" in done.stderr
+    assert "partners.crl" in done.stderr
+
+
+def above_the_parent(place):
+    place.edit("orgs.d/globex.toml", 'id = "globex"', 'id = "globex"\nparent = "acme"')
+    place.edit("orgs.d/globex.toml", "requests_per_minute = 60", "requests_per_minute = 6000")
+    return "parent acme"
+
+
+def nobody_can_be_it(place):
+    text = (place.folder / "orgs.d/globex.toml").read_text()
+    (place.folder / "orgs.d/globex.toml").write_text(
+        text.split("[[identity]]")[0] + "[limits]\nrequests_per_minute = 6\n"
+    )
+    return "globex has no identity"
+
+
+def unlimited(place):
+    place.edit("orgs.d/globex.toml", "[limits]\nrequests_per_minute = 60\n", "")
+    return "globex has no limits"
+
+
+def nobody_may(place):
+    return "nobody may use the purpose forbidden"
+
+
+def expires_soon(place, file, use, **names):
+    authority = Authority(place.folder, "fresh")
+    soon = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(days=3)
+    authority.leaf(file, use=use, not_after=soon, **names)
+
+
+def server_expires_soon(place):
+    expires_soon(place, "server", ExtendedKeyUsageOID.SERVER_AUTH, dns=["localhost"])
+    return "the server's certificate"
+
+
+def not_for_that_name(place):
+    place.edit("portcullis.toml", '["localhost"]', '["localhost", "gateway.example"]')
+    return "gateway.example"
+
+
+ODD = [above_the_parent, nobody_can_be_it, unlimited, nobody_may, server_expires_soon, not_for_that_name]
+
+
+@pytest.mark.parametrize("oddity", ODD)
+def test_what_is_legal_but_odd_is_a_warning(place, oddity):
+    said = oddity(place)
+    assert any(said in warning["message"] for warning in place.warnings()), place.warnings()
+    human = place.check()
+    assert human.returncode == 0 and "warning" in human.stderr and said in human.stderr
+
+
+def test_what_is_in_order_gives_no_warning(place):
+    assert place.run("certs", "init").returncode == 0
+    for old, new in (
+        ("server.pem", "certs/server.pem"),
+        ("server.key", "certs/server.key"),
+        ("partners.pem", "certs/partners-ca.pem"),
+        ("partners.crl", "certs/partners.crl"),
+    ):
+        place.edit("portcullis.toml", f'"{old}"', f'"{new}"')
+    place.edit("portcullis.toml", 'forbidden = "Granted to nobody"\n', "")
+    assert place.warnings() == []
+    assert place.check().stderr == ""
+
+
+def test_the_difference_to_what_runs(place, running):
+    place.edit("orgs.d/acme.toml", "requests_per_minute = 600", "requests_per_minute = 900")
+    place.edit("orgs.d/globex.toml", '"research", ', "")
+    done = place.check("--against", running.admin)
+    assert done.returncode == 0, done.stderr
+    assert "acme: requests_per_minute 600 → 900" in done.stdout
+    assert "globex: purposes" in done.stdout
+    assert "acme: models" not in done.stdout.split("would change:")[1]
+    told = json.loads(place.check("--json", "--against", running.admin).stdout)
+    assert "acme: requests_per_minute 600 → 900" in told["changes"]
+
+
+def test_no_difference_to_what_runs(place, running):
+    assert "nothing would change" in place.check("--against", running.admin).stdout
+    assert json.loads(place.check("--json", "--against", running.admin).stdout)["changes"] == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("globex", "[purpose.research.limits]\ntokens_per_day = 5\n"),
+        ("acme", '[[identity]]\nauthority = "partners"\nuri = "spiffe://partners/acme-2"\n'),
+    ],
+)
+def test_every_change_that_matters_shows_against_what_runs(place, running, old, new):
+    path = place.folder / f"orgs.d/{old}.toml"
+    path.write_text(path.read_text() + new)
+    assert json.loads(place.check("--json", "--against", running.admin).stdout)["changes"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('output = "15.00"', 'output = "1.50"'),
+        ('models = ["mock-*"', 'idle_timeout = "7s"\nmodels = ["mock-*"'),
+        ("workers = 2", 'workers = 2\nmax_body = "1KiB"'),
+        ('dialect = "openai"', 'dialect = "openai"\nhead_timeout = "1s"'),
+        ("[quota]", '[quota]\nenforce = "post"'),
+    ],
+)
+def test_changes_of_the_place_show_against_what_runs(place, running, old, new):
+    place.edit("portcullis.toml", old, new)
+    told = json.loads(place.check("--json", "--against", running.admin).stdout)
+    assert told["changes"], "nothing would change, it says"
+
+
+# Secrets and keys.
+
+SECRET = "sk-live-0123456789abcdef"
+LITERALS = [
+    f'api_key = "{SECRET}"',
+    f"api_key = '{SECRET}'",
+    f'"api_key" = "{SECRET}"',
+    f'api_key = """{SECRET}"""',
+    f'api_key = """\n{SECRET}"""',
+    f"api_key = '''\n{SECRET}\n'''",
+    f'api_key = ["{SECRET}"]',
+    f'api_key = [\n"{SECRET}"]',
+    f'api_key = {{ value = "{SECRET}" }}',
+    f'api_key = "{SECRET}',
+    f'api_kye = "{SECRET}"',
+    f'api-key = "{SECRET}"',
+    f'apikey = "{SECRET}"',
+    f'API_KEY = "{SECRET}"',
+    f'api_key = "ENV:{SECRET}"',
+    f'client_key = "{SECRET}"',
+    f'token = "{SECRET}"',
+    f'secret = "{SECRET}"',
+    f'api_key.value = "{SECRET}"',
+]
+
+
+@pytest.mark.parametrize("literal", LITERALS)
+def test_a_literal_secret_is_refused_and_never_shown(place, literal):
+    place.edit("portcullis.toml", 'api_key = "env:UPSTREAM_KEY"', literal)
+    for done in (
+        place.check(),
+        place.check("--json"),
+        place.run("run", "-c", "portcullis.toml"),
+        place.run("config", "show", "-c", "portcullis.toml"),
+        place.explain("--purpose", "research"),
+    ):
+        assert done.returncode in (1, 2), done
+        assert SECRET not in done.stdout + done.stderr
+        assert SECRET[8:20] not in done.stdout + done.stderr
+
+
+def test_a_literal_secret_is_told_what_belongs_there(place):
+    place.edit("portcullis.toml", 'api_key = "env:UPSTREAM_KEY"', f'api_key = "{SECRET}"')
+    done = place.check()
+    assert "env:NAME" in done.stderr and "file:PATH" in done.stderr
+    assert f"portcullis.toml:{place.line('portcullis.toml', SECRET)}:" in done.stderr
+
+
+def test_a_secret_in_a_refused_reload_is_not_shown_either(running):
+    text = (running.folder / "portcullis.toml").read_text()
+    try:
+        (running.folder / "portcullis.toml").write_text(text.replace('"env:UPSTREAM_KEY"', f'"{SECRET}"', 1))
+        done = running.run("reload")
+        assert done.returncode == 1
+        assert SECRET not in done.stdout + done.stderr + running.gateway.log + json.dumps(running.status())
+        assert SECRET not in json.dumps(running.audit())
+    finally:
+        (running.folder / "portcullis.toml").write_text(text)
+        assert running.run("reload").returncode == 0
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o660])
+def test_a_secret_that_others_may_read_is_refused(place, mode):
+    (place.folder / "key").write_text(KEY)
+    (place.folder / "key").chmod(mode)
+    place.edit("portcullis.toml", '"env:UPSTREAM_KEY"', '"file:key"')
+    done = place.check()
+    assert done.returncode == 1 and "chmod 600" in done.stderr and KEY not in done.stderr
+    (place.folder / "key").chmod(0o600)
+    assert place.check().returncode == 0
+
+
+@pytest.mark.parametrize("mode", [0o644, 0o640])
+def test_a_private_key_that_others_may_read_is_refused(place, mode):
+    (place.folder / "server.key").chmod(mode)
+    done = place.check()
+    assert done.returncode == 1 and "server.key" in done.stderr
+    assert f"portcullis.toml:{place.line('portcullis.toml', 'server.key')}:" in done.stderr
+
+
+@pytest.mark.parametrize("value", ["", "\n"])
+def test_an_empty_secret_is_refused(place, value):
+    assert place.check(UPSTREAM_KEY=value).returncode == 1
+
+
+# config
+
+
+def test_the_default_configuration_is_right_as_it_is(place):
+    """With the certificates that `certs init` makes and the shipped organizations."""
+    (place.folder / "config").mkdir()
+    default = place.run("config", "default")
+    assert default.returncode == 0
+    (place.folder / "config/portcullis.toml").write_text(default.stdout)
+    assert place.run("certs", "init", "--server", "gateway.example").returncode == 0
+    shutil.copytree(ROOT / "config/orgs.d", place.folder / "config/orgs.d")
+    done = place.run("check", OPENAI_API_KEY=KEY)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_schema_is_json_and_knows_every_table(place):
+    done = place.run("config", "schema")
+    schema = json.loads(done.stdout)
+    assert done.returncode == 0 and schema["$schema"].startswith("http")
+    assert {"orgs", "listen", "client_auth", "admin", "purpose", "upstream", "model", "quota", "audit", "log"} <= set(
+        schema["properties"]
+    )
+
+
+def test_show_gives_the_resolved_rules_and_no_secret(place):
+    (place.folder / "key").write_text(SECRET)
+    (place.folder / "key").chmod(0o600)
+    place.edit("portcullis.toml", '"env:UPSTREAM_KEY"', '"file:key"')
+    place.edit("portcullis.toml", "[admin]", '[admin]\ntoken = "file:key"')
+    for form in ([], ["--json"]):
+        done = place.run("config", "show", "-c", "portcullis.toml", *form)
+        assert done.returncode == 0, done.stderr
+        assert "requests_per_minute" in done.stdout
+        assert SECRET not in done.stdout and KEY not in done.stdout
+    assert json.loads(done.stdout)["rules"]["globex: requests_per_minute"] == "60"
+
+
+@pytest.mark.parametrize("setting", ["handshake_timeout", "max_body", "enforce", "idle_timeout", "on_failure", "drain"])
+def test_show_holds_the_defaults_that_nobody_wrote(place, setting):
+    """The resolved form is more than what stands in the files."""
+    assert setting in place.run("config", "show", "-c", "portcullis.toml").stdout
+
+
+# explain
+
+
+def test_an_allowed_request_is_explained_with_its_line(place):
+    done = place.explain("--purpose", "research", "--model", "mock-1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.startswith("allowed")
+    assert f"orgs.d/acme.toml:{place.line('orgs.d/acme.toml', 'models')}:" in done.stdout, done.stdout
+    told = json.loads(place.explain("--json", "--purpose", "research", "--model", "mock-1").stdout)
+    assert told["allowed"] is True and "orgs.d/acme.toml" in told["place"]
+
+
+def revoked(place):
+    authority = Authority(place.folder, "partners")
+    certificate = authority.leaf("acme", uri="spiffe://partners/acme")
+    authority.crl(revoked=[certificate])
+
+
+def expired(place):
+    authority = Authority(place.folder, "partners")
+    now = datetime.datetime.now(datetime.timezone.utc)
+    day = datetime.timedelta(days=1)
+    authority.leaf("acme", uri="spiffe://partners/acme", not_before=now - 3 * day, not_after=now - day)
+    authority.crl()
+
+
+def stranger(place):
+    Authority(place.folder, "strangers").leaf("acme", uri="spiffe://partners/acme")
+
+
+def org(old, new, file="orgs.d/acme.toml"):
+    return lambda place: place.edit(file, old, new)
+
+
+def suspended_parent(place):
+    place.edit("orgs.d/acme.toml", 'id = "acme"', 'id = "acme"\nparent = "globex"')
+    place.edit("orgs.d/globex.toml", 'id = "globex"', 'id = "globex"\nstatus = "suspended"')
+
+
+def untouched(_):
+    pass
+
+
+FULL = ["--purpose", "research", "--model", "mock-1"]
+REFUSED = [
+    # What is spoilt, the arguments, the code, and the line that decides.
+    (stranger, FULL, "unknown_issuer", None),
+    (expired, FULL, "expired", None),
+    (revoked, FULL, "revoked", None),
+    (org("partners/acme", "partners/other"), FULL, "organization_unknown", None),
+    (org('status = "active"', 'status = "suspended"'), FULL, "organization_suspended", ("orgs.d/acme.toml", "status")),
+    (suspended_parent, FULL, "organization_suspended", ("orgs.d/globex.toml", "status")),
+    (
+        org('id = "acme"', 'id = "acme"\nvalid = { until = "2020-01-01" }'),
+        FULL,
+        "grant_expired",
+        ("orgs.d/acme.toml", "valid"),
+    ),
+    (untouched, ["--model", "mock-1"], "purpose_missing", None),
+    (untouched, ["--purpose", "Re search", "--model", "mock-1"], "purpose_invalid", None),
+    (untouched, ["--purpose", "gardening", "--model", "mock-1"], "purpose_unknown", None),
+    (
+        untouched,
+        ["--purpose", "forbidden", "--model", "mock-1"],
+        "purpose_not_permitted",
+        ("orgs.d/acme.toml", "purposes"),
+    ),
+    (untouched, ["--purpose", "incident", "--model", "mock-1"], "case_missing", ("portcullis.toml", "incident")),
+    (untouched, ["--purpose", "incident", "--case", "!!", "--model", "mock-1"], "case_invalid", None),
+    (
+        untouched,
+        ["--purpose", "research", "--model", "kept-back"],
+        "model_not_permitted",
+        ("orgs.d/acme.toml", "models"),
+    ),
+    (untouched, [*FULL, "--path", "/v1/nothing"], "route_not_found", None),
+]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "arguments", "code", "where"), REFUSED, ids=[f"{row[2]}-{at}" for at, row in enumerate(REFUSED)]
+)
+def test_a_refusal_is_explained_with_its_code_and_the_line_that_decides(place, spoil, arguments, code, where):
+    spoil(place)
+    done = place.explain(*arguments)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert done.stdout.startswith("refused") and code in done.stdout
+    told = json.loads(place.explain("--json", *arguments).stdout)
+    assert (told["allowed"], told["code"]) == (False, code)
+    if where:
+        file, word = where
+        wanted = f"{file}:{place.line(file, word)}:"
+        assert wanted in done.stdout and wanted in told["place"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "outcome"),
+    [
+        (FULL, 200),
+        (["--purpose", "forbidden", "--model", "mock-1"], 403),
+        (["--purpose", "research", "--model", "kept-back"], 403),
+        (["--purpose", "gardening", "--model", "mock-1"], 400),
+    ],
+)
+def test_explain_and_the_gateway_agree(place, running, arguments, outcome):
+    answer = running.ask(body=chat(arguments[3]), portcullis_purpose=arguments[1])
+    assert answer.status == outcome
+    told = json.loads(place.explain("--json", *arguments).stdout)
+    assert told["allowed"] is (outcome == 200)
+    assert outcome == 200 or told["code"] == answer.headers["portcullis-reason"]
+
+
+def test_the_route_is_judged_before_the_organization(place):
+    place.edit("orgs.d/acme.toml", "partners/acme", "partners/other")
+    told = json.loads(place.explain("--json", *FULL, "--path", "/v1/nothing").stdout)
+    assert told["code"] == "route_not_found"
+
+
+def test_where_the_partner_connects_from_is_not_held_against_it_offline(place):
+    place.edit(
+        "orgs.d/acme.toml",
+        'uri = "spiffe://partners/acme"',
+        'uri = "spiffe://partners/acme"\nnetworks = ["192.0.2.0/24"]',
+    )
+    done = place.explain(*FULL)
+    assert done.returncode == 0, done.stdout
+    assert "192.0.2.0/24" in done.stdout, "it should say on what it depends"
+
+
+def test_the_dialect_of_the_path_chooses_the_upstream(place):
+    assert place.explain("--purpose", "research", "--model", "claude-1", "--path", "/v1/messages").returncode == 0
+    assert place.explain("--purpose", "research", "--model", "claude-1").returncode == 1
+    assert place.explain("--purpose", "incident", "--case", "INC-1", "--model", "gpt-4").returncode == 0
+
+
+@pytest.mark.parametrize("path", ["/v1/models", "/portcullis/v1/whoami", "/portcullis/v1/usage"])
+def test_free_routes_need_no_purpose(place, path):
+    done = place.explain("--path", path)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("cert", ["nowhere.pem", "server.key", "portcullis.toml"])
+def test_a_certificate_that_cannot_be_read_is_exit_2(place, cert):
+    done = place.explain(*FULL, cert=cert)
+    assert done.returncode == 2 and cert in done.stderr and not done.stdout
+
+
+# What asks a running gateway.
+
+
+def nobody_listens():
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return f"http://127.0.0.1:{free.getsockname()[1]}"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["status"],
+        ["status", "--json"],
+        ["status", "--watch"],
+        ["reload"],
+        ["drain"],
+        ["revoke", "--org", "acme"],
+        ["revoke", "--list"],
+        ["restore", "--org", "acme"],
+    ],
+)
+def test_a_gateway_that_is_not_there_is_exit_2_and_named(place, arguments):
+    url = nobody_listens()
+    done = place.run(*arguments, "--admin", url)
+    assert done.returncode == 2 and not done.stdout
+    assert url in done.stderr and "refused" in done.stderr
+    assert place.run(*arguments, PORTCULLIS_ADMIN=url).returncode == 2
+
+
+@pytest.mark.parametrize("url", ["127.0.0.1:9443", "ftp://127.0.0.1", "unix:/nowhere/admin.sock", "http://", ""])
+def test_an_odd_admin_address_is_exit_2_with_a_sentence(place, url):
+    done = place.run("status", "--admin", url)
+    assert done.returncode == 2 and len(done.stderr) > 20 and "panicked" not in done.stderr
+
+
+def test_status_shows_who_there_is(running):
+    stream = Streaming(running)
+    try:
+        done = running.run("status")
+        assert done.returncode == 0
+        for part in ("acme", "globex", "requests_per_minute", "STREAM", "research", "server localhost ends"):
+            assert part in done.stdout, part
+        told = json.loads(running.run("status", "--json").stdout)
+        assert told["streams"][0]["organization"] == "acme"
+        assert {
+            "version",
+            "generation",
+            "config_hash",
+            "started_at",
+            "draining",
+            "organizations",
+            "streams",
+            "refusals",
+            "certificates",
+            "revoked",
+            "upstreams",
+            "reloads",
+        } <= set(told)
+    finally:
+        stream.close()
+
+
+@pytest.mark.parametrize("form", [[], ["--json"]])
+def test_status_can_be_watched(running, form):
+    with subprocess.Popen(
+        [BINARY, "status", "--watch", *form, "--admin", running.admin], stdout=subprocess.PIPE, text=True
+    ) as watching:
+        seen = []
+        while sum("2026" in line or "generation" in line for line in seen) < 2 and len(seen) < 500:
+            line = watching.stdout.readline()
+            assert line, "it ended"
+            seen.append(line)
+        assert "\x1b" not in "".join(seen)
+        watching.stdout.close()
+        # The next painting finds nobody to read it.
+        assert watching.wait(5) in (0, -13)
+
+
+def in_a_terminal(arguments, folder, **environment):
+    """The exit code and everything a terminal would have shown."""
+    controller, terminal = pty.openpty()
+    process = subprocess.Popen(
+        [BINARY, *arguments],
+        cwd=folder,
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
+        env=os.environ | {"UPSTREAM_KEY": KEY, "TERM": "xterm"} | environment,
+    )
+    os.close(terminal)
+    shown = b""
+    while True:
+        try:
+            got = os.read(controller, 65536)
+        except OSError:
+            break
+        if not got:
+            break
+        shown += got
+    os.close(controller)
+    return process.wait(10), shown.decode()
+
+
+def test_colours_are_for_terminals_and_for_those_who_want_them(place):
+    spoil(place)
+    code, shown = in_a_terminal(["check", "-c", "portcullis.toml"], place.folder)
+    assert code == 1 and "\x1b[" in shown
+    code, shown = in_a_terminal(["check", "-c", "portcullis.toml"], place.folder, NO_COLOR="1")
+    assert code == 1 and "\x1b[" not in shown
+    # no-color.org: an empty value means nothing.
+    code, shown = in_a_terminal(["check", "-c", "portcullis.toml"], place.folder, NO_COLOR="")
+    assert code == 1 and "\x1b[" in shown
+    code, shown = in_a_terminal(["check", "--nope"], place.folder, NO_COLOR="1")
+    assert code == 2 and "\x1b[" not in shown
+
+
+def test_revocations_are_listed_and_given_back(running):
+    assert running.run("revoke", "--list").stdout == "nothing is revoked\n"
+    done = running.run("revoke", "--org", "globex", "--reason", "a drill")
+    assert done.returncode == 0 and "revoked organization globex" in done.stdout
+    try:
+        listed = running.run("revoke", "--list")
+        assert listed.returncode == 0 and "globex" in listed.stdout and "a drill" in listed.stdout
+        told = json.loads(running.run("revoke", "--list", "--json").stdout)
+        assert (told[0]["target"], told[0]["reason"]) == ("globex", "a drill")
+        assert "already" in running.run("revoke", "--org", "globex").stdout
+        assert running.ask(body=chat(), certificate="globex").headers["portcullis-reason"] == "organization_suspended"
+    finally:
+        done = running.run("restore", "--org", "globex", "--json")
+    assert done.returncode == 0 and json.loads(done.stdout)["changed"] is True
+    assert running.ask(body=chat(), certificate="globex").status == 200
+
+
+def test_a_certificate_is_revoked_by_file_or_by_digest(running):
+    digest = json.loads(running.run("certs", "show", "globex.pem", "--json").stdout)["sha256"]
+    try:
+        for target in ("globex.pem", digest):
+            assert running.run("revoke", "--cert", target).returncode == 0
+            listed = json.loads(running.run("revoke", "--list", "--json").stdout)
+            assert [entry["target"] for entry in listed] == [digest]
+    finally:
+        assert running.run("restore", "--cert", digest).returncode == 0
+
+
+@pytest.mark.parametrize("target", [[], ["--cert", "nowhere.pem"], ["--cert", "portcullis.toml"]])
+def test_a_revocation_of_nothing_is_exit_2(running, target):
+    done = running.run("revoke", *target)
+    assert done.returncode == 2 and done.stderr and not done.stdout
+
+
+def test_a_name_that_cannot_be_one_is_refused(running):
+    done = running.run("revoke", "--org", "No Such Thing!")
+    assert done.returncode == 1 and "No Such Thing!" in done.stderr
+
+
+def test_a_name_that_nobody_has_is_said_to_be_unknown(running):
+    """A misspelt name must not look like a success: the operator believes that somebody is cut off."""
+    try:
+        done = running.run("revoke", "--org", "acmee")
+        assert "acmee" in done.stdout + done.stderr
+        assert re.search(r"unknown|no organization|not configured|nobody|did you mean", done.stdout + done.stderr), done
+    finally:
+        running.run("restore", "--org", "acmee")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["reload", "--json"],
+        ["restore", "--org", "globex", "--json"],
+        ["audit", "verify", "audit", "--json"],
+        ["audit", "report", "--org", "acme", "--dir", "audit", "--json"],
+        ["certs", "show", "acme.pem", "--json"],
+        ["version", "--json"],
+        ["revoke", "--list", "--json"],
+        ["config", "show", "--json", "-c", "portcullis.toml"],
+    ],
+)
+def test_json_is_there_wherever_a_person_reads(running, arguments):
+    done = running.run(*arguments)
+    assert done.returncode == 0, done.stderr
+    json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("arguments", [["reload", "--json"], ["check", "--json", "-c", "portcullis.toml"]])
+def test_json_is_there_for_what_is_refused_too(running, arguments):
+    text = (running.folder / "orgs.d/acme.toml").read_text()
+    try:
+        (running.folder / "orgs.d/acme.toml").write_text(text + "\ncolour = 1\n")
+        done = running.run(*arguments)
+        assert done.returncode == 1, done
+        assert json.loads(done.stdout)["mistakes"], done
+    finally:
+        (running.folder / "orgs.d/acme.toml").write_text(text)
+        assert running.run("reload").returncode == 0
+
+
+def test_certs_and_audit_say_what_is_missing(place):
+    for arguments in (
+        ["certs", "issue", "--org", "acme"],
+        ["certs", "show", "nowhere.pem"],
+        ["certs", "crl"],
+        ["audit", "verify", "nowhere"],
+    ):
+        done = place.run(*arguments)
+        assert done.returncode == 2 and len(done.stderr) > 10 and not done.stdout, (arguments, done)
+
+
+# The commands that bring something up.
+
+
+@pytest.fixture
+def started(tmp_path):
+    """Starts commands that run until they are ended."""
+    programs = []
+
+    def start(*arguments):
+        programs.append(Program(tmp_path, f"program-{len(programs)}", *arguments))
+        return programs[-1]
+
+    yield start
+    for program in programs:
+        program.kill()
+
+
+def test_the_demo_plays_its_story_and_can_be_told_twice(tmp_path):
+    for form in ([], ["--json"]):
+        done = subprocess.run(
+            [BINARY, "demo", "--check", "--dir", tmp_path / "demo", *form], capture_output=True, text=True, timeout=60
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        for act in (
+            "allowed",
+            "streamed",
+            "purpose missing",
+            "purpose not permitted",
+            "stranger",
+            "request limit",
+            "token budget",
+            "edited",
+            "suspended",
+            "audit",
+        ):
+            assert act in done.stdout, act
+    assert all(json.loads(line) for line in done.stdout.splitlines())
+
+
+def test_what_the_demo_prints_can_be_pasted(started, tmp_path):
+    demo = started("demo", "--dir", tmp_path / "demo")
+    demo.printed(r"(Ctrl-C stops)")
+    lines = [line.strip() for line in demo.log.splitlines() if line.strip().startswith("curl")]
+    allowed, streamed, refused, usage, revoke, restore = lines
+
+    def paste(line):
+        done = subprocess.run(
+            ["bash", "-c", line.replace("curl", "curl -sS", 1)], capture_output=True, text=True, timeout=30
+        )
+        assert done.returncode == 0, done
+        return done.stdout
+
+    assert json.loads(paste(allowed))["choices"]
+    assert paste(streamed).endswith("data: [DONE]\n\n")
+    assert json.loads(paste(refused))["error"]["code"] == "purpose_missing"
+    assert json.loads(paste(usage))["organization"] == "acme"
+    assert "revoked" in paste(revoke)
+    assert json.loads(paste(allowed))["error"]["code"] == "organization_suspended"
+    assert "restored" in paste(restore)
+    assert json.loads(paste(allowed))["choices"]
+    status = re.search(r"Status: (http://\S+)", demo.log).group(1)
+    assert b"acme" in fetch(status + "/").body
+    demo.signal(signal.SIGINT)
+    assert demo.wait(10) == 0, demo.log
+
+
+def test_two_demos_do_not_get_in_each_others_way(started, tmp_path):
+    for name in ("one", "two"):
+        started("demo", "--dir", tmp_path / name).printed(r"(Ctrl-C stops)")
+
+
+def test_the_mock_model_answers_until_it_is_told_to_stop(started):
+    mock = started("mock", "--listen", "127.0.0.1:0", "--ttft", "0ms", "--tps", "0", "--fail", "503:1")
+    url = mock.printed(r"(http://127\.0\.0\.1:\d+)")
+    assert fetch(url + "/v1/chat/completions", data=chat()).status == 503
+    mock.signal(signal.SIGINT)
+    assert mock.wait(5) == 0
+
+
+@pytest.mark.parametrize(
+    "argument", [["--fail", "often"], ["--fail", "500:2"], ["--ttft", "soon"], ["--tps", "-1"], ["--listen", "here"]]
+)
+def test_the_mock_model_does_not_guess(place, argument):
+    done = place.run("mock", "--listen", "127.0.0.1:0", *argument)
+    assert done.returncode == 2 and done.stderr
+
+
+def test_an_address_that_is_taken_is_named(place):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        done = place.run("mock", "--listen", address)
+    assert done.returncode == 2 and address in done.stderr

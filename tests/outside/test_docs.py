@@ -1,0 +1,149 @@
+"""The book under docs/ is held to the binary: its links lead somewhere, its commands exist, its exit codes are true."""
+
+import re
+import shutil
+import subprocess
+
+import pytest
+from stage import BINARY, ROOT, Stage, chat
+
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+
+
+def anchors(file):
+    """GitHub's anchors of a page's headings."""
+    headings = re.findall(r"^#+ (.+)$", re.sub(r"```.*?```", "", file.read_text(), flags=re.S), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_leads_somewhere(page):
+    text = page.read_text()
+    links = re.findall(r"\]\(([^)]+)\)", text) + re.findall(r'src="([^"]+)"', text)
+    for link in links:
+        if link.startswith("http"):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+def commands():
+    """Every command line of ours in the pages' code."""
+    found = set()
+    for page in PAGES:
+        text = page.read_text().replace("\\\n", " ")
+        code = re.findall(r"```sh\n(.*?)```", text, re.S) + re.findall(r"`([^`\n]+)`", text)
+        for line in "\n".join(code).splitlines():
+            for piece in re.split(r"\||&&|;", line.split("  #")[0]):
+                piece = re.sub(r"^.*? -- ", "", piece.strip())
+                if piece.startswith("portcullis ") and re.match(r"portcullis [a-z]", piece):
+                    found.add(piece)
+    return sorted(found)
+
+
+@pytest.mark.parametrize("line", commands())
+def test_every_command_of_the_pages_is_understood(line, tmp_path):
+    words = line.replace("…", "").split()[1:]
+    verbs = []
+    for word in words:
+        if not re.fullmatch("[a-z]+", word):
+            break
+        verbs.append(word)
+    while verbs:
+        asked = subprocess.run([BINARY, *verbs, "--help"], capture_output=True, text=True)
+        if asked.returncode == 0:
+            break
+        verbs.pop()
+    assert verbs, line
+    options = {word.split("=")[0] for word in words if word.startswith("-")}
+    unknown = [option for option in options if not re.search(rf"(?:^|[ ,]){re.escape(option)}\b", asked.stdout, re.M)]
+    assert not unknown, f"{line}: {asked.stdout}"
+
+
+@pytest.fixture(scope="module")
+def gate(tmp_path_factory):
+    """A running gate, a copy of its log that was tampered with, and a configuration with a mistake."""
+    one = Stage(tmp_path_factory.mktemp("codes"))
+    one.ask(body=chat())
+    shutil.copytree(one.folder / "audit", one.folder / "tampered")
+    (log,) = (one.folder / "tampered").glob("*.jsonl")
+    log.write_bytes(log.read_bytes().replace(b"start", b"strat", 1))
+    (one.folder / "wrong.toml").write_text((one.folder / "portcullis.toml").read_text() + "\n[odd]\n")
+    one.run("certs", "--dir", "certs", "init", check=True)
+    yield one
+    one.close()
+
+
+NOBODY = {"PORTCULLIS_ADMIN": "http://127.0.0.1:1"}
+SAID = [
+    (0, "check -c portcullis.toml"),
+    (1, "check -c wrong.toml"),
+    (2, "check -c absent.toml"),
+    (2, "check --odd"),
+    (2, "check -c portcullis.toml --against http://127.0.0.1:1"),
+    (1, "run -c wrong.toml"),
+    (2, "run -c absent.toml"),
+    (2, "run -c portcullis.toml"),
+    (0, "explain -c portcullis.toml --cert acme.pem --purpose research --model mock-1"),
+    (1, "explain -c portcullis.toml --cert acme.pem --purpose forbidden --model mock-1"),
+    (1, "explain -c wrong.toml --cert acme.pem"),
+    (2, "explain -c portcullis.toml --cert absent.pem"),
+    (0, "reload"),
+    (0, "status"),
+    (0, "revoke --org globex"),
+    (0, "restore --org globex"),
+    (0, "revoke --list"),
+    (2, "revoke"),
+    (2, "revoke --cert absent.pem"),
+    (0, "certs show acme.pem"),
+    (0, "certs show partners.pem"),
+    (2, "certs show absent.pem"),
+    (0, "certs --dir certs issue --org acme"),
+    (0, "certs --dir certs crl"),
+    (2, "certs --dir certs init"),
+    (2, "certs --dir absent crl"),
+    (0, "audit verify audit"),
+    (1, "audit verify tampered"),
+    (2, "audit verify absent"),
+    (0, "audit report --org acme --dir audit"),
+    (1, "audit report --org acme --dir tampered"),
+    (0, "audit prove 1 --dir audit"),
+    (1, "audit prove 999 --dir audit"),
+    (0, "config show -c portcullis.toml"),
+    (1, "config show -c wrong.toml"),
+    (2, "config show -c absent.toml"),
+    (2, "odd"),
+    (2, ""),
+]
+
+
+@pytest.mark.parametrize(("code", "line"), SAID, ids=lambda one: str(one))
+def test_exit_codes_are_as_told(gate, code, line):
+    done = gate.run(*line.split())
+    assert done.returncode == code, done.stdout + done.stderr
+    if code == 2:
+        assert done.stderr and not done.stdout
+
+
+@pytest.mark.parametrize("verb", ["reload", "status", "drain", "revoke --org acme", "restore --org acme"])
+def test_nobody_at_the_admin_address_is_two(gate, verb):
+    done = gate.run(*verb.split(), env=NOBODY)
+    assert (done.returncode, done.stdout) == (2, "") and done.stderr
+
+
+def test_a_refused_reload_is_one(stage):
+    one = stage()
+    one.write_org("acme", "id = 7")
+    done = one.run("reload")
+    assert done.returncode == 1 and "orgs.d/acme.toml:1" in done.stderr + done.stdout
+
+
+def test_every_command_that_says_no_is_in_the_table():
+    table = (ROOT / "docs/exit-codes.md").read_text()
+    named = {name for row in re.findall(r"^\| (`[^|]+) \|", table, re.M) for name in re.findall(r"`([^`]+)`", row)}
+    for code, line in SAID:
+        words = [word for word in line.split() if not word.startswith("-") and word not in ("certs", "audit", "config")]
+        if code == 1:
+            assert any(name.split()[-1] == words[0] for name in named), line

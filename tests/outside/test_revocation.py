@@ -1,0 +1,965 @@
+"""Cutting off: whoever may not stay is out at once, on whatever is open, and nobody else notices.
+
+Every trigger meets the same scene: acme holds an idle and a streaming connection of each protocol, and globex, under
+another authority, with another purpose and another model, streams beside it.
+"""
+
+import contextlib
+import datetime
+import json
+import os
+import re
+import socket
+import ssl
+import subprocess
+import threading
+import time
+
+import h2.connection
+import h2.exceptions
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.x509.oid import ExtendedKeyUsageOID
+from http2 import H2
+from stage import DAY, H1, Authority, Stage, Streaming, chat, eventually, fetch, replace
+
+MODEL, OTHER_MODEL = "mock-tokens-100000.tps-50", "mock-tokens-90000.tps-50"
+AUTHORITIES = ", ".join(f'{{ name = "{name}", file = "{name}.pem", crl = "{name}.crl" }}' for name in ("partners", "others"))
+GLOBEX = Stage.GLOBEX.replace('authority = "partners"', 'authority = "others"').replace("partners/", "others/")
+OTHERWISE = {"portcullis_purpose": "incident", "portcullis_case": "case-1"}
+SECOND = datetime.timedelta(seconds=1)
+
+
+def now():
+    return datetime.datetime.now(datetime.timezone.utc)
+
+
+def streamed(model=MODEL, **more):
+    return chat(model, stream=True, max_tokens=90000, **more)
+
+
+@pytest.fixture
+def place(stage):
+    """Makes a stage on which acme and globex share nothing but the gateway. `before` changes files before the start."""
+
+    def make(before=None, env=None, **options):
+        one = stage(start=False, orgs={"acme": Stage.ACME, "globex": GLOBEX}, authorities=AUTHORITIES, **options)
+        one.others = Authority(one.folder, "others")
+        one.globex = one.others.leaf("globex", uri="spiffe://others/globex")
+        one.others.crl()
+        if before:
+            before(one)
+        one.start(env=env)
+        return one
+
+    return make
+
+
+class Idle:
+    """A keep-alive connection on which one request was answered; `over_at` is when the gateway ended it."""
+
+    def __init__(self, stage):
+        self.over_at, self.connection = None, H1(stage.connect())
+        assert self.connection.ask("/portcullis/v1/whoami").status == 200
+        self.connection.socket.settimeout(None)
+        self.thread = threading.Thread(target=self._watch, daemon=True)
+        self.thread.start()
+
+    def _watch(self):
+        with contextlib.suppress(OSError):
+            while self.connection.more():
+                pass
+        self.over_at = time.monotonic()
+
+    def close(self):
+        with contextlib.suppress(OSError):
+            self.connection.socket.shutdown(socket.SHUT_RDWR)
+        self.thread.join(5)
+        self.connection.close()
+
+
+class Scene:
+    """What is open when access is withdrawn."""
+
+    def __init__(self, stage):
+        self.stage = stage
+        self.beside = Streaming(stage, OTHER_MODEL, "globex", **OTHERWISE)
+        self.idle = [Idle(stage), H2(stage)]
+        assert self.idle[1].ask("/portcullis/v1/whoami").status == 200
+        self.second = H2(stage)
+        self.streams = [Streaming(stage, MODEL), self.second.stream(streamed())]
+        self.spared = self.second.stream(streamed(OTHER_MODEL), **OTHERWISE)
+        eventually(lambda: all(len(one.pieces) > 3 for one in [*self.streams, self.beside, self.spared]), what="flow")
+
+    def close(self):
+        for one in [self.beside, self.second, self.streams[0], *self.idle]:
+            one.close()
+
+
+def events(text):
+    """The events of a stream as (name, data)."""
+    found = []
+    for block in text.split("\n\n"):
+        lines = dict(line.split(": ", 1) for line in block.splitlines() if ": " in line)
+        if "data" in lines:
+            found.append((lines.get("event"), lines["data"]))
+    return found
+
+
+def closed(stage, request_id):
+    """The closing audit line of a request."""
+    lines = [line for line in stage.audit() if line["kind"] == "closed" and line["request_id"] == request_id]
+    assert len(lines) <= 1, lines
+    return lines[0] if lines else None
+
+
+# The triggers. Each returns when it was pulled.
+
+
+def by_command(*arguments):
+    def pull(stage):
+        pulled = time.monotonic()
+        stage.run("revoke", *arguments, "--reason", "a drill", check=True)
+        return pulled
+
+    return pull
+
+
+def by_files(change):
+    """What the file watch has to notice by itself."""
+
+    def pull(stage):
+        change(stage)
+        return time.monotonic()
+
+    return pull
+
+
+def list_replaced(stage):
+    stage.partners.crl(revoked=[stage.acme])
+
+
+def mounted(stage):
+    """The list lies where Kubernetes mounts secrets: behind a link that is swapped for another folder."""
+    for folder in ("..then", "..now"):
+        (stage.folder / "mounted" / folder).mkdir(parents=True)
+    (stage.folder / "mounted" / "..data").symlink_to("..then")
+    (stage.folder / "mounted" / "partners.crl").symlink_to("..data/partners.crl")
+    os.replace(stage.folder / "partners.crl", stage.folder / "mounted" / "..then" / "partners.crl")
+    stage.write_config(authorities=AUTHORITIES.replace('"partners.crl"', '"mounted/partners.crl"'))
+
+
+def mount_swapped(stage):
+    os.replace(stage.partners.crl(revoked=[stage.acme]), stage.folder / "mounted" / "..now" / "partners.crl")
+    (stage.folder / "mounted" / "..fresh").symlink_to("..now")
+    os.replace(stage.folder / "mounted" / "..fresh", stage.folder / "mounted" / "..data")
+
+
+def list_written_in_place(stage):
+    """As `openssl ca -gencrl -out` does it."""
+    path = stage.partners.crl("beside.crl", revoked=[stage.acme])
+    (stage.folder / "partners.crl").write_bytes(path.read_bytes())
+
+
+LEAD = Stage.ACME.replace('"acme"', '"lead"').replace("Acme", "Lead").replace("partners/acme", "partners/lead")
+
+
+def under_a_lead(stage):
+    stage.write_org("lead", LEAD)
+    stage.write_org("acme", Stage.ACME.replace("purposes", 'parent = "lead"\npurposes'))
+
+
+def lead_suspended(stage):
+    stage.write_org("lead", LEAD.replace("purposes", 'status = "suspended"\npurposes'))
+
+
+def suspended(stage):
+    stage.write_org("acme", Stage.ACME.replace("[[", 'status = "suspended"\n[[', 1))
+
+
+def removed(stage):
+    (stage.folder / "orgs.d" / "acme.toml").unlink()
+
+
+def authority_replaced(stage):
+    """By one with the same name and another key."""
+    Authority(stage.folder, "partners").crl()
+
+
+def authority_removed(stage):
+    """Its identities have to go with it."""
+    stage.write_config(authorities=AUTHORITIES.split(", {")[1].join(["{", ""]))
+    stage.write_org("acme", Stage.ACME.split("[[identity]]")[0])
+
+
+def at(instant):
+    """Waits for an instant of the clock on the wall."""
+
+    def pull(stage):
+        moment = instant(stage) if callable(instant) else instant
+        time.sleep(max(0, (moment - now()).total_seconds()))
+        return time.monotonic()
+
+    return pull
+
+
+class Clock:
+    """A clock that is so far ahead for the gateway that its day ends in a few seconds."""
+
+    SOURCE = """
+    #define _GNU_SOURCE
+    #include <dlfcn.h>
+    #include <stdlib.h>
+    #include <time.h>
+    int clock_gettime(clockid_t id, struct timespec *at) {
+        static int (*real)(clockid_t, struct timespec *);
+        if (!real) real = (int (*)(clockid_t, struct timespec *))dlsym(RTLD_NEXT, "clock_gettime");
+        int result = real(id, at);
+        if (result == 0 && id == CLOCK_REALTIME) at->tv_sec += atol(getenv("CLOCK_AHEAD"));
+        return result;
+    }
+    """
+
+    def __init__(self, folder, left=4):
+        source, library = folder / "clock.c", folder / "clock.so"
+        source.write_text(self.SOURCE)
+        subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source], check=True)
+        begun = now()
+        midnight = (begun + DAY).replace(hour=0, minute=0, second=0, microsecond=0)
+        ahead = int((midnight - begun).total_seconds()) - left
+        self.today, self.midnight = begun.date(), midnight - ahead * SECOND
+        self.env = {"LD_PRELOAD": str(library), "CLOCK_AHEAD": str(ahead)}
+
+
+IN_TIME, BY_WATCH = 1.0, 1.5
+# name: (pull, code told to streams, what a new connection meets, seconds it may take, how it is restored)
+TRIGGERS = {
+    "crl replaced": (by_files(list_replaced), "certificate_revoked", "revoked", BY_WATCH, None),
+    "revoke --org": (by_command("--org", "acme"), "organization_suspended", 403, IN_TIME, ("--org", "acme")),
+    "revoke --cert": (by_command("--cert", "acme.pem"), "certificate_revoked", "revoked", IN_TIME, ("--cert", "acme.pem")),
+    "revoke --authority": (by_command("--authority", "partners"), "certificate_revoked", "revoked", IN_TIME,
+                           ("--authority", "partners")),
+    "suspended": (by_files(suspended), "organization_suspended", 403, BY_WATCH, None),
+    "removed": (by_files(removed), "organization_suspended", 403, BY_WATCH, None),
+    "authority replaced": (by_files(authority_replaced), None, "unknown_issuer", BY_WATCH, None),
+    "authority removed": (by_files(authority_removed), None, "unknown_issuer", BY_WATCH, None),
+    "crl swapped as a mounted secret": (by_files(mount_swapped), "certificate_revoked", "revoked", BY_WATCH, None),
+    "crl written in place": (by_files(list_written_in_place), "certificate_revoked", "revoked", BY_WATCH, None),
+    "revoke --org of the parent": (by_command("--org", "lead"), "organization_suspended", 403, IN_TIME, ("--org", "lead")),
+    "parent suspended": (by_files(lead_suspended), "organization_suspended", 403, BY_WATCH, None),
+}
+BEFORE = {
+    "crl swapped as a mounted secret": mounted,
+    "revoke --org of the parent": under_a_lead, "parent suspended": under_a_lead,
+}  # fmt: skip
+
+
+def judge(scene, pulled, code, within):
+    """Acme is out everywhere, is told why where it can be told, and all of it is counted and recorded. Returns the code."""
+    stage = scene.stage
+    for stream in scene.streams:
+        stream.wait(within + 3)
+    first, second = scene.streams
+    assert first.ended == "cut", "no last chunk, no reset before the event"
+    assert second.ended != "complete"
+    late = {name: round(one.ended_at - pulled, 3) for name, one in zip(("h1", "h2"), scene.streams)}
+    assert max(late.values()) < within, late
+    told = set()
+    for stream in scene.streams:
+        assert "[DONE]" not in stream.text
+        name, data = events(stream.text)[-1]
+        assert stream.text.endswith(data + "\n\n"), "whole events"
+        told.add(json.loads(data)["error"]["code"])
+        line = eventually(lambda: closed(stage, stream.headers["x-request-id"]), what="the closing record")  # noqa: B023
+        assert (line["ending"], line["severed_by"], line["reason"]) == ("severed", *told, *told), line
+        sent = len(stream.text) - len(f"data: {data}\n\n")
+        assert line["bytes_out"] in (sent, len(stream.text)), (line["bytes_out"], sent, len(stream.text))
+    assert len(told) == 1 and told <= ({code} if code else {"organization_suspended", "certificate_revoked"}), told
+    code = told.pop()
+    assert stage.metric("portcullis_severed_streams_total", cause=code) == stage.metric(
+        "portcullis_severed_streams_total", org="acme", cause=code)  # fmt: skip
+    eventually(lambda: stage.metric("portcullis_revocation_seconds_count") == 1, what="the measurement")
+    assert stage.metric("portcullis_revocation_seconds_sum") < 1
+    open_still = 1 if scene.spared.ended else 2
+    eventually(lambda: stage.ledger()["totals"]["open"] == open_still, 1, what="the end of the calls to the model")
+    assert stage.metric("portcullis_streams_active", org="acme") == (0 if scene.spared.ended else 1)
+    return code
+
+
+def untouched(stream, since, gap=0.5):
+    """A stream that goes on as if nothing had happened."""
+    count = len(stream.pieces)
+    eventually(lambda: len(stream.pieces) > count + 5, 3, what="more of the stream that is spared")
+    assert stream.ended is None
+    times = [came for came, _ in stream.pieces if came > since - 0.5]
+    assert max(after - before for before, after in zip(times, times[1:])) < gap
+
+
+def out(scene, pulled, within):
+    """The whole connection is ended, idle or not."""
+    eventually(lambda: scene.idle[0].over_at, within + 3, what="the end of the idle HTTP/1.1 connection")
+    eventually(lambda: scene.idle[1].over_at, within + 3, what="the end of the idle HTTP/2 connection")
+    eventually(lambda: scene.second.over_at, within + 3, what="the end of the streaming HTTP/2 connection")
+    late = [round(one.over_at - pulled, 3) for one in [*scene.idle, scene.second]]
+    assert max(late) < within, late
+
+
+def newcomer(stage, meets, code, certificate="acme"):
+    """What acme meets when it connects anew."""
+    if meets == 403:
+        answer = stage.ask(body=chat())
+        assert (answer.status, answer.headers["portcullis-reason"]) == (403, code)
+        return
+    before = stage.metric("portcullis_tls_handshakes_total", result=meets)
+    with stage.connect(certificate) as connection, pytest.raises(ssl.SSLError, match="(?i)alert"):
+        connection.recv(1)
+    eventually(lambda: stage.metric("portcullis_tls_handshakes_total", result=meets) == before + 1, 2, what="the count")
+
+
+@pytest.mark.parametrize("trigger", TRIGGERS)
+def test_whoever_is_cut_off_is_out_on_everything_that_is_open(place, trigger):
+    pull, code, meets, within, restore = TRIGGERS[trigger]
+    one = place(before=BEFORE.get(trigger))
+    with contextlib.closing(Scene(one)) as scene:
+        pulled = pull(one)
+        told = judge(scene, pulled, code, within)
+        assert one.metric("portcullis_severed_streams_total", cause=told) == 3, "every stream of the organization"
+        out(scene, pulled, within)
+        newcomer(one, meets, "organization_unknown" if trigger == "removed" else told)
+        untouched(scene.beside, pulled)
+        if restore:
+            one.run("restore", *restore, check=True)
+            assert one.ask(body=chat()).status == 200
+
+
+@pytest.mark.parametrize("option, target, code", [
+    ("--purpose", "research", "purpose_not_permitted"),
+    ("--model", MODEL, "model_not_permitted"),
+])  # fmt: skip
+def test_a_purpose_or_model_taken_away_ends_its_streams_and_no_others(place, option, target, code):
+    one = place()
+    with contextlib.closing(Scene(one)) as scene:
+        pulled = by_command(option, target)(one)
+        assert judge(scene, pulled, code, IN_TIME) == code
+        assert one.metric("portcullis_severed_streams_total", cause=code) == 2
+        untouched(scene.spared, pulled)
+        untouched(scene.beside, pulled)
+        for answer in [one.ask(body=chat(MODEL)), scene.second.ask(body=chat(MODEL)), scene.idle[1].ask(body=chat(MODEL))]:
+            assert (answer.status, answer.headers["portcullis-reason"]) == (403, code)
+        assert scene.idle[0].over_at is None and scene.idle[1].over_at is None
+        assert one.ask(body=chat("mock-1"), **OTHERWISE).status == 200
+        one.run("restore", option, target, check=True)
+        assert scene.second.ask(body=chat(MODEL, max_tokens=1)).status == 200
+
+
+@pytest.mark.parametrize("change", [
+    ('purposes = ["research", "incident"]', 'purposes = ["incident"]', "purpose_not_permitted"),
+    ('models = ["mock-*", "gpt-*", "claude-*"]', f'models = ["{OTHER_MODEL}"]', "model_not_permitted"),
+], ids=["purpose", "model"])  # fmt: skip
+def test_a_grant_taken_out_of_the_file_ends_its_streams_and_no_others(place, change):
+    before, after, code = change
+    one = place()
+    with contextlib.closing(Scene(one)) as scene:
+        one.write_org("acme", Stage.ACME.replace(before, after))
+        pulled = time.monotonic()
+        assert judge(scene, pulled, code, BY_WATCH) == code
+        untouched(scene.spared, pulled)
+        untouched(scene.beside, pulled)
+
+
+def short_leaf(stage, ends):
+    stage.partners.leaf("acme", uri="spiffe://partners/acme", not_after=ends)
+
+
+def short_anchor(stage, ends):
+    """The authority itself ends; its leaves would be good for days."""
+    old = stage.partners.certificate
+    builder = (
+        x509.CertificateBuilder().subject_name(old.subject).issuer_name(old.subject).public_key(old.public_key())
+        .serial_number(old.serial_number).not_valid_before(old.not_valid_before_utc).not_valid_after(ends)
+    )  # fmt: skip
+    for extension in old.extensions:
+        builder = builder.add_extension(extension.value, extension.critical)
+    signed = builder.sign(stage.partners.key, hashes.SHA256())
+    replace(stage.folder / "partners.pem", signed.public_bytes(serialization.Encoding.PEM))
+
+
+@pytest.mark.parametrize("short", [short_leaf, short_anchor])
+def test_a_certificate_that_expires_takes_its_connections_with_it(place, short):
+    ends = (now() + 4 * SECOND).replace(microsecond=0)
+    one = place(before=lambda one: short(one, ends))
+    with contextlib.closing(Scene(one)) as scene:
+        pulled = at(ends)(one)
+        judge(scene, pulled, "certificate_expired", BY_WATCH)
+        out(scene, pulled, BY_WATCH)
+        newcomer(one, "expired", None)
+        untouched(scene.beside, pulled)
+
+
+def test_what_takes_nothing_away_cuts_nothing(place):
+    """Reloads sweep everything that is open; whoever may stay must not notice."""
+    one = place()
+    with contextlib.closing(Scene(one)) as scene:
+        began, generation = time.monotonic(), one.status()["generation"]
+        changes = [
+            lambda: one.partners.crl(revoked=[one.partners.leaf("gone", uri="spiffe://partners/acme")]),
+            lambda: one.write_org("acme", Stage.ACME.replace("purposes", 'contact = "ops@acme.example"\npurposes')),
+            lambda: one.write_org("third", Stage.ACME.replace("acme", "third")),
+            lambda: (one.folder / "orgs.d" / "third.toml").unlink(),
+            lambda: one.servers.leaf("server", dns=["localhost"], use=ExtendedKeyUsageOID.SERVER_AUTH),
+            lambda: one.write_config(listen='idle_timeout = "100s"'),
+        ]
+        for change in changes:
+            change()
+            assert fetch(one.admin + "/-/reload", method="POST").status == 200
+        assert one.status()["generation"] >= generation + 4
+        one.run("revoke", "--org", "third", check=True)
+        one.run("revoke", "--purpose", "forbidden", check=True)
+        for stream in [*scene.streams, scene.spared, scene.beside]:
+            untouched(stream, began)
+        assert scene.idle[0].over_at is None and scene.idle[1].goaway_at is None
+        assert scene.idle[1].ask("/portcullis/v1/whoami").status == 200
+        assert one.metric("portcullis_severed_streams_total") == 0
+
+
+def test_a_grant_that_ends_takes_its_connections_with_it_and_one_that_begins_opens_the_door(place, tmp_path):
+    """Dates are whole days; the gateway's clock is turned so that the day ends while the test runs."""
+    clock = Clock(tmp_path)
+
+    def dated(one):
+        one.write_org("acme", Stage.ACME.replace("[[", f'valid = {{ until = "{clock.today}" }}\n[['))
+        tomorrow = clock.today + datetime.timedelta(days=1)
+        one.write_org("third", Stage.ACME.replace("acme", "third").replace("[[", f'valid = {{ from = "{tomorrow}" }}\n[['))
+        one.partners.leaf("third", uri="spiffe://partners/third")
+
+    one = place(before=dated, env=clock.env)
+    with contextlib.closing(Scene(one)) as scene:
+        assert one.ask(body=chat()).status == 200
+        early = one.ask(body=chat(), certificate="third")
+        assert (early.status, early.headers["portcullis-reason"]) == (403, "grant_expired")
+        pulled = at(clock.midnight)(one)
+        judge(scene, pulled, "grant_expired", BY_WATCH)
+        out(scene, pulled, BY_WATCH)
+        newcomer(one, 403, "grant_expired")
+        untouched(scene.beside, pulled)
+        assert one.ask(body=chat(), certificate="third").status == 200
+
+
+# Every form of an answer, and every state in which the cut may find it.
+
+
+@pytest.mark.parametrize("path, model, more", [
+    ("/v1/chat/completions", "mock-tokens-100000.tps-50", {}),
+    ("/v1/completions", "mock-tokens-100000.tps-50", {"prompt": "hello"}),
+    ("/v1/responses", "mock-tokens-100000.tps-50", {"input": "hello"}),
+    ("/v1/messages", "claude-mock-tokens-100000.tps-50", {}),
+])  # fmt: skip
+def test_a_cut_stream_ends_with_the_error_event_of_its_dialect(stage, path, model, more):
+    one = stage()
+    body = {"model": model, "stream": True} | (more or chat() | {"model": model, "max_tokens": 9000})
+    with H2(one) as connection:
+        stream = connection.stream(body, path)
+        eventually(lambda: len(stream.pieces) > 3, what="flow")
+        one.run("revoke", "--org", "acme", check=True)
+        assert stream.wait() != "complete"
+    name, data = events(stream.text)[-1]
+    said = json.loads(data)
+    assert said["error"]["code"] == "organization_suspended"
+    assert said["error"]["type"] == "permission_error" and said["error"]["message"]
+    assert said["request_id"] == stream.headers["x-request-id"]
+    if path in ("/v1/responses", "/v1/messages"):
+        assert (name, said["type"]) == ("error", "error")
+    for finish in ("[DONE]", "message_stop", "response.completed"):
+        assert finish not in stream.text
+
+
+def test_a_stream_that_stands_still_is_cut_as_well(stage):
+    one = stage()
+    stream = Streaming(one, "mock-stall-3")
+    with H2(one) as connection:
+        second = connection.stream(streamed("mock-stall-3"))
+        eventually(lambda: len(stream.pieces) > 2 and len(second.pieces) > 2, what="the last piece before the silence")
+        pulled = by_command("--org", "acme")(one)
+        assert stream.wait() == "cut" and second.wait() != "complete"
+        assert max(stream.ended_at, second.ended_at) - pulled < IN_TIME
+        for each in (stream, second):
+            assert json.loads(events(each.text)[-1][1])["error"]["code"] == "organization_suspended"
+
+
+@pytest.mark.parametrize("protocol", ["h1", "h2"])
+def test_a_client_that_takes_nothing_cannot_hold_its_stream_open(stage, protocol):
+    one = stage()
+    with one.connect(alpn=("h2" if protocol == "h2" else "http/1.1",)) as wire:
+        body = streamed("mock-tokens-1000000")
+        if protocol == "h1":
+            wire.sendall(H1(None).head(body=body))
+        else:
+            # The window is the protocol's own 65535 bytes, and nobody gives any of it back.
+            client = h2.connection.H2Connection()
+            client.initiate_connection()
+            data = json.dumps(body).encode()
+            fields = {":method": "POST", ":scheme": "https", ":authority": "localhost", ":path": "/v1/chat/completions",
+                      "content-type": "application/json", "portcullis-purpose": "research"}  # fmt: skip
+            client.send_headers(1, list(fields.items()))
+            client.send_data(1, data, end_stream=True)
+            wire.sendall(client.data_to_send())
+        written = [-1]
+
+        def stands_still():
+            streams = one.status()["streams"]
+            before, written[0] = written[0], streams[0]["output_tokens"] if streams else -1
+            return before == written[0] > 0
+
+        eventually(stands_still, every=0.2, what="a client that takes nothing more")
+        pulled = by_command("--org", "acme")(one)
+        eventually(lambda: one.metric("portcullis_streams_active", org="acme") == 0, 3, what="the end of the stream")
+        assert time.monotonic() - pulled < IN_TIME
+    line = eventually(lambda: [line for line in one.audit() if line["kind"] == "closed"], what="the closing record")[0]
+    assert (line["ending"], line["severed_by"]) == ("severed", "organization_suspended")
+
+
+@pytest.mark.parametrize("protocol", ["h1", "h2"])
+def test_a_request_that_waits_for_the_model_is_ended_with_the_reason(stage, protocol):
+    one = stage()
+    connection = H1(one.connect()) if protocol == "h1" else H2(one)
+    if protocol == "h1":
+        connection.send(connection.head(body=chat("mock-hang")))
+    else:
+        exchange = connection.send(body=chat("mock-hang"))
+    eventually(lambda: one.ledger()["totals"]["open"] and one.status()["streams"], what="the request at the model")
+    pulled = by_command("--org", "acme")(one)
+    if protocol == "h1":
+        status, headers = connection.read_head()
+    else:
+        exchange.wait(3)
+        status, headers = exchange.status, exchange.headers
+    assert time.monotonic() - pulled < IN_TIME
+    assert (status, headers["portcullis-reason"]) == (403, "organization_suspended")
+    line = eventually(lambda: closed(one, headers["x-request-id"]), what="the closing record")
+    assert (line["ending"], line["severed_by"]) == ("severed", "organization_suspended")
+    connection.close()
+
+
+WITHDRAWN = [
+    ("--org", "acme", "organization_suspended"), ("--purpose", "research", "purpose_not_permitted"),
+    ("--model", MODEL, "model_not_permitted"), ("--cert", "acme.pem", "certificate_revoked"),
+    ("--authority", "partners", "certificate_revoked"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("option, target, code", WITHDRAWN)
+@pytest.mark.parametrize("protocol", ["h1", "h2"])
+def test_a_request_whose_body_is_still_on_its_way_is_not_forwarded(stage, protocol, option, target, code):
+    """It was judged by its head already when access was withdrawn."""
+    one = stage()
+    body = chat(MODEL, max_tokens=5)
+    connection = H1(one.connect()) if protocol == "h1" else H2(one)
+    with contextlib.closing(connection):
+        if protocol == "h1":
+            written = connection.head(body=body)
+            connection.send(written[:-20])
+        else:
+            exchange = connection.send(body=body, hold=20)
+        eventually(lambda: one.metric("portcullis_connections_active", listener="partners") == 1, what="the connection")
+        time.sleep(0.1)  # Nothing tells from outside that the head was judged.
+        one.run("revoke", option, target, check=True)
+        status = None
+        with contextlib.suppress(OSError, EOFError, h2.exceptions.ProtocolError):
+            if protocol == "h1":
+                connection.send(written[-20:])
+                status, headers = connection.read_head()
+            else:
+                connection.finish(exchange)
+                exchange.wait(3)
+                status, headers = exchange.status, exchange.headers
+        assert status is None or (status, headers["portcullis-reason"]) == (403, code)
+    assert one.ledger()["totals"]["requests"] == 0
+
+
+@pytest.mark.parametrize("option, target, code", WITHDRAWN)
+@pytest.mark.parametrize("protocol", ["h1", "h2"])
+def test_a_connection_that_has_asked_nothing_yet_gets_nothing(stage, protocol, option, target, code):
+    """Whose it is was never asked; a certificate that was withdrawn ends it, anything else is told at the request."""
+    one = stage()
+    with contextlib.closing(H1(one.connect()) if protocol == "h1" else H2(one)) as connection:
+        eventually(lambda: one.metric("portcullis_tls_handshakes_total", result="ok") == 1, what="the handshake")
+        one.run("revoke", option, target, check=True)
+        answer = None
+        with contextlib.suppress(OSError, EOFError, AssertionError):  # The connection may be gone by now.
+            answer = connection.ask(body=chat(MODEL, max_tokens=5))
+        assert answer is None or (answer.status, answer.headers["portcullis-reason"]) == (403, code)
+        if option in ("--cert", "--authority"):
+            eventually(lambda: one.metric("portcullis_connections_active", listener="partners") == 0, IN_TIME, what="its end")
+        else:
+            assert answer, "told why"
+    assert one.ledger()["totals"]["requests"] == 0
+
+
+def test_a_certificate_can_be_named_by_its_fingerprint(stage):
+    """As openssl prints it, and as records have it."""
+    one = stage()
+    for text in (one.acme.fingerprint(hashes.SHA256()).hex(":").upper(), one.acme.fingerprint(hashes.SHA256()).hex()):
+        one.run("revoke", "--cert", text, check=True)
+        newcomer(one, "revoked", None)
+        one.run("restore", "--cert", text, check=True)
+        assert one.ask(body=chat()).status == 200
+
+
+def test_nothing_reaches_the_model_once_the_command_has_returned(stage):
+    """Eight clients ask without a pause while access is withdrawn."""
+    one = stage()
+    answered, stop = [], threading.Event()
+
+    def ask():
+        while not stop.is_set():
+            with contextlib.suppress(OSError, EOFError), H1(one.connect()) as connection:
+                while not stop.is_set():
+                    asked = time.monotonic()
+                    answered.append((asked, connection.ask(body=chat("mock-tokens-1")).status))
+
+    threads = [threading.Thread(target=ask, daemon=True) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    eventually(lambda: len(answered) > 200, what="a busy gateway")
+    one.run("revoke", "--org", "acme", check=True)
+    returned = time.monotonic()
+    seen = one.ledger()["totals"]["requests"]
+    eventually(lambda: len([1 for asked, _ in answered if asked > returned]) > 50, what="more attempts")
+    stop.set()
+    for thread in threads:
+        thread.join(5)
+    assert one.ledger()["totals"]["requests"] == seen
+    assert {status for asked, status in answered if asked > returned} == {403}
+
+
+class HalfWay:
+    """A handshake that stops where the client's certificate would be sent."""
+
+    def __init__(self, stage, certificate):
+        self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self.tls = stage.tls(certificate).wrap_bio(self.incoming, self.outgoing, server_hostname="localhost")
+        self.wire = socket.create_connection(("127.0.0.1", stage.port), timeout=3)
+        with contextlib.suppress(ssl.SSLWantReadError):
+            self.tls.do_handshake()
+        self.wire.sendall(self.outgoing.read())
+        self.flight = self.wire.recv(65536)
+
+    def finish(self, request):
+        """What the gateway says to a request in the end: an answer, an alert's name, or nothing."""
+        while self.flight:
+            self.incoming.write(self.flight)
+            self.flight = b""
+            try:
+                self.tls.do_handshake()
+            except ssl.SSLWantReadError:
+                self.flight = self.wire.recv(65536)
+        self.tls.write(request)
+        with contextlib.suppress(OSError):
+            self.wire.sendall(self.outgoing.read())
+            while got := self.wire.recv(65536):
+                self.incoming.write(got)
+        self.wire.close()
+        try:
+            return self.tls.read(65536).decode()
+        except ssl.SSLWantReadError:
+            return ""
+        except ssl.SSLError as refused:
+            return refused.reason
+
+
+@pytest.mark.parametrize("withdraw", [
+    lambda stage: stage.run("revoke", "--cert", "acme.pem", check=True),
+    lambda stage: (list_replaced(stage), fetch(stage.admin + "/-/reload", method="POST")),
+    None,
+], ids=["revoke --cert", "crl replaced", "nothing"])  # fmt: skip
+def test_a_handshake_that_was_under_way_gets_nowhere(stage, withdraw):
+    """The gateway has looked up its terms already when access is withdrawn."""
+    one = stage()
+    half = HalfWay(one, "acme")
+    if withdraw:
+        withdraw(one)
+    said = half.finish(b"GET /portcullis/v1/whoami HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
+    if withdraw:
+        assert "200 OK" not in said
+        assert said == "" or "REVOKED" in said or "certificate_revoked" in said
+    else:
+        assert "200 OK" in said, "the test's own handshake works"
+
+
+# Withdrawals by hand outlive the process.
+
+
+@pytest.mark.parametrize("end", ["end", "kill"])
+def test_withdrawals_survive_a_restart_and_a_kill(place, end):
+    one = place()
+    targets = [(option, target) for option, target, _ in WITHDRAWN]
+    for option, target in targets:
+        one.run("revoke", option, target, "--reason", f"because of {target}", check=True)
+    before = json.loads(one.run("revoke", "--list", "--json", check=True).stdout)
+    assert {entry["reason"] for entry in before} == {f"because of {target}" for _, target in targets}
+    getattr(one.gateway, end)()
+    one.start()
+    assert json.loads(one.run("revoke", "--list", "--json", check=True).stdout) == before == one.status()["revoked"]
+    newcomer(one, "revoked", None)
+    for code, model, headers in [("purpose_not_permitted", "mock-1", {}), ("model_not_permitted", MODEL, OTHERWISE)]:
+        answer = one.ask(body=chat(model), certificate="globex", **headers)
+        assert (answer.status, answer.headers["portcullis-reason"]) == (403, code)
+    one.run("restore", "--authority", "partners", check=True)
+    newcomer(one, "revoked", None)
+    one.run("restore", "--cert", "acme.pem", check=True)
+    newcomer(one, 403, "organization_suspended")
+    one.run("restore", "--org", "acme", check=True)
+    assert one.ask(body=chat("mock-1"), **OTHERWISE).status == 200
+    getattr(one.gateway, end)()
+    one.start()
+    assert {entry["kind"] for entry in one.status()["revoked"]} == {"purpose", "model"}, "restoring survives too"
+
+
+@pytest.mark.parametrize("content", ["", "[", '{"revoked": []}'])
+def test_a_list_of_withdrawals_that_cannot_be_read_lets_nobody_in(stage, content):
+    """An empty or torn file does not mean that nobody was turned away."""
+    one = stage()
+    one.run("revoke", "--org", "acme", check=True)
+    one.gateway.end()
+    (one.folder / "state" / "revoked.json").write_text(content)
+    ran = one.run("run", "-c", "portcullis.toml")
+    assert ran.returncode in (1, 2) and "revoked.json" in ran.stderr
+
+
+def test_every_withdrawal_is_recorded_with_who_asked_and_why(stage):
+    one = stage()
+    stream = Streaming(one)
+    one.run("revoke", "--org", "acme", "--reason", "key on a bus", check=True)
+    one.run("restore", "--org", "acme", "--reason", "key found", check=True)
+    lines = [line for line in one.audit() if line["kind"] in ("revoke", "restore")]
+    assert [(line["kind"], line["target"], line["reason"]) for line in lines] == [
+        ("revoke", "acme", "key on a bus"), ("restore", "acme", "key found")]  # fmt: skip
+    assert all(line["by"] for line in lines)
+    assert [(line["streams"], line["connections"]) for line in lines] == [(1, 1), (0, 0)]
+    stream.close()
+
+
+# Revocation lists that must not be believed.
+
+
+def forged(stage):
+    stage.partners.crl(key=Authority(stage.folder, "strangers").key)
+
+
+def stale(stage):
+    stage.partners.crl(last=now() - 2 * DAY, upcoming=now() - DAY / 24)
+
+
+def from_the_future(stage):
+    stage.partners.crl(last=now() + DAY / 24)
+
+
+def missing(stage):
+    (stage.folder / "partners.crl").unlink()
+
+
+def rubbish(stage):
+    replace(stage.folder / "partners.crl", "rubbish")
+
+
+def empty(stage):
+    replace(stage.folder / "partners.crl", "")
+
+
+def of_another_authority(stage):
+    Authority(stage.folder, "strangers").crl("partners.crl")
+
+
+def rolled_back(stage):
+    """Genuine and still fresh: from before the last revocation."""
+    stage.partners.revoked, revoked = [], stage.partners.revoked
+    stage.partners.crl(number=1)
+    stage.partners.revoked = revoked
+
+
+FLAWED = [forged, stale, from_the_future, missing, rubbish, empty, of_another_authority]
+
+
+@pytest.fixture(scope="module")
+def steady(tmp_path_factory):
+    """A gateway whose second list revoked `gone`; a stream of acme runs through all that follows."""
+    one = Stage(tmp_path_factory.mktemp("lists"), start=False)
+    one.gone = one.partners.leaf("gone", uri="spiffe://partners/acme")
+    one.partners.crl(revoked=[one.gone], number=10)
+    one.start()
+    one.stream = Streaming(one)
+    yield one
+    one.close()
+
+
+def crl_place(stage):
+    """Where the configuration names the list, as a pattern."""
+    text = (stage.folder / "portcullis.toml").read_text().splitlines()
+    line = next(number for number, line in enumerate(text, 1) if "crl = " in line)
+    return rf"portcullis\.toml:{line}:{text[line - 1].index('crl = ') + 1}|portcullis\.toml:{line}:\d+"
+
+
+@pytest.mark.parametrize("flaw", [*FLAWED, rolled_back])
+def test_a_list_that_cannot_be_believed_changes_nothing_and_says_so(steady, flaw):
+    number, generation = steady.partners.number, steady.status()["generation"]
+    rejected = steady.metric("portcullis_config_reloads_total", result="rejected")
+    flaw(steady)
+    answer = fetch(steady.admin + "/-/reload", method="POST")
+    assert answer.status == 422
+    assert re.search(crl_place(steady), answer.json["text"]), answer.json["text"]
+    assert steady.metric("portcullis_config_last_reload_successful") == 0
+    assert steady.metric("portcullis_config_reloads_total", result="rejected") > rejected
+    assert steady.status()["generation"] == generation
+    assert "rejected" in steady.gateway.log
+    newcomer(steady, "revoked", None, "gone")
+    assert steady.ask(body=chat()).status == 200
+    assert steady.stream.ended is None
+    # A good one heals it.
+    steady.partners.crl(number=number + 1)
+    assert fetch(steady.admin + "/-/reload", method="POST").status == 200
+    assert steady.metric("portcullis_config_last_reload_successful") == 1
+    newcomer(steady, "revoked", None, "gone")
+
+
+@pytest.mark.parametrize("flaw", FLAWED)
+def test_a_list_that_cannot_be_believed_stops_the_start(stage, flaw):
+    one = stage(start=False)
+    flaw(one)
+    checked, ran = one.run("check", "-c", "portcullis.toml"), one.run("run", "-c", "portcullis.toml")
+    assert re.search(crl_place(one), checked.stdout + checked.stderr)
+    assert checked.returncode == ran.returncode == 1
+    assert "CRL" in ran.stderr or "partners.crl" in ran.stderr
+
+
+def test_required_means_a_list_for_every_issuer(stage):
+    one = stage(start=False, authorities='{ name = "partners", file = "partners.pem" }')
+    checked = one.run("check", "-c", "portcullis.toml")
+    assert checked.returncode == 1 and "revocation" in checked.stdout + checked.stderr
+    between = Authority(one.folder, "between", parent=one.partners)
+    replace(one.folder / "partners.pem", one.partners.pem + between.pem)
+    one.write_config(authorities='{ name = "partners", file = "partners.pem", crl = "partners.crl" }')
+    checked = one.run("check", "-c", "portcullis.toml")
+    assert checked.returncode == 1 and "between" in checked.stdout + checked.stderr
+
+
+def test_a_certificate_that_is_taken_off_the_list_is_let_in_again(stage):
+    one = stage(start=False)
+    one.partners.crl(revoked=[one.acme])
+    one.start()
+    newcomer(one, "revoked", None)
+    one.partners.revoked = []
+    one.partners.crl()
+    assert fetch(one.admin + "/-/reload", method="POST").status == 200
+    assert one.ask(body=chat()).status == 200
+
+
+def test_if_present_asks_only_where_there_is_a_list(stage):
+    one = stage(authorities='{ name = "partners", file = "partners.pem" }', client_auth='revocation = "if_present"')
+    assert one.ask(body=chat()).status == 200
+    one.partners.crl(revoked=[one.acme])
+    one.write_config(authorities='{ name = "partners", file = "partners.pem", crl = "partners.crl" }')
+    assert fetch(one.admin + "/-/reload", method="POST").status == 200
+    newcomer(one, "revoked", None)
+    forged(one)
+    assert fetch(one.admin + "/-/reload", method="POST").status == 422, "a list that is there has to be right"
+    newcomer(one, "revoked", None)
+
+
+def test_lists_reach_through_intermediates(stage):
+    """An authority's file with an intermediate, and a bundle of both lists."""
+    one = stage(start=False)
+    between = Authority(one.folder, "between", parent=one.partners)
+    leaves = {name: between.leaf(name, uri="spiffe://partners/acme") for name in ("first", "second")}
+    replace(one.folder / "partners.pem", one.partners.pem + between.pem)
+
+    def bundle():
+        replace(one.folder / "partners.crl", one.partners.crl("a.crl").read_bytes() + between.crl("b.crl").read_bytes())
+
+    bundle()
+    one.start()
+    for name in leaves:
+        assert one.ask(body=chat(), certificate=name).status == 200
+    between.revoked = [leaves["first"]]
+    bundle()
+    assert fetch(one.admin + "/-/reload", method="POST").status == 200
+    newcomer(one, "revoked", None, "first")
+    assert one.ask(body=chat(), certificate="second").status == 200
+    one.partners.revoked = [between.certificate]
+    bundle()
+    assert fetch(one.admin + "/-/reload", method="POST").status == 200
+    newcomer(one, "revoked", None, "second")
+    assert one.ask(body=chat()).status == 200
+
+
+def test_a_list_that_goes_stale_closes_the_door_loudly_and_its_successor_opens_it(stage):
+    one = stage(start=False)
+    ends = (now() + 3 * SECOND).replace(microsecond=0)
+    one.partners.crl(upcoming=ends)
+    one.start()
+    assert one.metric("portcullis_crl_next_update_timestamp_seconds") == ends.timestamp()
+    assert one.ask(body=chat()).status == 200
+    at(ends)(one)
+    with one.connect() as connection, pytest.raises(ssl.SSLError, match="(?i)alert"):
+        connection.recv(1)
+    assert one.metric("portcullis_tls_handshakes_total", result="ok") == 1
+    eventually(lambda: re.search(r"(?i)(warn|error).*(crl|revocation)", one.gateway.log), 3, what="a loud word in the log")
+    one.partners.crl()
+    applied = {"trigger": "watch", "result": "applied"}
+    eventually(lambda: one.metric("portcullis_config_reloads_total", **applied) == 1, 3, what="the new list")
+    assert one.ask(body=chat()).status == 200
+
+
+# Many at once.
+
+
+SLOW = "mock-tokens-100000.tps-2"
+
+
+@pytest.fixture
+def crowd(place):
+    """A gateway, and 300 streams of acme on 30 connections, one third of them HTTP/2."""
+    one = place()
+    single = [Streaming(one, SLOW) for _ in range(20)]
+    shared = [H2(one) for _ in range(10)]
+    streams = single + [connection.send(body=streamed(SLOW)) for connection in shared for _ in range(28)]
+    eventually(lambda: one.metric("portcullis_streams_active", org="acme") == 300, what="300 streams")
+    eventually(lambda: all(stream.pieces for stream in streams), what="a first piece of each")
+    yield one, streams
+    for connection in [*single, *shared]:
+        connection.close()
+
+
+def test_three_hundred_streams_are_cut_within_a_second_and_the_neighbour_notices_nothing(crowd):
+    one, streams = crowd
+    with contextlib.closing(Streaming(one, OTHER_MODEL, "globex", **OTHERWISE)) as beside:
+        eventually(lambda: len(beside.pieces) > 50, what="the neighbour's normal spread")
+        pulled = by_command("--org", "acme")(one)
+        eventually(lambda: all(stream.ended for stream in streams), 5, what="the end of all")
+        late = sorted(stream.ended_at - pulled for stream in streams)
+        assert late[-1] < IN_TIME, (late[0], late[-1])
+        untouched(beside, pulled)
+        times = [came for came, _ in beside.pieces]
+        gaps = [(after - before, before > pulled - 0.1) for before, after in zip(times, times[1:])]
+        usual = max(gap for gap, then in gaps if not then)
+        assert max(gap for gap, then in gaps if then) < 2 * usual + 0.1, usual
+    assert not [stream for stream in streams if stream.ended == "complete" or "[DONE]" in stream.text]
+    assert one.metric("portcullis_severed_streams_total", org="acme", cause="organization_suspended") == 300
+    assert one.metric("portcullis_streams_total", org="acme", end="severed") == 300
+    eventually(lambda: one.metric("portcullis_revocation_seconds_count") == 1, what="the measurement")
+    assert one.metric("portcullis_revocation_seconds_sum") < 1
+
+    def endings():
+        return [line["ending"] for line in one.audit() if line["kind"] == "closed" and line["organization"] == "acme"]
+
+    eventually(lambda: endings() == ["severed"] * 300, what="300 closing records")
+    eventually(lambda: one.metric("portcullis_connections_active", listener="partners") == 0, 3, what="their end")
+
+
+def test_every_one_of_three_hundred_readers_is_told_why(crowd):
+    """All of them take what comes; that the gateway has much to do at this moment is not their fault."""
+    one, streams = crowd
+    one.run("revoke", "--org", "acme", check=True)
+    eventually(lambda: all(stream.ended for stream in streams), 5, what="the end of all")
+    told = [events(stream.text)[-1][1] for stream in streams]
+    assert sum("organization_suspended" in data for data in told) == 300

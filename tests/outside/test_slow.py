@@ -1,0 +1,489 @@
+"""Clients that take their time, and a gateway that has none left: stillness ends, movement never does.
+
+The times are small here; what a test waits for is the gateway's end of the connection, never a nap of its own choice.
+"""
+
+import contextlib
+import json
+import os
+import select
+import socket
+import ssl
+import threading
+import time
+
+import pytest
+from frames import H2, PREFACE, fields
+from hyperframe.frame import DataFrame, HeadersFrame, RstStreamFrame, SettingsFrame, WindowUpdateFrame
+from stage import H1, Stage, Streaming, chat, eventually, memory
+
+SHORT = 0.6
+LISTEN = """\
+handshake_timeout = "600ms"
+head_timeout = "600ms"
+body_idle_timeout = "600ms"
+idle_timeout = "600ms"
+write_timeout = "600ms"
+"""
+# What a busy machine may add to a time.
+SLACK = 3.0
+BODY = json.dumps(chat()).encode()
+MODELS = fields("/v1/models")
+
+
+@pytest.fixture(scope="module")
+def hasty(tmp_path_factory):
+    """A gateway whose every patience is 600 ms."""
+    one = Stage(tmp_path_factory.mktemp("hasty"), listen=LISTEN)
+    yield one
+    one.close()
+    assert "panicked at" not in one.gateway.log
+
+
+@contextlib.contextmanager
+def lasting(least=SHORT, most=SHORT + SLACK):
+    """What happens inside takes at least the patience, and not much more."""
+    began = time.monotonic()
+    yield
+    took = time.monotonic() - began
+    assert least - 0.05 <= took <= most, f"took {took:.2f} s"
+
+
+def gone(connection, within=SHORT + SLACK):
+    """Reads to the end, however it comes, and returns what was said."""
+    connection.settimeout(within)
+    said = b""
+    with contextlib.suppress(ConnectionError):
+        while piece := connection.recv(65_536):
+            said += piece
+    return said
+
+
+def trickle(connection, data, every=0.1):
+    """Sends byte after byte until all is sent or the other side has ended; how many that were."""
+    for number, byte in enumerate(data):
+        try:
+            connection.sendall(bytes([byte]))
+            if select.select([connection], [], [], every)[0]:
+                return number
+        except OSError:
+            return number
+    return len(data)
+
+
+def plain(stage):
+    return socket.create_connection(("127.0.0.1", stage.port), timeout=10)
+
+
+def timeouts(stage):
+    return stage.metric("portcullis_tls_handshakes_total", result="timeout")
+
+
+# Before the handshake.
+
+HELLO = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"
+
+
+@pytest.mark.parametrize("said", [b"", b"\x16", HELLO], ids=["nothing", "one byte", "half a hello"])
+def test_a_socket_without_a_handshake_is_closed(hasty, said):
+    before = timeouts(hasty)
+    with plain(hasty) as silent, lasting():
+        silent.sendall(said)
+        assert gone(silent) == b""
+    assert timeouts(hasty) == before + 1
+
+
+def test_a_handshake_that_trickles_in_has_no_more_time(hasty):
+    with plain(hasty) as slow, lasting():
+        assert trickle(slow, HELLO + b"\0" * 500) < 100
+
+
+def test_a_client_that_never_answers_the_hello_is_closed(hasty):
+    """It has seen our certificate and keeps its own back."""
+    before, incoming, outgoing = timeouts(hasty), ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = hasty.tls().wrap_bio(incoming, outgoing, server_hostname="localhost")
+    with contextlib.suppress(ssl.SSLWantReadError):
+        client.do_handshake()
+    with plain(hasty) as silent, lasting():
+        silent.sendall(outgoing.read())
+        assert gone(silent)
+    assert timeouts(hasty) == before + 1
+
+
+def test_silent_sockets_do_not_hold_the_door(stage):
+    """Ten times as many as there is room for: a partner gets in, and every silent socket is gone."""
+    one = stage(listen=LISTEN + "max_connections = 10")
+    with contextlib.ExitStack() as stack:
+        silent = [stack.enter_context(plain(one)) for _ in range(100)]
+
+        def served():
+            with contextlib.suppress(OSError, EOFError):
+                return one.ask(body=chat()).status == 200
+
+        eventually(served, within=SHORT + SLACK, every=0.05, what="a place")
+        for connection in silent:
+            gone(connection)
+    assert one.metric("portcullis_tls_handshakes_total", result="ok") == 1
+
+
+def test_beyond_the_most_connections_newcomers_are_turned_away_and_guests_are_not(stage):
+    one = stage(listen="max_connections = 3")
+    with contextlib.ExitStack() as stack:
+        guests = [stack.enter_context(H1(one.connect())) for _ in range(3)]
+        assert [guest.ask("/v1/models").status for guest in guests] == [200] * 3
+        with pytest.raises((OSError, EOFError)):
+            one.ask("/v1/models")
+        assert one.metric("portcullis_tls_handshakes_total", result="shed") == 1
+        assert [guest.ask("/v1/models").status for guest in guests] == [200] * 3
+        guests[0].close()
+
+        def served():
+            with contextlib.suppress(OSError, EOFError):
+                return one.ask("/v1/models").status == 200
+
+        eventually(served, what="the place of the guest who left")
+
+
+# Between and within heads.
+
+
+def test_a_connection_without_a_request_ends(hasty):
+    with hasty.connect() as idle, lasting():
+        assert gone(idle) == b""
+
+
+def test_a_connection_without_another_request_ends(hasty):
+    with H1(hasty.connect()) as connection:
+        assert connection.ask(body=chat()).status == 200
+        with lasting():
+            assert gone(connection.socket) == b""
+
+
+def test_requests_keep_a_connection_open(hasty):
+    with H1(hasty.connect()) as connection:
+        for _ in range(5):
+            assert connection.ask("/v1/models").status == 200
+            time.sleep(SHORT / 2)
+
+
+@pytest.mark.parametrize("before", [0, 1], ids=["the first head", "a later head"])
+def test_a_head_that_trickles_in_has_no_more_time(hasty, before):
+    with H1(hasty.connect()) as connection:
+        for _ in range(before):
+            assert connection.ask("/v1/models").status == 200
+        with lasting():
+            assert trickle(connection.socket, connection.head(body=BODY)) < 100
+            gone(connection.socket)
+
+
+def test_a_head_that_stops_ends_the_connection(hasty):
+    with H1(hasty.connect()) as connection, lasting():
+        connection.send(connection.head(body=BODY)[:40])
+        gone(connection.socket)
+
+
+def test_heads_within_their_time_are_not_hurried(hasty):
+    with H1(hasty.connect()) as connection:
+        for _ in range(3):
+            whole = connection.head("/v1/models")
+            connection.send(whole[:20])
+            time.sleep(SHORT / 2)
+            connection.send(whole[20:])
+            status, headers = connection.read_head()
+            assert status == 200
+            connection.read_body(headers)
+
+
+@pytest.mark.parametrize("said", [b"", PREFACE[:10]], ids=["nothing", "half the preface"])
+def test_whoever_agreed_on_http2_and_does_not_speak_it_ends(hasty, said):
+    with hasty.connect(alpn=("h2",)) as silent, lasting():
+        silent.sendall(said)
+        gone(silent)
+
+
+def test_an_http2_connection_without_a_request_ends(hasty):
+    with H2(hasty.connect(alpn=("h2",))) as wire, lasting():
+        wire.end(within=SHORT + SLACK)
+
+
+def test_an_http2_head_that_never_ends_ends_the_connection(hasty):
+    with H2(hasty.connect(alpn=("h2",))) as wire:
+        wire.until(lambda: wire.settings)
+        with lasting():
+            wire.send(HeadersFrame(wire.open(), wire.encoder.encode(MODELS), flags=["END_STREAM"]))
+            wire.end(within=SHORT + SLACK)
+        assert not wire.goaway
+
+
+def test_an_http2_head_that_never_ends_ends_also_beside_a_stream(hasty):
+    body = json.dumps(chat("mock-tokens-1000.tps-10", stream=True)).encode()
+    with H2(hasty.connect(alpn=("h2",))) as wire:
+        stream = wire.request(fields(body=body), body)
+        wire.until(lambda: stream.frames)
+        wire.manners = False
+        with lasting():
+            wire.send(HeadersFrame(wire.open(), wire.encoder.encode(MODELS), flags=["END_STREAM"]))
+            wire.end(within=SHORT + SLACK)
+
+
+def unfinished(framing):
+    """A request whose body has begun."""
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\nportcullis-purpose: research\r\ncontent-type: application/json\r\n"
+    if framing == "chunks":
+        return head + b"transfer-encoding: chunked\r\n\r\n5\r\n" + BODY[:5] + b"\r\n"
+    return head + b"content-length: %d\r\n\r\n" % len(BODY) + BODY[:5]
+
+
+def test_half_a_record_of_tls_is_no_movement(hasty):
+    """A client may be silent below HTTP, too: what it has begun to encrypt is not a byte of a request."""
+    with hasty.connect() as idle, socket.socket(fileno=os.dup(idle.fileno())) as below, lasting():
+        below.settimeout(10)
+        trickle(below, b"\x17\x03\x03\x20\x00" + b"a" * 100)
+
+
+# Bodies.
+
+
+def test_a_client_that_may_continue_and_does_not_is_refused(hasty):
+    with H1(hasty.connect()) as connection:
+        connection.send(connection.head(body=BODY, expect="100-continue")[:-len(BODY)])
+        assert connection.read_head()[0] == 100
+        with lasting():
+            status, headers = connection.read_head()
+        assert (status, headers["portcullis-reason"]) == (400, "request_invalid")
+
+
+@pytest.mark.parametrize("framing", ["a length", "chunks"])
+def test_a_body_that_stands_still_is_refused_and_forgotten(hasty, framing):
+    before = hasty.ledger()["totals"]["requests"]
+    with H1(hasty.connect()) as connection:
+        with lasting():
+            connection.send(unfinished(framing))
+            status, headers = connection.read_head()
+        assert (status, headers["portcullis-reason"]) == (400, "request_invalid")
+        connection.read_body(headers)
+        gone(connection.socket)
+    assert hasty.ledger()["totals"]["requests"] == before
+
+
+def test_an_http2_body_that_stands_still_is_refused_and_the_connection_serves_on(hasty):
+    before = hasty.ledger()["totals"]["requests"]
+    with H2(hasty.connect(alpn=("h2",))) as wire:
+        with lasting():
+            stream = wire.request(fields(body=BODY), BODY[:5], end=False)
+            wire.until(lambda: stream.over, within=SHORT + SLACK)
+        assert (stream.status, stream.reason) == (400, "request_invalid") or stream.reset
+        assert wire.finish(wire.request(MODELS)).status == 200
+    assert hasty.ledger()["totals"]["requests"] == before
+
+
+def test_an_http2_body_that_stands_still_ends_also_while_others_move(hasty):
+    body = json.dumps(chat("mock-tokens-100.tps-20", stream=True)).encode()
+    with H2(hasty.connect(alpn=("h2",))) as wire:
+        moving = wire.request(fields(body=body), body)
+        wire.until(lambda: moving.frames)
+        with lasting():
+            still = wire.request(fields(body=BODY), BODY[:5], end=False)
+            wire.until(lambda: still.over, within=SHORT + SLACK)
+        assert wire.finish(moving).data.endswith(b"data: [DONE]\n\n")
+
+
+@pytest.mark.parametrize("framing", ["a length", "chunks"])
+def test_a_body_that_moves_is_never_hurried(hasty, framing):
+    """More than twice the patience in all, and never still for more than half of it."""
+    with H1(hasty.connect()) as connection:
+        connection.send(unfinished(framing))
+        step = len(BODY) // 5 + 1
+        for at in range(5, len(BODY), step):
+            time.sleep(SHORT / 2)
+            piece = BODY[at:at + step]
+            connection.send(piece if framing == "a length" else b"%x\r\n%s\r\n" % (len(piece), piece))
+        connection.send(b"" if framing == "a length" else b"0\r\n\r\n")
+        assert connection.read_head()[0] == 200
+
+
+def test_an_http2_body_that_moves_is_never_hurried(hasty):
+    with H2(hasty.connect(alpn=("h2",))) as wire:
+        stream = wire.request(fields(body=BODY), BODY[:5], end=False)
+        step = len(BODY) // 5 + 1
+        for at in range(5, len(BODY), step):
+            time.sleep(SHORT / 2)
+            wire.send(DataFrame(1, BODY[at:at + step], flags=["END_STREAM"] if at + step >= len(BODY) else []))
+        assert wire.finish(stream).status == 200
+
+
+# Answers.
+
+
+def ended(stage, how):
+    return stage.metric("portcullis_streams_total", end=how)
+
+
+def test_an_answer_that_is_long_in_coming_is_waited_for(hasty):
+    assert hasty.ask(body=chat("mock-slow-head-1500")).status == 200
+
+
+def test_a_stream_that_moves_slowly_is_never_cut(hasty):
+    stream = Streaming(hasty, "mock-tokens-8.tps-4")
+    assert stream.wait() == "complete"
+    assert stream.text.endswith("data: [DONE]\n\n")
+    assert stream.ended_at - stream.pieces[0][0] > 2 * SHORT
+
+
+def test_an_http2_stream_that_moves_slowly_is_never_cut(hasty):
+    body = json.dumps(chat("mock-tokens-8.tps-4", stream=True)).encode()
+    with H2(hasty.connect(alpn=("h2",))) as wire:
+        assert wire.finish(wire.request(fields(body=body), body)).data.endswith(b"data: [DONE]\n\n")
+
+
+FLOWING = "mock-tokens-100000"
+
+
+def test_a_reader_that_stops_is_let_go_and_so_is_the_model(hasty):
+    before, cancelled = ended(hasty, "client_stalled"), hasty.ledger()["totals"]["client_gone"]
+    with H1(hasty.connect()) as connection:
+        connection.send(connection.head(body=chat(FLOWING, stream=True, max_tokens=90_000)))
+        assert connection.read_head()[0] == 200
+        eventually(lambda: ended(hasty, "client_stalled") == before + 1, within=SHORT + 2 * SLACK, what="the end")
+        eventually(lambda: hasty.ledger()["totals"]["client_gone"] == cancelled + 1, what="the model's end")
+        assert not gone(connection.socket).endswith(b"0\r\n\r\n")
+
+
+def test_an_http2_reader_that_opens_no_window_loses_its_stream_alone(hasty):
+    before = ended(hasty, "client_stalled")
+    body = json.dumps(chat(FLOWING, stream=True, max_tokens=90_000)).encode()
+    with H2(hasty.connect(alpn=("h2",)), manners=False) as wire:
+        wire.send(SettingsFrame(flags=["ACK"]), WindowUpdateFrame(0, 1 << 24))
+        with lasting():
+            stream = wire.request(fields(body=body), body)
+            wire.until(lambda: stream.over, within=SHORT + SLACK)
+        assert stream.reset is not None and not stream.ended
+        assert wire.finish(wire.request(MODELS)).status == 200
+    eventually(lambda: ended(hasty, "client_stalled") == before + 1, what="the record's end")
+
+
+def test_an_http2_reader_that_reads_nothing_loses_its_connection(hasty):
+    before = ended(hasty, "client_stalled")
+    body = json.dumps(chat(FLOWING, stream=True, max_tokens=90_000)).encode()
+    with H2(hasty.connect(alpn=("h2",)), settings={SettingsFrame.INITIAL_WINDOW_SIZE: 1 << 28}) as wire:
+        wire.send(WindowUpdateFrame(0, 1 << 28))
+        wire.request(fields(body=body), body)
+        eventually(lambda: ended(hasty, "client_stalled") == before + 1, within=SHORT + 2 * SLACK, what="the end")
+
+
+def test_streams_that_nobody_reads_take_bounded_memory(stage):
+    """The windows are shut and the model is fast: what it has said waits with the model, not with us."""
+    one = stage()
+    one.ask(body=chat())
+    before, body = memory(one), json.dumps(chat(FLOWING, stream=True, max_tokens=90_000)).encode()
+    with H2(one.connect(alpn=("h2",)), settings={SettingsFrame.INITIAL_WINDOW_SIZE: 0}, manners=False) as wire:
+        streams = [wire.request(fields(body=body), body) for _ in range(80)]
+        wire.until(lambda: all(stream.status == 200 for stream in streams))
+        spoken = -1
+        while spoken < (spoken := one.ledger()["totals"]["output_tokens"]):
+            time.sleep(0.2)
+        assert memory(one) - before < 80 * 128 * 1024
+
+
+def test_a_reader_that_reads_slowly_is_never_cut(hasty):
+    """Little sips with pauses below the patience; the pipe is full all the time."""
+    with H1(hasty.connect()) as connection:
+        connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
+        connection.send(connection.head(body=chat("mock-tokens-60000", stream=True, max_tokens=90_000)))
+        assert connection.read_head()[0] == 200
+        until = time.monotonic() + 3 * SHORT
+        while time.monotonic() < until:
+            assert connection.more(), "cut"
+            connection.buffer = b""
+            time.sleep(SHORT / 4)
+
+
+def test_an_http2_reader_that_opens_its_window_slowly_is_never_cut(hasty):
+    body = json.dumps(chat("mock-tokens-60000", stream=True, max_tokens=90_000)).encode()
+    with H2(hasty.connect(alpn=("h2",)), manners=False) as wire:
+        wire.send(SettingsFrame(flags=["ACK"]), WindowUpdateFrame(0, 1 << 24))
+        stream = wire.request(fields(body=body), body)
+        wire.until(lambda: len(stream.data) >= 65_000)
+        for _ in range(5):
+            had = len(stream.data)
+            time.sleep(SHORT / 2)
+            wire.send(WindowUpdateFrame(1, 500))
+            wire.until(lambda had=had: stream.over or len(stream.data) > had, within=SHORT + SLACK)
+            assert not stream.over, stream.reset
+        wire.send(RstStreamFrame(1, 8))
+
+
+# No room.
+
+
+def test_bodies_beyond_the_memory_are_refused_until_there_is_room(stage):
+    """Two bodies, each more than half of the room, neither of them whole: one of them has to go."""
+    one = stage(listen='body_memory = "64KiB"')
+    large = json.dumps(chat(user="u" * 40_000)).encode()
+    with H1(one.connect()) as first, H1(one.connect("globex")) as second:
+        for connection in (first, second):
+            connection.send(connection.head(body=large)[:-1])
+        readable, _, _ = select.select([first.socket, second.socket], [], [], 10)
+        loser, winner = (first, second) if first.socket in readable else (second, first)
+        status, headers = loser.read_head()
+        assert (status, headers["portcullis-reason"]) == (503, "overloaded")
+        assert int(headers["retry-after"]) >= 1 and int(headers["retry-after-ms"]) >= 1
+        assert one.ask(body=chat()).status == 200, "a small body has room"
+        winner.send(large[-1:])
+        assert winner.read_head()[0] == 200
+    eventually(lambda: one.ask(body=large).status == 200, what="room")
+    assert one.metric("portcullis_request_refusals_total", reason="overloaded") == 1
+
+
+@pytest.mark.parametrize("protocol", ["http/1.1", "h2"])
+def test_a_client_that_leaves_inside_its_body_leaves_the_room(stage, protocol):
+    one = stage(listen='body_memory = "64KiB"')
+    large = json.dumps(chat(user="u" * 40_000)).encode()
+    for _ in range(3):
+        if protocol == "h2":
+            with H2(one.connect(alpn=("h2",))) as wire:
+                wire.request(fields(body=large), large[:-1], end=False)
+        else:
+            with H1(one.connect()) as connection:
+                connection.send(connection.head(body=large)[:-1])
+        eventually(lambda: one.ask(body=large).status == 200, what="room")
+
+
+def test_an_organization_has_no_more_connections_than_its_own(stage):
+    limited = Stage.ACME + "[limits]\nconnections = 2\n"
+    one = stage(orgs={"acme": limited, "globex": Stage.GLOBEX})
+    with H1(one.connect()) as first, H2(one.connect(alpn=("h2",))) as second:
+        assert first.ask("/v1/models").status == 200
+        streams = [second.request(MODELS) for _ in range(10)]
+        assert [second.finish(stream).status for stream in streams] == [200] * 10
+        refused = one.ask(body=chat())
+        assert (refused.status, refused.headers["portcullis-reason"]) == (429, "concurrency_limit_exceeded")
+        assert int(refused.headers["retry-after"]) >= 1
+        assert one.ask(body=chat(), certificate="globex").status == 200
+        assert first.ask("/v1/models").status == 200
+    eventually(lambda: one.ask(body=chat()).status == 200, what="a place")
+
+
+def test_many_slow_clients_do_not_slow_a_good_one(hasty):
+    stop, opened = threading.Event(), []
+
+    def dawdle():
+        while not stop.is_set():
+            with contextlib.suppress(OSError), H1(hasty.connect("globex")) as connection:
+                opened.append(1)
+                trickle(connection.socket, connection.head(body=BODY), every=0.05)
+
+    threads = [threading.Thread(target=dawdle, daemon=True) for _ in range(20)]
+    for thread in threads:
+        thread.start()
+    eventually(lambda: len(opened) >= 20, what="twenty slow clients")
+    slowest = 0.0
+    with H1(hasty.connect()) as good:
+        for _ in range(50):
+            began = time.monotonic()
+            assert good.ask(body=chat()).status == 200
+            slowest = max(slowest, time.monotonic() - began)
+    stop.set()
+    for thread in threads:
+        thread.join(10)
+    assert slowest < 1

@@ -144,9 +144,10 @@ async fn exchange(
     let choice = admit::model(policy, &revoked, &caller, &ask)?;
 
     let plan = caller.org().plan(permitted.purpose(), choice.group_id()).ok_or_else(lost)?;
-    let reserved = reserve(&ask, choice.group.as_deref(), &policy.quota, plan, &gateway.calibration)?;
+    let stand = || gateway.ledger.standings(plan, &policy.quota.timezone, gateway.clock.now());
+    let reserved = reserve(&ask, choice.group.as_deref(), &policy.quota, &gateway.calibration, stand)?;
     let hold = gateway.reserve(&caller, plan, snapshot, &reserved, manner).await?;
-    let standings = gateway.ledger.standings(plan, &policy.quota.timezone, gateway.clock.now());
+    let standings = stand();
     let entry = visit.enter(&caller, &permitted, &choice, &ask, record);
     gateway.may_stay(&entry, snapshot, &revoked)?;
     let spliced = dialect::splice(&whole.bytes, &ask, edits(&ask, &reserved));

@@ -21,6 +21,7 @@ use hyper::{Request, Response};
 use crate::admit::{self, Choice, Permitted};
 use crate::answer::{self, GateBody, Manner};
 use crate::ask::{Ask, Route, UsageChunk};
+use crate::audit::told::HandshakeRefused;
 use crate::audit::{Event, Fields};
 use crate::body::Room;
 use crate::clock::{Clock, Now};
@@ -192,8 +193,8 @@ impl Gateway {
     pub fn handshake_failed(&self, address: SocketAddr, began: Now, failed: &tls::Failed) {
         let took = self.clock.now().mono.since(began.mono);
         self.recorder.metrics.handshake(failed.result, took);
-        let fields = serde_json::json!({"peer": address, "result": failed.result, "detail": failed.detail});
-        self.recorder.journal.event(Event::HandshakeRefused, Fields::of(&fields));
+        let told = HandshakeRefused { peer: address, result: failed.result, detail: &failed.detail };
+        self.recorder.journal.event(Event::HandshakeRefused, Fields::of(&told));
         tracing::debug!(%address, result = %failed.result, detail = failed.detail, "handshake refused");
     }
 

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 
-use super::listen::{Quota, Settings};
+use super::listen::{AuditSettings, Quota, Settings};
 use super::org::{Mark, Org, Status};
 use super::{Policy, Written};
 use crate::limits::{Enforce, LimitId, Measure, Unit};
@@ -106,8 +106,24 @@ impl Diff {
         if old.purpose_header != new.purpose_header {
             self.moved("purpose header", old.purpose_header.as_str(), new.purpose_header.as_str(), false);
         }
-        if old.audit != new.audit {
-            let text = "audit settings".into();
+        self.audit(&old.audit, &new.audit);
+    }
+
+    fn audit(&mut self, old: &AuditSettings, new: &AuditSettings) {
+        let failure = |audit: &AuditSettings| if audit.closed { "closed" } else { "open" };
+        self.moved("audit: on_failure", failure(old), failure(new), !new.closed);
+        let durability = |audit: &AuditSettings| if audit.power { "power" } else { "process" };
+        self.moved("audit: durability", durability(old), durability(new), !new.power);
+        let rotate = |audit: &AuditSettings| format!("{} bytes or {:?}", audit.rotate_size, audit.rotate_age);
+        self.moved("audit: rotate", &rotate(old), &rotate(new), false);
+        let keep = |audit: &AuditSettings| format!("{:?}", audit.keep);
+        self.moved("audit: keep", &keep(old), &keep(new), new.keep < old.keep);
+        let places = |audit: &AuditSettings| audit.checkpoints.iter().cloned().collect::<BTreeSet<_>>();
+        let (before, after) = (places(old), places(new));
+        after.difference(&before).for_each(|place| self.say(format!("audit: checkpoints to {place:?} added"), false));
+        before.difference(&after).for_each(|place| self.say(format!("audit: checkpoints to {place:?} removed"), true));
+        if (&old.origin, &old.signing_key) != (&new.origin, &new.signing_key) {
+            let text = "audit: origin or signing key".into();
             self.changes.push(Change { text, loosens: false, restart: true });
         }
     }

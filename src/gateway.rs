@@ -100,14 +100,14 @@ pub async fn serve(visit: Rc<Visit>, leash: Rc<Leash>, request: Request<Incoming
         },
     };
     visit.over.set(visit.connection.peer().is_none());
-    let (unread, closes) = visit::unread(body, old, waits);
+    let closes = visit::leave_unread(body, old, waits).await;
     if old && (closes || visit.gateway().drain.phase() >= Phase::Draining) {
         response.headers_mut().insert(http::header::CONNECTION, http::HeaderValue::from_static("close"));
     }
     if bodiless {
         *response.body_mut() = GateBody::whole(Bytes::new());
     }
-    response.map(|answer| answer.after(unread).watched(visit.watch.clone()))
+    response.map(|answer| answer.watched(visit.watch.clone()))
 }
 
 /// The whole way of a request.

@@ -103,7 +103,7 @@ impl Reloader {
     ///
     /// # Errors
     /// What is wrong with the filter, or that there is no log.
-    pub fn set_filter(&self, filter: &str) -> Result<(), String> {
+    fn set_filter(&self, filter: &str) -> Result<(), String> {
         self.filter.as_ref().map_or_else(|| Err("this process keeps no log".to_owned()), |set| set(filter))
     }
 
@@ -188,6 +188,11 @@ impl Reloader {
                 );
             }
         }
+        self.remember(trigger, by, result, text, now);
+    }
+
+    /// Puts a reload on record.
+    fn remember(&self, trigger: Trigger, by: &str, result: &'static str, text: String, now: Now) {
         let policy = &self.gateway.current().policy;
         let past = Past {
             at: now.wall.to_string(),
@@ -202,6 +207,17 @@ impl Reloader {
         let mut list = self.past.lock();
         list.push_front(past);
         list.truncate(REMEMBERED);
+    }
+
+    /// Changes the log filter by hand, on record like a reload: the filter may be one that lets nothing into the log.
+    ///
+    /// # Errors
+    /// What is wrong with the filter, or that there is no log.
+    pub fn filter(&self, filter: &str, by: &str) -> Result<(), String> {
+        self.set_filter(filter)?;
+        let text = format!("log filter: {filter}, until a reload changes it\n");
+        self.remember(Trigger::Http, by, "applied", text, self.gateway.clock.now());
+        Ok(())
     }
 
     /// Reloads whenever a file of the configuration changes, until dropped.

@@ -53,13 +53,8 @@ fn filter(desk: &Desk, by: &str, body: &Bytes) -> Answer {
         .ok()
         .and_then(|value| value.get("filter").and_then(Value::as_str).map(str::to_owned));
     let Some(filter) = asked else { return text(StatusCode::BAD_REQUEST, "send {\"filter\": \"…\"}\n") };
-    match desk.reloader.set_filter(&filter) {
-        Ok(()) => {
-            // On record in the audit log, because the filter may be one that lets nothing into the other.
-            let fields = json!({"filter": filter, "by": by});
-            desk.gateway.recorder.journal.event(Event::LogFilter, Fields::of(&fields));
-            json(StatusCode::OK, &json!({"text": format!("log filter: {filter}\n")}))
-        }
+    match desk.reloader.filter(&filter, by) {
+        Ok(()) => json(StatusCode::OK, &json!({"text": format!("log filter: {filter}\n")})),
         Err(error) => text(StatusCode::BAD_REQUEST, format!("{error}\n")),
     }
 }

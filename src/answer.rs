@@ -42,11 +42,11 @@ enum Content {
 struct Unread {
     body: Incoming,
     patience: Pin<Box<Sleep>>,
-    room: usize,
+    room: u64,
 }
 
-/// How much of it is read at most, and for how long.
-const UNREAD: usize = 64 * 1024;
+/// How much of a request body that nobody wants is read at most, and for how long.
+pub const UNREAD: u64 = 64 * 1024;
 const PATIENCE: Duration = Duration::from_secs(1);
 
 impl Unread {
@@ -54,7 +54,7 @@ impl Unread {
         loop {
             match Pin::new(&mut self.body).poll_frame(cx) {
                 Poll::Ready(Some(Ok(frame))) => {
-                    let length = frame.data_ref().map_or(0, Bytes::len);
+                    let length = frame.data_ref().map_or(0, |data| data.len() as u64);
                     if length > self.room {
                         return Poll::Ready(());
                     }

@@ -31,8 +31,9 @@ pub const GRACE: Duration = Duration::from_millis(50);
 /// How long anything that was cut can last.
 pub const LAST: Duration = Duration::from_millis(400);
 
-/// How often all other tasks of a thread run before a cut body gives up waiting for its connection's turn.
-const ROUNDS: u8 = 16;
+/// How long a cut body waits for its connection's turn when it does not come at once: what another thread woke, and cuts
+/// come from another, may have to wait until the runtime has nothing else to do.
+const TURN: Duration = Duration::from_millis(5);
 
 /// Runs `future` until it is done or the cord is pulled, whichever comes first.
 ///
@@ -68,8 +69,8 @@ pub enum Ladder {
     Flush {
         /// Turns that it had had before.
         before: u64,
-        /// How often every other task of this thread may still run first.
-        rounds: u8,
+        /// How long it is waited for.
+        patience: Pin<Box<Sleep>>,
     },
     /// Nothing is left but to fail.
     Fail,
@@ -80,23 +81,28 @@ impl Ladder {
     /// `turns`.
     #[must_use]
     pub fn new(event: Option<Bytes>, turns: u64) -> Ladder {
-        event.map_or(Ladder::Flush { before: turns, rounds: ROUNDS }, Ladder::Say)
+        event.map_or_else(|| Ladder::flush(turns), Ladder::Say)
+    }
+
+    fn flush(before: u64) -> Ladder {
+        Ladder::Flush { before, patience: Box::pin(sleep(TURN)) }
     }
 
     /// One step down: the event, a pause until the connection has had its turn, then `None` for ever.
     pub fn step(&mut self, cx: &mut Context<'_>, turns: u64) -> Poll<Option<Bytes>> {
         match std::mem::replace(self, Ladder::Fail) {
             Ladder::Say(event) => {
-                *self = Ladder::Flush { before: turns, rounds: ROUNDS };
+                *self = Ladder::flush(turns);
                 Poll::Ready(Some(event))
             }
-            Ladder::Flush { before, rounds } if turns <= before && rounds > 0 => {
-                // A connection that has something to send runs before this does again; one that has not never will.
-                *self = Ladder::Flush { before, rounds: rounds - 1 };
-                cx.waker().wake_by_ref();
+            Ladder::Flush { before, mut patience } => {
+                if turns > before || patience.as_mut().poll(cx).is_ready() {
+                    return Poll::Ready(None);
+                }
+                *self = Ladder::Flush { before, patience };
                 Poll::Pending
             }
-            Ladder::Flush { .. } | Ladder::Fail => Poll::Ready(None),
+            Ladder::Fail => Poll::Ready(None),
         }
     }
 }

@@ -55,8 +55,8 @@ pub async fn open(listener: TcpListener, gateway: &Arc<Gateway>, crews: &[Crew])
     }
 }
 
-/// Bytes that may wait in the kernel for a client.
-const UNSENT: u32 = 128 * 1024;
+/// Bytes that may wait in the kernel for a client; it is woken for when half of them have gone.
+const UNSENT: u32 = 16 * 1024;
 
 fn prepare(tcp: tokio::net::TcpStream) -> io::Result<std::net::TcpStream> {
     tcp.set_nodelay(true)?;

@@ -7,14 +7,17 @@ mod visit;
 
 pub use visit::{Station, Visit};
 
+use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::Poll;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http::request::Parts;
-use http_body::Body;
 use hyper::body::Incoming;
 use hyper::{Request, Response};
 
@@ -76,13 +79,17 @@ pub async fn serve(visit: Rc<Visit>, leash: Rc<Leash>, request: Request<Incoming
     let (head, body) = request.into_parts();
     let old = head.version == http::Version::HTTP_11;
     let bodiless = head.method == http::Method::HEAD;
+    let waits = head.headers.contains_key(http::header::EXPECT);
     let mut body = Some(body);
     let mut manner = Manner { problem_json: gate::wants_problem_json(&head), ..Manner::default() };
     let record = visit.station.recorder.open(&visit.connection, policy.generation, policy.hash);
     let mut story = Some(record);
     visit.watch.exchange(true);
-    let work = exchange(&visit, &snapshot, &leash, head, &mut body, &mut story, &mut manner);
-    let mut response = match contained(work).await {
+    let answered = {
+        let mut work = pin!(exchange(&visit, &snapshot, &leash, head, &mut body, &mut story, &mut manner));
+        poll_fn(|cx| contained(|| work.as_mut().poll(cx))).await
+    };
+    let mut response = match answered {
         Ok(response) => response,
         Err(refusal) => match story.take() {
             Some(record) => {
@@ -93,16 +100,13 @@ pub async fn serve(visit: Rc<Visit>, leash: Rc<Leash>, request: Request<Incoming
         },
     };
     visit.over.set(visit.connection.peer().is_none());
-    let half_read = body.as_ref().is_some_and(|body| !body.is_end_stream());
-    if old && (half_read || visit.gateway().drain.phase() >= Phase::Draining) {
+    let (unread, closes) = visit::unread(body, old, waits);
+    if old && (closes || visit.gateway().drain.phase() >= Phase::Draining) {
         response.headers_mut().insert(http::header::CONNECTION, http::HeaderValue::from_static("close"));
     }
     if bodiless {
         *response.body_mut() = GateBody::whole(Bytes::new());
     }
-    // HTTP/1.1 lets a body go unread with its connection; HTTP/2 would reset the stream, and some clients throw the
-    // answer away for that.
-    let unread = body.filter(|_| !old);
     response.map(|answer| answer.after(unread).watched(visit.watch.clone()))
 }
 
@@ -122,6 +126,7 @@ async fn exchange(
     let record = story.as_mut().ok_or_else(lost)?;
 
     let peer = visit.peer()?;
+    visit.stays()?;
     manner.route = gate::route(&head);
     record.facts().route = manner.route;
     let gated = visit.gate(&head, snapshot)?;
@@ -141,7 +146,7 @@ async fn exchange(
     drop(head);
     let whole = visit.whole(stated, body, &policy.listen, record).await?;
     let ask = dialect::read(gated.route(), &whole.bytes)?;
-    record.asks(&ask);
+    record.asks(&ask, &whole.bytes);
     let choice = admit::model(policy, &revoked, &caller, &ask)?;
 
     let plan = caller.org().plan(permitted.purpose(), choice.group_id()).ok_or_else(lost)?;
@@ -153,7 +158,7 @@ async fn exchange(
     gateway.may_stay(&entry, snapshot, &revoked)?;
     let spliced = dialect::splice(&whole.bytes, &ask, edits(&ask, &reserved));
     let mut tab = gateway.tab(&caller, &permitted, &choice, ask, hold, &reserved, snapshot);
-    record.facts().reserved = Some(reserved.usage);
+    tab.told = record.reserves(reserved.usage, &reserved.charge, &standings);
     record.facts().upstream = Some(choice.upstream.name.clone());
     let accepted = record.accept().await?;
 
@@ -257,6 +262,8 @@ impl Gateway {
         let quota = &snapshot.policy.quota;
         Tab {
             hold: Some(hold),
+            ledger: self.ledger.clone(),
+            told: None,
             sent: false,
             ask,
             reserved: reserved.usage,
@@ -346,11 +353,6 @@ fn clean(parts: http::response::Parts) -> http::response::Parts {
 }
 
 /// Contains a panic to the exchange in which it happens.
-async fn contained<T>(work: impl Future<Output = Result<T, Refusal>>) -> Result<T, Refusal> {
-    let mut work = std::pin::pin!(work);
-    std::future::poll_fn(|cx| {
-        let polled = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| work.as_mut().poll(cx)));
-        polled.unwrap_or_else(|_| std::task::Poll::Ready(Err(lost())))
-    })
-    .await
+fn contained<T>(poll: impl FnOnce() -> Poll<Result<T, Refusal>>) -> Poll<Result<T, Refusal>> {
+    catch_unwind(AssertUnwindSafe(poll)).unwrap_or_else(|_| Poll::Ready(Err(lost())))
 }

@@ -53,11 +53,7 @@ pub fn identify(policy: &Policy, revoked: &Revocations, peer: &Peer, now: Wall) 
         let message = "Access for this organization is suspended. Ask the operator.";
         return Err(Refusal::new(Code::OrganizationSuspended, message));
     }
-    let outside = |org: &Org| {
-        let (from, until) = org.valid;
-        from.is_some_and(|from| now < from) || until.is_some_and(|until| until <= now)
-    };
-    if org.line().any(outside) {
+    if !org.line().all(|org| org.is_granted(now)) {
         let message = "The grant for this organization does not cover today. Ask the operator to extend it.";
         return Err(Refusal::new(Code::GrantExpired, message));
     }

@@ -3,7 +3,7 @@
 //! Loading reads files, so it happens on a thread that serves nobody. A mistake changes nothing, is told with its
 //! place, and is remembered.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,11 +13,12 @@ use parking_lot::Mutex;
 use serde_json::json;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
+use crate::audit::identity::BodySecret;
 use crate::audit::{Event, Fields};
 use crate::clock::Now;
 use crate::gateway::Gateway;
-use crate::keeper::audit::{Durability, OnFailure, Rules};
-use crate::metrics::Ends;
+use crate::keeper::audit::{Body, Durability, OnFailure, Rules};
+use crate::metrics::{Configured, Ends};
 use crate::names::{AuthorityName, ModelName};
 use crate::peer::Leaf;
 use crate::policy::{self, AuditSettings, Diff, Mistakes, Policy};
@@ -235,9 +236,10 @@ pub fn put_in_force(gateway: &Gateway, snapshot: &Arc<Snapshot>) {
     let policy = &snapshot.policy;
     metrics.in_force(policy.generation, &policy.hash.to_string());
     let orgs: Vec<_> = policy.orgs().map(|org| org.id.clone()).collect();
-    let models: Vec<ModelName> = policy.orgs().flat_map(|org| org.usable(&policy.models)).collect();
+    let purposes: Vec<_> = policy.purposes.keys().cloned().collect();
+    let models: HashSet<ModelName> = policy.orgs().flat_map(|org| org.usable(&policy.models)).collect();
     let upstreams: Vec<_> = snapshot.endpoints.iter().map(|endpoint| endpoint.name().clone()).collect();
-    metrics.configured(&orgs, &upstreams, models);
+    metrics.configured(Configured { orgs: &orgs, purposes: &purposes, upstreams: &upstreams, models });
     let mut ends: Vec<Ends<'_>> = Vec::new();
     ends.extend(policy.server_names.first().map(|name| Ends::Server(name, policy.identity.not_after())));
     for authority in policy.authorities.iter() {
@@ -257,6 +259,11 @@ pub fn audit_rules(settings: &AuditSettings) -> Rules {
         rotate_age: settings.rotate_age,
         keep: Some(settings.keep),
         checkpoints: settings.checkpoints.iter().filter_map(|place| place.parse().ok()).collect(),
+        body: match &settings.body_hmac_secret {
+            _ if !settings.body_hmac => Body::Untold,
+            None => Body::SigningKey,
+            Some(secret) => Body::Secret(BodySecret::new(secret.expose().as_bytes())),
+        },
     }
 }
 

@@ -1,7 +1,7 @@
 //! How commands talk to a running gateway's admin side: one request over HTTP, HTTPS or a Unix socket.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -21,6 +21,13 @@ pub struct Admin {
     /// Admin address: http://HOST:PORT, https://HOST:PORT or unix:PATH
     #[arg(long = "admin", env = "PORTCULLIS_ADMIN", default_value = "http://127.0.0.1:9443", value_name = "URL")]
     url: String,
+    #[command(flatten)]
+    access: Access,
+}
+
+/// How to be let in.
+#[derive(Debug, Clone, Default, Args)]
+pub struct Access {
     /// Authority that vouches for an https admin side
     #[arg(long = "admin-ca", env = "PORTCULLIS_ADMIN_CA", value_name = "FILE")]
     ca: Option<PathBuf>,
@@ -47,6 +54,20 @@ pub struct Admin {
     token: Option<PathBuf>,
 }
 
+impl Access {
+    /// The admin side at `url`, to be entered this way.
+    #[must_use]
+    pub fn to(&self, url: &str) -> Admin {
+        Admin { url: url.to_owned(), access: self.clone() }
+    }
+}
+
+impl std::fmt::Display for Admin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.url)
+    }
+}
+
 /// Why there is no answer.
 #[derive(Debug)]
 pub struct Unreachable(String);
@@ -60,8 +81,8 @@ impl std::fmt::Display for Unreachable {
 impl Admin {
     /// An admin side at a plain address.
     #[must_use]
-    pub fn at(url: String) -> Admin {
-        Admin { url, ca: None, cert: None, key: None, token: None }
+    pub fn at(url: &str) -> Admin {
+        Access::default().to(url)
     }
 
     /// Sends one request and reads the whole answer.
@@ -107,8 +128,9 @@ impl Admin {
         if !secure {
             return self.send(tcp, authority.as_str(), method, path, body).await;
         }
-        let read = |path: &Option<PathBuf>| path.as_ref().map(std::fs::read).transpose();
-        let (ca, cert, key) = (read(&self.ca)?, read(&self.cert)?, read(&self.key)?);
+        let read = |path: &Option<PathBuf>| path.as_deref().map(read).transpose();
+        let Access { ca, cert, key, .. } = &self.access;
+        let (ca, cert, key) = (read(ca)?, read(cert)?, read(key)?);
         let identity = cert.as_deref().zip(key.as_deref());
         let config = tls::connector(ca.as_deref(), identity).map_err(io::Error::other)?;
         let name = rustls_pki_types::ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
@@ -130,8 +152,8 @@ impl Admin {
         if body.is_some() {
             request = request.header(CONTENT_TYPE, "application/json");
         }
-        if let Some(file) = &self.token {
-            let token = std::fs::read_to_string(file)?;
+        if let Some(file) = &self.access.token {
+            let token = String::from_utf8(read(file)?).map_err(io::Error::other)?;
             request = request.header(AUTHORIZATION, format!("Bearer {}", token.trim()));
         }
         let body = Full::new(Bytes::from(body.unwrap_or_default()));
@@ -145,4 +167,8 @@ impl Admin {
         let (answer, _) = tokio::join!(answer, driver);
         answer.map_err(|error: hyper::Error| io::Error::other(error))
     }
+}
+
+fn read(path: &Path) -> io::Result<Vec<u8>> {
+    std::fs::read(path).map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))
 }

@@ -13,7 +13,7 @@ use arc_swap::ArcSwap;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
-use crate::admin::{self, Desk, Listener, Scope};
+use crate::admin::{self, Desk, Listener, Scope, UnixSocket};
 use crate::audit::Fields;
 use crate::audit::told::{Drained, Started};
 use crate::body::Room;
@@ -75,6 +75,17 @@ pub struct Addresses {
     pub partners: SocketAddr,
     /// The admin side, as a URL.
     pub admin: String,
+    /// The listener that knows only metrics and probes.
+    pub metrics: Option<SocketAddr>,
+}
+
+/// A line for each, as `run` prints them.
+impl std::fmt::Display for Addresses {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Addresses { partners, admin, metrics } = self;
+        writeln!(f, "partners on https://{partners}\nadmin on {admin}")?;
+        metrics.iter().try_for_each(|address| writeln!(f, "metrics on http://{address}"))
+    }
 }
 
 /// A gateway that is put together and bound, and not yet serving.
@@ -94,7 +105,7 @@ pub struct Server {
 enum Bound {
     Tcp(std::net::TcpListener, Option<Arc<rustls::ServerConfig>>),
     Plain(std::net::TcpListener),
-    Unix(PathBuf),
+    Unix(UnixSocket),
 }
 
 impl Server {
@@ -114,9 +125,9 @@ impl Server {
         let withdrawals: Arc<ArcSwap<Revocations>> = Arc::default();
         let snapshot = Snapshot::new(policy, reload::revoked(&withdrawals), &metrics, None).map_err(unusable)?;
         let (mut admin, admin_url) = admin_listeners(&snapshot)?;
-        if let Some(metrics) = settings.admin.metrics {
-            admin.push((Bound::Plain(bind(metrics)?), Scope::Metrics));
-        }
+        let metrics_only = settings.admin.metrics.map(bind).transpose()?;
+        let scraped = metrics_only.as_ref().map(std::net::TcpListener::local_addr).transpose().map_err(unusable)?;
+        admin.extend(metrics_only.map(|listener| (Bound::Plain(listener), Scope::Metrics)));
         let withdrawn = Withdrawn::within(&settings.state);
         let (ledger, marks) = Marks::open(&settings.state, &clock).map_err(unusable)?;
         let revoked = withdrawn.load().map_err(unusable)?;
@@ -148,7 +159,8 @@ impl Server {
             writing: tokio::sync::Mutex::default(),
             stop: ask_to_stop,
         });
-        let addresses = Addresses { partners: partners.local_addr().map_err(unusable)?, admin: admin_url };
+        let partners_at = partners.local_addr().map_err(unusable)?;
+        let addresses = Addresses { partners: partners_at, admin: admin_url, metrics: scraped };
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let workers = if settings.workers == 0 { cores } else { settings.workers };
         Ok(Server { gateway, reloader, desk, partners, admin, workers, audit, marks, stop, addresses })
@@ -176,7 +188,7 @@ impl Server {
                 let listener = match bound {
                     Bound::Tcp(listener, tls) => Listener::Tcp(adopt(listener)?, tls),
                     Bound::Plain(listener) => Listener::Plain(adopt(listener)?),
-                    Bound::Unix(path) => Listener::unix(&path)?,
+                    Bound::Unix(socket) => socket.listen()?,
                 };
                 tokio::task::spawn_local(admin::serve(listener, desk.clone(), scope));
             }
@@ -222,7 +234,7 @@ pub enum Wish {
     Reload,
 }
 
-/// Waits for the wish to stop, then drains. A second wish ends it at once.
+/// Waits for the wish to stop, then drains. A second signal ends it at once.
 async fn wind_down(
     gateway: &Arc<Gateway>,
     reloader: &Arc<Reloader>,
@@ -252,7 +264,15 @@ async fn wind_down(
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    let again = async { while shutdown.next().await != Wish::Stop {} };
+    // A drain that an operator asked for is no signal: whoever then stops the process, as service managers do, joins in.
+    let mut more = if by_signal { 1 } else { 2 };
+    let again = async {
+        while more > 0 {
+            if shutdown.next().await == Wish::Stop {
+                more -= 1;
+            }
+        }
+    };
     tokio::select! {
         () = gateway.drain.run(drain.delay, drain.deadline, empty) => {}
         () = again => {
@@ -314,7 +334,8 @@ fn admin_listeners(snapshot: &Snapshot) -> Result<AdminBound, NotRunning> {
         }
         AdminAddress::Unix(path) => {
             let url = format!("unix:{}", path.display());
-            Ok((vec![(Bound::Unix(path.clone()), Scope::All)], url))
+            let socket = UnixSocket::bind(path).map_err(|error| unusable(format!("{url}: {error}")))?;
+            Ok((vec![(Bound::Unix(socket), Scope::All)], url))
         }
     }
 }

@@ -7,12 +7,12 @@ use hyper::StatusCode;
 use serde_json::{Value, json};
 
 use super::{Answer, Desk, json, text};
-use crate::audit::told::{Drained, Withdrawal};
+use crate::audit::told::{Drained, Filtered, Withdrawal};
 use crate::audit::{Event, Fields};
 use crate::drain::Phase;
 use crate::names::{AuthorityName, ModelName, OrgId, PurposeId};
 use crate::peer::Sha256;
-use crate::policy::RevocationKind;
+use crate::policy::{self, RevocationKind};
 use crate::reload::{self, Outcome, Trigger};
 use crate::withdraw;
 
@@ -28,7 +28,7 @@ pub(super) async fn act(desk: &Arc<Desk>, path: &str, by: &str, body: &Bytes) ->
         "/-/drain" => drain(desk, by),
         "/-/revoke" => change(desk, by, body, true).await,
         "/-/restore" => change(desk, by, body, false).await,
-        "/-/log" => filter(desk, body),
+        "/-/log" => filter(desk, by, body),
         _ => text(StatusCode::NOT_FOUND, "there is nothing to do here\n"),
     }
 }
@@ -48,14 +48,19 @@ fn drain(desk: &Desk, by: &str) -> Answer {
     json(StatusCode::OK, &json!({"text": sentence, "streams": streams}))
 }
 
-fn filter(desk: &Desk, body: &Bytes) -> Answer {
+fn filter(desk: &Desk, by: &str, body: &Bytes) -> Answer {
     let asked: Option<String> = serde_json::from_slice::<Value>(body)
         .ok()
         .and_then(|value| value.get("filter").and_then(Value::as_str).map(str::to_owned));
-    match asked.map(|filter| desk.reloader.set_filter(&filter).map(|()| filter)) {
-        Some(Ok(filter)) => json(StatusCode::OK, &json!({"text": format!("log filter: {filter}\n")})),
-        Some(Err(error)) => text(StatusCode::BAD_REQUEST, format!("{error}\n")),
-        None => text(StatusCode::BAD_REQUEST, "send {\"filter\": \"…\"}\n"),
+    let Some(filter) = asked else { return text(StatusCode::BAD_REQUEST, "send {\"filter\": \"…\"}\n") };
+    match desk.reloader.set_filter(&filter) {
+        Ok(()) => {
+            // On record in the audit log, because the filter may be one that lets nothing into the other.
+            let told = Filtered { filter: &filter, by };
+            desk.gateway.recorder.journal.event(Event::LogFilter, Fields::of(&told));
+            json(StatusCode::OK, &json!({"text": format!("log filter: {filter}\n")}))
+        }
+        Err(error) => text(StatusCode::BAD_REQUEST, format!("{error}\n")),
     }
 }
 
@@ -120,10 +125,49 @@ async fn change(desk: &Arc<Desk>, by: &str, body: &Bytes, revoke: bool) -> Answe
         return json(StatusCode::INTERNAL_SERVER_ERROR, &json!({"text": message, "streams": streams}));
     }
     let verb = if revoke { "revoked" } else { "restored" };
-    let known = if changed { "" } else { " (it was already)" };
-    let sentence =
-        format!("{verb} {} {target}{known}: {streams} streams and {connections} connections cut\n", kind.as_str());
-    json(StatusCode::OK, &json!({"text": sentence, "changed": changed, "streams": streams, "connections": connections}))
+    let before = match (changed, revoke) {
+        (true, _) => "",
+        (false, true) => " (it was already)",
+        (false, false) => " (it was not revoked)",
+    };
+    let doubt = (changed == revoke).then(|| doubt(desk, kind, &target)).flatten();
+    let sentence = format!(
+        "{verb} {} {target}{before}: {streams} streams and {connections} connections cut\n{}",
+        kind.as_str(),
+        doubt.as_deref().unwrap_or_default()
+    );
+    let known = doubt.is_none();
+    let answer =
+        json!({"text": sentence, "changed": changed, "known": known, "streams": streams, "connections": connections});
+    json(StatusCode::OK, &answer)
+}
+
+/// A sentence for a name that nobody has: it must not look as if somebody were cut off. It holds all the same, for when
+/// somebody of that name comes.
+fn doubt(desk: &Desk, kind: RevocationKind, target: &str) -> Option<String> {
+    let policy = &desk.gateway.current().policy;
+    let models = &policy.models;
+    let known: Vec<&str> = match kind {
+        RevocationKind::Organization => policy.orgs().map(|org| org.id.as_str()).collect(),
+        RevocationKind::Authority => policy.authorities.iter().map(|authority| authority.name().as_str()).collect(),
+        RevocationKind::Purpose => policy.purposes.keys().map(PurposeId::as_str).collect(),
+        RevocationKind::Model => {
+            let served = models.upstreams().iter().flat_map(|upstream| &upstream.models);
+            if served.clone().any(|pattern| pattern.matches(target)) {
+                return None;
+            }
+            let patterns = models.groups().iter().flat_map(|group| &group.patterns).chain(served);
+            models.groups().iter().map(|group| group.id.as_str()).chain(patterns.map(policy::Pattern::as_str)).collect()
+        }
+        // Certificates are not listed anywhere.
+        RevocationKind::CertificateSha256 => return None,
+    };
+    if known.contains(&target) {
+        return None;
+    }
+    let kind = kind.as_str();
+    let meant = policy::closest(target, known).map(|meant| format!("; did you mean {meant}?"));
+    Some(format!("no {kind} of that name is configured{}\n", meant.unwrap_or_default()))
 }
 
 /// Writes down what is withdrawn now. What others withdrew meanwhile is in it, so an older state never comes last.

@@ -1,13 +1,11 @@
 //! Where operators connect: a loopback address, a Unix socket, or TLS with certificates of their own.
 
 use std::convert::Infallible;
-use std::io;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{AUTHORIZATION, HOST, ORIGIN};
+use http::header::{ALLOW, AUTHORIZATION, HOST, HeaderValue, ORIGIN};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -18,6 +16,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 use tokio_rustls::TlsAcceptor;
 
+use super::socket::SocketFile;
 use super::{Answer, Desk, act, look, text};
 
 /// A bound admin listener.
@@ -27,8 +26,8 @@ pub enum Listener {
     Tcp(TcpListener, Option<Arc<ServerConfig>>),
     /// TCP without TLS: metrics and probes.
     Plain(TcpListener),
-    /// A Unix socket.
-    Unix(UnixListener),
+    /// A Unix socket, whose file goes with it.
+    Unix(UnixListener, SocketFile),
 }
 
 /// What a listener knows.
@@ -48,19 +47,18 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// After a failed accept: what is short of descriptors needs a moment.
 const REST: Duration = Duration::from_millis(100);
 
-impl Listener {
-    /// Binds a Unix socket that only its owner may use. A socket that nobody serves any more is replaced.
-    ///
-    /// # Errors
-    /// When the path cannot be bound.
-    pub fn unix(path: &Path) -> io::Result<Listener> {
-        use std::os::unix::fs::PermissionsExt;
-        if path.exists() && std::os::unix::net::UnixStream::connect(path).is_err() {
-            std::fs::remove_file(path)?;
-        }
-        let listener = UnixListener::bind(path)?;
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
-        Ok(Listener::Unix(listener))
+/// Who speaks.
+#[derive(Clone)]
+struct Visitor {
+    /// For the record.
+    by: Arc<str>,
+    /// The way here has settled that this is no page of another site: a certificate, or a file's permissions.
+    settled: bool,
+}
+
+impl Visitor {
+    fn new(by: impl Into<Arc<str>>, settled: bool) -> Visitor {
+        Visitor { by: by.into(), settled }
     }
 }
 
@@ -73,7 +71,8 @@ pub async fn serve(listener: Listener, desk: Arc<Desk>, scope: Scope) {
                     tokio::time::sleep(REST).await;
                     continue;
                 };
-                tokio::task::spawn_local(talk(stream, desk.clone(), scope, address.to_string()));
+                let visitor = Visitor::new(address.to_string(), false);
+                tokio::task::spawn_local(talk(stream, desk.clone(), scope, visitor));
             }
             Listener::Tcp(tcp, bound_with) => {
                 let Ok((stream, address)) = tcp.accept().await else {
@@ -84,25 +83,25 @@ pub async fn serve(listener: Listener, desk: Arc<Desk>, scope: Scope) {
                 let desk = desk.clone();
                 tokio::task::spawn_local(async move {
                     match tls {
-                        None => talk(stream, desk, scope, address.to_string()).await,
+                        None => talk(stream, desk, scope, Visitor::new(address.to_string(), false)).await,
                         Some(config) => {
                             if let Ok(Ok(stream)) =
                                 tokio::time::timeout(PATIENCE, TlsAcceptor::from(config).accept(stream)).await
                             {
                                 let by = operator(&stream).unwrap_or_else(|| address.to_string());
-                                talk(stream, desk, scope, by).await;
+                                talk(stream, desk, scope, Visitor::new(by, true)).await;
                             }
                         }
                     }
                 });
             }
-            Listener::Unix(unix) => {
+            Listener::Unix(unix, _) => {
                 let Ok((stream, _)) = unix.accept().await else {
                     tokio::time::sleep(REST).await;
                     continue;
                 };
                 let by = stream.peer_cred().map_or_else(|_| "unix socket".into(), |peer| format!("uid {}", peer.uid()));
-                tokio::task::spawn_local(talk(stream, desk.clone(), scope, by));
+                tokio::task::spawn_local(talk(stream, desk.clone(), scope, Visitor::new(by, true)));
             }
         }
     }
@@ -114,12 +113,14 @@ fn operator<S>(stream: &tokio_rustls::server::TlsStream<S>) -> Option<String> {
     Some(format!("certificate {}", crate::peer::Sha256::of(certificate)))
 }
 
-async fn talk<S: AsyncRead + AsyncWrite + Unpin + 'static>(stream: S, desk: Arc<Desk>, scope: Scope, by: String) {
+async fn talk<S>(stream: S, desk: Arc<Desk>, scope: Scope, visitor: Visitor)
+where
+    S: AsyncRead + AsyncWrite + Unpin + 'static,
+{
     let _counted = desk.gateway.recorder.metrics.operators().accepted();
-    let by: Arc<str> = by.into();
     let service = service_fn(move |request| {
-        let (desk, by) = (desk.clone(), by.clone());
-        async move { Ok::<_, Infallible>(answer(&desk, scope, &by, request).await) }
+        let (desk, visitor) = (desk.clone(), visitor.clone());
+        async move { Ok::<_, Infallible>(answer(&desk, scope, &visitor, request).await) }
     });
     let mut builder = hyper::server::conn::http1::Builder::new();
     builder.timer(hyper_util::rt::TokioTimer::new()).header_read_timeout(PATIENCE).max_headers(64);
@@ -127,17 +128,22 @@ async fn talk<S: AsyncRead + AsyncWrite + Unpin + 'static>(stream: S, desk: Arc<
     let _ = builder.serve_connection(TokioIo::new(stream), service).await;
 }
 
-async fn answer(desk: &Arc<Desk>, scope: Scope, by: &str, request: Request<Incoming>) -> Answer {
+async fn answer(desk: &Arc<Desk>, scope: Scope, visitor: &Visitor, request: Request<Incoming>) -> Answer {
     let (head, body) = request.into_parts();
-    if !host_is_ours(&head.headers) {
+    // Metrics and probes are asked for under whatever name the network has for us.
+    if scope == Scope::All && !visitor.settled && !host_is_ours(&head.headers) {
         return text(StatusCode::MISDIRECTED_REQUEST, "this name is not served here\n");
     }
     let path = head.uri.path();
-    if head.method == Method::GET {
-        return look::look(desk, scope, path, head.uri.query());
+    let acts = path.starts_with("/-/");
+    if acts && scope == Scope::Metrics {
+        return text(StatusCode::NOT_FOUND, "there is nothing to do here\n");
     }
-    if scope == Scope::Metrics || head.method != Method::POST {
-        return text(StatusCode::METHOD_NOT_ALLOWED, "GET looks, POST acts\n");
+    match (&head.method, acts) {
+        // The server leaves the body of an answer to HEAD away.
+        (&Method::GET | &Method::HEAD, false) => return look::look(desk, scope, path, head.uri.query()),
+        (&Method::POST, true) => {}
+        (_, acts) => return not_allowed(if acts { "POST" } else { "GET, HEAD" }),
     }
     if from_elsewhere(&head.headers) {
         return text(StatusCode::FORBIDDEN, "requests of other sites are refused\n");
@@ -151,13 +157,19 @@ async fn answer(desk: &Arc<Desk>, scope: Scope, by: &str, request: Request<Incom
         return response;
     }
     match Limited::new(body, LONGEST).collect().await {
-        Ok(body) => act::act(desk, path, by, &body.to_bytes()).await,
+        Ok(body) => act::act(desk, path, &visitor.by, &body.to_bytes()).await,
         Err(_) => text(StatusCode::PAYLOAD_TOO_LARGE, "the body is too large\n"),
     }
 }
 
+fn not_allowed(methods: &'static str) -> Answer {
+    let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "GET looks, POST acts\n");
+    response.headers_mut().insert(ALLOW, HeaderValue::from_static(methods));
+    response
+}
+
 /// A page that has our address under its own name (DNS rebinding) must not talk to us. Addresses and `localhost` are
-/// nobody's page; over TLS the certificate has settled it.
+/// nobody's page.
 fn host_is_ours(headers: &http::HeaderMap) -> bool {
     let Some(host) = headers.get(HOST).and_then(|host| host.to_str().ok()) else { return false };
     let name = match host.rsplit_once(':') {
@@ -180,6 +192,40 @@ fn from_elsewhere(headers: &http::HeaderMap) -> bool {
 }
 
 fn bears(headers: &http::HeaderMap, token: &crate::trust::Secret) -> bool {
-    let given = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "));
-    given.is_some_and(|given| crate::trust::Secret::from(given.to_owned()) == *token)
+    let credentials = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok()?.split_once(' '));
+    credentials.is_some_and(|(scheme, given)| {
+        let given = crate::trust::Secret::from(given.trim_start_matches(' ').to_owned());
+        scheme.eq_ignore_ascii_case("bearer") && given == *token
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with(name: http::HeaderName, value: &'static str) -> http::HeaderMap {
+        [(name, HeaderValue::from_static(value))].into_iter().collect()
+    }
+
+    #[test]
+    fn only_addresses_and_names_of_no_page_are_ours() {
+        for ours in ["127.0.0.1", "127.0.0.1:9443", "LOCALHOST:1", "[::1]:9443", "gateway"] {
+            assert!(host_is_ours(&with(HOST, ours)), "{ours}");
+        }
+        for theirs in ["evil.example", "evil.example:9443", "127.0.0.1.evil.example"] {
+            assert!(!host_is_ours(&with(HOST, theirs)), "{theirs}");
+        }
+        assert!(!host_is_ours(&http::HeaderMap::new()));
+    }
+
+    #[test]
+    fn the_token_is_exact_and_its_scheme_has_no_case() {
+        let token = crate::trust::Secret::from("hush".to_owned());
+        for right in ["Bearer hush", "bearer  hush", "BEARER hush"] {
+            assert!(bears(&with(AUTHORIZATION, right), &token), "{right}");
+        }
+        for wrong in ["hush", "Basic hush", "Bearer hus", "Bearer hushx", "Bearer ", "Bearer Hush"] {
+            assert!(!bears(&with(AUTHORIZATION, wrong), &token), "{wrong}");
+        }
+    }
 }

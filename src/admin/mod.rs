@@ -7,9 +7,11 @@ mod act;
 mod listener;
 mod look;
 pub mod page;
+mod socket;
 pub mod status;
 
 pub use listener::{Listener, Scope, serve};
+pub use socket::UnixSocket;
 
 use std::sync::Arc;
 

@@ -28,9 +28,12 @@ pub fn render(status: &Status) -> Page {
     streams(&mut body, status);
     refusals(&mut body, status);
     expiry(&mut body, status);
+    revoked(&mut body, status);
     reloads(&mut body, status);
+    // A browser's tab is where draining is noticed.
+    let title = if status.draining { "Portcullis (draining)" } else { "Portcullis" };
     let html = format!(
-        "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\"><title>Portcullis</title>\
+        "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\"><title>{title}</title>\
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\
          <noscript><meta http-equiv=\"refresh\" content=\"5\"></noscript>\
          <style>{STYLE}</style></head><body><main id=\"main\">{body}</main><script>{SCRIPT}</script></body></html>"
@@ -86,7 +89,7 @@ fn organizations(into: &mut String, status: &Status) {
     for (depth, org) in tree(&status.organizations) {
         let _ = write!(
             into,
-            "<tr data-org=\"{}\"><th scope=\"row\" class=\"depth{}\">{}<br><small>{}</small></th><td class=\"{}\">{}</td><td>{}</td><td>",
+            "<tr data-org=\"{}\"><th scope=\"row\" class=\"depth{}\">{}<br><small>{}</small></th><td class=\"{}\">{}</td><td class=\"number\">{}</td><td>",
             safe(&org.id),
             depth.min(4),
             safe(&org.id),
@@ -114,30 +117,36 @@ fn bar(into: &mut String, limit: &Value) {
     let scope =
         |key: &str| limit.pointer(&format!("/scope/{key}")).and_then(Value::as_str).map(|part| format!("{part} / "));
     let name = format!("{}{}{}", scope("purpose").unwrap_or_default(), scope("model").unwrap_or_default(), text("id"));
-    let resets = text("resets_at");
-    let until = if resets.is_empty() { String::new() } else { format!(", whole again {resets}") };
+    let (resets, reserved) = (text("resets_at"), text("reserved"));
+    // What is full again has nothing to wait for.
+    let until = if resets.is_empty() || used <= 0.0 { String::new() } else { format!(", whole again {resets}") };
+    let held = if number("reserved") > 0.0 { format!(" + {reserved} reserved") } else { String::new() };
+    let most = most.max(1.0);
     let _ = write!(
         into,
-        "<div class=\"limit\"><span>{}</span><meter min=\"0\" max=\"{}\" high=\"{}\" value=\"{}\">{}</meter>\
-         <small>{} of {}{}</small></div>",
-        safe(&name),
-        most.max(1.0),
-        most.max(1.0) * 0.9,
-        used.min(most.max(1.0)),
-        safe(&text("used")),
-        safe(&text("used")),
+        "<div class=\"limit\"><span>{name}</span><meter min=\"0\" max=\"{most}\" low=\"{}\" high=\"{}\" optimum=\"0\" \
+         value=\"{}\" aria-label=\"{name}\">{taken}</meter><small>{taken}{} of {}{}</small></div>",
+        most * 0.8,
+        most * 0.95,
+        used.min(most),
+        safe(&held),
         safe(&text("limit")),
-        safe(&until)
+        safe(&until),
+        name = safe(&name),
+        taken = safe(&text("used")),
     );
 }
+
+/// Streams that are listed; a page is for people.
+const LISTED: usize = 500;
 
 fn streams(into: &mut String, status: &Status) {
     let _ = write!(into, "<section><h2>Live streams ({})</h2>", status.streams.len());
     into.push_str("<table><thead><tr><th>Request<th>Organization<th>Purpose<th>Model<th>Age<th>Tokens</thead><tbody>");
-    for stream in status.streams.iter().take(500) {
+    for stream in status.streams.iter().take(LISTED) {
         let _ = write!(
             into,
-            "<tr><td><code>{}</code><td>{}<td>{}<td>{}<td>{:.0} s<td>{}",
+            "<tr><td><code>{}</code><td>{}<td>{}<td>{}<td class=\"number\">{:.0} s<td class=\"number\">{}",
             safe(&stream.request_id),
             safe(&stream.organization),
             safe(&stream.purpose),
@@ -146,13 +155,17 @@ fn streams(into: &mut String, status: &Status) {
             stream.output_tokens
         );
     }
+    let more = status.streams.len().saturating_sub(LISTED);
+    if more > 0 {
+        let _ = write!(into, "<tr><td colspan=\"6\">and {more} more");
+    }
     into.push_str("</tbody></table></section>");
 }
 
 fn refusals(into: &mut String, status: &Status) {
     into.push_str("<section><h2>Refusals</h2><table><thead><tr><th>Reason<th>Count</thead><tbody>");
     for (code, count) in &status.refusals {
-        let _ = write!(into, "<tr><td>{}<td>{count}", safe(code));
+        let _ = write!(into, "<tr><td>{}<td class=\"number\">{count}", safe(code));
     }
     into.push_str("</tbody></table></section>");
 }
@@ -181,6 +194,21 @@ fn expiry(into: &mut String, status: &Status) {
             safe(name),
             if healthy { "active" } else { "suspended" }
         );
+    }
+    into.push_str("</tbody></table></section>");
+}
+
+fn revoked(into: &mut String, status: &Status) {
+    if status.revoked.is_empty() {
+        return;
+    }
+    into.push_str(
+        "<section><h2>Revoked by hand</h2><table><thead><tr><th>Kind<th>Target<th>Since<th>Reason</thead><tbody>",
+    );
+    for entry in &status.revoked {
+        let part = |key: &str| safe(entry.get(key).and_then(Value::as_str).unwrap_or_default());
+        let (kind, target, since, reason) = (part("kind"), part("target"), part("since"), part("reason"));
+        let _ = write!(into, "<tr><td>{kind}<td><code>{target}</code><td>{since}<td>{reason}");
     }
     into.push_str("</tbody></table></section>");
 }

@@ -2,25 +2,28 @@
 //!
 //! Keys are written for their owner alone and are never overwritten. The list of what was revoked is the CRL itself.
 
+mod list;
+mod show;
+
+use std::ffi::OsStr;
 use std::io::Write;
+use std::net::IpAddr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{Args as ClapArgs, Subcommand};
+use clap::{ArgGroup, Args as ClapArgs, Subcommand};
+use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, CertificateRevocationListDer};
-use serde_json::json;
 use x509_parser::certificate::X509Certificate;
+use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::FromDer;
-use x509_parser::revocation_list::CertificateRevocationList;
 
-use super::{REFUSED, UNUSABLE};
+use super::{Done, complain, say};
 use crate::clock::{Clock, Wall};
-use crate::peer::Sha256;
+use crate::names::OrgId;
 use crate::trust::issue::{DevAuthority, Holder};
-use crate::trust::leaf;
 
 /// Arguments of `portcullis certs`.
 #[derive(Debug, ClapArgs)]
@@ -39,30 +42,31 @@ enum What {
         /// Names of the server
         #[arg(long = "server", default_value = "localhost")]
         servers: Vec<String>,
-        /// Days that the server certificate lasts
-        #[arg(long, default_value_t = 90)]
-        days: u64,
+        #[command(flatten)]
+        lasts: Lasts,
     },
     /// Issue a partner's certificate
     Issue {
         /// The organization
         #[arg(long)]
-        org: String,
-        /// Days it lasts
-        #[arg(long, default_value_t = 90)]
-        days: u64,
+        org: OrgId,
         /// Its URI [default: <spiffe://partners/ORG>]
         #[arg(long)]
         uri: Option<String>,
+        #[command(flatten)]
+        lasts: Lasts,
     },
-    /// Issue a partner's next certificate beside the old one
+    /// Issue the next certificate: a partner's beside the old one, or the server's in its place
+    #[command(group = ArgGroup::new("whose").required(true))]
     Renew {
-        /// The organization
-        #[arg(long)]
-        org: String,
-        /// Days it lasts
-        #[arg(long, default_value_t = 90)]
-        days: u64,
+        /// A partner: same URI, new key
+        #[arg(long, group = "whose")]
+        org: Option<OrgId>,
+        /// The server: same names, same key
+        #[arg(long, group = "whose")]
+        server: bool,
+        #[command(flatten)]
+        lasts: Lasts,
     },
     /// Revoke a certificate in the authority's list
     Revoke {
@@ -81,168 +85,184 @@ enum What {
     },
 }
 
-/// How long an authority lasts.
-const AUTHORITY: Duration = Duration::from_secs(3650 * 86_400);
-/// How long a revocation list is fresh.
-const FRESH: Duration = Duration::from_secs(30 * 86_400);
+/// How long a certificate lasts.
+#[derive(Debug, Clone, Copy, ClapArgs)]
+struct Lasts {
+    /// Days it lasts
+    #[arg(long, default_value_t = 90, value_parser = clap::value_parser!(u64).range(1..=36_500))]
+    days: u64,
+}
 
-fn days(days: u64) -> Duration {
-    Duration::from_secs(days.saturating_mul(86_400))
+const DAY: u64 = 86_400;
+/// How long an authority lasts.
+const AUTHORITY: Duration = Duration::from_secs(3650 * DAY);
+
+impl Lasts {
+    /// Not longer than the authority: such a certificate would end before its time.
+    fn within(self, authority_ends: Wall, now: Wall) -> Result<Duration, ExitCode> {
+        let lasts = Duration::from_secs(self.days * DAY);
+        let fits = now.plus(lasts) <= authority_ends;
+        let longer = || complain(format_args!("--days {}: the authority itself ends on {authority_ends}", self.days));
+        fits.then_some(lasts).ok_or_else(longer)
+    }
 }
 
 /// Does what is asked.
-pub fn run(args: &Args) -> ExitCode {
-    let now = Clock::system().now().wall;
-    let done = match &args.what {
-        What::Init { servers, days: lasts } => init(&args.dir, servers, days(*lasts), now),
-        What::Issue { org, days: lasts, uri } => issue(&args.dir, org, uri.as_deref(), org, days(*lasts), now),
-        What::Renew { org, days: lasts } => {
-            let name = format!("{org}-{}", now.seconds());
-            issue(&args.dir, org, None, &name, days(*lasts), now)
+pub fn run(args: &Args) -> Done {
+    let (dir, now) = (args.dir.as_path(), Clock::system().now().wall);
+    match &args.what {
+        What::Init { servers, lasts } => init(dir, servers, *lasts, now),
+        What::Issue { org, uri, lasts } => {
+            let uri = uri.clone().unwrap_or_else(|| format!("spiffe://partners/{org}"));
+            issue(dir, org, &uri, org.as_str(), *lasts, now)
         }
-        What::Revoke { file } => revoke(&args.dir, Some(file), now),
-        What::Crl => revoke(&args.dir, None, now),
-        What::Show { file, json } => return show(file, *json),
-    };
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("portcullis: {error}");
-            ExitCode::from(UNUSABLE)
+        What::Renew { org: Some(org), lasts, .. } => {
+            let uri = uri_of(&latest(dir, org)?)?;
+            issue(dir, org, &uri, &format!("{org}-{}", now.seconds()), *lasts, now)
         }
+        What::Renew { org: None, lasts, .. } => renew_server(dir, *lasts, now),
+        What::Revoke { file } => list::sign(dir, Some(file), now),
+        What::Crl => list::sign(dir, None, now),
+        What::Show { file, json } => show::run(file, *json),
     }
 }
 
-/// Makes an authority, a server certificate for `servers` and an empty CRL in `dir`.
-///
-/// # Errors
-/// When something of that is there already, or cannot be written.
-pub fn init(dir: &Path, servers: &[String], lasts: Duration, now: Wall) -> Result<(), String> {
-    std::fs::create_dir_all(dir).map_err(|error| format!("{}: {error}", dir.display()))?;
-    let authority = DevAuthority::create("Portcullis partners", now, AUTHORITY).map_err(text)?;
+/// Makes an authority, a server certificate and an empty list.
+fn init(dir: &Path, servers: &[String], lasts: Lasts, now: Wall) -> Done {
+    let lasts = lasts.within(now.plus(AUTHORITY), now)?;
+    std::fs::create_dir_all(dir).map_err(|error| complain(format_args!("{}: {error}", dir.display())))?;
+    let authority = DevAuthority::create("Portcullis partners", now, AUTHORITY).map_err(complain)?;
     let names: Vec<&str> = servers.iter().map(String::as_str).collect();
-    let server = authority.issue(&Holder::Server(&names), now, lasts).map_err(text)?;
-    write(&dir.join("partners-ca.key"), &authority.key(), 0o600)?;
-    write(&dir.join("partners-ca.pem"), authority.certificate(), 0o644)?;
-    write(&dir.join("server.key"), &server.key, 0o600)?;
-    write(&dir.join("server.pem"), &server.certificate, 0o644)?;
-    let crl = authority.crl(&[], 1, now, FRESH).map_err(text)?;
-    replace(&dir.join("partners.crl"), &crl)?;
-    println!(
-        "made an authority, a server certificate for {} and an empty CRL in {}",
-        servers.join(", "),
-        dir.display()
-    );
-    Ok(())
+    let server = authority.issue(&Holder::Server(&names), now, lasts).map_err(complain)?;
+    write_pair(dir, "partners-ca", &authority.key(), authority.certificate())?;
+    write_pair(dir, "server", &server.key, &server.certificate)?;
+    list::begin(dir, &authority, now)?;
+    let (servers, shown) = (servers.join(", "), dir.display());
+    say(format_args!("made an authority, a server certificate for {servers} and an empty CRL in {shown}"))
 }
 
-fn authority(dir: &Path) -> Result<DevAuthority, String> {
-    let read = |name: &str| {
-        let path = dir.join(name);
-        std::fs::read_to_string(&path)
-            .map_err(|error| format!("{}: {error}; run `portcullis certs init` first", path.display()))
-    };
-    DevAuthority::load(&read("partners-ca.pem")?, &read("partners-ca.key")?).map_err(text)
+/// The authority, and when it ends.
+fn authority(dir: &Path) -> Result<(DevAuthority, Wall), ExitCode> {
+    let hint = |error| complain(format_args!("{error}; run `portcullis certs init` first"));
+    let certificate = read(&dir.join("partners-ca.pem")).map_err(hint)?;
+    let key = read(&dir.join("partners-ca.key")).map_err(hint)?;
+    let authority = DevAuthority::load(&certificate, &key).map_err(complain)?;
+    let ends = parsed(&first(&dir.join("partners-ca.pem"))?, |parsed| parsed.validity().not_after.timestamp())?;
+    Ok((authority, Wall::from_seconds(ends)))
 }
 
-fn issue(dir: &Path, org: &str, uri: Option<&str>, name: &str, lasts: Duration, now: Wall) -> Result<(), String> {
-    org.parse::<crate::names::OrgId>().map_err(|error| format!("--org {error}"))?;
-    let uri = uri.map_or_else(|| format!("spiffe://partners/{org}"), str::to_owned);
-    let pair = authority(dir)?.issue(&Holder::Partner { uri: &uri, name: org }, now, lasts).map_err(text)?;
-    write(&dir.join(format!("{name}.key")), &pair.key, 0o600)?;
-    write(&dir.join(format!("{name}.pem")), &pair.certificate, 0o644)?;
-    println!("issued {} ({uri})", dir.join(format!("{name}.pem")).display());
-    Ok(())
+fn issue(dir: &Path, org: &OrgId, uri: &str, name: &str, lasts: Lasts, now: Wall) -> Done {
+    let (authority, ends) = authority(dir)?;
+    let lasts = lasts.within(ends, now)?;
+    let pair = authority.issue(&Holder::Partner { uri, name: org.as_str() }, now, lasts).map_err(complain)?;
+    write_pair(dir, name, &pair.key, &pair.certificate)?;
+    say(format_args!("issued {} ({uri})", dir.join(format!("{name}.pem")).display()))
 }
 
-/// Signs the list again, with one more certificate if one is given.
-fn revoke(dir: &Path, file: Option<&Path>, now: Wall) -> Result<(), String> {
-    let path = dir.join("partners.crl");
-    let (mut revoked, number) = listed(&path)?;
-    if let Some(file) = file {
-        let der = first(file)?;
-        let (_, certificate) = X509Certificate::from_der(&der).map_err(text)?;
-        let serial = certificate.raw_serial().to_vec();
-        if !revoked.contains(&serial) {
-            revoked.push(serial);
-        }
-    }
-    let crl = authority(dir)?.crl(&revoked, number + 1, now, FRESH).map_err(text)?;
-    replace(&path, &crl)?;
-    println!("{}: number {}, {} revoked", path.display(), number + 1, revoked.len());
-    Ok(())
-}
-
-fn listed(path: &Path) -> Result<(Vec<Vec<u8>>, u64), String> {
-    let pem = std::fs::read(path).map_err(|error| format!("{}: {error}", path.display()))?;
-    let der = CertificateRevocationListDer::from_pem_slice(&pem).map_err(text)?;
-    let (_, crl) = CertificateRevocationList::from_der(&der).map_err(text)?;
-    let serials = crl.iter_revoked_certificates().map(|entry| entry.raw_serial().to_vec()).collect();
-    let number = crl.crl_number().and_then(|number| u64::try_from(number.clone()).ok()).unwrap_or(0);
-    Ok((serials, number))
-}
-
-fn first(file: &Path) -> Result<CertificateDer<'static>, String> {
-    let pem = std::fs::read(file).map_err(|error| format!("{}: {error}", file.display()))?;
-    CertificateDer::from_pem_slice(&pem).map_err(|error| format!("{}: {error}", file.display()))
-}
-
-fn show(file: &Path, as_json: bool) -> ExitCode {
-    let described = first(file).and_then(|der| describe(&der));
-    let (value, fine) = match described {
-        Ok(described) => described,
-        Err(error) => {
-            eprintln!("portcullis: {error}");
-            return ExitCode::from(UNUSABLE);
-        }
-    };
-    if as_json {
-        println!("{value}");
-    } else {
-        for (key, value) in value.as_object().into_iter().flatten() {
-            println!("{key:<12} {}", value.as_str().map_or_else(|| value.to_string(), str::to_owned));
-        }
-    }
-    if fine { ExitCode::SUCCESS } else { ExitCode::from(REFUSED) }
-}
-
-fn describe(der: &CertificateDer<'_>) -> Result<(serde_json::Value, bool), String> {
-    let (_, certificate) = X509Certificate::from_der(der).map_err(text)?;
-    let profile = leaf::profile(der, Wall(i64::MAX), None);
-    let verdict = profile.as_ref().map_or_else(|breach| format!("the certificate {breach}"), |_| "fits".to_owned());
-    let names = certificate.subject_alternative_name().ok().flatten();
-    let names: Vec<String> =
-        names.iter().flat_map(|names| &names.value.general_names).map(ToString::to_string).collect();
-    let date = |at: x509_parser::time::ASN1Time| Wall::from_seconds(at.timestamp()).to_string();
-    let value = json!({
-        "subject": certificate.subject().to_string(),
-        "issuer": certificate.issuer().to_string(),
-        "serial": certificate.raw_serial_as_string(),
-        "names": names,
-        "not_before": date(certificate.validity().not_before),
-        "not_after": date(certificate.validity().not_after),
-        "sha256": Sha256::of(der),
-        "spki_sha256": Sha256::of(certificate.public_key().raw),
-        "profile": verdict,
+/// A partner's last certificate: what `renew` made, newest first, and what `issue` made.
+fn latest(dir: &Path, org: &OrgId) -> Result<CertificateDer<'static>, ExitCode> {
+    let entries = std::fs::read_dir(dir).map_err(|error| complain(format_args!("{}: {error}", dir.display())))?;
+    let renewed = entries.filter_map(|entry| {
+        let path = entry.ok()?.path();
+        let stem = path.file_stem().and_then(OsStr::to_str).filter(|_| path.extension() == Some(OsStr::new("pem")))?;
+        let number: u64 = stem.strip_prefix(org.as_str())?.strip_prefix('-')?.parse().ok()?;
+        let der = CertificateDer::from_pem_slice(&std::fs::read(&path).ok()?).ok()?;
+        // An organization may be called like another's file: `acme-2`.
+        let (_, parsed) = X509Certificate::from_der(&der).ok()?;
+        let own = parsed.subject().iter_common_name().any(|name| name.as_str() == Ok(org.as_str()));
+        own.then(|| (number, der.clone()))
     });
-    Ok((value, profile.is_ok() || certificate.is_ca()))
+    match renewed.max_by_key(|(number, _)| *number) {
+        Some((_, der)) => Ok(der),
+        None => first(&dir.join(format!("{org}.pem"))),
+    }
+}
+
+fn uri_of(der: &CertificateDer<'_>) -> Result<String, ExitCode> {
+    let named = names(der)?.into_iter().find_map(|name| match name {
+        Name::Uri(uri) => Some(uri),
+        Name::Server(_) => None,
+    });
+    named.ok_or_else(|| complain("the old certificate holds no URI to renew"))
+}
+
+/// One file changes, and that in one step: a gateway that watches never sees a certificate without its key.
+fn renew_server(dir: &Path, lasts: Lasts, now: Wall) -> Done {
+    let (authority, ends) = authority(dir)?;
+    let lasts = lasts.within(ends, now)?;
+    let path = dir.join("server.pem");
+    let servers: Vec<String> = names(&first(&path)?)?
+        .into_iter()
+        .filter_map(|name| match name {
+            Name::Server(name) => Some(name),
+            Name::Uri(_) => None,
+        })
+        .collect();
+    let key = read(&dir.join("server.key")).map_err(complain)?;
+    let holders: Vec<&str> = servers.iter().map(String::as_str).collect();
+    let certificate = authority.certify(&Holder::Server(&holders), &key, now, lasts).map_err(complain)?;
+    replace(&path, &certificate)?;
+    say(format_args!("renewed {} for {}, until {}", path.display(), servers.join(", "), now.plus(lasts)))
+}
+
+/// A name that a certificate holds.
+enum Name {
+    Uri(String),
+    Server(String),
+}
+
+fn names(der: &CertificateDer<'_>) -> Result<Vec<Name>, ExitCode> {
+    let address = |octets: &[u8]| {
+        let four = <[u8; 4]>::try_from(octets).map(IpAddr::from);
+        four.or_else(|_| <[u8; 16]>::try_from(octets).map(IpAddr::from)).ok()
+    };
+    parsed(der, |certificate| {
+        let alternative = certificate.subject_alternative_name().ok().flatten();
+        let names = alternative.iter().flat_map(|alternative| &alternative.value.general_names);
+        let named = names.filter_map(|name| match name {
+            GeneralName::URI(uri) => Some(Name::Uri((*uri).to_owned())),
+            GeneralName::DNSName(name) => Some(Name::Server((*name).to_owned())),
+            GeneralName::IPAddress(octets) => address(octets).map(|address| Name::Server(address.to_string())),
+            _ => None,
+        });
+        named.collect()
+    })
+}
+
+fn parsed<T>(der: &CertificateDer<'_>, read: impl FnOnce(&X509Certificate<'_>) -> T) -> Result<T, ExitCode> {
+    X509Certificate::from_der(der).map(|(_, certificate)| read(&certificate)).map_err(complain)
+}
+
+fn first(file: &Path) -> Result<CertificateDer<'static>, ExitCode> {
+    let pem = read(file).map_err(complain)?;
+    CertificateDer::from_pem_slice(pem.as_bytes())
+        .map_err(|error| complain(format_args!("{}: {error}", file.display())))
+}
+
+fn read(path: &Path) -> Result<String, String> {
+    std::fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))
+}
+
+/// Writes a key and its certificate, both or none: a key alone would block its name.
+fn write_pair(dir: &Path, name: &str, key: &str, certificate: &str) -> Done {
+    let key_path = dir.join(format!("{name}.key"));
+    write(&key_path, key, 0o600)?;
+    write(&dir.join(format!("{name}.pem")), certificate, 0o644).inspect_err(|_| _ = std::fs::remove_file(&key_path))
 }
 
 /// Writes a new file; what is there stays.
-fn write(path: &Path, content: &str, mode: u32) -> Result<(), String> {
+fn write(path: &Path, content: &str, mode: u32) -> Done {
     let open = std::fs::OpenOptions::new().create_new(true).write(true).mode(mode).open(path);
-    open.and_then(|mut file| file.write_all(content.as_bytes())).map_err(|error| format!("{}: {error}", path.display()))
+    let written = open.and_then(|mut file| file.write_all(content.as_bytes()));
+    written.map_err(|error| complain(format_args!("{}: {error}", path.display())))
 }
 
 /// Replaces a file in one step, so that who watches it never sees half of it.
-fn replace(path: &Path, content: &str) -> Result<(), String> {
+fn replace(path: &Path, content: &str) -> Done {
     let fresh = path.with_extension("new");
-    std::fs::write(&fresh, content)
-        .and_then(|()| std::fs::rename(&fresh, path))
-        .map_err(|error| format!("{}: {error}", path.display()))
+    let replaced = std::fs::write(&fresh, content).and_then(|()| std::fs::rename(&fresh, path));
+    replaced.map_err(|error| complain(format_args!("{}: {error}", path.display())))
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "shaped for map_err")]
-fn text(error: impl ToString) -> String {
-    error.to_string()
-}
+#[cfg(test)]
+mod tests;

@@ -7,10 +7,10 @@ use clap::{Args as ClapArgs, ValueEnum};
 use hyper::{Method, StatusCode};
 use serde_json::json;
 
-use super::{REFUSED, UNUSABLE, colour};
+use super::{Done, REFUSED, colour, complain, print, say, tell};
 use crate::clock::Clock;
-use crate::policy::{self, Mistakes, Policy, Summary};
-use crate::remote::Admin;
+use crate::policy::{self, Mistakes, Summary};
+use crate::remote::{Access, Admin};
 
 /// Arguments of `portcullis check`.
 #[derive(Debug, ClapArgs)]
@@ -27,6 +27,8 @@ pub struct Args {
     /// Show the difference to what runs behind this admin address
     #[arg(long, value_name = "ADMIN_URL")]
     against: Option<String>,
+    #[command(flatten)]
+    access: Access,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -38,65 +40,49 @@ enum Format {
 }
 
 /// Checks a configuration.
-pub fn run(args: &Args) -> ExitCode {
+pub fn run(args: &Args) -> Done {
     let as_json = args.json || args.format == Format::Json;
-    if let Err(unreadable) = super::readable(&args.config) {
-        return unreadable;
-    }
-    let policy = match policy::load(&args.config, None, Clock::system().now()) {
-        Ok(policy) => policy,
-        Err(mistakes) => {
-            if as_json {
-                println!("{}", json!({"valid": false, "mistakes": mistakes.to_json()}));
-            } else {
-                eprint!("{}", mistakes.render(colour(&std::io::stderr())));
-                eprintln!("{} mistakes; nothing was changed", mistakes.found.len());
-            }
-            return ExitCode::from(REFUSED);
+    super::readable(&args.config)?;
+    let policy = policy::load(&args.config, None, Clock::system().now()).map_err(|mistakes| {
+        if as_json {
+            // What is wrong stays wrong, whether or not anybody reads it to its end.
+            let _ = say(json!({"valid": false, "mistakes": mistakes.to_json()}));
+        } else {
+            let number = mistakes.found.len();
+            let word = if number == 1 { "mistake" } else { "mistakes" };
+            tell(mistakes.render(colour(&std::io::stderr())));
+            tell(format_args!("{number} {word}; nothing was changed\n"));
         }
-    };
+        ExitCode::from(REFUSED)
+    })?;
     let summary = Summary::of(&policy);
-    let changes = match args.against.as_ref().map(|url| against(url, &summary)).transpose() {
-        Ok(changes) => changes,
-        Err(error) => {
-            eprintln!("portcullis: {error}");
-            return ExitCode::from(UNUSABLE);
-        }
-    };
+    let changes = args.against.as_ref().map(|url| against(&args.access.to(url), &summary)).transpose();
+    let changes = changes.map_err(complain)?;
     if as_json {
         let mistakes = Mistakes { sources: policy.sources.clone(), found: policy.warnings.clone() };
-        let value = json!({"valid": true, "warnings": mistakes.to_json(), "rules": summary.rules, "changes": changes});
-        println!("{value}");
-    } else {
-        tell(&policy, &summary, changes.as_deref());
+        return say(json!({"valid": true, "warnings": mistakes.to_json(), "rules": summary.rules, "changes": changes}));
     }
-    ExitCode::SUCCESS
-}
-
-fn tell(policy: &Policy, summary: &Summary, changes: Option<&[String]>) {
     let mistakes = Mistakes { sources: policy.sources.clone(), found: Vec::new() };
-    eprint!("{}", mistakes.render_warnings(&policy.warnings, colour(&std::io::stderr())));
-    for (rule, value) in &summary.rules {
-        println!("{rule} = {value}");
-    }
-    match changes {
+    tell(mistakes.render_warnings(&policy.warnings, colour(&std::io::stderr())));
+    print(summary.render())?;
+    match changes.as_deref() {
         None => {}
-        Some([]) => println!("\nnothing would change"),
+        Some([]) => say("\nnothing would change")?,
         Some(changes) => {
-            println!("\nwould change:");
-            changes.iter().for_each(|change| println!("  {change}"));
+            say("\nwould change:")?;
+            changes.iter().try_for_each(|change| say(format_args!("  {change}")))?;
         }
     }
-    println!("\nvalid: {} organizations, {} purposes", policy.orgs().count(), policy.purposes.len());
+    say(format_args!("\nvalid: {} organizations, {} purposes", policy.orgs().count(), policy.purposes.len()))
 }
 
-fn against(url: &str, summary: &Summary) -> Result<Vec<String>, String> {
-    let answer = Admin::at(url.to_owned()).call(Method::GET, "/policy.json", None);
+fn against(admin: &Admin, summary: &Summary) -> Result<Vec<String>, String> {
+    let answer = admin.call(Method::GET, "/policy.json", None);
     match answer.map_err(|error| error.to_string())? {
         (StatusCode::OK, body) => {
-            let running: Summary = serde_json::from_slice(&body).map_err(|error| format!("{url}: {error}"))?;
+            let running: Summary = serde_json::from_slice(&body).map_err(|error| format!("{admin}: {error}"))?;
             Ok(running.changes(summary))
         }
-        (status, _) => Err(format!("{url}: {status}")),
+        (status, _) => Err(format!("{admin}: {status}")),
     }
 }

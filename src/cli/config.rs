@@ -1,10 +1,10 @@
 //! `portcullis config`: the schema, a commented default, and the resolved form.
 
 use std::path::PathBuf;
-use std::process::ExitCode;
 
 use clap::{Args as ClapArgs, Subcommand};
 
+use super::{Done, print, say};
 use crate::policy::Summary;
 
 /// The schema of the main file, for editors.
@@ -37,21 +37,13 @@ enum What {
 }
 
 /// Prints what is asked for.
-pub fn run(args: &Args) -> ExitCode {
+pub fn run(args: &Args) -> Done {
     match &args.what {
-        What::Schema => print!("{SCHEMA}"),
-        What::Default => print!("{DEFAULT}"),
-        What::Show { config, json } => match super::loaded(config) {
-            Ok(policy) => {
-                let summary = Summary::of(&policy);
-                if *json {
-                    println!("{}", summary.to_json());
-                } else {
-                    summary.rules.iter().for_each(|(rule, value)| println!("{rule} = {value}"));
-                }
-            }
-            Err(code) => return code,
-        },
+        What::Schema => print(SCHEMA),
+        What::Default => print(DEFAULT),
+        What::Show { config, json } => {
+            let summary = Summary::of(&super::loaded(config)?);
+            if *json { say(summary.to_json()) } else { print(summary.render()) }
+        }
     }
-    ExitCode::SUCCESS
 }

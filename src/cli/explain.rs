@@ -1,24 +1,28 @@
 //! `portcullis explain`: offline, what would become of a request, and which line decides.
 
+use std::fmt::Display;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::Args as ClapArgs;
+use http::{HeaderMap, HeaderName, HeaderValue};
+use ipnet::IpNet;
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 use serde_json::json;
 
-use super::{REFUSED, UNUSABLE};
-use crate::admit;
+use super::{Done, REFUSED, complain, say};
 use crate::ask::Route;
-use crate::clock::Clock;
-use crate::gate::Declared;
-use crate::identify;
-use crate::outcome::Code;
+use crate::clock::{Clock, Wall};
+use crate::identify::{self, Caller};
+use crate::names::PurposeId;
+use crate::outcome::{Code, Handshake, Refusal};
 use crate::peer::Peer;
-use crate::policy::{self, Policy, Revocations};
+use crate::policy::{Org, Owner, Policy, Revocations, Status};
 use crate::tls::{Acceptance, Terms};
+use crate::{admit, gate};
 
 /// Arguments of `portcullis explain`.
 #[derive(Debug, ClapArgs)]
@@ -48,52 +52,62 @@ pub struct Args {
 
 /// A decision, and the rule that made it.
 struct Decision {
-    allowed: bool,
     code: String,
     text: String,
     rule: Option<String>,
 }
 
-/// Explains a decision: exit 0 when allowed, 1 when refused.
-pub fn run(args: &Args) -> ExitCode {
-    let clock = Clock::system();
-    let policy = match super::loaded(&args.config) {
-        Ok(policy) => policy,
-        Err(code) => return code,
-    };
-    let certificate = std::fs::read(&args.cert).map_err(|error| error.to_string());
-    let certificate =
-        certificate.and_then(|pem| CertificateDer::from_pem_slice(&pem).map_err(|error| error.to_string()));
-    let certificate = match certificate {
-        Ok(certificate) => certificate,
-        Err(error) => {
-            eprintln!("portcullis: {}: {error}", args.cert.display());
-            return ExitCode::from(UNUSABLE);
-        }
-    };
-    let decision = decide(args, &policy, &certificate, &clock);
-    let place = decision.rule.as_ref().and_then(|rule| policy.locate(rule));
-    if args.json {
-        println!(
-            "{}",
-            json!({"allowed": decision.allowed, "code": decision.code, "text": decision.text, "place": place})
-        );
-    } else {
-        let verdict = if decision.allowed { "allowed" } else { "refused" };
-        println!("{verdict}: {} ({})", decision.text, decision.code);
-        if let Some(place) = place {
-            println!("decided by {place}");
-        }
+impl Decision {
+    fn new(code: impl Display, text: impl Into<String>, rule: Option<String>) -> Decision {
+        Decision { code: code.to_string(), text: text.into(), rule }
     }
-    if decision.allowed { ExitCode::SUCCESS } else { ExitCode::from(REFUSED) }
 }
 
-fn refused(code: impl std::fmt::Display, text: impl Into<String>, rule: Option<String>) -> Decision {
-    Decision { allowed: false, code: format!("{code}"), text: text.into(), rule }
+/// Explains a decision: exit 0 when allowed, 1 when refused.
+pub fn run(args: &Args) -> Done {
+    let policy = super::loaded(&args.config)?;
+    let pem = std::fs::read(&args.cert).map_err(|error| error.to_string());
+    let certificate = pem.and_then(|pem| CertificateDer::from_pem_slice(&pem).map_err(|error| error.to_string()));
+    let certificate = certificate.map_err(|error| complain(format_args!("{}: {error}", args.cert.display())))?;
+    let decided = decide(args, &policy, &certificate, Clock::system().now().wall);
+    let (allowed, Decision { code, text, rule }) = match decided {
+        Ok(decision) => (true, decision),
+        Err(decision) => (false, decision),
+    };
+    let place = rule.and_then(|rule| policy.locate(&rule));
+    let said = if args.json {
+        say(json!({"allowed": allowed, "code": code, "text": text, "place": place}))
+    } else {
+        let verdict = if allowed { "allowed" } else { "refused" };
+        let place = place.map(|place| format!("\ndecided by {place}")).unwrap_or_default();
+        say(format_args!("{verdict}: {text} ({code}){place}"))
+    };
+    if allowed { said } else { Err(ExitCode::from(REFUSED)) }
 }
 
-fn decide(args: &Args, policy: &Policy, certificate: &CertificateDer<'_>, clock: &Clock) -> Decision {
-    let now = clock.now().wall;
+/// Judges in the gateway's order: handshake, route, organization, purpose, case, model.
+fn decide(args: &Args, policy: &Policy, certificate: &CertificateDer<'_>, now: Wall) -> Result<Decision, Decision> {
+    let (peer, networks) = handshake(policy, certificate, now)?;
+    let route = Route::ALL.into_iter().find(|route| route.path() == args.path);
+    let route = route.ok_or_else(|| Decision::new(Code::RouteNotFound, format!("{} is no route", args.path), None))?;
+    let caller = caller(policy, &peer, now)?;
+    let org = caller.org();
+    if !route.is_forwarded() {
+        return Ok(Decision::new("ok", format!("{} may read {}{networks}", org.id, args.path), None));
+    }
+    let purpose = purpose(args, policy, &caller)?;
+    let rule = format!("org/{}/purposes/{purpose}", org.id);
+    let Some(model) = &args.model else {
+        let text = format!("{} may pursue this purpose{networks}; name a model to judge it too", org.id);
+        return Ok(Decision::new("ok", text, Some(rule)));
+    };
+    let rule = granted(policy, org, route, model)?;
+    let text = format!("{} may use {model} for this purpose, within its limits{networks}", org.id);
+    Ok(Decision::new("ok", text, Some(rule)))
+}
+
+/// What a handshake with this certificate proves, and from where alone, in words for the answer.
+fn handshake(policy: &Policy, certificate: &CertificateDer<'_>, now: Wall) -> Result<(Peer, String), Decision> {
     let acceptance = Acceptance::new(Terms {
         identity: policy.identity.clone(),
         authorities: policy.authorities.clone(),
@@ -102,62 +116,85 @@ fn decide(args: &Args, policy: &Policy, certificate: &CertificateDer<'_>, clock:
         longest: policy.longest_certificate,
         revoked: Arc::new(|_, _| false),
     });
-    let verdict = match acceptance.judge(certificate, now) {
-        Ok(verdict) => verdict,
-        Err(turned) => return refused(turned.result, format!("the handshake is refused: {}", turned.detail), None),
-    };
-    let address = ([127, 0, 0, 1], 0).into();
-    let peer = Peer::proved(verdict.authority, verdict.authority_spki, verdict.leaf, address);
-    let none = Revocations::default();
-    let caller = match identify::identify(policy, &none, &peer, now) {
-        Ok(caller) => caller,
-        // Where somebody connects from is not known offline.
-        Err(refusal) => return refused(refusal.code, refusal.message, owner_rule(policy, &peer, refusal.code)),
-    };
-    let org = &caller.org().id;
-    let Some(route) = Route::ALL.into_iter().find(|route| route.path() == args.path) else {
-        return refused(Code::RouteNotFound, format!("{} is no route", args.path), None);
-    };
-    if !route.is_forwarded() {
-        return Decision {
-            allowed: true,
-            code: "ok".into(),
-            text: format!("{org} may read {}", args.path),
-            rule: None,
+    let verdict = acceptance.judge(certificate, now).map_err(|turned| {
+        let rule = match (turned.result, turned.authority) {
+            (Handshake::UnknownIssuer, _) => Some("client_auth".to_owned()),
+            (Handshake::Revoked, Some(authority)) => Some(format!("authority/{authority}/crl")),
+            (_, authority) => authority.map(|authority| format!("authority/{authority}")),
         };
-    }
-    let purpose = match args.purpose.as_deref().map(str::parse) {
-        None => return refused(Code::PurposeMissing, "no purpose is declared", None),
-        Some(Err(error)) => return refused(Code::PurposeInvalid, format!("the purpose {error}"), None),
-        Some(Ok(purpose)) => purpose,
+        Decision::new(turned.result, format!("the handshake is refused: {}", turned.detail), rule)
+    })?;
+    let networks = match policy.owner(&verdict.authority, &verdict.leaf) {
+        Owner::One(_, identity) => identity.networks.as_slice(),
+        Owner::Nobody | Owner::Many => &[],
     };
-    let case = args.case.as_deref().and_then(|case| case.parse().ok());
-    let rule = format!("{org}.purposes.{purpose}");
-    if let Err(refusal) = admit::purpose(policy, &none, &caller, Declared { purpose, case: Ok(case) }) {
-        return refused(refusal.code, refusal.message, Some(format!("{org}.id")));
-    }
-    let Some(model) = &args.model else {
-        let text = format!("{org} may pursue this purpose; name a model to judge it too");
-        return Decision { allowed: true, code: "ok".into(), text, rule: Some(rule) };
-    };
-    if !admit::may_use(policy, caller.org(), &none, model)
-        || policy.models.upstream_for(route.dialect(), model).is_none()
-    {
-        let text = format!("the model {model} is not granted to {org}, or no upstream of this dialect serves it");
-        return refused(Code::ModelNotPermitted, text, Some(format!("{org}.id")));
-    }
-    let group = policy.models.group_of(model).map_or_else(|| model.clone(), |group| group.id.to_string());
-    let text = format!("{org} may use {model} for this purpose, within its limits");
-    Decision { allowed: true, code: "ok".into(), text, rule: Some(format!("{org}.models.{group}")) }
+    let named: Vec<String> = networks.iter().map(ToString::to_string).collect();
+    let said = if named.is_empty() { String::new() } else { format!(", from {} only", named.join(", ")) };
+    // Where somebody connects from is not known offline: judged is who comes from where the identity may come from.
+    let address = networks.first().map_or(IpAddr::V4(Ipv4Addr::LOCALHOST), IpNet::addr);
+    Ok((Peer::proved(verdict.authority, verdict.authority_spki, verdict.leaf, (address, 0).into()), said))
 }
 
-fn owner_rule(policy: &Policy, peer: &Peer, code: Code) -> Option<String> {
-    let policy::Owner::One(org, _) = policy.owner(peer.authority(), peer.leaf()) else { return None };
-    let word = match code {
-        Code::OrganizationSuspended => "status",
-        Code::GrantExpired => "valid",
-        Code::NetworkNotPermitted => "identity.0",
-        _ => "id",
-    };
-    Some(format!("{}.{word}", org.id))
+fn caller(policy: &Policy, peer: &Peer, now: Wall) -> Result<Caller, Decision> {
+    identify::identify(policy, &Revocations::default(), peer, now).map_err(|refusal| {
+        let owner = match policy.owner(peer.authority(), peer.leaf()) {
+            Owner::One(org, _) => Some(org),
+            Owner::Nobody | Owner::Many => None,
+        };
+        // An ancestor's suspension or dates count as well: the line that decides may be in its file.
+        let at = |word: &str, decides: &dyn Fn(&Org) -> bool| {
+            Some(format!("org/{}/{word}", owner?.line().find(|org| decides(org))?.id))
+        };
+        let rule = match refusal.code {
+            Code::OrganizationSuspended => at("status", &|org| org.status == Status::Suspended),
+            Code::GrantExpired => at("valid", &|org| !org.is_granted(now)),
+            _ => None,
+        };
+        let shown = match (&peer.leaf().uri, &peer.leaf().dns) {
+            (Some(uri), _) => format!(", {uri}"),
+            (None, Some(dns)) => format!(", {dns}"),
+            (None, None) => String::new(),
+        };
+        let detail = refusal.operator.map(|detail| format!(" [{detail}: {}{shown}]", peer.authority()));
+        Decision::new(refusal.code, refusal.message + &detail.unwrap_or_default(), rule)
+    })
+}
+
+/// Reads the purpose and the case as the gateway would from a request, and judges them.
+fn purpose(args: &Args, policy: &Policy, caller: &Caller) -> Result<PurposeId, Decision> {
+    let mut headers = HeaderMap::new();
+    let case_header = HeaderName::from_static("portcullis-case");
+    let given = [(policy.purpose_header.clone(), &args.purpose), (case_header, &args.case)];
+    for (name, value) in given {
+        let Some(value) = value else { continue };
+        let odd = || Decision::new(Code::RequestInvalid, format!("{value:?} cannot stand in a header"), None);
+        headers.insert(name, HeaderValue::from_str(value).map_err(|_| odd())?);
+    }
+    let refused = |refusal: Refusal, rule| Decision::new(refusal.code, refusal.message, rule);
+    let declared = gate::declared(&headers, &policy.purpose_header).map_err(|refusal| refused(refusal, None))?;
+    let purpose = declared.purpose.clone();
+    admit::purpose(policy, &Revocations::default(), caller, declared).map_err(|refusal| {
+        let rule = match refusal.code {
+            Code::PurposeUnknown => "catalog".to_owned(),
+            Code::PurposeNotPermitted => format!("org/{}/purposes", caller.org().id),
+            _ => format!("catalog/{purpose}"),
+        };
+        refused(refusal, Some(rule))
+    })?;
+    Ok(purpose)
+}
+
+/// The rule that grants the model.
+fn granted(policy: &Policy, org: &Org, route: Route, model: &str) -> Result<String, Decision> {
+    let group = policy.models.group_of(model).map(|group| &group.id);
+    if let Some(holder) = org.line().find(|org| !org.models.covers(model, group)) {
+        let text = format!("the model {model} is not granted to {}", holder.id);
+        return Err(Decision::new(Code::ModelNotPermitted, text, Some(format!("org/{}/models", holder.id))));
+    }
+    let dialect = route.dialect();
+    if policy.models.upstream_for(dialect, model).is_none() {
+        let text = format!("no upstream that speaks {} serves {model}", dialect.as_str());
+        return Err(Decision::new(Code::ModelNotPermitted, text, None));
+    }
+    Ok(format!("org/{}/models/{}", org.id, org.models.granting(model, group).unwrap_or(model)))
 }

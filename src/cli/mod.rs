@@ -1,6 +1,7 @@
 //! The command line: one file a subcommand; this one only says which there are.
 //!
-//! Results go to stdout, errors to stderr. Exit codes: 0 fine, 1 refused or invalid, 2 usage or unreadable.
+//! Results go to stdout, errors to stderr, both through this file's [`say`] and [`tell`], which no closed pipe brings
+//! down. Exit codes: 0 fine, 1 refused or invalid, 2 usage or unreadable.
 
 mod audit;
 mod certs;
@@ -11,9 +12,8 @@ mod operate;
 mod run;
 mod shell;
 
-pub use certs::init as init_certificates;
-
-use std::io::IsTerminal;
+use std::fmt::Display;
+use std::io::{ErrorKind, IsTerminal, Read, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -70,9 +70,9 @@ enum Command {
 /// Parses the process's arguments and runs what they ask for.
 #[must_use]
 pub fn main() -> ExitCode {
-    match Cli::parse().command {
+    let done = match Cli::parse().command {
         Command::Run(args) => run::run(&args),
-        Command::Demo(args) => demo::run(&args),
+        Command::Demo(args) => return demo::run(&args),
         Command::Check(args) => check::run(&args),
         Command::Explain(args) => explain::run(&args),
         Command::Reload(args) => operate::reload(&args),
@@ -81,13 +81,14 @@ pub fn main() -> ExitCode {
         Command::Revoke(args) => operate::revoke(&args),
         Command::Restore(args) => operate::restore(&args),
         Command::Certs(args) => certs::run(&args),
-        Command::Audit(args) => audit::run(args),
+        Command::Audit(args) => return audit::run(args),
         Command::Config(args) => config::run(&args),
         Command::Mock(args) => shell::mock(&args),
         Command::Completions(args) => shell::completions(&args),
         Command::Man => shell::man(),
         Command::Version(args) => shell::version(&args),
-    }
+    };
+    done.err().unwrap_or(ExitCode::SUCCESS)
 }
 
 /// Exit code 1: refused or invalid.
@@ -95,15 +96,49 @@ pub const REFUSED: u8 = 1;
 /// Exit code 2: usage, or unreadable.
 pub const UNUSABLE: u8 = 2;
 
+/// How a command ends: with 0, or early with an exit code, when everything that belongs to it was said.
+type Done = Result<(), ExitCode>;
+
+/// Writes a line to stdout.
+///
+/// # Errors
+/// The exit code. Who closed the pipe, as `head -1` does, has what it wanted: that is 0, and quiet.
+fn say(line: impl Display) -> Done {
+    print(format_args!("{line}\n"))
+}
+
+/// Writes text to stdout as it is.
+///
+/// # Errors
+/// As [`say`].
+fn print(text: impl Display) -> Done {
+    let mut out = std::io::stdout().lock();
+    match write!(out, "{text}").and_then(|()| out.flush()) {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Err(ExitCode::SUCCESS),
+        Err(error) => Err(complain(format_args!("stdout: {error}"))),
+    }
+}
+
+/// Writes text to stderr as it is. When nobody reads that, there is nobody left to tell.
+fn tell(text: impl Display) {
+    let _ = write!(std::io::stderr(), "{text}");
+}
+
+/// Says why nothing comes of it; the exit code is for what is unusable.
+fn complain(what: impl Display) -> ExitCode {
+    tell(format_args!("portcullis: {what}\n"));
+    ExitCode::from(UNUSABLE)
+}
+
 /// Whether the file can be read at all; says why not.
 ///
 /// # Errors
 /// The exit code.
-fn readable(config: &Path) -> Result<(), ExitCode> {
-    std::fs::File::open(config).map(drop).map_err(|error| {
-        eprintln!("portcullis: {}: {error}", config.display());
-        ExitCode::from(UNUSABLE)
-    })
+fn readable(config: &Path) -> Done {
+    // A directory can be opened; reading says what it is.
+    let read = std::fs::File::open(config).and_then(|mut file| file.read(&mut [0]));
+    read.map(drop).map_err(|error| complain(format_args!("{}: {error}", config.display())))
 }
 
 /// The policy of a configuration; its mistakes are printed.
@@ -113,12 +148,12 @@ fn readable(config: &Path) -> Result<(), ExitCode> {
 fn loaded(config: &Path) -> Result<Policy, ExitCode> {
     readable(config)?;
     policy::load(config, None, Clock::system().now()).map_err(|mistakes| {
-        eprint!("{}", mistakes.render(colour(&std::io::stderr())));
+        tell(mistakes.render(colour(&std::io::stderr())));
         ExitCode::from(REFUSED)
     })
 }
 
-/// Whether colours may be used on `stream`: a terminal, and nobody said no.
+/// Whether colours may be used on `stream`: a terminal, and nobody said no (no-color.org: an empty value says nothing).
 fn colour(stream: &impl IsTerminal) -> bool {
-    stream.is_terminal() && std::env::var_os("NO_COLOR").is_none()
+    stream.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }

@@ -4,11 +4,12 @@ use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use bytes::Bytes;
 use clap::{ArgGroup, Args};
 use hyper::{Method, StatusCode};
 use serde_json::{Value, json};
 
-use super::{REFUSED, UNUSABLE};
+use super::{Done, REFUSED, complain, print, say, tell};
 use crate::admin::status::{Status, render_text};
 use crate::peer::Sha256;
 use crate::remote::Admin;
@@ -42,6 +43,9 @@ pub struct StatusArgs {
 pub struct DrainArgs {
     #[command(flatten)]
     admin: Admin,
+    /// Return only when the gateway is gone
+    #[arg(long)]
+    wait: bool,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -102,48 +106,62 @@ pub struct RestoreArgs {
 }
 
 /// Asks the gateway to reload, and prints the difference or every mistake.
-pub fn reload(args: &ReloadArgs) -> ExitCode {
+pub fn reload(args: &ReloadArgs) -> Done {
     post(&args.admin, "/-/reload", None, args.json)
 }
 
-/// Asks the gateway to drain and stop.
-pub fn drain(args: &DrainArgs) -> ExitCode {
-    post(&args.admin, "/-/drain", None, args.json)
+/// Asks the gateway to drain and stop, and waits until it has if that is wanted.
+pub fn drain(args: &DrainArgs) -> Done {
+    post(&args.admin, "/-/drain", None, args.json)?;
+    while args.wait && is_draining(&args.admin) {
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    Ok(())
+}
+
+/// Whether the gateway that drains is still there. One that does not drain is another, started since.
+fn is_draining(admin: &Admin) -> bool {
+    let Ok((StatusCode::OK, body)) = admin.call(Method::GET, "/status.json", None) else { return false };
+    serde_json::from_slice::<Status>(&body).is_ok_and(|status| status.draining)
 }
 
 /// Shows the gateway's state, once or again and again.
-pub fn status(args: &StatusArgs) -> ExitCode {
+pub fn status(args: &StatusArgs) -> Done {
     loop {
-        let body = match args.admin.call(Method::GET, "/status.json", None) {
-            Ok((StatusCode::OK, body)) => body,
-            Ok((status, body)) => return complain(&format!("{status}: {}", String::from_utf8_lossy(&body))),
-            Err(error) => return complain(&error.to_string()),
-        };
+        let body = get(&args.admin)?;
         if args.json {
-            println!("{}", String::from_utf8_lossy(&body));
+            say(String::from_utf8_lossy(&body))?;
         } else {
-            match serde_json::from_slice::<Status>(&body) {
-                Ok(status) => paint(&status, args.watch),
-                Err(error) => return complain(&format!("the gateway's status is of another form: {error}")),
-            }
+            let status = serde_json::from_slice(&body)
+                .map_err(|error| complain(format_args!("the gateway's status is of another form: {error}")))?;
+            paint(&status, args.watch)?;
         }
         if !args.watch {
-            return ExitCode::SUCCESS;
+            return Ok(());
         }
         std::thread::sleep(Duration::from_secs(1));
     }
 }
 
-fn paint(status: &Status, watch: bool) {
+/// The gateway's state, as it sends it.
+fn get(admin: &Admin) -> Result<Bytes, ExitCode> {
+    match admin.call(Method::GET, "/status.json", None) {
+        Ok((StatusCode::OK, body)) => Ok(body),
+        Ok((status, body)) => Err(complain(format_args!("{status}: {}", String::from_utf8_lossy(&body)))),
+        Err(error) => Err(complain(error)),
+    }
+}
+
+fn paint(status: &Status, watch: bool) -> Done {
     if watch && std::io::stdout().is_terminal() {
         // Home, and clear to the end of the screen: no flicker, no scroll-back full of copies.
-        print!("\u{1b}[H\u{1b}[J");
+        print("\u{1b}[H\u{1b}[J")?;
     }
-    println!("{}", render_text(status));
+    say(render_text(status))
 }
 
 /// Withdraws access, or lists what is withdrawn.
-pub fn revoke(args: &RevokeArgs) -> ExitCode {
+pub fn revoke(args: &RevokeArgs) -> Done {
     if args.list {
         return list(&args.admin, args.json);
     }
@@ -151,38 +169,29 @@ pub fn revoke(args: &RevokeArgs) -> ExitCode {
 }
 
 /// Gives access back.
-pub fn restore(args: &RestoreArgs) -> ExitCode {
+pub fn restore(args: &RestoreArgs) -> Done {
     change(&args.admin, "/-/restore", &args.target, args.reason.as_deref(), args.json)
 }
 
-fn list(admin: &Admin, as_json: bool) -> ExitCode {
-    let body = match admin.call(Method::GET, "/status.json", None) {
-        Ok((StatusCode::OK, body)) => body,
-        Ok((status, _)) => return complain(&status.to_string()),
-        Err(error) => return complain(&error.to_string()),
-    };
-    let Ok(status) = serde_json::from_slice::<Value>(&body) else { return complain("the answer is not JSON") };
+fn list(admin: &Admin, as_json: bool) -> Done {
+    let status: Value = serde_json::from_slice(&get(admin)?).map_err(|_| complain("the answer is not JSON"))?;
     let revoked = status.get("revoked").cloned().unwrap_or_default();
     if as_json {
-        println!("{revoked}");
-        return ExitCode::SUCCESS;
+        return say(revoked);
     }
     let entries = revoked.as_array().map(Vec::as_slice).unwrap_or_default();
     if entries.is_empty() {
-        println!("nothing is revoked");
+        return say("nothing is revoked");
     }
-    for entry in entries {
+    entries.iter().try_for_each(|entry| {
         let text = |key: &str| entry.get(key).and_then(Value::as_str).unwrap_or("-").to_owned();
-        println!("{:<20} {:<66} {}  {}", text("kind"), text("target"), text("since"), text("reason"));
-    }
-    ExitCode::SUCCESS
+        let (kind, target) = (text("kind"), text("target"));
+        say(format_args!("{kind:<20} {target:<66} {}  {}", text("since"), text("reason")))
+    })
 }
 
-fn change(admin: &Admin, path: &str, target: &Target, reason: Option<&str>, as_json: bool) -> ExitCode {
-    let (key, value) = match target.named() {
-        Ok(named) => named,
-        Err(message) => return complain(&message),
-    };
+fn change(admin: &Admin, path: &str, target: &Target, reason: Option<&str>, as_json: bool) -> Done {
+    let (key, value) = target.named().map_err(complain)?;
     let body = json!({ key: value, "reason": reason }).to_string();
     post(admin, path, Some(body), as_json)
 }
@@ -211,24 +220,19 @@ impl Target {
 }
 
 /// Posts and prints what comes back: its `text` for people, all of it as JSON.
-fn post(admin: &Admin, path: &str, body: Option<String>, as_json: bool) -> ExitCode {
-    let (status, body) = match admin.call(Method::POST, path, Some(body.unwrap_or_else(|| "{}".into()))) {
-        Ok(answer) => answer,
-        Err(error) => return complain(&error.to_string()),
-    };
+fn post(admin: &Admin, path: &str, body: Option<String>, as_json: bool) -> Done {
+    let body = body.unwrap_or_else(|| "{}".into());
+    let (status, body) = admin.call(Method::POST, path, Some(body)).map_err(complain)?;
     let raw = String::from_utf8_lossy(&body);
     let value: Value = serde_json::from_slice(&body).unwrap_or_else(|_| json!({ "text": raw }));
-    let text = value.get("text").and_then(Value::as_str).unwrap_or(&raw);
-    let fine = status.is_success();
-    match (as_json, fine) {
-        (true, _) => println!("{raw}"),
-        (false, true) => println!("{}", text.trim_end()),
-        (false, false) => eprintln!("{}", text.trim_end()),
-    }
-    if fine { ExitCode::SUCCESS } else { ExitCode::from(REFUSED) }
-}
-
-fn complain(message: &str) -> ExitCode {
-    eprintln!("portcullis: {message}");
-    ExitCode::from(UNUSABLE)
+    let text = value.get("text").and_then(Value::as_str).unwrap_or(&raw).trim_end();
+    let said = match (as_json, status.is_success()) {
+        (true, _) => say(&raw),
+        (false, true) => say(text),
+        (false, false) => {
+            tell(format_args!("{text}\n"));
+            Ok(())
+        }
+    };
+    if status.is_success() { said } else { Err(ExitCode::from(REFUSED)) }
 }

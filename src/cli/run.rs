@@ -1,5 +1,8 @@
 //! `portcullis run`: the gateway, in the foreground, until it is told to stop.
 
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -12,7 +15,7 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, fmt, reload};
 
-use super::{REFUSED, UNUSABLE};
+use super::{Done, REFUSED, complain, print, tell};
 use crate::clock::Clock;
 use crate::policy;
 use crate::reload::SetFilter;
@@ -27,32 +30,22 @@ pub struct Args {
 }
 
 /// Runs the gateway.
-pub fn run(args: &Args) -> ExitCode {
+pub fn run(args: &Args) -> Done {
     protect();
-    let filter = match super::loaded(&args.config) {
-        Ok(policy) => start_log(&policy.log),
-        Err(code) => return code,
-    };
+    let filter = start_log(&super::loaded(&args.config)?.log);
     let clock = Clock::system();
-    let listener = listenfd::ListenFd::from_env().take_tcp_listener(0).ok().flatten();
+    // A socket that was handed over and cannot be used would otherwise stand there unserved.
+    let listener = listenfd::ListenFd::from_env().take_tcp_listener(0);
+    let listener = listener.map_err(|error| complain(format_args!("the socket of LISTEN_FDS: {error}")))?;
     let server = match Server::prepare(Start { config: args.config.clone(), clock, listener, filter }) {
         Ok(server) => server,
         Err(NotRunning::Mistakes(mistakes)) => {
-            eprint!("{}", mistakes.render(super::colour(&std::io::stderr())));
-            return ExitCode::from(REFUSED);
+            tell(mistakes.render(super::colour(&std::io::stderr())));
+            return Err(ExitCode::from(REFUSED));
         }
-        Err(NotRunning::Unusable(what)) => {
-            eprintln!("portcullis: {what}");
-            return ExitCode::from(UNUSABLE);
-        }
+        Err(NotRunning::Unusable(what)) => return Err(complain(what)),
     };
-    match server.run(Signals::default()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("portcullis: {error}");
-            ExitCode::from(UNUSABLE)
-        }
-    }
+    server.run(Signals::default()).map_err(complain)
 }
 
 /// No core dumps, and nobody may look into the process: it holds keys.
@@ -69,10 +62,12 @@ fn start_log(settings: &policy::LogSettings) -> Option<SetFilter> {
     let filter = EnvFilter::try_new(quiet(&settings.filter)).unwrap_or_else(|_| EnvFilter::new("info"));
     let (filter, handle) = reload::Layer::new(filter);
     let registry = tracing_subscriber::registry().with(filter);
+    // A log that nobody reads any more is no reason to end: its errors would go to the same closed pipe.
+    let layer = fmt::layer().with_writer(std::io::stderr).log_internal_errors(false);
     let started = if settings.json {
-        registry.with(fmt::layer().json().with_writer(std::io::stderr)).try_init()
+        registry.with(layer.json()).try_init()
     } else {
-        registry.with(fmt::layer().with_writer(std::io::stderr).with_ansi(super::colour(&std::io::stderr()))).try_init()
+        registry.with(layer.with_ansi(super::colour(&std::io::stderr()))).try_init()
     };
     started.ok()?;
     Some(Box::new(move |asked: &str| {
@@ -81,9 +76,19 @@ fn start_log(settings: &policy::LogSettings) -> Option<SetFilter> {
     }))
 }
 
-/// Tells systemd; without it there is nobody to tell.
-fn tell(state: &[NotifyState<'_>]) {
-    let _ = sd_notify::notify(state);
+/// Tells the service manager; without one there is nobody to tell.
+fn notify(state: &[NotifyState<'_>]) {
+    let socket = std::env::var_os("NOTIFY_SOCKET");
+    let _ = match socket.as_ref().and_then(|name| name.as_bytes().strip_prefix(b"@")) {
+        None => sd_notify::notify(state),
+        // A name that is no file, as container managers use it (sd_notify(3)).
+        Some(name) => {
+            let lines: String = state.iter().map(|line| format!("{line}\n")).collect();
+            let address = SocketAddr::from_abstract_name(name);
+            let socket = UnixDatagram::unbound();
+            socket.and_then(|socket| socket.send_to_addr(lines.as_bytes(), &address?).map(drop))
+        }
+    };
 }
 
 /// SIGTERM and SIGINT stop, SIGHUP reloads; systemd's watchdog is told that the main loop turns.
@@ -120,7 +125,7 @@ impl Sources {
                 _ = self.terminate.recv() => break Wish::Stop,
                 _ = self.interrupt.recv() => break Wish::Stop,
                 _ = self.hangup.recv() => break Wish::Reload,
-                () = alive => tell(&[NotifyState::Watchdog]),
+                () = alive => notify(&[NotifyState::Watchdog]),
             }
         }
     }
@@ -130,9 +135,9 @@ impl Shutdown for Signals {
     fn ready(&mut self, addresses: &Addresses) -> std::io::Result<()> {
         // Before anybody is told that we run: a signal that comes at once is heard.
         self.0 = Some(Sources::open()?);
-        println!("partners on https://{}", addresses.partners);
-        println!("admin on {}", addresses.admin);
-        tell(&[NotifyState::Ready, NotifyState::Status(&format!("partners on {}", addresses.partners))]);
+        // Who started us may have closed the pipe since: no reason not to run.
+        let _ = print(addresses);
+        notify(&[NotifyState::Ready, NotifyState::Status(&format!("partners on {}", addresses.partners))]);
         Ok(())
     }
 
@@ -144,6 +149,6 @@ impl Shutdown for Signals {
     }
 
     fn draining(&self, streams: usize) {
-        tell(&[NotifyState::Stopping, NotifyState::Status(&format!("draining, {streams} streams"))]);
+        notify(&[NotifyState::Stopping, NotifyState::Status(&format!("draining, {streams} streams"))]);
     }
 }

@@ -1,12 +1,10 @@
 //! `completions`, `man`, `version` and `mock`: small commands that need no gateway.
 
-use std::io::Write;
-use std::process::ExitCode;
-
 use clap::{Args, CommandFactory};
 use clap_complete::Shell;
+use serde_json::json;
 
-use super::{Cli, UNUSABLE};
+use super::{Cli, Done, complain, print, say};
 
 /// Arguments of `portcullis completions`.
 #[derive(Debug, Args)]
@@ -24,56 +22,40 @@ pub struct VersionArgs {
 }
 
 /// Prints completions for a shell.
-pub fn completions(args: &CompletionsArgs) -> ExitCode {
+pub fn completions(args: &CompletionsArgs) -> Done {
     let mut script = Vec::new();
     clap_complete::generate(args.shell, &mut Cli::command(), "portcullis", &mut script);
-    print(&script)
+    print(String::from_utf8_lossy(&script))
 }
 
 /// Prints the manual page, in roff.
-pub fn man() -> ExitCode {
+pub fn man() -> Done {
     let mut page = Vec::new();
-    match clap_mangen::Man::new(Cli::command()).render(&mut page) {
-        Ok(()) => print(&page),
-        Err(_) => ExitCode::from(UNUSABLE),
-    }
+    clap_mangen::Man::new(Cli::command()).render(&mut page).map_err(complain)?;
+    print(String::from_utf8_lossy(&page))
 }
 
 /// Prints the version.
-pub fn version(args: &VersionArgs) -> ExitCode {
-    let version = env!("CARGO_PKG_VERSION");
-    let provider = crate::tls::PROVIDER;
-    let line = if args.json {
-        serde_json::json!({"version": version, "tls_provider": provider, "fips": false}).to_string()
-    } else {
-        format!("portcullis {version} ({provider})")
-    };
-    print(format!("{line}\n").as_bytes())
+pub fn version(args: &VersionArgs) -> Done {
+    let (version, provider) = (env!("CARGO_PKG_VERSION"), crate::tls::PROVIDER);
+    let (revision, rustc) = (env!("PORTCULLIS_REVISION"), env!("PORTCULLIS_RUSTC"));
+    if args.json {
+        return say(json!({
+            "version": version, "revision": revision, "rustc": rustc, "tls_provider": provider, "fips": false,
+        }));
+    }
+    say(format_args!("portcullis {version} (revision {revision}, rustc {rustc}, {provider})"))
 }
 
 /// Serves the mock model until it is interrupted.
-pub fn mock(args: &crate::mock::Args) -> ExitCode {
+pub fn mock(args: &crate::mock::Args) -> Done {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let served = runtime.and_then(|runtime| {
         let interrupted = async {
             let _ = tokio::signal::ctrl_c().await;
         };
-        runtime.block_on(args.run(|address| println!("mock model on http://{address}"), interrupted))
+        let listening = |address| _ = say(format_args!("mock model on http://{address}"));
+        runtime.block_on(args.run(listening, interrupted))
     });
-    match served {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("portcullis mock: {error}");
-            ExitCode::from(UNUSABLE)
-        }
-    }
-}
-
-/// Writes to stdout; a reader that closed the pipe early has what it wanted.
-fn print(bytes: &[u8]) -> ExitCode {
-    match std::io::stdout().write_all(bytes) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
-        Err(_) => ExitCode::from(UNUSABLE),
-    }
+    served.map_err(|error| complain(format_args!("mock on {}: {error}", args.listen)))
 }

@@ -1,5 +1,6 @@
 //! What the demo writes: certificates for everybody in the story, and a configuration to read.
 
+use std::io::Write;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
@@ -47,7 +48,6 @@ fn put(dir: &Path, name: &str, pair: &Pair) -> Result<(), String> {
 }
 
 fn write(path: &Path, content: &str, mode: u32) -> Result<(), String> {
-    use std::io::Write;
     use std::os::unix::fs::OpenOptionsExt;
     let open = std::fs::OpenOptions::new().create(true).truncate(true).write(true).mode(mode).open(path);
     open.and_then(|mut file| file.write_all(content.as_bytes())).map_err(|error| format!("{}: {error}", path.display()))
@@ -91,7 +91,7 @@ pub(super) fn invitation(dir: &Path, addresses: &Addresses) {
         .replace("{audit}", &dir.join("audit").display().to_string())
         .replace("{port}", &addresses.partners.port().to_string())
         .replace("{admin}", &addresses.admin);
-    println!("{text}");
+    let _ = std::io::stdout().write_all(text.as_bytes());
 }
 
 const MAIN: &str = r#"# Written by `portcullis demo`. Everything here is what `portcullis config default` explains at length.
@@ -210,4 +210,5 @@ Withdraw access at once, and give it back:
   curl -X POST {admin}/-/restore -d '{"organization":"acme"}'
 
 Edit {orgs}/*.toml and watch it take effect. The audit log is in {audit}. Ctrl-C stops.
+
 "#;

@@ -8,11 +8,13 @@ use std::sync::Arc;
 
 use http::HeaderMap;
 use http::request::Parts;
+use http_body::Body;
 use hyper::Response;
 use hyper::body::Incoming;
 
 use super::Gateway;
 use crate::admit::{Choice, Permitted};
+use crate::answer::UNREAD;
 use crate::ask::Ask;
 use crate::body;
 use crate::cut::unless_cut;
@@ -44,6 +46,15 @@ pub struct Visit {
     pub(super) connection: Arc<Connection>,
     pub(super) watch: Watch,
     pub(super) over: Cell<bool>,
+}
+
+/// What to do with a request body that nobody read: it is read to its end before the answer's, because HTTP/2 would
+/// reset the stream, for which some clients throw the answer away, and HTTP/1.1 would lose the connection. `true`: it is
+/// too long for that, or still waits to be asked for, and the connection (HTTP/1.1, `old`) ends with the answer.
+pub(super) fn unread(body: Option<Incoming>, old: bool, waits: bool) -> (Option<Incoming>, bool) {
+    let Some(body) = body.filter(|body| !body.is_end_stream()) else { return (None, false) };
+    let long = body.size_hint().lower() > UNREAD;
+    if old && (long || waits) { (None, true) } else { (Some(body), false) }
 }
 
 /// What is kept of a judged head while its body comes: the length it states, the headers that cross, the query.
@@ -100,6 +111,14 @@ impl Visit {
             let message = "Connect with a client certificate: this gateway knows its partners by nothing else.";
             Refusal::new(Code::ClientCertificateRequired, message)
         })
+    }
+
+    /// Whether access still stands: a connection that is being cut has nothing more to ask.
+    pub(super) fn stays(&self) -> Result<(), Refusal> {
+        self.connection
+            .cut()
+            .cause()
+            .map_or(Ok(()), |cause| Err(Refusal::new(cause.code, "Access was withdrawn: this connection ends.")))
     }
 
     /// The guard's verdict on the bytes, then the gate's on the head.

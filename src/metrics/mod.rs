@@ -23,7 +23,7 @@ use prometheus::{Encoder, IntCounter, TextEncoder};
 
 use crate::ask::Route;
 use crate::clock::Wall;
-use crate::names::{ModelName, OrgId, UpstreamName};
+use crate::names::{ModelName, OrgId, PurposeId, UpstreamName};
 use crate::outcome::{Code, Handshake};
 use crate::peer::{Leaf, Sha256};
 use families::Families;
@@ -43,6 +43,19 @@ pub enum Ends<'a> {
     Authority(&'a str, Wall),
     /// A revocation list, by its issuer: it has to be followed by the next.
     Crl(&'a str, Wall),
+}
+
+/// The names that a policy has: closed sets of labels.
+#[derive(Debug, Clone, Default)]
+pub struct Configured<'a> {
+    /// Organizations.
+    pub orgs: &'a [OrgId],
+    /// The catalogue of purposes.
+    pub purposes: &'a [PurposeId],
+    /// Upstreams.
+    pub upstreams: &'a [UpstreamName],
+    /// Models that somebody may use.
+    pub models: HashSet<ModelName>,
 }
 
 /// What the audit log counts, since its start.
@@ -92,7 +105,9 @@ impl Metrics {
         let families = Families::declare()?;
         let other_model = Arc::new(ModelSeries::of(&families, "other"));
         let unknown = Arc::new(OrgSeries::of(&families, "unknown")?);
-        families.build_info.with_label_values(&[env!("CARGO_PKG_VERSION"), "", "", "aws-lc-rs", "false"]).set(1);
+        let (version, revision, rustc) =
+            (env!("CARGO_PKG_VERSION"), env!("PORTCULLIS_REVISION"), env!("PORTCULLIS_RUSTC"));
+        families.build_info.with_label_values(&[version, revision, rustc, "aws-lc-rs", "false"]).set(1);
         // Zeros exist before the first event, so that the first event is an increase.
         Handshake::ALL.iter().for_each(|result| drop(families.handshakes.with_label_values(&[result.as_str()])));
         for trigger in ["signal", "http", "watch"] {
@@ -149,13 +164,14 @@ impl Metrics {
         self.models.entry(model.clone()).or_insert_with(fresh).clone()
     }
 
-    /// Says which organizations, upstreams and models are configured: their series exist from now on, others' end.
-    pub fn configured(&self, orgs: &[OrgId], upstreams: &[UpstreamName], models: impl IntoIterator<Item = ModelName>) {
-        let known: HashSet<ModelName> = models.into_iter().collect();
-        self.models.retain(|model, _| known.contains(model));
-        *self.known_models.write() = known;
+    /// Says what is configured: its series exist from now on, others' end.
+    pub fn configured(&self, names: Configured<'_>) {
+        let Configured { orgs, purposes, upstreams, models } = names;
+        self.models.retain(|model, _| models.contains(model));
+        *self.known_models.write() = models;
         for org in orgs {
-            let _ = self.org(org);
+            let series = self.org(org);
+            purposes.iter().for_each(|purpose| drop(series.decisions(purpose)));
         }
         self.orgs.retain(|org, series| {
             let stays = orgs.contains(org);

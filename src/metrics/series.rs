@@ -75,6 +75,20 @@ const EXPECTED: [Code; 9] = [
     Code::InternalError,
 ];
 
+/// Why a stream may be cut.
+const CUTS: [Code; 10] = [
+    Code::InsufficientQuota,
+    Code::OrganizationSuspended,
+    Code::GrantExpired,
+    Code::CertificateRevoked,
+    Code::CertificateExpired,
+    Code::OrganizationUnknown,
+    Code::NetworkNotPermitted,
+    Code::PurposeNotPermitted,
+    Code::ModelNotPermitted,
+    Code::Draining,
+];
+
 impl OrgSeries {
     /// # Errors
     /// When a family is declared wrongly, which is a mistake in this module.
@@ -103,6 +117,13 @@ impl OrgSeries {
         EXPECTED.iter().for_each(|code| {
             let _ = series.refusal(*code);
         });
+        for code in CUTS {
+            drop(families.severed.with_label_values(&[org, code.as_str()]));
+        }
+        // Of all statuses, the one that every route has.
+        for route in Route::ALL {
+            let _ = series.answered(Some(route), 200);
+        }
         Ok(series)
     }
 
@@ -129,16 +150,21 @@ impl OrgSeries {
 
     /// A request ended with `status`.
     pub fn request(&self, route: Option<Route>, status: u16) {
+        if let Some(counter) = self.answered(route, status) {
+            counter.inc();
+        }
+    }
+
+    fn answered(&self, route: Option<Route>, status: u16) -> Option<&IntCounter> {
         let row = route.and_then(|route| Route::ALL.iter().position(|known| *known == route));
         let row = row.unwrap_or(Route::ALL.len());
         let column = STATUSES.binary_search(&status).unwrap_or(STATUSES.len());
-        let Some(cell) = self.requests.get(row * WORDS.len() + column) else { return };
-        cell.get_or_init(|| {
+        let cell = self.requests.get(row * WORDS.len() + column)?;
+        Some(cell.get_or_init(|| {
             let word = WORDS.get(column).copied().unwrap_or("other");
             let route = route.map_or("other", Route::as_str);
             self.families.requests.with_label_values(&[&*self.org, route, word])
-        })
-        .inc();
+        }))
     }
 
     /// A request was refused.
@@ -155,16 +181,17 @@ impl OrgSeries {
 
     /// The purpose check decided.
     pub fn purpose(&self, purpose: &PurposeId, decision: Decision) {
-        let known = self.purposes.get(purpose);
-        let entry = known.map_or_else(
-            || {
-                let child = |word| self.own.purposes.with_label_values(&[purpose.as_str(), word]);
-                self.purposes.entry(purpose.clone()).or_insert_with(|| [child("allow"), child("deny")]).clone()
-            },
-            |entry| entry.clone(),
-        );
-        let [allow, deny] = entry;
+        let [allow, deny] = self.decisions(purpose);
         if decision == Decision::Allow { allow.inc() } else { deny.inc() }
+    }
+
+    /// The counters of a purpose's decisions, which exist from then on.
+    pub(super) fn decisions(&self, purpose: &PurposeId) -> [IntCounter; 2] {
+        let known = self.purposes.get(purpose).map(|entry| entry.clone());
+        known.unwrap_or_else(|| {
+            let child = |word| self.own.purposes.with_label_values(&[purpose.as_str(), word]);
+            self.purposes.entry(purpose.clone()).or_insert_with(|| [child("allow"), child("deny")]).clone()
+        })
     }
 
     /// An exchange was admitted.

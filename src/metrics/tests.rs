@@ -12,7 +12,8 @@ fn series(text: &str) -> usize {
 fn strangers_and_unconfigured_models_mint_no_series() {
     let metrics = Metrics::new().unwrap();
     let acme: OrgId = "acme".parse().unwrap();
-    metrics.configured(std::slice::from_ref(&acme), &[], ["gpt-5".parse().unwrap()]);
+    let models = ["gpt-5".parse().unwrap()].into();
+    metrics.configured(Configured { orgs: std::slice::from_ref(&acme), models, ..Configured::default() });
     let org = metrics.org(&acme);
     let act = |number: u16| {
         let model: ModelName = format!("made-up-{number}").parse().unwrap();
@@ -31,12 +32,22 @@ fn strangers_and_unconfigured_models_mint_no_series() {
 }
 
 #[test]
-fn removed_organizations_leave() {
+fn organizations_begin_with_zeros_and_removed_ones_leave() {
     let metrics = Metrics::new().unwrap();
     let acme: OrgId = "acme".parse().unwrap();
-    metrics.configured(std::slice::from_ref(&acme), &[], []);
+    let purposes = ["research".parse().unwrap()];
+    let (orgs, purposes) = (std::slice::from_ref(&acme), purposes.as_slice());
+    metrics.configured(Configured { orgs, purposes, ..Configured::default() });
+    let text = metrics.render();
+    for zero in [
+        "portcullis_purpose_requests_total{decision=\"deny\",org=\"acme\",purpose=\"research\"} 0",
+        "portcullis_requests_total{code=\"200\",org=\"acme\",route=\"chat\"} 0",
+        "portcullis_severed_streams_total{cause=\"organization_suspended\",org=\"acme\"} 0",
+    ] {
+        assert!(text.contains(zero), "{zero} before the first event");
+    }
     metrics.org(&acme).closed(Ending::Complete, None);
     assert!(metrics.render().contains("org=\"acme\""));
-    metrics.configured(&[], &[], []);
+    metrics.configured(Configured::default());
     assert!(!metrics.render().contains("org=\"acme\""));
 }

@@ -3,7 +3,8 @@
 mod build;
 mod checks;
 
-use std::collections::BTreeMap;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -31,7 +32,7 @@ pub(super) fn compile(path: &Path, files: &Files, sink: &Sink, previous: Option<
         }
     };
     let file = sink.add(path, &text);
-    parse(file, &text, sink, |root| Compiler { root, files, sink, previous, now }.run())
+    parse(file, &text, sink, |root| Compiler { root, files, sink, previous, now, places: RefCell::default() }.run())
 }
 
 fn text(path: &Path, files: &Files) -> Result<String, String> {
@@ -45,6 +46,7 @@ struct Compiler<'a> {
     sink: &'a Sink,
     previous: Option<&'a Policy>,
     now: Now,
+    places: RefCell<HashMap<String, Place>>,
 }
 
 impl Compiler<'_> {
@@ -61,7 +63,6 @@ impl Compiler<'_> {
         let drafts = self.drafts(&quota.timezone);
         self.root.finish();
         let checked = Checked { sink: self.sink, purposes: &purposes, models: &models, authorities: &authorities };
-        let places = Checked::places(&drafts);
         checked.check(&drafts);
         // From here on references are followed: only what was found right may be.
         if !self.sink.mistakes.borrow().is_empty() {
@@ -71,6 +72,8 @@ impl Compiler<'_> {
         let built = build(&drafts, &models, self.previous.map(|policy| &policy.memory), self.now);
         let identity = identity?;
         warn_soon(self.sink, "the server's certificate", identity.not_after(), self.now.wall);
+        let mut places = self.places.take();
+        places.extend(Checked::places(&drafts));
         let hash = self.files.hash();
         let same = self.previous.filter(|policy| policy.hash == hash).map(|policy| policy.generation);
         let next = self.previous.map_or(1, |policy| policy.generation + 1);
@@ -89,6 +92,7 @@ impl Compiler<'_> {
             server_names: listen.server_names.into_iter().map(|at| at.value).collect(),
             identity: Arc::new(identity),
             authorities: authorities.into(),
+            revocation_required: auth.required,
             explain_missing: auth.explain,
             longest_certificate: auth.longest,
             purpose_header,
@@ -104,7 +108,13 @@ impl Compiler<'_> {
             marks: built.marks,
             memory: built.memory,
             directories: self.files.directories(),
+            base: self.files.base.clone(),
         })
+    }
+
+    /// Remembers where a rule stands, for explanations.
+    fn note(&self, rule: impl Into<String>, place: &Place) {
+        self.places.borrow_mut().insert(rule.into(), place.clone());
     }
 
     fn flawed(&self, flaws: Vec<Flaw>, certificate: &Place, other: Option<&Place>) {
@@ -119,9 +129,9 @@ impl Compiler<'_> {
 
     fn server_identity(&self, read: &listen::ListenRead) -> Option<ServerIdentity> {
         let (certificate, key) = (read.certificate.as_ref()?, read.private_key.as_ref()?);
-        let pem = (self.files.read(certificate, self.sink), self.files.read(key, self.sink));
+        let pem = (self.files.read(certificate, self.sink), self.files.key(key, self.sink));
         let (Some(certificate_pem), Some(key_pem)) = pem else { return None };
-        match ServerIdentity::load(&certificate_pem, &key_pem, self.now.wall) {
+        match ServerIdentity::load(&certificate_pem, key_pem.expose().as_bytes(), self.now.wall) {
             Ok(identity) => {
                 for name in read.server_names.iter().filter(|name| !identity.is_for(&name.value)) {
                     self.sink.odd(Some(&name.place), format!("the certificate is not for {}", name.value));
@@ -139,6 +149,7 @@ impl Compiler<'_> {
         let nothing = listen::ClientAuth { required: true, explain: false, longest: None };
         let Some(table) = self.root.required_table("client_auth") else { return (Vec::new(), nothing) };
         let auth = listen::client_auth(&table);
+        self.note("client_auth", table.place());
         let rules = Rules { revocation_required: auth.required };
         let tables = table.tables("authorities");
         if tables.is_empty() {
@@ -183,6 +194,10 @@ impl Compiler<'_> {
         let crl = table.text("crl");
         table.finish();
         let (name, file) = (name?, file?);
+        self.note(format!("authority/{name}"), &file.place);
+        if let Some(crl) = &crl {
+            self.note(format!("authority/{name}/crl"), &crl.place);
+        }
         let pem = self.files.read(&file, self.sink)?;
         let list = match &crl {
             Some(at) => Some(self.files.read(at, self.sink)?),
@@ -204,6 +219,7 @@ impl Compiler<'_> {
         let header = table.parsed("header", |text| text.parse::<HeaderName>().map_err(|_| "must be a header name"));
         let mut purposes = BTreeMap::new();
         let catalog = table.required_table("catalog");
+        catalog.iter().for_each(|catalog| self.note("catalog", catalog.place()));
         for (name, entry) in catalog.iter().flat_map(Table::entries) {
             let id: PurposeId = match name.value.parse() {
                 Ok(id) => id,
@@ -229,6 +245,7 @@ impl Compiler<'_> {
                     continue;
                 }
             };
+            self.note(format!("catalog/{id}"), &name.place);
             purposes.insert(id.clone(), Purpose { id, text, case_required });
         }
         table.finish();

@@ -4,11 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 
-use super::listen::{AuditSettings, Quota, Settings};
-use super::org::{Mark, Org, Status};
+use super::models::Upstream;
+use super::org::{Org, Status};
+use super::summary::{self, amount};
 use super::{Policy, Written};
-use crate::limits::{Enforce, LimitId, Measure, Unit};
-use crate::tokens::Nano;
+use crate::limits::{Enforce, LimitId};
+use crate::trust::Secret;
 
 /// One change.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -35,7 +36,6 @@ impl Diff {
         let mut diff = Diff::default();
         diff.place(old, new);
         diff.purposes(old, new);
-        diff.models(old, new);
         let ids: BTreeSet<_> = old.orgs().chain(new.orgs()).map(|org| org.id.clone()).collect();
         for id in ids {
             match (old.org(id.as_str()), new.org(id.as_str())) {
@@ -73,59 +73,27 @@ impl Diff {
     }
 
     fn place(&mut self, old: &Policy, new: &Policy) {
-        let fixed = |settings: &Settings| {
-            let Settings { address, workers, admin, state, audit_directory } = settings.clone();
-            (address, workers, admin.address, admin.metrics, state, audit_directory)
-        };
-        if old.settings.admin.tls != new.settings.admin.tls || old.settings.admin.token != new.settings.admin.token {
-            self.say("admin: token or certificates replaced".into(), false);
+        let (before, after) = (summary::place(old), summary::place(new));
+        for (name, change) in summary::changes(&before, &after) {
+            // These have sentences of their own.
+            if name.starts_with("client_auth.authorities.") || name.starts_with("purpose.catalog.") {
+                continue;
+            }
+            let said = if name == "listen.certificate" { "server certificate replaced:" } else { name };
+            let loosens = match name {
+                "quota.enforce" => new.quota.enforce != Enforce::Hard,
+                "audit.on_failure" => !new.audit.closed,
+                "audit.durability" => !new.audit.power,
+                "audit.keep" => new.audit.keep < old.audit.keep,
+                _ => false,
+            };
+            self.changes.push(Change { text: format!("{said} {change}"), loosens, restart: needs_restart(name) });
         }
-        if old.log != new.log {
-            self.moved("log filter", &old.log.filter, &new.log.filter, false);
-        }
-        if fixed(&old.settings) != fixed(&new.settings) {
-            let text = "listen, admin, state or audit addresses and paths".into();
-            self.changes.push(Change { text, loosens: false, restart: true });
-        }
-        if old.listen != new.listen {
-            self.say("listen: limits and timeouts changed".into(), false);
-        }
-        if old.server_names != new.server_names {
-            self.say(format!("server_names {} → {}", old.server_names.join(", "), new.server_names.join(", ")), false);
-        }
-        let (before, after) = (old.identity.certified().cert.first(), new.identity.certified().cert.first());
-        if before != after {
-            self.say(format!("server certificate replaced (valid until {})", new.identity.not_after()), false);
+        for name in secrets(old, new) {
+            let restart = needs_restart(&name);
+            self.changes.push(Change { text: format!("{name}: replaced"), loosens: false, restart });
         }
         self.authorities(old, new);
-        let quota = |quota: &Quota| (quota.default_output_reserve, quota.extend, quota.timezone_name.clone());
-        self.moved("enforce", mode(old.quota.enforce), mode(new.quota.enforce), new.quota.enforce != Enforce::Hard);
-        if quota(&old.quota) != quota(&new.quota) {
-            self.say("quota: reserve, extension or time zone changed".into(), false);
-        }
-        if old.purpose_header != new.purpose_header {
-            self.moved("purpose header", old.purpose_header.as_str(), new.purpose_header.as_str(), false);
-        }
-        self.audit(&old.audit, &new.audit);
-    }
-
-    fn audit(&mut self, old: &AuditSettings, new: &AuditSettings) {
-        let failure = |audit: &AuditSettings| if audit.closed { "closed" } else { "open" };
-        self.moved("audit: on_failure", failure(old), failure(new), !new.closed);
-        let durability = |audit: &AuditSettings| if audit.power { "power" } else { "process" };
-        self.moved("audit: durability", durability(old), durability(new), !new.power);
-        let rotate = |audit: &AuditSettings| format!("{} bytes or {:?}", audit.rotate_size, audit.rotate_age);
-        self.moved("audit: rotate", &rotate(old), &rotate(new), false);
-        let keep = |audit: &AuditSettings| format!("{:?}", audit.keep);
-        self.moved("audit: keep", &keep(old), &keep(new), new.keep < old.keep);
-        let places = |audit: &AuditSettings| audit.checkpoints.iter().cloned().collect::<BTreeSet<_>>();
-        let (before, after) = (places(old), places(new));
-        after.difference(&before).for_each(|place| self.say(format!("audit: checkpoints to {place:?} added"), false));
-        before.difference(&after).for_each(|place| self.say(format!("audit: checkpoints to {place:?} removed"), true));
-        if (&old.origin, &old.signing_key) != (&new.origin, &new.signing_key) {
-            let text = "audit: origin or signing key".into();
-            self.changes.push(Change { text, loosens: false, restart: true });
-        }
     }
 
     fn authorities(&mut self, old: &Policy, new: &Policy) {
@@ -162,25 +130,6 @@ impl Diff {
         }
     }
 
-    fn models(&mut self, old: &Policy, new: &Policy) {
-        let ids = |policy: &Policy| -> BTreeMap<String, String> {
-            let groups = policy.models.groups().iter();
-            groups.map(|group| (group.id.to_string(), format!("{group:?}"))).collect()
-        };
-        let (before, after) = (ids(old), ids(new));
-        for id in before.keys().chain(after.keys()).collect::<BTreeSet<_>>() {
-            match (before.get(id), after.get(id)) {
-                (None, Some(_)) => self.say(format!("model group {id}: added"), true),
-                (Some(_), None) => self.say(format!("model group {id}: removed"), false),
-                (Some(was), Some(is)) if was != is => self.say(format!("model group {id}: changed"), false),
-                _ => {}
-            }
-        }
-        if old.models.upstreams() != new.models.upstreams() {
-            self.say("upstreams changed".into(), false);
-        }
-    }
-
     fn org(&mut self, old: &Org, new: &Org) {
         let id = &new.id;
         let active = new.status == Status::Active;
@@ -189,7 +138,11 @@ impl Diff {
         let parent =
             |org: &Org| org.ancestors.first().map_or_else(|| "none".to_owned(), |parent| parent.id.to_string());
         self.moved(&format!("{id}: parent"), &parent(old), &parent(new), new.ancestors.is_empty());
-        if old.valid != new.valid {
+        if old.valid.0 != new.valid.0 {
+            let start = |org: &Org| org.valid.0.map_or_else(|| "the beginning".to_owned(), |from| from.to_string());
+            self.say(format!("{id}: valid from {} → {}", start(old), start(new)), new.valid.0 < old.valid.0);
+        }
+        if old.valid.1 != new.valid.1 {
             let end = |org: &Org| org.valid.1.map_or_else(|| "no end".to_owned(), |until| until.to_string());
             let longer = new.valid.1.is_none() || new.valid.1 > old.valid.1;
             self.say(format!("{id}: valid until {} → {}", end(old), end(new)), longer);
@@ -204,7 +157,7 @@ impl Diff {
         let shown = |org: &Org| -> BTreeSet<String> {
             let identities = org.identities.iter();
             identities
-                .map(|identity| format!("{} {}{}", identity.authority, mark(&identity.mark), networks(identity)))
+                .map(|identity| format!("{} {}{}", identity.authority, identity.mark, networks(identity)))
                 .collect()
         };
         self.set(&format!("{id}: identity"), &shown(old), &shown(new));
@@ -249,34 +202,37 @@ pub fn named(limit: &LimitId) -> String {
     scope.into_iter().flatten().chain([limit.measure.to_string()]).collect::<Vec<_>>().join("/")
 }
 
-fn amount(written: &Written) -> String {
-    let plain = match written.id.measure {
-        Measure::Metered(Unit::Cost, _) => Nano(written.amount).to_string(),
-        _ => written.amount.to_string(),
-    };
-    let burst = if written.burst == written.amount { String::new() } else { format!(" (burst {})", written.burst) };
-    let shadow = if written.shadow { " (shadow)" } else { "" };
-    format!("{plain}{burst}{shadow}")
-}
-
-fn mark(mark: &Mark) -> String {
-    match mark {
-        Mark::Uri(uri) => uri.to_string(),
-        Mark::Dns(dns) => dns.to_string(),
-        Mark::Leaf(digest) => format!("leaf {digest}"),
-        Mark::Spki(digest) => format!("key {digest}"),
-    }
-}
-
 fn networks(identity: &super::org::Identity) -> String {
     let list: Vec<String> = identity.networks.iter().map(ToString::to_string).collect();
     if list.is_empty() { String::new() } else { format!(" from {}", list.join(", ")) }
 }
 
-fn mode(enforce: Enforce) -> &'static str {
-    match enforce {
-        Enforce::Hard => "hard",
-        Enforce::Bounded => "bounded",
-        Enforce::Post => "post",
+/// What is fixed when the process starts: addresses, thread counts, paths, the log's form, and what the audit log is.
+fn needs_restart(name: &str) -> bool {
+    let place = ["listen.address", "listen.workers", "admin.address", "admin.metrics", "quota.state", "log.format"];
+    place.contains(&name) || ["audit.directory", "audit.origin", "audit.signing_key"].contains(&name)
+}
+
+/// Secrets whose values differ: what a rule cannot show.
+fn secrets(old: &Policy, new: &Policy) -> Vec<String> {
+    let mut replaced = Vec::new();
+    let mut compare = |name: String, was: Option<&Secret>, is: Option<&Secret>| {
+        if was.zip(is).is_some_and(|(was, is)| was != is) {
+            replaced.push(name);
+        }
+    };
+    let (was, is) = (&old.settings.admin, &new.settings.admin);
+    compare("admin.token".into(), was.token.as_ref(), is.token.as_ref());
+    let key = |tls: &'_ Option<(Vec<u8>, Secret, Vec<u8>)>| tls.as_ref().map(|(_, key, _)| key.clone());
+    compare("admin.tls.private_key".into(), key(&was.tls).as_ref(), key(&is.tls).as_ref());
+    compare("audit.signing_key".into(), old.audit.signing_key.as_ref(), new.audit.signing_key.as_ref());
+    let body = |policy: &'_ Policy| policy.audit.body_hmac_secret.clone();
+    compare("audit.body_hmac_secret".into(), body(old).as_ref(), body(new).as_ref());
+    for is in new.models.upstreams() {
+        let Some(was) = old.models.upstreams().iter().find(|was| was.name == is.name) else { continue };
+        let key = |upstream: &Upstream| upstream.identity.as_ref().map(|(_, key)| key.clone());
+        compare(format!("upstream.{}.api_key", is.name), was.api_key.as_ref(), is.api_key.as_ref());
+        compare(format!("upstream.{}.client_key", is.name), key(was).as_ref(), key(is).as_ref());
     }
+    replaced
 }

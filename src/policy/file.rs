@@ -11,7 +11,8 @@ use std::time::Duration;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::mistake::{Mistake, Place, Source, closest, mask};
+use super::mask;
+use super::mistake::{Mistake, Place, Source, closest, line_of};
 
 /// Where mistakes go while files are read.
 #[derive(Debug, Default)]
@@ -36,11 +37,25 @@ impl Sink {
         self.warnings.borrow_mut().push(Mistake { place: place.cloned(), message: message.into(), hint: None });
     }
 
-    /// Adds a file and says which it is.
+    /// Adds a file and says which it is. Its secrets are hidden when it is parsed.
     pub fn add(&self, path: &std::path::Path, text: &str) -> usize {
         let mut sources = self.sources.borrow_mut();
-        sources.push(Source { path: path.to_owned(), text: mask(text) });
+        sources.push(Source { path: path.to_owned(), text: text.to_owned() });
         sources.len() - 1
+    }
+
+    /// `file:line:column` of a place.
+    pub fn shown(&self, place: &Place) -> String {
+        let sources = self.sources.borrow();
+        let at = line_of(&sources, place).map(|(file, line, column)| format!("{}:{line}:{column}", file.display()));
+        at.unwrap_or_default()
+    }
+
+    /// Sees to it that a file's text is never shown where it holds a secret.
+    fn hide(&self, file: usize, spans: Vec<Range<usize>>) {
+        if let Some(source) = self.sources.borrow_mut().get_mut(file) {
+            spans.into_iter().for_each(|span| mask::hide(&mut source.text, span));
+        }
     }
 }
 
@@ -71,6 +86,14 @@ pub struct Table<'a> {
 /// Parses a file, noting every syntax error, and hands its root to `read`.
 pub fn parse<T>(file: usize, text: &str, sink: &Sink, read: impl FnOnce(&Table<'_>) -> T) -> T {
     let (root, errors) = DeTable::parse_recoverable(text);
+    let mut literal = Vec::new();
+    mask::secrets(root.get_ref(), &mut literal);
+    sink.hide(file, literal);
+    if !errors.is_empty()
+        && let Some(source) = sink.sources.borrow_mut().get_mut(file)
+    {
+        mask::lines(&mut source.text);
+    }
     for error in errors {
         let span = error.span().unwrap_or(0..0);
         sink.wrong(Some(&Place { file, span }), error.message().to_owned(), None);
@@ -267,12 +290,20 @@ impl<'a> Table<'a> {
         unasked.into_iter().map(entry).collect()
     }
 
+    /// What stands under a key that nobody knows may be a secret under a misspelt one.
+    fn hide(&self, value: &Spanned<DeValue<'_>>) {
+        let mut literal = Vec::new();
+        mask::literals(value, &mut literal);
+        self.sink.hide(self.place.file, literal);
+    }
+
     /// Notes every key that was not asked for.
     pub fn finish(&self) {
         let asked = self.asked.borrow();
-        for (key, _) in self.map {
+        for (key, value) in self.map {
             let name = key.get_ref().as_ref();
             if !asked.contains(name) {
+                self.hide(value);
                 let meant = closest(name, asked.iter().map(String::as_str));
                 let hint = meant.map_or_else(
                     || format!("known here: {}", asked.iter().map(String::as_str).collect::<Vec<_>>().join(", ")),
@@ -311,6 +342,11 @@ impl<'a> Entry<'_, 'a> {
     /// The value as a whole number; noted as a mistake when it is none.
     pub fn number(&self) -> Option<u64> {
         self.table.number_of(self.value).map(|at| at.value)
+    }
+
+    /// Sees to it that the value is never shown: its key is unknown.
+    pub fn hide(&self) {
+        self.table.hide(self.value);
     }
 
     /// Notes that something else was expected.

@@ -48,6 +48,7 @@ pub(super) fn read(table: &Table<'_>, scope: &Scope, into: &mut Limits) {
             continue;
         }
         let Some((_, measure)) = keys().find(|(key, _)| *key == name.value) else {
+            entry.hide();
             let known: Vec<String> = keys().map(|(key, _)| key).chain(["connections".into()]).collect();
             let meant = closest(&name.value, known.iter().map(String::as_str));
             let hint = meant.map_or_else(
@@ -86,6 +87,7 @@ fn one(entry: &Entry<'_, '_>, id: LimitId) -> Option<Written> {
             "shadow" => {}
             "burst" => table.sink().wrong(Some(&name.place), "only second, minute and hour limits have a burst", None),
             other => {
+                inside.hide();
                 let hint = Some("known here: limit, burst, shadow".into());
                 table.sink().wrong(Some(&name.place), format!("unknown key `{other}`"), hint);
             }

@@ -9,6 +9,7 @@ mod diff;
 mod file;
 mod limits;
 mod listen;
+mod mask;
 mod mistake;
 mod models;
 mod org;
@@ -18,7 +19,7 @@ mod summary;
 pub use diff::{Change, Diff, named};
 pub use limits::Written;
 pub use listen::{AdminAddress, AdminSettings, AuditSettings, Drain, Listen, LogSettings, Quota, Settings};
-pub use mistake::{Mistake, Mistakes, Place, Source};
+pub use mistake::{Mistake, Mistakes, Place, Source, closest};
 pub use models::{Group, Models, Pattern, Upstream};
 pub use org::{Identity, Mark, ModelGrant, Org, Status};
 pub use revocations::{Kind as RevocationKind, Revocations, Revoked};
@@ -67,6 +68,8 @@ pub struct Policy {
     pub identity: Arc<ServerIdentity>,
     /// Who may vouch for partners.
     pub authorities: Arc<[Arc<Authority>]>,
+    /// Every authority needs a fresh CRL.
+    pub revocation_required: bool,
     /// A missing client certificate is explained instead of refused.
     pub explain_missing: bool,
     /// The longest a partner's certificate may be valid.
@@ -87,12 +90,13 @@ pub struct Policy {
     pub warnings: Vec<Mistake>,
     /// The files, for explanations.
     pub sources: Vec<Source>,
-    /// Where rules are written: `acme.status` → place.
+    /// Where rules are written: `org/acme/status` → place.
     pub places: HashMap<String, Place>,
     orgs: BTreeMap<OrgId, Arc<Org>>,
     marks: HashMap<(AuthorityName, Mark), (OrgId, usize)>,
     memory: limits::Memory,
     directories: Vec<PathBuf>,
+    base: PathBuf,
 }
 
 /// Whom a certificate belongs to.
@@ -235,10 +239,9 @@ impl Files {
 
     /// Reads a private key that the configuration names by its path.
     fn key(&self, at: &At<String>, sink: &Sink) -> Option<Secret> {
-        let path = self.resolve(&at.value);
-        match crate::trust::SecretRef::File(path.clone()).resolve(&self.base) {
+        match crate::trust::SecretRef::File(PathBuf::from(&at.value)).resolve(&self.base) {
             Ok(secret) => {
-                self.read.borrow_mut().push((path, Sha256::of(secret.expose().as_bytes())));
+                self.read.borrow_mut().push((self.resolve(&at.value), Sha256::of(secret.expose().as_bytes())));
                 Some(secret)
             }
             Err(unresolved) => {

@@ -284,6 +284,7 @@ fn read_weights(table: &Table<'_>) -> Weights {
             "cached_input" => &mut weights.cached_input,
             "cache_write" => &mut weights.cache_write,
             _ => {
+                entry.hide();
                 let hint = Some("known here: cached_input, cache_write".into());
                 table.sink().wrong(Some(&name.place), format!("unknown key `{}`", name.value), hint);
                 continue;

@@ -1,6 +1,7 @@
 //! Organizations: who they are, what they may do, and what they are held against.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -38,6 +39,16 @@ pub enum Mark {
     Spki(Sha256),
 }
 
+impl fmt::Display for Mark {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Mark::Uri(name) | Mark::Dns(name) => f.write_str(name),
+            Mark::Leaf(digest) => write!(f, "leaf {digest}"),
+            Mark::Spki(digest) => write!(f, "key {digest}"),
+        }
+    }
+}
+
 /// `[[identity]]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
@@ -71,8 +82,14 @@ impl ModelGrant {
     /// Whether a model of `group` is granted.
     #[must_use]
     pub fn covers(&self, model: &str, group: Option<&GroupId>) -> bool {
-        group.is_some_and(|group| self.groups.contains(group))
-            || self.patterns.iter().any(|pattern| pattern.matches(model))
+        self.granting(model, group).is_some()
+    }
+
+    /// What grants a model of `group`: the group's name, or a pattern.
+    #[must_use]
+    pub fn granting(&self, model: &str, group: Option<&GroupId>) -> Option<&str> {
+        let whole = self.groups.iter().find(|held| Some(*held) == group).map(GroupId::as_str);
+        whole.or_else(|| self.patterns.iter().find(|pattern| pattern.matches(model)).map(Pattern::as_str))
     }
 }
 
@@ -118,6 +135,13 @@ impl Org {
         std::iter::once(self).chain(self.ancestors.iter().map(AsRef::as_ref))
     }
 
+    /// Whether its own dates cover `now`.
+    #[must_use]
+    pub fn is_granted(&self, now: Wall) -> bool {
+        let (from, until) = self.valid;
+        from.is_none_or(|from| from <= now) && until.is_none_or(|until| now < until)
+    }
+
     /// Whether a model of `group` is granted, by itself and by every ancestor.
     #[must_use]
     pub fn may_use(&self, model: &str, group: Option<&GroupId>) -> bool {
@@ -152,10 +176,21 @@ pub(super) struct Draft {
     pub valid: (Option<Wall>, Option<Wall>),
     pub valid_place: Option<Place>,
     pub purposes: Vec<At<PurposeId>>,
+    pub purposes_place: Option<Place>,
     pub models: Vec<At<String>>,
+    pub models_place: Option<Place>,
     pub contact: Option<String>,
-    pub identities: Vec<At<Identity>>,
+    pub identities: Vec<IdentityDraft>,
     pub limits: Limits,
+}
+
+/// An identity as it is written, and where its parts stand.
+#[derive(Debug)]
+pub(super) struct IdentityDraft {
+    pub identity: Identity,
+    pub place: Place,
+    pub authority: Place,
+    pub mark: Place,
 }
 
 /// Reads one organization's file.
@@ -176,8 +211,9 @@ pub(super) fn read(table: &Table<'_>, timezone: &TimeZone) -> Option<Draft> {
     let parent = table.text("parent");
     let valid_table = table.table("valid");
     let valid = valid_table.as_ref().map_or((None, None), |valid| dates(valid, timezone));
-    let purposes = names::<PurposeId>(table, "purposes");
-    let models = table.list("models").map(|at| at.value);
+    let (purposes, purposes_place) = names::<PurposeId>(table, "purposes");
+    let models = table.list("models");
+    let models_place = models.as_ref().map(|at| at.place.clone());
     if models.is_none() {
         sink.wrong(Some(table.place()), "`models` is missing: groups, names or patterns", None);
     }
@@ -196,7 +232,9 @@ pub(super) fn read(table: &Table<'_>, timezone: &TimeZone) -> Option<Draft> {
         valid,
         valid_place: valid_table.map(|table| table.place().clone()),
         purposes,
-        models: models.unwrap_or_default(),
+        purposes_place,
+        models: models.map(|at| at.value).unwrap_or_default(),
+        models_place,
         contact,
         identities,
         limits,
@@ -214,12 +252,14 @@ fn named<T: std::str::FromStr<Err: std::fmt::Display>>(table: &Table<'_>, at: Op
     }
 }
 
-fn names<T: std::str::FromStr<Err: std::fmt::Display>>(table: &Table<'_>, key: &str) -> Vec<At<T>> {
+type Names<T> = (Vec<At<T>>, Option<Place>);
+
+fn names<T: std::str::FromStr<Err: std::fmt::Display>>(table: &Table<'_>, key: &str) -> Names<T> {
     let Some(list) = table.list(key) else {
         table.sink().wrong(Some(table.place()), format!("`{key}` is missing: a list"), None);
-        return Vec::new();
+        return (Vec::new(), None);
     };
-    list.value.into_iter().filter_map(|at| named(table, Some(at))).collect()
+    (list.value.into_iter().filter_map(|at| named(table, Some(at))).collect(), Some(list.place))
 }
 
 /// A grant's dates: from the beginning of the first day to the end of the last.
@@ -240,7 +280,7 @@ fn dates(table: &Table<'_>, timezone: &TimeZone) -> (Option<Wall>, Option<Wall>)
     (from, until)
 }
 
-fn identity(table: &Table<'_>) -> Option<At<Identity>> {
+fn identity(table: &Table<'_>) -> Option<IdentityDraft> {
     let sink = table.sink();
     let authority = named::<AuthorityName>(table, table.required("authority"));
     let digest = |key: &str| table.parsed(key, |text| Sha256::parse(text).ok_or("must be 64 hexadecimal digits"));
@@ -251,12 +291,12 @@ fn identity(table: &Table<'_>) -> Option<At<Identity>> {
         })
     };
     let marks = [
-        name("uri").map(|at| Mark::Uri(at.value)),
-        name("dns").map(|at| Mark::Dns(at.value)),
-        digest("leaf_sha256").map(|at| Mark::Leaf(at.value)),
-        digest("spki_sha256").map(|at| Mark::Spki(at.value)),
+        name("uri").map(|at| at.map(Mark::Uri)),
+        name("dns").map(|at| at.map(Mark::Dns)),
+        digest("leaf_sha256").map(|at| at.map(Mark::Leaf)),
+        digest("spki_sha256").map(|at| at.map(Mark::Spki)),
     ];
-    let mut marks: Vec<Mark> = marks.into_iter().flatten().collect();
+    let mut marks: Vec<At<Mark>> = marks.into_iter().flatten().collect();
     let parse = |at: At<String>| {
         let network: Result<IpNet, _> = at.value.parse();
         let network = network.or_else(|_| at.value.parse::<IpAddr>().map(IpNet::from));
@@ -274,8 +314,13 @@ fn identity(table: &Table<'_>) -> Option<At<Identity>> {
         sink.wrong(Some(table.place()), what, hint);
         return None;
     }
-    let identity = Identity { authority: authority?.value, mark: marks.pop()?, networks };
-    Some(At { value: identity, place: table.place().clone() })
+    let (authority, mark) = (authority?, marks.pop()?);
+    Some(IdentityDraft {
+        identity: Identity { authority: authority.value, mark: mark.value, networks },
+        place: table.place().clone(),
+        authority: authority.place,
+        mark: mark.place,
+    })
 }
 
 /// `[limits]`, `[purpose.P.limits]`, `[model.G.limits]` and `[purpose.P.model.G.limits]`.

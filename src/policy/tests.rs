@@ -29,7 +29,9 @@ fn example() -> tempfile::TempDir {
     write("certs/server.pem", &server.certificate);
     write("certs/server.key", &server.key);
     write("config/key", "sk-canary-1234");
-    std::fs::set_permissions(dir.path().join("config/key"), std::fs::Permissions::from_mode(0o600)).unwrap();
+    for secret in ["config/key", "certs/server.key"] {
+        std::fs::set_permissions(dir.path().join(secret), std::fs::Permissions::from_mode(0o600)).unwrap();
+    }
     let main = include_str!("../../config/portcullis.toml").replace("env:OPENAI_API_KEY", "file:key");
     write("config/portcullis.toml", &main);
     write("config/orgs.d/national-cert.toml", include_str!("../../config/orgs.d/national-cert.toml"));
@@ -144,4 +146,80 @@ fn edits_removals_and_returns_remember_the_slowest_rate_and_the_seat() {
     std::fs::write(&acme, kept).unwrap();
     let fourth = reload(&dir, Some(&third), at(4)).unwrap();
     assert_eq!(rate(&fourth), Some((seat, 900, 4, 600)));
+}
+
+#[test]
+fn a_secret_is_not_shown_however_it_was_written_instead_of_a_reference() {
+    for written in [
+        "api_key = \"\"\"\nsk-canary-9\"\"\"",
+        "api_key = [\n\"sk-canary-9\"]",
+        "api_key.value = \"sk-canary-9\"",
+        "api_key = \"sk-canary-9",
+        "api-key = 'sk-canary-9'",
+        "secret = \"sk-canary-9\"",
+    ] {
+        let dir = example();
+        edit(&dir, "portcullis.toml", "api_key = \"file:key\"", written);
+        let mistakes = reload(&dir, None, at(0)).unwrap_err();
+        let text = mistakes.render(false) + &mistakes.to_json().to_string();
+        assert!(!text.contains("canary"), "{text}");
+    }
+}
+
+#[test]
+fn mistakes_point_at_what_is_wrong_and_name_its_counterpart() {
+    let line = |mistakes: &Mistakes, message: &str| -> (String, String) {
+        let mistake = mistakes.found.iter().find(|mistake| mistake.message.contains(message)).expect(message);
+        let (file, line, _) = mistakes.line_of(mistake.place.as_ref().unwrap()).unwrap();
+        let text = std::fs::read_to_string(file).unwrap().lines().nth(line - 1).unwrap().to_owned();
+        (text, mistake.hint.clone().unwrap_or_default())
+    };
+    let dir = example();
+    edit(&dir, "orgs.d/globex.toml", "id       = \"globex\"", "id = \"acme\"");
+    let mistakes = reload(&dir, None, at(0)).unwrap_err();
+    let (at_fault, hint) = line(&mistakes, "two files are about acme");
+    assert_eq!(at_fault, "id = \"acme\"");
+    assert!(hint.contains("acme.toml:"), "{hint}");
+
+    let dir = example();
+    edit(&dir, "orgs.d/acme.toml", "\"partners\"", "\"partnres\"");
+    edit(&dir, "portcullis.toml", "price_per_mtok = { input = \"2.50\"", "price_per_mtk = { input = \"2.50\"");
+    let mistakes = reload(&dir, None, at(0)).unwrap_err();
+    assert!(line(&mistakes, "no authority").0.contains("\"partnres\""));
+    let (at_fault, hint) = line(&mistakes, "a cost limit covers models without a price");
+    assert!(at_fault.contains("cost_per_") && hint.contains("[model.frontier]"), "{at_fault} {hint}");
+}
+
+#[test]
+fn the_summary_holds_every_setting_and_the_difference_names_it() {
+    let dir = example();
+    let first = reload(&dir, None, at(0)).unwrap();
+    let summary = Summary::of(&first);
+    let schema: serde_json::Value = serde_json::from_str(include_str!("../../config/schema.json")).unwrap();
+    for table in ["listen", "admin", "quota", "audit", "log"] {
+        let settings =
+            schema.pointer(&format!("/properties/{table}/properties")).and_then(|all| all.as_object()).unwrap();
+        let unshown = ["private_key", "proxy_protocol", "store"];
+        for setting in settings.keys().filter(|setting| !unshown.contains(&setting.as_str())) {
+            let rule = format!("{table}.{setting}");
+            assert!(summary.rules.keys().any(|name| name.starts_with(&rule)), "{rule}");
+        }
+    }
+    assert!(!summary.render().contains("canary"));
+    edit(&dir, "portcullis.toml", "\"16MiB\"", "\"1KiB\"");
+    edit(&dir, "portcullis.toml", "workers      = 0", "workers = 3");
+    edit(&dir, "key", "1234", "5678");
+    edit(&dir, "orgs.d/acme.toml", "[[identity]]", "[[identity]]\nnetworks = [\"192.0.2.7\"]");
+    let second = reload(&dir, Some(&first), at(1)).unwrap();
+    let changes = summary.changes(&Summary::of(&second));
+    assert!(changes.contains(&"listen.max_body 16MiB → 1KiB".to_owned()), "{changes:?}");
+    assert!(changes.iter().any(|change| change.starts_with("acme: identity") && change.contains("192.0.2.7")));
+    let told = Diff::between(&first, &second).render();
+    for said in [
+        "listen.max_body 16MiB → 1KiB\n",
+        "listen.workers 0 → 3  (needs a restart: not applied)",
+        "upstream.openai.api_key: replaced",
+    ] {
+        assert!(told.contains(said), "{said} in\n{told}");
+    }
 }

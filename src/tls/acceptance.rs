@@ -63,6 +63,8 @@ pub struct Turned {
     pub result: Handshake,
     /// The detail, for the operator.
     pub detail: String,
+    /// The authority that turned it away, where it was one.
+    pub authority: Option<AuthorityName>,
 }
 
 /// Verdicts that are kept at once.
@@ -148,7 +150,7 @@ impl fmt::Debug for Acceptance {
 
 impl Turned {
     pub(super) fn new(result: Handshake, detail: impl Into<String>) -> Turned {
-        Turned { result, detail: detail.into() }
+        Turned { result, detail: detail.into(), authority: None }
     }
 
     fn by(error: &webpki::Error, authority: &AuthorityName) -> Turned {
@@ -160,6 +162,6 @@ impl Turned {
             webpki::Error::UnknownIssuer | webpki::Error::InvalidSignatureForPublicKey => Handshake::UnknownIssuer,
             _ => Handshake::BadCertificate,
         };
-        Turned::new(result, format!("{authority}: {error}"))
+        Turned { authority: Some(authority.clone()), ..Turned::new(result, format!("{authority}: {error}")) }
     }
 }

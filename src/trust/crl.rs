@@ -6,6 +6,7 @@ use aws_lc_rs::signature::{self, UnparsedPublicKey, VerificationAlgorithm};
 use rustls_pki_types::CertificateRevocationListDer;
 use rustls_pki_types::pem::PemObject;
 use webpki::{CertRevocationList, OwnedCertRevocationList};
+use x509_parser::der_parser::Oid;
 use x509_parser::prelude::FromDer;
 use x509_parser::revocation_list::CertificateRevocationList;
 use x509_parser::x509::SubjectPublicKeyInfo;
@@ -118,10 +119,15 @@ fn is_less(left: &[u8], right: &[u8]) -> bool {
 }
 
 fn is_signed_by(crl: &CertificateRevocationList<'_>, spki: &[u8]) -> bool {
+    let signature = &crl.signature_value.data;
+    verifies(crl.tbs_cert_list.as_ref(), &crl.signature_algorithm.algorithm, signature, spki)
+}
+
+/// Whether the key `spki` signed `content`.
+pub(super) fn verifies(content: &[u8], oid: &Oid<'_>, signature: &[u8], spki: &[u8]) -> bool {
     let Ok((_, key)) = SubjectPublicKeyInfo::from_der(spki) else { return false };
-    let Some(algorithm) = algorithm(&crl.signature_algorithm.algorithm.to_id_string(), &key) else { return false };
-    let key = UnparsedPublicKey::new(algorithm, &*key.subject_public_key.data);
-    key.verify(crl.tbs_cert_list.as_ref(), &crl.signature_value.data).is_ok()
+    let Some(algorithm) = algorithm(&oid.to_id_string(), &key) else { return false };
+    UnparsedPublicKey::new(algorithm, &*key.subject_public_key.data).verify(content, signature).is_ok()
 }
 
 /// The algorithms that an authority may sign with, by object identifier.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType, ExtendedKeyUsagePurpose, IsCa,
-    Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SanType, SerialNumber,
+    Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, RevocationReason, RevokedCertParams, SanType, SerialNumber,
 };
 use time::OffsetDateTime;
 
@@ -39,6 +39,17 @@ pub enum Holder<'a> {
         /// The common name, which identifies nobody.
         name: &'a str,
     },
+}
+
+/// A certificate on a revocation list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Withdrawn {
+    /// Its serial number, as its certificate has it.
+    pub serial: Vec<u8>,
+    /// When it was revoked.
+    pub at: Wall,
+    /// Why (RFC 5280, 5.3.1).
+    pub reason: Option<u8>,
 }
 
 /// Certificates begin a little earlier, for clocks that differ.
@@ -81,11 +92,26 @@ impl DevAuthority {
         self.issuer.key().serialize_pem()
     }
 
-    /// Issues a certificate.
+    /// Issues a certificate for a new key.
     ///
     /// # Errors
     /// When a name cannot stand in a certificate.
     pub fn issue(&self, holder: &Holder<'_>, now: Wall, lifetime: Duration) -> Result<Pair, rcgen::Error> {
+        let key = KeyPair::generate()?.serialize_pem();
+        Ok(Pair { certificate: self.certify(holder, &key, now, lifetime)?, key })
+    }
+
+    /// Issues a certificate for a key that is there already (PEM).
+    ///
+    /// # Errors
+    /// When it is no key, or a name cannot stand in a certificate.
+    pub fn certify(
+        &self,
+        holder: &Holder<'_>,
+        key: &str,
+        now: Wall,
+        lifetime: Duration,
+    ) -> Result<String, rcgen::Error> {
         let mut params = dated(now, lifetime);
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.use_authority_key_identifier_extension = true;
@@ -108,20 +134,24 @@ impl DevAuthority {
                 params.subject_alt_names.push(SanType::URI((*uri).try_into()?));
             }
         }
-        let key = KeyPair::generate()?;
-        let certificate = params.signed_by(&key, &self.issuer)?;
-        Ok(Pair { certificate: certificate.pem(), key: key.serialize_pem() })
+        Ok(params.signed_by(&KeyPair::from_pem(key)?, &self.issuer)?.pem())
     }
 
-    /// Signs a list of revoked serial numbers.
+    /// Signs a list of revoked certificates.
     ///
     /// # Errors
     /// When it cannot be signed.
-    pub fn crl(&self, revoked: &[Vec<u8>], number: u64, now: Wall, lifetime: Duration) -> Result<String, rcgen::Error> {
-        let entry = |serial: &Vec<u8>| RevokedCertParams {
-            serial_number: SerialNumber::from_slice(serial),
-            revocation_time: date(now),
-            reason_code: None,
+    pub fn crl(
+        &self,
+        revoked: &[Withdrawn],
+        number: u64,
+        now: Wall,
+        lifetime: Duration,
+    ) -> Result<String, rcgen::Error> {
+        let entry = |withdrawn: &Withdrawn| RevokedCertParams {
+            serial_number: SerialNumber::from_slice(&withdrawn.serial),
+            revocation_time: date(withdrawn.at),
+            reason_code: withdrawn.reason.and_then(reason),
             invalidity_date: None,
         };
         let params = CertificateRevocationListParams {
@@ -150,6 +180,22 @@ fn earlier(now: Wall) -> Wall {
 
 fn date(at: Wall) -> OffsetDateTime {
     OffsetDateTime::from_unix_timestamp(at.seconds()).unwrap_or(OffsetDateTime::UNIX_EPOCH)
+}
+
+fn reason(code: u8) -> Option<RevocationReason> {
+    Some(match code {
+        0 => RevocationReason::Unspecified,
+        1 => RevocationReason::KeyCompromise,
+        2 => RevocationReason::CaCompromise,
+        3 => RevocationReason::AffiliationChanged,
+        4 => RevocationReason::Superseded,
+        5 => RevocationReason::CessationOfOperation,
+        6 => RevocationReason::CertificateHold,
+        8 => RevocationReason::RemoveFromCrl,
+        9 => RevocationReason::PrivilegeWithdrawn,
+        10 => RevocationReason::AaCompromise,
+        _ => return None,
+    })
 }
 
 /// 16 random octets, positive and without a leading zero.

@@ -18,6 +18,8 @@ pub use server::ServerIdentity;
 
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
+use x509_parser::certificate::X509Certificate;
+use x509_parser::prelude::FromDer;
 
 use crate::clock::Wall;
 use crate::peer::Sha256;
@@ -65,6 +67,16 @@ fn certificates(pem: &[u8], subject: Subject) -> Result<Vec<CertificateDer<'stat
 pub fn first_certificate_sha256(pem: &[u8]) -> Option<Sha256> {
     let first = CertificateDer::pem_slice_iter(pem).next()?.ok()?;
     Some(Sha256::of(&first))
+}
+
+/// Whether the key of `authority` signed `certificate` (both DER), whatever else is to be said of the two.
+#[must_use]
+pub fn is_issued_by(certificate: &[u8], authority: &[u8]) -> bool {
+    let parsed = (X509Certificate::from_der(certificate), X509Certificate::from_der(authority));
+    let (Ok((_, certificate)), Ok((_, authority))) = parsed else { return false };
+    let (content, signature) = (certificate.tbs_certificate.as_ref(), &certificate.signature_value.data);
+    certificate.issuer().as_raw() == authority.subject().as_raw()
+        && crl::verifies(content, &certificate.signature_algorithm.algorithm, signature, authority.public_key().raw)
 }
 
 fn wall(time: x509_parser::time::ASN1Time) -> Wall {

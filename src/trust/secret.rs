@@ -1,6 +1,7 @@
 //! Secrets: referred to in the configuration, held apart, wiped when done, shown to nobody.
 
 use std::fmt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use secrecy::{ExposeSecret, SecretString};
@@ -87,13 +88,45 @@ impl SecretRef {
     }
 }
 
-/// Reads a file that nobody but its owner may read.
+/// Reads a file that holds a secret: closed to others, and to the group where it is our own. A file that somebody else
+/// (root) lays down for our group to read, as orchestrators do, is as private as it can be.
 fn read_private(path: &Path) -> Result<String, Unresolved> {
-    use std::os::unix::fs::PermissionsExt;
     let shown = path.display();
-    let metadata = std::fs::metadata(path).map_err(|error| Unresolved(format!("{shown}: {error}")))?;
-    if metadata.permissions().mode() & 0o077 != 0 {
-        return Err(Unresolved(format!("{shown} can be read by others: chmod 600 {shown}")));
+    let failed = |error: std::io::Error| Unresolved(format!("{shown}: {error}"));
+    let metadata = std::fs::metadata(path).map_err(failed)?;
+    let ours = metadata.uid() == rustix::process::geteuid().as_raw();
+    let (open, mode) = if ours { (0o077, "600") } else { (0o037, "640") };
+    if metadata.mode() & open != 0 {
+        return Err(Unresolved(format!("{shown} can be read or written by others: chmod {mode} {shown}")));
     }
-    std::fs::read_to_string(path).map_err(|error| Unresolved(format!("{shown}: {error}")))
+    std::fs::read_to_string(path).map_err(failed)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn what_others_may_read_or_write_is_no_secret() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("key");
+        std::fs::write(&path, "hush\n").unwrap();
+        let read = |mode: u32| {
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+            SecretRef::File(path.clone()).resolve(Path::new("."))
+        };
+        assert_eq!(read(0o600).unwrap().expose(), "hush");
+        assert!(read(0o400).is_ok());
+        for open in [0o640, 0o620, 0o604, 0o602, 0o644] {
+            assert!(read(open).unwrap_err().0.contains("chmod 600"), "{open:o}");
+        }
+        // Only root can lay a file down for another.
+        if rustix::process::geteuid().is_root() {
+            std::os::unix::fs::chown(&path, Some(65534), None).unwrap();
+            assert!(read(0o640).is_ok() && read(0o440).is_ok());
+            assert!(read(0o660).is_err() && read(0o644).is_err());
+        }
+    }
 }

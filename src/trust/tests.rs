@@ -57,9 +57,13 @@ fn a_leaf_holds_until_it_is_revoked_or_expires_and_only_under_its_own_authority(
     assert_eq!(leaf.uri.as_deref(), Some("spiffe://partners/acme"));
     assert!(matches!(authority.verify(&der, NOW.plus(DAY * 2)), Err(webpki::Error::CertExpired { .. })));
     let (_, parsed) = x509_parser::parse_x509_certificate(&der).unwrap();
-    let list = made.crl(&[parsed.raw_serial().to_vec()], 2, NOW, DAY).unwrap();
+    let list = made
+        .crl(&[issue::Withdrawn { serial: parsed.raw_serial().to_vec(), at: NOW, reason: Some(1) }], 2, NOW, DAY)
+        .unwrap();
     assert_eq!(load(&made, Some(&list), None).unwrap().verify(&der, NOW), Err(webpki::Error::CertRevoked));
     assert!(authority.verify(&partner(&self::made()), NOW).is_err(), "another authority of the same name");
+    let anchor = CertificateDer::from_pem_slice(made.certificate().as_bytes()).unwrap();
+    assert!(is_issued_by(&der, &anchor) && !is_issued_by(&partner(&self::made()), &anchor));
 }
 
 #[test]

@@ -37,6 +37,8 @@ struct Progress {
     moved: Cell<Instant>,
     /// Something was written, and not everything since: hyper flushes only when it has written all it holds.
     unsent: Cell<bool>,
+    /// Something came while there was more to write.
+    early: Cell<bool>,
 }
 
 /// A connection that is idle or carries exactly one exchange.
@@ -62,7 +64,7 @@ impl Link {
                 Stream::Tls(Box::new(connector.connect(name.clone(), tcp).await?))
             }
         };
-        let progress = Rc::new(Progress { moved: Cell::new(now()), unsent: Cell::new(false) });
+        let progress = Rc::new(Progress { moved: Cell::new(now()), unsent: Cell::new(false), early: Cell::new(false) });
         let wire = Wire { stream, progress: progress.clone() };
         let mut builder = http1::Builder::new();
         builder.max_headers(64).max_buf_size(64 * 1024);
@@ -81,6 +83,7 @@ impl Link {
     ) -> Option<Result<Response<Incoming>, TrySendError<Request<Segments>>>> {
         self.active = Some(series.active());
         self.progress.moved.set(now());
+        self.progress.early.set(false);
         // A pooled connection has to notice first what the upstream did in the meantime.
         poll_fn(|cx| {
             self.drive(cx);
@@ -108,7 +111,7 @@ impl Link {
     /// Whether an answer came before its request was written whole: then nobody knows what the upstream will make of the
     /// rest, and the connection is not used again.
     pub(super) fn is_early(&self) -> bool {
-        self.progress.unsent.get()
+        self.progress.early.get()
     }
 
     /// The exchange is over, and another may follow.
@@ -281,10 +284,16 @@ impl Wire {
 
 impl AsyncRead for Wire {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        match &mut self.get_mut().stream {
+        let this = self.get_mut();
+        let before = buf.filled().len();
+        let read = match &mut this.stream {
             Stream::Plain(tcp) => Pin::new(tcp).poll_read(cx, buf),
             Stream::Tls(tls) => Pin::new(tls).poll_read(cx, buf),
+        };
+        if this.progress.unsent.get() && buf.filled().len() > before {
+            this.progress.early.set(true);
         }
+        read
     }
 }
 

@@ -81,7 +81,7 @@ fn assemble(
         purposes: draft.purposes.iter().map(|at| at.value.clone()).collect(),
         models: grant(draft, models),
         contact: draft.contact.clone(),
-        identities: draft.identities.iter().map(|at| at.value.clone()).collect(),
+        identities: draft.identities.iter().map(|draft| draft.identity.clone()).collect(),
         connections: draft.limits.connections,
         own: own.unwrap_or_else(|| crate::limits::Level {
             org: id.clone(),

@@ -9,8 +9,8 @@ use crate::names::{AuthorityName, GroupId, OrgId, PurposeId};
 use crate::policy::Purpose;
 use crate::policy::file::Sink;
 use crate::policy::mistake::{Place, closest};
-use crate::policy::models::{Models, Pattern};
-use crate::policy::org::{Draft, Mark};
+use crate::policy::models::{Group, Models, Pattern};
+use crate::policy::org::{Draft, IdentityDraft, Mark};
 use crate::trust::Authority;
 
 /// Checks across organizations.
@@ -23,10 +23,14 @@ pub(super) struct Checked<'a> {
 
 impl Checked<'_> {
     pub(super) fn check(&self, drafts: &[Draft]) {
-        let by_id: HashMap<&str, &Draft> = drafts.iter().map(|draft| (draft.id.value.as_str(), draft)).collect();
+        let mut by_id: HashMap<&str, &Draft> = HashMap::new();
         for draft in drafts {
-            if by_id.get(draft.id.value.as_str()).is_some_and(|last| !std::ptr::eq(*last, draft)) {
-                self.sink.wrong(Some(&draft.id.place), format!("two files are about {}", draft.id.value), None);
+            by_id.entry(draft.id.value.as_str()).or_insert(draft);
+        }
+        for draft in drafts {
+            if let Some(first) = by_id.get(draft.id.value.as_str()).filter(|first| !std::ptr::eq(**first, draft)) {
+                let hint = format!("the other is {}", self.sink.shown(&first.id.place));
+                self.sink.wrong(Some(&draft.id.place), format!("two files are about {}", draft.id.value), Some(hint));
             }
             self.grants(draft);
             self.scopes(draft);
@@ -49,19 +53,15 @@ impl Checked<'_> {
         for draft in drafts {
             let id = &draft.id.value;
             let mut note = |rule: &str, place: &Place| {
-                places.insert(format!("{id}.{rule}"), place.clone());
+                places.insert(format!("org/{id}/{rule}"), place.clone());
             };
-            note("id", &draft.id.place);
             note("status", draft.status_place.as_ref().unwrap_or(&draft.id.place));
             note("valid", draft.valid_place.as_ref().unwrap_or(&draft.id.place));
-            draft.purposes.iter().for_each(|at| note(&format!("purposes.{}", at.value), &at.place));
-            draft.models.iter().for_each(|at| note(&format!("models.{}", at.value), &at.place));
-            draft.identities.iter().enumerate().for_each(|(index, at)| note(&format!("identity.{index}"), &at.place));
-            for at in &draft.limits.written {
-                if at.value.id.scope == crate::limits::Scope::default() {
-                    note(&format!("limits.{}", at.value.id.measure), &at.place);
-                }
-            }
+            note("purposes", draft.purposes_place.as_ref().unwrap_or(&draft.id.place));
+            note("models", draft.models_place.as_ref().unwrap_or(&draft.id.place));
+            draft.purposes.iter().for_each(|at| note(&format!("purposes/{}", at.value), &at.place));
+            draft.models.iter().for_each(|at| note(&format!("models/{}", at.value), &at.place));
+            draft.identities.iter().enumerate().for_each(|(index, at)| note(&format!("identity/{index}"), &at.place));
         }
         places
     }
@@ -117,26 +117,34 @@ impl Checked<'_> {
                 );
             }
             if matches!(at.value.id.measure, Measure::Metered(Unit::Cost, _))
-                && let Some(unpriced) = self.unpriced(draft, scope.model.as_ref())
+                && let Some((unpriced, hint)) = self.unpriced(draft, scope.model.as_ref())
             {
-                let hint = Some(format!("give [model.{unpriced}] a price_per_mtok"));
                 let what = format!("a cost limit covers models without a price ({unpriced})");
-                self.sink.wrong(Some(&at.place), what, hint);
+                self.sink.wrong(Some(&at.place), what, Some(hint));
             }
         }
     }
 
-    /// What a cost limit covers and cannot count.
-    fn unpriced(&self, draft: &Draft, only: Option<&GroupId>) -> Option<String> {
+    /// What a cost limit covers and cannot count, and what to do.
+    fn unpriced(&self, draft: &Draft, only: Option<&GroupId>) -> Option<(String, String)> {
+        let without = |group: &Group| {
+            let hint = || format!("give [model.{}] a price_per_mtok", group.id);
+            group.price.is_none().then(|| (group.id.to_string(), hint()))
+        };
         if let Some(group) = only {
-            let group = self.models.group(group.as_str())?;
-            return group.price.is_none().then(|| group.id.to_string());
+            return without(self.models.group(group.as_str())?);
         }
         draft.models.iter().find_map(|at| {
             let group = self.models.group(&at.value).or_else(|| self.models.group_of(&at.value));
             match group {
-                Some(group) => group.price.is_none().then(|| group.id.to_string()),
-                None => Some(at.value.clone()),
+                Some(group) => without(group),
+                None => {
+                    let hint = format!(
+                        "grant a group instead: [model.NAME] with match = [{:?}] and a price_per_mtok",
+                        at.value
+                    );
+                    Some((at.value.clone(), hint))
+                }
             }
         })
     }
@@ -208,23 +216,24 @@ impl Checked<'_> {
     }
 
     fn identities(&self, drafts: &[Draft]) {
-        let mut seen: HashMap<(&AuthorityName, &Mark), &OrgId> = HashMap::new();
+        let mut seen: HashMap<(&AuthorityName, &Mark), (&OrgId, &Place)> = HashMap::new();
         for draft in drafts {
             let parents_somebody =
                 drafts.iter().any(|other| other.parent.as_ref().is_some_and(|at| at.value == draft.id.value.as_str()));
             if draft.identities.is_empty() && !parents_somebody {
                 self.sink.odd(Some(&draft.place), format!("{} has no identity: nobody can be it", draft.id.value));
             }
-            for at in &draft.identities {
-                let authority = &at.value.authority;
+            for IdentityDraft { identity, authority: authority_place, mark, .. } in &draft.identities {
+                let authority = &identity.authority;
                 if !self.authorities.is_empty() && !self.authorities.iter().any(|known| known.name() == authority) {
                     let meant = closest(authority.as_str(), self.authorities.iter().map(|known| known.name().as_str()));
                     let hint = meant.map(|meant| format!("did you mean \"{meant}\"?"));
-                    self.sink.wrong(Some(&at.place), format!("there is no authority \"{authority}\""), hint);
+                    self.sink.wrong(Some(authority_place), format!("there is no authority \"{authority}\""), hint);
                 }
-                if let Some(other) = seen.insert((authority, &at.value.mark), &draft.id.value) {
+                if let Some((other, place)) = seen.insert((authority, &identity.mark), (&draft.id.value, mark)) {
                     let what = format!("{other} has the same identity: a certificate would belong to both");
-                    self.sink.wrong(Some(&at.place), what, None);
+                    let hint = format!("the other is {}", self.sink.shown(place));
+                    self.sink.wrong(Some(mark), what, Some(hint));
                 }
             }
         }

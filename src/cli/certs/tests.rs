@@ -1,0 +1,81 @@
+//! A programme's certificates over its life: issued, renewed, revoked, and never by or for anybody else.
+
+use super::*;
+use crate::cli::Done;
+
+const NOW: Wall = Wall(1_795_000_000_000_000_000);
+
+fn command(dir: &Path, what: What) -> Done {
+    run(&Args { dir: dir.to_owned(), what })
+}
+
+fn programme(dir: &Path) {
+    command(dir, What::Init { servers: vec!["localhost".into(), "127.0.0.1".into()], lasts: Lasts { days: 90 } })
+        .unwrap();
+}
+
+fn acme(uri: Option<&str>) -> What {
+    What::Issue { org: "acme".parse().unwrap(), uri: uri.map(str::to_owned), lasts: Lasts { days: 30 } }
+}
+
+fn renewal(org: Option<&str>) -> What {
+    What::Renew { org: org.map(|org| org.parse().unwrap()), server: org.is_none(), lasts: Lasts { days: 90 } }
+}
+
+fn listed(dir: &Path) -> Vec<(Vec<u8>, i64)> {
+    use x509_parser::revocation_list::CertificateRevocationList;
+    let pem = std::fs::read(dir.join("partners.crl")).unwrap();
+    let der = rustls_pki_types::CertificateRevocationListDer::from_pem_slice(&pem).unwrap();
+    let (_, list) = CertificateRevocationList::from_der(&der).unwrap();
+    let entries = list.iter_revoked_certificates();
+    entries.map(|entry| (entry.raw_serial().to_vec(), entry.revocation_date.timestamp())).collect()
+}
+
+#[test]
+fn a_renewed_partner_keeps_its_uri_and_a_renewed_server_its_names_and_key() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    programme(dir);
+    command(dir, acme(Some("spiffe://elsewhere/acme"))).unwrap();
+    command(dir, renewal(Some("acme"))).unwrap();
+    let org = "acme".parse().unwrap();
+    let newest = latest(dir, &org).unwrap();
+    assert_ne!(newest, first(&dir.join("acme.pem")).unwrap());
+    assert_eq!(uri_of(&newest).unwrap(), "spiffe://elsewhere/acme");
+    let (before, key) = (first(&dir.join("server.pem")).unwrap(), std::fs::read(dir.join("server.key")).unwrap());
+    command(dir, renewal(None)).unwrap();
+    let after = first(&dir.join("server.pem")).unwrap();
+    let spki = |der: &CertificateDer<'_>| parsed(der, |parsed| parsed.public_key().raw.to_vec()).unwrap();
+    assert!(before != after && spki(&before) == spki(&after));
+    assert_eq!(std::fs::read(dir.join("server.key")).unwrap(), key);
+    assert_eq!(names(&after).unwrap().len(), 2);
+}
+
+#[test]
+fn a_revocation_keeps_its_day_and_is_of_our_own_certificates_only() {
+    let (ours, theirs) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    for dir in [ours.path(), theirs.path()] {
+        programme(dir);
+        command(dir, acme(None)).unwrap();
+    }
+    let foreign = theirs.path().join("acme.pem");
+    assert!(command(ours.path(), What::Revoke { file: foreign }).is_err());
+    assert!(listed(ours.path()).is_empty());
+    list::sign(ours.path(), Some(&ours.path().join("acme.pem")), NOW).unwrap();
+    list::sign(ours.path(), None, NOW.plus(Duration::from_secs(DAY))).unwrap();
+    assert_eq!(listed(ours.path()).iter().map(|(_, day)| *day).collect::<Vec<_>>(), [NOW.seconds()]);
+}
+
+#[test]
+fn a_failed_issue_leaves_nothing_and_nothing_outlasts_its_authority() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    programme(dir);
+    std::fs::create_dir(dir.join("acme.pem")).unwrap();
+    assert!(command(dir, acme(None)).is_err());
+    assert!(!dir.join("acme.key").exists());
+    std::fs::remove_dir(dir.join("acme.pem")).unwrap();
+    let long = What::Issue { org: "acme".parse().unwrap(), uri: None, lasts: Lasts { days: 36_500 } };
+    assert!(command(dir, long).is_err());
+    command(dir, acme(None)).unwrap();
+}

@@ -1,0 +1,123 @@
+//! Literal secrets, blotted out of every text that may be shown: people write them where only a reference may stand.
+//!
+//! Byte for byte, so that no place moves. This file never decides what is wrong; it only sees to it that saying so
+//! shows nothing.
+
+use std::ops::Range;
+
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use super::mistake::closest;
+use crate::trust::SecretRef;
+
+/// Keys whose values are references to secrets.
+const KEYS: [&str; 4] = ["api_key", "client_key", "signing_key", "token"];
+
+/// Where literals stand below the keys of secrets.
+pub fn secrets(table: &DeTable<'_>, found: &mut Vec<Range<usize>>) {
+    for (key, value) in table {
+        if KEYS.contains(&key.get_ref().as_ref()) {
+            literals(value, found);
+        } else {
+            below(value.get_ref(), found);
+        }
+    }
+}
+
+fn below(value: &DeValue<'_>, found: &mut Vec<Range<usize>>) {
+    match value {
+        DeValue::Table(table) => secrets(table, found),
+        DeValue::Array(list) => list.iter().for_each(|entry| below(entry.get_ref(), found)),
+        _ => {}
+    }
+}
+
+/// Where a value holds anything that is not a reference, however deep.
+pub fn literals(value: &Spanned<DeValue<'_>>, found: &mut Vec<Range<usize>>) {
+    match value.get_ref() {
+        DeValue::Table(table) => table.iter().for_each(|(_, inside)| literals(inside, found)),
+        DeValue::Array(list) => list.iter().for_each(|entry| literals(entry, found)),
+        DeValue::String(text) if text.is_empty() || SecretRef::parse(text).is_some() => {}
+        _ => found.push(value.span()),
+    }
+}
+
+/// Blots out what stands at `span`; line ends stay.
+pub fn hide(text: &mut String, span: Range<usize>) {
+    let Some(secret) = text.get(span.clone()) else { return };
+    let blots: String =
+        secret.bytes().map(|byte| if byte == b'\n' || byte == b'\r' { byte.into() } else { '*' }).collect();
+    text.replace_range(span, &blots);
+}
+
+/// Blots out what follows a key that may mean a secret, line by line: for text that is not TOML and has no tree.
+pub fn lines(text: &mut String) {
+    let (mut spans, mut at, mut open) = (Vec::new(), 0, None);
+    for line in text.split_inclusive('\n') {
+        if let Some(end) = open {
+            spans.push(at..at + line.len());
+            open = (!line.contains(end)).then_some(end);
+        } else if let Some(from) = secret_from(line) {
+            let value = line.get(from..).unwrap_or_default().trim_end();
+            spans.push(at + from..at + line.len());
+            let ends = [("\"\"\"", "\"\"\""), ("'''", "'''"), ("[", "]"), ("{", "}")];
+            open = ends.into_iter().find_map(|(begin, end)| {
+                let rest = value.strip_prefix(begin)?;
+                (!rest.contains(end)).then_some(end)
+            });
+        }
+        at += line.len();
+    }
+    spans.into_iter().for_each(|span| hide(text, span));
+}
+
+/// Where on a line the literal behind a secret's key begins.
+fn secret_from(line: &str) -> Option<usize> {
+    line.match_indices('=').find_map(|(at, _)| {
+        let before = line.get(..at)?.trim_end_matches(['"', '\'', ' ', '\t']);
+        let key = before.rsplit(|c: char| !c.is_ascii_alphanumeric() && c != '_' && c != '-').next()?;
+        let value = line.get(at + 1..)?.trim_start();
+        let bare = value.trim_start_matches(['"', '\'']);
+        let harmless =
+            bare.trim().is_empty() && value.trim().len() < 3 || bare.starts_with("env:") || bare.starts_with("file:");
+        (is_suspicious(key) && !harmless).then(|| line.len() - value.len())
+    })
+}
+
+/// Whether a key is one of a secret, or was meant to be.
+fn is_suspicious(key: &str) -> bool {
+    let plain = key.to_ascii_lowercase().replace(['_', '-'], "");
+    let known: Vec<String> = KEYS.iter().map(|key| key.replace('_', "")).collect();
+    let telling = ["apikey", "token", "secret", "password", "credential"];
+    telling.iter().any(|word| plain.contains(word)) || closest(&plain, known.iter().map(String::as_str)).is_some()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_without_a_tree_is_blotted_out_by_lines_and_nothing_moves() {
+        let text = "api_key = \"sk-live-1234\nAPI-kye='sk-live-1234'\napi_key = \"env:KEY\"\n  token=\"\"\"\nhush\nhush\"\"\"\n\
+            name = \"api\"\n";
+        let mut masked = text.to_owned();
+        lines(&mut masked);
+        assert_eq!(masked.len(), text.len());
+        assert!(!masked.contains("1234") && !masked.contains("hush"), "{masked}");
+        assert!(masked.contains("env:KEY") && masked.ends_with("name = \"api\"\n"), "{masked}");
+    }
+
+    #[test]
+    fn a_tree_shows_where_literals_stand() {
+        let text = "[a]\napi_key = [\n\"sk-1234\", { x = \"\"\"\nsk-5678\"\"\" }]\n[b]\ntoken.value = 1234\n\
+            [c]\nclient_key = \"file:key\"\n";
+        let (root, _) = DeTable::parse_recoverable(text);
+        let mut found = Vec::new();
+        secrets(root.get_ref(), &mut found);
+        let mut masked = text.to_owned();
+        found.into_iter().for_each(|span| hide(&mut masked, span));
+        assert_eq!(masked.len(), text.len());
+        assert!(!masked.contains("1234") && !masked.contains("5678") && masked.contains("file:key"), "{masked}");
+    }
+}

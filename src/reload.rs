@@ -13,10 +13,11 @@ use parking_lot::Mutex;
 use serde_json::json;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
+use crate::audit::identity::BodySecret;
 use crate::audit::{Event, Fields};
 use crate::clock::Now;
 use crate::gateway::Gateway;
-use crate::keeper::audit::{Durability, OnFailure, Rules};
+use crate::keeper::audit::{Body, Durability, OnFailure, Rules};
 use crate::metrics::{Configured, Ends};
 use crate::names::{AuthorityName, ModelName};
 use crate::peer::Leaf;
@@ -274,6 +275,11 @@ pub fn audit_rules(settings: &AuditSettings) -> Rules {
         rotate_age: settings.rotate_age,
         keep: Some(settings.keep),
         checkpoints: settings.checkpoints.iter().filter_map(|place| place.parse().ok()).collect(),
+        body: match &settings.body_hmac_secret {
+            _ if !settings.body_hmac => Body::Untold,
+            None => Body::SigningKey,
+            Some(secret) => Body::Secret(BodySecret::new(secret.expose().as_bytes())),
+        },
     }
 }
 

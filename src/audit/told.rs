@@ -69,6 +69,15 @@ pub struct Withdrawal<'a> {
     pub connections: usize,
 }
 
+/// `log_filter`: what the gateway's own log tells from here on.
+#[derive(Debug, Serialize)]
+pub struct Filtered<'a> {
+    /// The filter.
+    pub filter: &'a str,
+    /// Who asked for it.
+    pub by: &'a str,
+}
+
 /// `drain`.
 #[derive(Debug, Serialize)]
 pub struct Drained<'a> {

@@ -212,6 +212,7 @@ def everything(stage):
     severed(stage)
     assert stage.ask(body=chat()).headers["portcullis-reason"] == "organization_suspended"
     admin(stage, "/-/restore", organization="acme")
+    admin(stage, "/-/log", filter="info")
     stage.write_org("globex", stage.GLOBEX + "[limits]\nrequests_per_day = 5\n")
     admin(stage, "/-/reload")
     eventually(lambda: stage.metric("portcullis_streams_active") == 0, what="an empty house")

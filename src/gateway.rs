@@ -24,6 +24,7 @@ use hyper::{Request, Response};
 use crate::admit::{self, Choice, Permitted};
 use crate::answer::{self, GateBody, Manner};
 use crate::ask::{Ask, Route, UsageChunk};
+use crate::audit::told::HandshakeRefused;
 use crate::audit::{Event, Fields};
 use crate::body::Room;
 use crate::clock::{Clock, Now};
@@ -149,9 +150,10 @@ async fn exchange(
     let choice = admit::model(policy, &revoked, &caller, &ask)?;
 
     let plan = caller.org().plan(permitted.purpose(), choice.group_id()).ok_or_else(lost)?;
-    let reserved = reserve(&ask, choice.group.as_deref(), &policy.quota, plan, &gateway.calibration)?;
+    let stand = || gateway.ledger.standings(plan, &policy.quota.timezone, gateway.clock.now());
+    let reserved = reserve(&ask, choice.group.as_deref(), &policy.quota, &gateway.calibration, stand)?;
     let hold = gateway.reserve(&caller, plan, snapshot, &reserved, manner).await?;
-    let standings = gateway.ledger.standings(plan, &policy.quota.timezone, gateway.clock.now());
+    let standings = stand();
     let entry = visit.enter(&caller, &permitted, &choice, &ask, record);
     gateway.may_stay(&entry, snapshot, &revoked)?;
     let spliced = dialect::splice(&whole.bytes, &ask, edits(&ask, &reserved));
@@ -196,8 +198,8 @@ impl Gateway {
     pub fn handshake_failed(&self, address: SocketAddr, began: Now, failed: &tls::Failed) {
         let took = self.clock.now().mono.since(began.mono);
         self.recorder.metrics.handshake(failed.result, took);
-        let fields = serde_json::json!({"peer": address, "result": failed.result, "detail": failed.detail});
-        self.recorder.journal.event(Event::HandshakeRefused, Fields::of(&fields));
+        let told = HandshakeRefused { peer: address, result: failed.result, detail: &failed.detail };
+        self.recorder.journal.event(Event::HandshakeRefused, Fields::of(&told));
         tracing::debug!(%address, result = %failed.result, detail = failed.detail, "handshake refused");
     }
 

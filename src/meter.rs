@@ -4,6 +4,8 @@
 //! upstream failed, client gone, cut, panic), it is settled and closed exactly once, on drop at the latest. What to
 //! charge is arithmetic of `usage`; that something is cut is decided elsewhere.
 
+mod growth;
+
 use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
@@ -19,7 +21,7 @@ use crate::ask::Ask;
 use crate::clock::{Clock, Mono};
 use crate::cut::{BrokenOff, Ladder, Leash};
 use crate::dialect;
-use crate::ledger::{Extension, Hold, StoreDown, Wait};
+use crate::ledger::{Hold, StoreDown};
 use crate::limits::{Charge, Enforce, Plan, Unit};
 use crate::metrics::ModelSeries;
 use crate::outcome::{Code, Ending};
@@ -29,6 +31,7 @@ use crate::reserve::Rates;
 use crate::tokens::{Nano, Usage};
 use crate::upstream::{AnswerBody, BodyFailed};
 use crate::usage::{Calibration, Form, Gauge, Observed, Scanner};
+use growth::{Growth, Reach, grow};
 
 /// What an exchange owes, and how that is found out.
 pub struct Tab {
@@ -138,6 +141,8 @@ pub struct Metered {
     rest: Bytes,
     /// The durable marks must rise before the reservation can grow.
     marks: Option<Pin<Box<Raised>>>,
+    /// A budget has no room for more: what has passed is still reserved, then the answer is cut.
+    refused: bool,
     last: Option<Mono>,
     begun: bool,
     bytes_out: u64,
@@ -166,6 +171,7 @@ impl Metered {
             ladder: None,
             rest: Bytes::new(),
             marks: None,
+            refused: false,
             last: None,
             begun: false,
             bytes_out: 0,
@@ -197,6 +203,18 @@ impl Metered {
             self.cut(cause.code, cause.ending);
         }
         loop {
+            // Nothing goes out, and nothing more is taken from the upstream, before it is counted for good. Where that
+            // cannot be, the answer goes on: what was not reserved is charged when it ends, and new requests are refused.
+            if let Some(marks) = &mut self.marks {
+                let raised = std::task::ready!(marks.as_mut().poll(cx));
+                self.marks = None;
+                match raised {
+                    Ok(()) => self.grow(),
+                    Err(StoreDown) if self.refused => self.cut(Code::InsufficientQuota, Ending::QuotaCut),
+                    Err(StoreDown) => {}
+                }
+                continue;
+            }
             // What was scanned was charged, and the error event stands after it.
             if let Some(piece) = self.ready.pop_front() {
                 return Poll::Ready(Some(Ok(piece)));
@@ -207,14 +225,6 @@ impl Metered {
             if self.over {
                 self.finish(Ending::Complete, None);
                 return Poll::Ready(None);
-            }
-            if let Some(marks) = &mut self.marks {
-                let raised = std::task::ready!(marks.as_mut().poll(cx));
-                self.marks = None;
-                if raised.is_ok() {
-                    self.grow();
-                    continue;
-                }
             }
             if !self.rest.is_empty() {
                 self.pass();
@@ -257,7 +267,7 @@ impl Metered {
         };
         scanner.feed(&piece, &mut |piece| self.ready.push_back(piece));
         if self.form == Form::Whole {
-            return;
+            return self.grow();
         }
         let observed = scanner.observed();
         let Some(tab) = &mut self.tab else { return };
@@ -279,15 +289,20 @@ impl Metered {
     /// Lets the reservation grow to what has passed, or cuts where a budget refuses and the mode says so.
     fn grow(&mut self) {
         let (Some(tab), Some(scanner)) = (&mut self.tab, &self.scanner) else { return };
-        let so_far = tab.gauge.output_so_far(&scanner.observed());
-        match grow(tab, so_far) {
+        let reach = match (self.form, tab.enforce) {
+            // Cutting an answer in one piece saves nothing: it is made.
+            (Form::Whole, _) => Reach::Passed,
+            _ if self.refused => Reach::Passed,
+            (Form::Events, Enforce::Post) => Reach::Ahead,
+            (Form::Events, Enforce::Hard | Enforce::Bounded) => Reach::Asked,
+        };
+        match grow(tab, &scanner.observed(), reach) {
+            Growth::Enough if self.refused => self.cut(Code::InsufficientQuota, Ending::QuotaCut),
             Growth::Enough => {}
             Growth::Refused => {
-                self.rest = Bytes::new();
-                self.cut(Code::InsufficientQuota, Ending::QuotaCut);
+                (self.rest, self.refused) = (Bytes::new(), true);
+                self.grow();
             }
-            // Nothing more is taken from the upstream until they have. When they cannot, the answer goes on: what was
-            // not reserved is charged when it ends, and new requests are refused.
             Growth::Waits(wait) => self.marks = Some(Box::pin(wait.raised())),
         }
     }
@@ -362,30 +377,6 @@ fn events_within(bytes: &[u8], most: usize) -> usize {
     let ends = [&b"\n\n"[..], b"\n\r\n"];
     let end = ends.iter().filter_map(|end| Some(memchr::memmem::find(beyond, end)? + end.len())).min();
     end.map_or(bytes.len(), |end| most + end)
-}
-
-/// What came of letting a reservation grow.
-enum Growth {
-    /// It covers what has passed.
-    Enough,
-    /// A budget refuses, and the mode says to cut.
-    Refused,
-    /// The durable marks must rise first.
-    Waits(Wait),
-}
-
-fn grow(tab: &mut Tab, so_far: u64) -> Growth {
-    while so_far >= tab.reserved.output && tab.enforce != Enforce::Post {
-        let more: Charge = tab.rates.charge(0, &Usage { output: tab.step, ..Usage::default() });
-        let Some(plan) = (tab.plan)() else { break };
-        let Some(hold) = &mut tab.hold else { break };
-        match hold.extend(&plan, &more, &tab.timezone, tab.clock.now()) {
-            Extension::Extended | Extension::Debt(_) => tab.reserved.output += tab.step,
-            Extension::Refused(_) => return Growth::Refused,
-            Extension::NeedsStore(wait) => return Growth::Waits(wait),
-        }
-    }
-    Growth::Enough
 }
 
 /// What a client reads when its answer is cut.

@@ -2,7 +2,8 @@
 //!
 //! A [`Record`] rides in whatever owns the exchange at the moment, at last in the body that goes to the client. It is
 //! closed by [`Record::close`], or by being dropped, which is how a panic or a client that left is told. It never
-//! holds prompts, completions or credentials, and it decides nothing.
+//! holds prompts, completions or credentials, and it decides nothing. What its lines hold is in
+//! `config/audit.schema.json`.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -336,6 +337,7 @@ struct Line<'a> {
     certificate: Option<Certificate<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     authority: Option<&'a AuthorityName>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     organization: Option<&'a OrgId>,
     #[serde(skip_serializing_if = "Option::is_none")]
     purpose: Option<&'a PurposeId>,
@@ -409,3 +411,6 @@ impl RequestIds {
         format!("req_{:016x}{number:08x}", self.boot).into()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -10,17 +10,17 @@ use std::time::Duration;
 
 use notify::{RecursiveMode, Watcher};
 use parking_lot::Mutex;
-use serde::Serialize;
 use serde_json::json;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use crate::audit::{Event, Fields};
 use crate::clock::Now;
 use crate::gateway::Gateway;
+use crate::keeper::audit::{Durability, OnFailure, Rules};
 use crate::metrics::{Configured, Ends};
 use crate::names::{AuthorityName, ModelName};
 use crate::peer::Leaf;
-use crate::policy::{self, Diff, Mistakes, Policy};
+use crate::policy::{self, AuditSettings, Diff, Mistakes, Policy};
 use crate::snapshot::Snapshot;
 use crate::tls::Revoked;
 use crate::withdraw;
@@ -58,24 +58,7 @@ pub enum Outcome {
     Rejected(Mistakes),
 }
 
-/// A reload that was.
-#[derive(Debug, Clone, Serialize)]
-pub struct Past {
-    /// When.
-    pub at: String,
-    /// What asked for it.
-    pub trigger: &'static str,
-    /// Who asked for it.
-    pub by: String,
-    /// `applied` or `rejected`.
-    pub result: &'static str,
-    /// The policy in force afterwards.
-    pub generation: u64,
-    /// Its hash.
-    pub hash: String,
-    /// The difference, or the mistakes.
-    pub text: String,
-}
+pub use crate::audit::told::Reload as Past;
 
 /// How many reloads are remembered.
 const REMEMBERED: usize = 50;
@@ -157,6 +140,9 @@ impl Reloader {
             Snapshot::new(policy, revoked(&self.gateway.revocations), &self.gateway.recorder.metrics, Some(old));
         let snapshot = Arc::new(snapshot.map_err(|unusable| mistake(&unusable.to_string()))?);
         put_in_force(&self.gateway, &snapshot);
+        if snapshot.policy.audit != old.policy.audit {
+            self.gateway.recorder.journal.follow(audit_rules(&snapshot.policy.audit));
+        }
         let filter = &snapshot.policy.log.filter;
         if *filter != old.policy.log.filter
             && let Err(error) = self.set_filter(filter)
@@ -260,6 +246,19 @@ pub fn put_in_force(gateway: &Gateway, snapshot: &Arc<Snapshot>) {
         ends.extend(authority.crls().iter().map(|crl| Ends::Crl(crl.issuer(), crl.next_update())));
     }
     metrics.trusted(&ends);
+}
+
+/// How the audit log is kept under a policy.
+#[must_use]
+pub fn audit_rules(settings: &AuditSettings) -> Rules {
+    Rules {
+        on_failure: if settings.closed { OnFailure::Closed } else { OnFailure::Open },
+        durability: if settings.power { Durability::Power } else { Durability::Process },
+        rotate_size: settings.rotate_size,
+        rotate_age: settings.rotate_age,
+        keep: Some(settings.keep),
+        checkpoints: settings.checkpoints.iter().filter_map(|place| place.parse().ok()).collect(),
+    }
 }
 
 /// The question whether a certificate was revoked by hand, for handshakes.

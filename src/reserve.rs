@@ -1,10 +1,12 @@
 //! How much to reserve for a request, before anybody knows how much it will use.
 //!
-//! Pure: the request, its model's group and the quota settings decide. What the gateway itself assumes (the output of
-//! a client that names no maximum) never keeps a request out that would otherwise fit.
+//! Pure: the request, its model's group, the quota settings and how the limits stand decide. What the gateway itself
+//! assumes (the output of a client that names no maximum) never keeps a request out that would otherwise fit: of a
+//! budget it takes what is left at most, of a rate what can ever be there.
 
 use crate::ask::{Ask, Route};
-use crate::limits::{Allowance, Charge, Enforce, Measure, Plan, Unit};
+use crate::ledger::Standing;
+use crate::limits::{Allowance, Charge, Enforce, Measure, Unit};
 use crate::outcome::{Code, Refusal};
 use crate::policy::{Group, Quota};
 use crate::tokens::{Price, Usage, Weights};
@@ -42,9 +44,17 @@ impl Rates {
     pub fn charge(&self, requests: u64, usage: &Usage) -> Charge {
         Charge::of(requests, usage, self.price.as_ref(), self.weights)
     }
+
+    /// How many output tokens `money` buys beside `input` tokens.
+    fn output_for(&self, money: u64, input: u64) -> u64 {
+        let Some(price) = self.price.filter(|price| price.output.0 > 0) else { return u64::MAX };
+        let spent = u128::from(input) * u128::from(price.input.0);
+        let left = (u128::from(money) * 1_000_000).saturating_sub(spent);
+        u64::try_from(left / u128::from(price.output.0)).unwrap_or(u64::MAX)
+    }
 }
 
-/// Decides what to reserve.
+/// Decides what to reserve. How the limits `stand` is asked only where the client leaves something to be assumed.
 ///
 /// # Errors
 /// `quota_request_too_large` in `hard` mode, when the request holds input that nothing bounds.
@@ -52,8 +62,8 @@ pub fn reserve(
     ask: &Ask,
     group: Option<&Group>,
     quota: &Quota,
-    plan: &Plan,
     calibration: &Calibration,
+    stand: impl FnOnce() -> Vec<Standing>,
 ) -> Result<Reserve, Refusal> {
     let gauge = calibration.gauge(ask, group.map_or(2000, |group| group.nontext_tokens));
     let rates = Rates::of(group);
@@ -64,21 +74,25 @@ pub fn reserve(
     }
     let input = if hard { bounded_input(ask, group)? } else { gauge.input_to_reserve() };
     let answers = u64::from(ask.answers);
-    let each = if ask.route == Route::Embeddings { 0 } else { output(ask, group, quota) };
+    let cap = group.and_then(|group| group.max_output_tokens).unwrap_or(u64::MAX);
+    let each = match ask.output_maximum {
+        _ if ask.route == Route::Embeddings => 0,
+        Some(maximum) => maximum.min(cap),
+        None if hard && cap != u64::MAX => cap,
+        None => quota.default_output_reserve.min(cap),
+    };
     let mut all = each.saturating_mul(answers);
-    if ask.output_maximum.is_none() {
-        all = all.min(room(plan, input));
+    if ask.output_maximum.is_none() && each > 0 {
+        let room = Room::of(&stand(), input, &rates);
+        // An answer in one piece cannot be cut, so a budget is safe only when all that it can cost is reserved.
+        if quota.enforce == Enforce::Bounded && !ask.stream && room.budgeted && cap != u64::MAX {
+            all = all.max(cap.saturating_mul(answers).min(room.now));
+        }
+        all = all.min(room.ever);
     }
     let held_to = (hard && each > 0).then(|| (all / answers.max(1)).max(1));
     let usage = Usage { input, output: held_to.map_or(all, |each| each.saturating_mul(answers)), ..Usage::default() };
     Ok(Reserve { usage, charge: rates.charge(1, &usage), gauge, held_to, rates })
-}
-
-/// Output tokens of one answer: what the client names, within the model's cap, or what is assumed.
-fn output(ask: &Ask, group: Option<&Group>, quota: &Quota) -> u64 {
-    let cap = group.and_then(|group| group.max_output_tokens).unwrap_or(u64::MAX);
-    let assumed = if quota.enforce == Enforce::Hard && cap != u64::MAX { cap } else { quota.default_output_reserve };
-    ask.output_maximum.unwrap_or(assumed).min(cap)
 }
 
 fn bounded_input(ask: &Ask, group: Option<&Group>) -> Result<u64, Refusal> {
@@ -89,20 +103,127 @@ fn bounded_input(ask: &Ask, group: Option<&Group>) -> Result<u64, Refusal> {
     })
 }
 
-/// The most output that can ever fit beside `input`.
-fn room(plan: &Plan, input: u64) -> u64 {
-    let limits = plan.levels.iter().flat_map(|level| level.limits.iter()).filter(|limit| !limit.shadow);
-    let rooms = limits.filter_map(|limit| {
-        let most = match limit.allowance {
-            Allowance::Rate { burst, .. } => burst,
-            Allowance::Budget(most) => most,
-            Allowance::Concurrent(_) => return None,
-        };
-        match limit.id.measure {
-            Measure::Metered(Unit::Tokens, _) => Some(most.saturating_sub(input)),
-            Measure::Metered(Unit::OutputTokens, _) => Some(most),
-            _ => None,
+/// How much output fits beside the input.
+#[derive(Debug, Clone, Copy)]
+struct Room {
+    /// Before a request would be refused for its size, or by a budget: at least one token.
+    ever: u64,
+    /// Before a rate would make it wait.
+    now: u64,
+    /// Whether a budget is concerned.
+    budgeted: bool,
+}
+
+impl Room {
+    fn of(standings: &[Standing], input: u64, rates: &Rates) -> Room {
+        let mut room = Room { ever: u64::MAX, now: u64::MAX, budgeted: false };
+        for standing in standings.iter().filter(|standing| !standing.shadow) {
+            let output = |units: u64| match standing.id.measure {
+                Measure::Metered(Unit::Tokens, _) => units.saturating_sub(input),
+                Measure::Metered(Unit::OutputTokens, _) => units,
+                Measure::Metered(Unit::Cost, _) => rates.output_for(units, input),
+                _ => u64::MAX,
+            };
+            let now = output(standing.remaining);
+            let budget = matches!(standing.allowance, Allowance::Budget(_));
+            room.budgeted |= budget && now != u64::MAX;
+            room.ever = room.ever.min(if budget { now } else { output(standing.most()) });
+            room.now = room.now.min(now);
         }
-    });
-    rooms.min().unwrap_or(u64::MAX).max(1)
+        Room { ever: room.ever.max(1), ..room }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use jiff::tz::TimeZone;
+
+    use super::*;
+    use crate::clock::{Mono, Now, Wall};
+    use crate::ledger::{Demand, Ledger, Verdict};
+    use crate::limits::{Level, Limit, LimitId, Plan, Scope, Seat, Window};
+    use crate::tokens::Nano;
+
+    const NOW: Now = Now { mono: Mono(0), wall: Wall(0) };
+
+    fn plan(limits: &[(Unit, Window, u64)]) -> Plan {
+        let limit = |(unit, window, n): &(Unit, Window, u64)| Limit {
+            id: Arc::new(LimitId { scope: Scope::default(), measure: Measure::Metered(*unit, *window) }),
+            allowance: if window.is_calendar() {
+                Allowance::Budget(*n)
+            } else {
+                Allowance::Rate { rate: *n, burst: *n, since: Mono(0), slowest: *n }
+            },
+            shadow: false,
+            scope: 0,
+        };
+        let scopes = [(Seat(0), Scope::default())].into();
+        let limits = limits.iter().map(limit).collect();
+        Plan { levels: [Level { org: "acme".parse().unwrap(), account: Seat(0), scopes, limits }].into() }
+    }
+
+    fn quota(enforce: Enforce) -> Quota {
+        Quota {
+            enforce,
+            default_output_reserve: 1024,
+            extend: 256,
+            currency: "USD".into(),
+            timezone: TimeZone::UTC,
+            timezone_name: "UTC".into(),
+        }
+    }
+
+    fn group() -> Group {
+        let price = Price { input: Nano(2_000_000_000), output: Nano(10_000_000_000), ..Price::default() };
+        Group {
+            id: "frontier".parse().unwrap(),
+            patterns: Vec::new(),
+            price: Some(price),
+            weights: Weights::default(),
+            max_output_tokens: Some(16_384),
+            nontext_tokens: 2000,
+        }
+    }
+
+    #[test]
+    fn what_is_assumed_keeps_nobody_out_and_covers_an_answer_in_one_piece() {
+        use Unit::{Cost, OutputTokens, Tokens};
+        use Window::{Day, Minute};
+        let (stream, whole) = (r#"{"model":"m","stream":true}"#, r#"{"model":"m"}"#);
+        let named = r#"{"model":"m","max_tokens":3000}"#;
+        // body, limits, what they have seen already, output reserved
+        let table: [(_, &[_], _, _); 12] = [
+            (stream, &[], 0, 1024),
+            (whole, &[], 0, 1024),
+            (stream, &[(Tokens, Day, 100_000)], 0, 1024),
+            (whole, &[(Tokens, Day, 100_000)], 0, 16_384),
+            (whole, &[(Tokens, Minute, 100_000)], 0, 1024),
+            (stream, &[(OutputTokens, Day, 2000)], 1900, 100),
+            (whole, &[(OutputTokens, Day, 2000)], 1900, 100),
+            (whole, &[(OutputTokens, Day, 2000)], 2000, 1),
+            (stream, &[(OutputTokens, Minute, 500)], 400, 500),
+            // Beyond what is assumed anyway, nothing is taken from a rate that is not there at once.
+            (whole, &[(OutputTokens, Day, 100_000), (OutputTokens, Minute, 9000)], 2000, 7000),
+            (stream, &[(Cost, Day, 5_000_000)], 0, 498),
+            (named, &[(OutputTokens, Day, 2000)], 0, 3000),
+        ];
+        for (body, limits, seen, output) in table {
+            let (ledger, plan) = (Ledger::new(), plan(limits));
+            let before = Charge::ZERO.with(Tokens, seen).with(OutputTokens, seen);
+            let demand = Demand { plan: &plan, charge: before, timezone: &TimeZone::UTC };
+            if let Verdict::Admitted(hold) = ledger.admit(&demand, NOW) {
+                hold.settle(&before);
+            }
+            let ask = crate::dialect::read(Route::Chat, body.as_bytes()).unwrap();
+            let stand = || ledger.standings(&plan, &TimeZone::UTC, NOW);
+            let quota = quota(Enforce::Bounded);
+            let reserved = reserve(&ask, Some(&group()), &quota, &Calibration::new(), stand).unwrap();
+            assert_eq!(reserved.usage.output, output, "{body} {limits:?} {seen}");
+            let demand = Demand { charge: reserved.charge, ..demand };
+            let roomy = limits.iter().all(|(_, window, n)| window.is_calendar() && seen < *n) && body != named;
+            assert!(!roomy || matches!(ledger.admit(&demand, NOW), Verdict::Admitted(_)), "{body} {limits:?} {seen}");
+        }
+    }
 }

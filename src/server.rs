@@ -15,12 +15,13 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use crate::admin::{self, Desk, Listener, Scope, UnixSocket};
 use crate::audit::Fields;
+use crate::audit::told::{Drained, Started};
 use crate::body::Room;
 use crate::clock::{Clock, Wall};
 use crate::door;
 use crate::drain::{Drain, Phase};
 use crate::gateway::Gateway;
-use crate::keeper::audit::{AuditLog, Durability, OnFailure, Options};
+use crate::keeper::audit::{AuditLog, Options};
 use crate::keeper::marks::Marks;
 use crate::keeper::withdrawn::Withdrawn;
 use crate::metrics::Metrics;
@@ -253,8 +254,8 @@ async fn wind_down(
     let drain = gateway.current().policy.listen.drain;
     let streams = gateway.registry.stream_count();
     if by_signal {
-        let fields = serde_json::json!({"by": "signal", "streams": streams});
-        gateway.recorder.journal.event(crate::audit::Event::Drain, Fields::of(&fields));
+        let told = Drained { by: "signal", streams };
+        gateway.recorder.journal.event(crate::audit::Event::Drain, Fields::of(&told));
     }
     tracing::info!(streams, "draining");
     shutdown.draining(streams);
@@ -344,15 +345,9 @@ fn start_audit(policy: &Policy, clock: &Clock, config: &Path) -> Result<AuditLog
     let name = policy.server_names.first().map_or("portcullis", String::as_str);
     let origin = settings.origin.clone().unwrap_or_else(|| format!("{name}/audit"));
     let mut options = Options::new(policy.settings.audit_directory.clone(), origin);
-    options.on_failure = if settings.closed { OnFailure::Closed } else { OnFailure::Open };
-    options.durability = if settings.power { Durability::Power } else { Durability::Process };
-    options.rotate_size = settings.rotate_size;
-    options.rotate_age = settings.rotate_age;
-    options.keep = Some(settings.keep);
-    options.checkpoints = settings.checkpoints.iter().filter_map(|place| place.parse().ok()).collect();
+    options.rules = reload::audit_rules(settings);
     options.key = settings.signing_key.as_ref().map(|key| key.expose().as_bytes().to_vec().into());
-    let about = serde_json::json!({
-        "version": env!("CARGO_PKG_VERSION"), "config": config, "generation": policy.generation, "config_hash": policy.hash,
-    });
+    let (generation, config_hash) = (policy.generation, policy.hash);
+    let about = Started { version: env!("CARGO_PKG_VERSION"), config, generation, config_hash };
     AuditLog::start(options, clock.clone(), &Fields::of(&about)).map_err(unusable)
 }

@@ -7,6 +7,7 @@ use hyper::StatusCode;
 use serde_json::{Value, json};
 
 use super::{Answer, Desk, json, text};
+use crate::audit::told::{Drained, Withdrawal};
 use crate::audit::{Event, Fields};
 use crate::drain::Phase;
 use crate::names::{AuthorityName, ModelName, OrgId, PurposeId};
@@ -35,8 +36,8 @@ pub(super) async fn act(desk: &Arc<Desk>, path: &str, by: &str, body: &Bytes) ->
 fn drain(desk: &Desk, by: &str) -> Answer {
     let gateway = &desk.gateway;
     if gateway.drain.phase() == Phase::Serving {
-        let fields = json!({"by": by, "streams": gateway.registry.stream_count()});
-        gateway.recorder.journal.event(Event::Drain, Fields::of(&fields));
+        let told = Drained { by, streams: gateway.registry.stream_count() };
+        gateway.recorder.journal.event(Event::Drain, Fields::of(&told));
         gateway.drain.advance(Phase::Unready);
         // The one who waits for it ends the process; when nobody does any more, it is ending already.
         let _ = desk.stop.send(());
@@ -114,11 +115,8 @@ async fn change(desk: &Arc<Desk>, by: &str, body: &Bytes, revoke: bool) -> Answe
     let (streams, connections) = (swept.streams.len(), swept.connections);
     let measured = gateway.clone();
     tokio::task::spawn_local(async move { withdraw::measure(&measured, swept.streams, trigger).await });
-    let mut fields = json!({"kind_of_target": kind.as_str(), "target": target, "by": by,
-        "streams": streams, "connections": connections});
-    if let (Some(reason), Some(fields)) = (reason, fields.as_object_mut()) {
-        fields.insert("reason".into(), reason.into());
-    }
+    let (kind_of_target, reason) = (kind.as_str(), reason.as_deref());
+    let fields = Withdrawal { kind_of_target, target: &target, reason, by, streams, connections };
     let event = if revoke { Event::Revoke } else { Event::Restore };
     gateway.recorder.journal.event(event, Fields::of(&fields));
     let kept = keep(desk).await;

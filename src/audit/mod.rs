@@ -10,6 +10,7 @@ pub mod line;
 pub mod ocsf;
 pub mod proof;
 pub mod report;
+pub mod told;
 pub mod tree;
 pub mod verify;
 

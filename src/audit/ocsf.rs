@@ -84,7 +84,7 @@ fn status(kind: Kind, record: &Map<String, Value>) -> (u64, &'static str) {
     match kind {
         Kind::Refused | Kind::HandshakeRefused | Kind::Dropped => (2, "Failure"),
         Kind::Closed if !complete => (2, "Failure"),
-        Kind::Reload if record.contains_key("error") => (2, "Failure"),
+        Kind::Reload if record.get("result").is_some_and(|result| result == "rejected") => (2, "Failure"),
         _ => (1, "Success"),
     }
 }

@@ -47,7 +47,7 @@ use self::notary::{Desk, Hands, Notary};
 use self::sealer::Sealer;
 use self::segment::{Disk, FileSystem};
 use self::start::{Opened, Tail};
-use self::writer::{Open, Rules, Writer};
+use self::writer::{Open, Writer};
 use crate::audit::{Fields, Kind, VerifyingKey, line};
 use crate::clock::Clock;
 use crate::peer::Sha256;
@@ -70,13 +70,9 @@ pub enum Durability {
     Power,
 }
 
-/// How a log is kept.
-#[derive(Debug, Clone)]
-pub struct Options {
-    /// Where its files are.
-    pub directory: PathBuf,
-    /// Its name in checkpoints, for example `gateway.example/audit`; no white space, no `+`.
-    pub origin: String,
+/// How a log is kept, as far as that may change while it runs: see [`Journal::follow`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rules {
     /// What becomes of requests whose line cannot be written.
     pub on_failure: OnFailure,
     /// What a line survives.
@@ -89,6 +85,30 @@ pub struct Options {
     pub keep: Option<Duration>,
     /// Places outside that are handed every checkpoint.
     pub checkpoints: Vec<Outside>,
+}
+
+impl Default for Rules {
+    fn default() -> Rules {
+        Rules {
+            on_failure: OnFailure::Closed,
+            durability: Durability::Process,
+            rotate_size: 256 * 1024 * 1024,
+            rotate_age: Duration::from_secs(24 * 3600),
+            keep: Some(Duration::from_secs(400 * 24 * 3600)),
+            checkpoints: Vec::new(),
+        }
+    }
+}
+
+/// What a log is opened with.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Where its files are.
+    pub directory: PathBuf,
+    /// Its name in checkpoints, for example `gateway.example/audit`; no white space, no `+`.
+    pub origin: String,
+    /// How it is kept.
+    pub rules: Rules,
     /// The signing key as PKCS#8 PEM; `None`: `audit.key` beside the log, made at first start.
     pub key: Option<Zeroizing<Vec<u8>>>,
     /// How long a request may wait for its line.
@@ -102,12 +122,7 @@ impl Options {
         Options {
             directory: directory.into(),
             origin: origin.into(),
-            on_failure: OnFailure::Closed,
-            durability: Durability::Process,
-            rotate_size: 256 * 1024 * 1024,
-            rotate_age: Duration::from_secs(24 * 3600),
-            keep: Some(Duration::from_secs(400 * 24 * 3600)),
-            checkpoints: Vec::new(),
+            rules: Rules::default(),
             key: None,
             patience: Duration::from_secs(2),
         }
@@ -140,42 +155,33 @@ impl AuditLog {
         let key = options.key.as_deref().map(Vec::as_slice);
         let Opened { lock, signer, tail } = start::open(&options.directory, &options.origin, key)?;
         let signer = Arc::new(signer);
-        let inbox = Arc::new(Inbox::new(clock.clone()));
-        let journal = Journal::new(Arc::clone(&inbox), options.on_failure, options.patience);
+        let inbox = Arc::new(Inbox::new(clock.clone(), options.rules));
+        let journal = Journal::new(Arc::clone(&inbox), options.patience);
         let stopping = Arc::new(AtomicBool::new(false));
         let current = tail.number;
 
         let (orders, orders_here) = channel();
         let (seal, complete) = channel();
         let (deliver, deliveries) = channel();
-        let deliver = (!options.checkpoints.is_empty()).then_some(deliver);
         let (notary, waiting) = Notary::new(orders);
         let hands = Hands { seal, deliver };
         let desk = Desk::new(Arc::clone(&inbox), options.directory.clone(), Arc::clone(&signer), hands, waiting);
-        let rules = Rules {
-            directory: options.directory.clone(),
-            durability: options.durability,
-            rotate_size: options.rotate_size,
-            rotate_age: options.rotate_age,
-        };
-        let writer = begin(disk, Arc::clone(&inbox), rules, tail, notary, about)?;
+        let writer = begin(disk, Arc::clone(&inbox), options.directory.clone(), tail, notary, about)?;
         let sealer = Sealer {
             directory: options.directory,
             signer: Arc::clone(&signer),
             clock,
-            keep: options.keep,
+            inbox: Arc::clone(&inbox),
             stopping: Arc::clone(&stopping),
         };
 
-        let mut threads = vec![
+        let posting = Arc::clone(&inbox);
+        let threads = vec![
             spawn("audit-write", move || writer.run())?,
             spawn("audit-sign", move || desk.run(&orders_here))?,
             spawn("audit-pack", move || sealer.run(current, &complete))?,
+            spawn("audit-post", move || outside::run(&posting, &deliveries))?,
         ];
-        if !options.checkpoints.is_empty() {
-            let (places, inbox) = (options.checkpoints, Arc::clone(&inbox));
-            threads.push(spawn("audit-post", move || outside::run(places, &inbox, &deliveries))?);
-        }
         Ok(AuditLog { journal, inbox, key: signer.verifying_key(), stopping, threads, lock: Some(lock) })
     }
 
@@ -228,18 +234,18 @@ struct Repair {
 fn begin<D: Disk>(
     disk: D,
     inbox: Arc<Inbox>,
-    rules: Rules,
+    directory: PathBuf,
     tail: Tail,
     notary: Notary,
     about: &Fields,
 ) -> io::Result<Writer<D>> {
-    let file = disk.open(&tail.number.open_path(&rules.directory), tail.new)?;
+    let file = disk.open(&tail.number.open_path(&directory), tail.new)?;
     let since = tail.since.unwrap_or_else(|| inbox.clock().now().wall);
     let open = Open { file, number: tail.number, length: tail.length, since, torn: false };
     let torn = |(bytes, sha256)| Repair { segment: tail.number.0, bytes, sha256 };
     let repaired = tail.torn.map(torn).map(|repair| (Kind::Repaired, Fields::of(&repair)));
     let lines = repaired.into_iter().chain([(Kind::Start, about.clone())]).collect();
-    let mut writer = Writer::new(inbox, rules, disk, tail.chain, boot()?, open, notary);
+    let mut writer = Writer::new(inbox, directory, disk, tail.chain, boot()?, open, notary);
     writer.begin(lines)?;
     Ok(writer)
 }

@@ -240,14 +240,32 @@ impl Counters {
         self.each_meter(moved, |unit, meter| meter.add(charge.get(unit)));
     }
 
-    /// Replaces a reservation by what was used; `moved` are the meters that it moved, by index.
-    pub(super) fn settle(&mut self, settling: &Settling<'_>, moved: impl Iterator<Item = usize>) {
+    /// What the meter at `index` was ever given: see [`Meter::added`].
+    pub(super) fn added(&self, index: usize) -> u64 {
+        self.meters.get(index).map_or(0, Meter::added)
+    }
+
+    /// Replaces a reservation by what was used; `moved` are the meters that it moved, by index, each with what it had
+    /// been given by then. Tells what came back in every counter, and so stands in none of them any more.
+    pub(super) fn settle(&mut self, settling: &Settling<'_>, moved: impl Iterator<Item = (usize, u64)>) -> Charge {
         let Settling { reserved, actual, day, month } = settling;
         self.streams = self.streams.saturating_sub(1);
         self.reserved = self.reserved.minus(reserved);
         self.day.settle(reserved, actual, day);
         self.month.settle(reserved, actual, month);
-        self.each_meter(moved, |unit, meter| meter.settle(reserved.get(unit), actual.get(unit)));
+        let (mut back, mut unmoved) = (reserved.minus(actual), self.running);
+        for (index, since) in moved {
+            unmoved &= !(1 << index);
+            if let (Some((unit, _)), Some(meter)) = (metered_at(index), self.meters.get_mut(index)) {
+                let of_meter = meter.settle(reserved.get(unit), actual.get(unit), since);
+                back = back.with(unit, back.get(unit).min(of_meter));
+            }
+        }
+        // A meter that runs only since the reservation was made never held it.
+        let unmoved = (0..METERS).filter(|index| unmoved & (1 << index) != 0).filter_map(metered_at);
+        let back = unmoved.fold(back, |back, (unit, _)| back.with(unit, 0));
+        let whole = matches!((day, month), (TallySettling::Whole, TallySettling::Whole));
+        if whole { back } else { Charge::ZERO }
     }
 
     /// Begins a window: nothing is charged in it yet.

@@ -11,7 +11,7 @@ use smallvec::SmallVec;
 
 use super::account::{Account, Settling, TallySettling};
 use super::bell::Wait;
-use super::judge::{CHAIN, Occasion, Share, Step, Steps, keep_worst, wait_for_marks};
+use super::judge::{CHAIN, Given, Occasion, Share, Step, Steps, keep_worst, wait_for_marks};
 use super::standing::Shortfall;
 use super::window::Ends;
 use crate::clock::Now;
@@ -47,12 +47,20 @@ struct Carried {
 pub(super) struct Stake {
     account: Arc<Account>,
     share: Share,
+    given: Given,
     carried: Option<Box<Carried>>,
 }
 
 impl Stake {
-    pub(super) fn new(account: Arc<Account>, share: Share) -> Stake {
-        Stake { account, share, carried: None }
+    pub(super) fn new(account: Arc<Account>, share: Share, given: Given) -> Stake {
+        Stake { account, share, given, carried: None }
+    }
+
+    /// The reservation grew by `more`, which a settlement takes back as if it had been there from the beginning.
+    fn grew(&mut self, more: &Charge) {
+        for (given, unit) in self.given.iter_mut().zip(self.share.units()) {
+            *given = given.wrapping_add(more.get(unit));
+        }
     }
 
     /// Settles in this account. A tally whose window is over is left alone: what it counted is history, and the
@@ -69,11 +77,17 @@ impl Stake {
         let day = of_tally(ends.day == share.ends.day, carried.map(|carried| carried.day));
         let month = of_tally(ends.month == share.ends.month, carried.map(|carried| carried.month));
         let settling = Settling { reserved, actual, day, month };
-        let mut outrun = false;
+        let (mut outrun, mut given) = (false, self.given.iter().copied());
         for (seat, moved) in share.scopes() {
-            if let Some(counters) = state.counters(seat) {
-                counters.settle(&settling, moved);
-                outrun |= self.account.bell.is_some() && !counters.lease.spend(&actual.minus(reserved));
+            let moved = moved.zip(given.by_ref());
+            let Some(counters) = state.counters(seat) else {
+                moved.for_each(drop);
+                continue;
+            };
+            let back = counters.settle(&settling, moved);
+            if self.account.bell.is_some() {
+                outrun |= !counters.lease.spend(&actual.minus(reserved));
+                counters.lease.give_back(&back);
             }
         }
         drop(state);
@@ -159,6 +173,7 @@ impl Hold {
         for (step, stake) in steps.iter_mut().zip(&mut self.stakes) {
             stake.enter(step.state.ends, &self.reserved);
             step.charge(&stake.share, more);
+            stake.grew(more);
         }
         self.reserved = self.reserved.plus(more);
         debt.map_or(Extension::Extended, Extension::Debt)

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use jiff::tz::TimeZone;
 use smallvec::SmallVec;
 
-use super::account::{Account, METERS, State, meter_index};
+use super::account::{Account, METERS, State, meter_index, metered_at};
 use super::bell::{Bell, Wait};
 use super::hold::Stake;
 use super::latch::Latched;
@@ -88,7 +88,15 @@ impl Share {
         let bits = move |place: usize| Bits((self.moved >> (place * METERS)) & ((1 << METERS) - 1));
         self.seats.iter().enumerate().map(move |(place, seat)| (seat, bits(place)))
     }
+
+    /// The unit of every moved meter, in the order of [`Share::scopes`].
+    pub(super) fn units(self) -> impl Iterator<Item = Unit> {
+        self.scopes().flat_map(|(_, moved)| moved).filter_map(metered_at).map(|(unit, _)| unit)
+    }
 }
+
+/// What every meter of a [`Share`] had been given when it was charged, in the order of [`Share::scopes`].
+pub(super) type Given = SmallVec<[u64; 8]>;
 
 /// The indexes of the bits that are set.
 #[derive(Debug)]
@@ -228,7 +236,12 @@ impl Step<'_> {
         }
         let share = Share { seats: self.seats, moved: self.rated, ends: self.state.ends };
         self.charge(&share, charge);
-        Stake::new(Arc::clone(self.account), share)
+        let mut given = Given::new();
+        for (seat, moved) in share.scopes() {
+            let counters = self.state.counters(seat);
+            given.extend(moved.map(|index| counters.as_ref().map_or(0, |counters| counters.added(index))));
+        }
+        Stake::new(Arc::clone(self.account), share, given)
     }
 
     /// Charges `more` where `share` tells.

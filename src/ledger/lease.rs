@@ -1,7 +1,9 @@
 //! Leases: how far use may run ahead of what is written.
 //!
-//! Every scope has, per unit, an amount that may be charged before its mark is written again. Leases only count; who
-//! writes marks, and where, is the keeper's business.
+//! Every scope has, per unit, an amount that may be charged before its mark is written again. What was charged and not
+//! used comes back, so that the same room serves one request after the other. Whatever happens, what is charged and
+//! the room beside it never exceed what the mark and its lease vouch for. Leases only count; who writes marks, and
+//! where, is the keeper's business.
 
 use super::window::Ends;
 use crate::limits::{Charge, Unit};
@@ -13,6 +15,10 @@ pub(super) struct Lease {
     room: Charge,
     /// What there was when the mark was written.
     size: Charge,
+    /// The most that the room may come to: what every mark allows that may be the one on disk.
+    most: Charge,
+    /// Charged although there was no room.
+    owed: Charge,
     /// Charged since the last gathering.
     spent: Charge,
     /// Charged from one gathering to the next, of late: the higher of the last such time and half of this.
@@ -23,8 +29,19 @@ pub(super) struct Lease {
     asked: bool,
     /// What the written mark knows beside amounts.
     known: Known,
-    /// What the mark that is being written, if one is, adds to the room, and what it knows.
-    offered: Option<(Charge, Known)>,
+    /// The mark that is being written, if one is.
+    offered: Option<Offer>,
+}
+
+/// What a mark changes once it is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Offer {
+    /// Room added.
+    more: Charge,
+    /// What was owed when it was taken: it is in the mark.
+    paid: Charge,
+    /// What it knows.
+    known: Known,
 }
 
 /// What a mark must know of a scope before anything is charged there: without it, a start would lose what the lease
@@ -51,9 +68,18 @@ impl Lease {
     /// Takes `charge`, and says whether it fitted. What does not fit is taken nevertheless: it has been used.
     pub(super) fn spend(&mut self, charge: &Charge) -> bool {
         let fitted = self.covers(charge);
+        self.owed = self.owed.plus(&charge.minus(&self.room));
         self.room = self.room.minus(charge);
         self.spent = self.spent.plus(charge);
         fitted
+    }
+
+    /// Takes back what was charged and stands in no counter any more.
+    pub(super) fn give_back(&mut self, charge: &Charge) {
+        self.spent = self.spent.minus(charge);
+        let rest = charge.minus(&self.owed);
+        self.owed = self.owed.minus(charge);
+        self.room = of_each(|unit| self.room.get(unit).saturating_add(rest.get(unit)).min(self.most.get(unit)));
     }
 
     /// Asks for room for `charge` beside what others asked for; `headroom` is all that limits could ever let through.
@@ -81,17 +107,20 @@ impl Lease {
             let ahead = self.pace.get(unit).saturating_mul(2);
             self.room.get(unit).max(ahead).max(wanted.get(unit))
         });
-        self.offered = Some((size.minus(&self.room), now));
+        self.offered = Some(Offer { more: size.minus(&self.room), paid: self.owed, known: now });
         self.size = size;
+        self.most = of_each(|unit| self.most.get(unit).min(size.get(unit)));
         Some(size)
     }
 
     /// Says what became of the mark that was gathered last.
     pub(super) fn decide(&mut self, written: bool) {
-        if let Some((more, known)) = self.offered.take().filter(|_| written) {
-            self.room = self.room.plus(&more);
-            self.known = known;
-        }
+        let Some(Offer { more, paid, known }) = self.offered.take().filter(|_| written) else { return };
+        self.known = known;
+        self.most = self.size;
+        let (room, owed) = (self.room.plus(&more), self.owed.minus(&paid));
+        self.room = of_each(|unit| room.get(unit).saturating_sub(owed.get(unit)).min(self.most.get(unit)));
+        self.owed = owed.minus(&room);
     }
 }
 

@@ -78,6 +78,8 @@ pub(super) struct Meter {
     frac: u64,
     last: Mono,
     rate: u64,
+    /// Everything that was ever added, modulo 2⁶⁴.
+    added: u64,
 }
 
 impl Meter {
@@ -85,7 +87,7 @@ impl Meter {
     /// `added` on top, at the instant `at`.
     pub(super) fn revived(leak: Leak, parts: (u64, u64, u64), idle: u64, added: u64, at: Mono) -> Meter {
         let (used, frac, rate) = parts;
-        let mut meter = Meter { used, frac: frac.min(leak.nanos() - 1), last: Mono(0), rate };
+        let mut meter = Meter { used, frac: frac.min(leak.nanos() - 1), last: Mono(0), rate, added: 0 };
         meter.drain(&Flow { leak, rate, since: Mono(0), slowest: rate }, Mono(idle));
         meter.add(added);
         Meter { last: at, ..meter }
@@ -133,15 +135,31 @@ impl Meter {
     /// Adds units; the meter may stand above any burst: that is debt.
     pub(super) fn add(&mut self, units: u64) {
         self.used = self.used.saturating_add(units);
+        self.added = self.added.wrapping_add(units);
     }
 
-    /// Replaces what was `reserved` by what was used in the end.
-    pub(super) fn settle(&mut self, reserved: u64, actual: u64) {
-        self.used = self.used.saturating_sub(reserved.saturating_sub(actual));
-        self.used = self.used.saturating_add(actual.saturating_sub(reserved));
-        if self.used == 0 {
-            self.frac = 0;
+    /// Everything that was ever added, modulo 2⁶⁴: what a reservation notes, to know at its settlement what came later.
+    pub(super) fn added(&self) -> u64 {
+        self.added
+    }
+
+    /// Replaces what was `reserved` by what was used in the end, and tells how many units came back. `since` is what
+    /// [`Meter::added`] was when the reservation had been made.
+    ///
+    /// What drained first was added first, so what came later still stands, and is left alone. The rest of the level
+    /// is all that can come back: what had drained meanwhile may have been used by others, and is not given out again.
+    pub(super) fn settle(&mut self, reserved: u64, actual: u64, since: u64) -> u64 {
+        let later = self.added.wrapping_sub(since);
+        let there = self.used.saturating_sub(later);
+        let unused = reserved.saturating_sub(actual);
+        let mut back = unused.min(there);
+        self.used -= back;
+        if there > 0 && unused >= there {
+            // The part of a unit that had drained was ours too.
+            back -= u64::from(std::mem::take(&mut self.frac) > 0);
         }
+        self.add(actual.saturating_sub(reserved));
+        back
     }
 
     /// The exact time from `now` until `units` have drained, if nothing is added; none when nothing drains.
@@ -238,6 +256,30 @@ mod tests {
         let mut meter = filled((1 << 60) + 1);
         meter.drain(&large, Mono(HOUR));
         assert_eq!(meter.used(), (1 << 60) - (1 << 53));
+    }
+
+    #[test]
+    fn a_settlement_gives_back_what_stands_before_what_came_later() {
+        let flow = flow(Leak::Second, 10);
+        // reserved, used, added later, nanoseconds drained; what stands then, and what came back
+        for (reserved, actual, later, drained, used, back) in [
+            (100, 18, 0, 0, 18, 82),
+            (100, 18, 50, 0, 68, 82),
+            (100, 18, 50, 9 * SECOND, 50, 10),
+            (100, 0, 50, 9 * SECOND + SECOND / 20, 50, 9),
+            (100, 95, 50, 9 * SECOND, 55, 5),
+            (100, 0, 50, 12 * SECOND, 30, 0),
+            (100, 0, 0, 9 * SECOND + SECOND / 20, 0, 9),
+            (100, 130, 50, 0, 180, 0),
+        ] {
+            let mut meter = filled(0);
+            meter.add(reserved);
+            let since = meter.added();
+            meter.add(later);
+            meter.drain(&flow, Mono(drained));
+            assert_eq!(meter.settle(reserved, actual, since), back, "{reserved} {actual} {later} {drained}");
+            assert_eq!(meter.used(), used, "{reserved} {actual} {later} {drained}");
+        }
     }
 
     #[test]

@@ -80,7 +80,13 @@ impl Diff {
                 continue;
             }
             let said = if name == "listen.certificate" { "server certificate replaced:" } else { name };
-            let loosens = name == "quota.enforce" && new.quota.enforce != Enforce::Hard;
+            let loosens = match name {
+                "quota.enforce" => new.quota.enforce != Enforce::Hard,
+                "audit.on_failure" => !new.audit.closed,
+                "audit.durability" => !new.audit.power,
+                "audit.keep" => new.audit.keep < old.audit.keep,
+                _ => false,
+            };
             self.changes.push(Change { text: format!("{said} {change}"), loosens, restart: needs_restart(name) });
         }
         for name in secrets(old, new) {
@@ -203,8 +209,9 @@ fn networks(identity: &super::org::Identity) -> String {
 
 /// What is fixed when the process starts: addresses, thread counts, paths, the log's form, and the audit log's settings.
 fn needs_restart(name: &str) -> bool {
-    let fixed = ["listen.address", "listen.workers", "admin.address", "admin.metrics", "quota.state", "log.format"];
-    fixed.contains(&name) || name.starts_with("audit.")
+    let place = ["listen.address", "listen.workers", "admin.address", "admin.metrics", "quota.state", "log.format"];
+    let log = ["audit.directory", "audit.origin", "audit.signing_key"];
+    place.contains(&name) || log.contains(&name)
 }
 
 /// Secrets whose values differ: what a rule cannot show.

@@ -8,6 +8,7 @@ use jiff::tz::TimeZone;
 
 use super::Files;
 use super::file::{At, Sink, Table};
+use super::models::is_private;
 use crate::limits::Enforce;
 use crate::trust::Secret;
 
@@ -342,14 +343,18 @@ pub(super) fn audit(root: &Table<'_>, files: &Files) -> (AuditSettings, PathBuf)
 fn outside(table: &Table<'_>) -> Vec<String> {
     let Some(list) = table.list("checkpoints") else { return Vec::new() };
     let known = |at: &At<String>| {
-        let fine = ["dir:", "command:"].iter().any(|scheme| at.value.starts_with(scheme));
-        let planned = at.value.starts_with("https://");
-        if planned {
-            let hint = Some("use \"command:curl …\" for now".into());
-            table.sink().wrong(Some(&at.place), "checkpoints over https:// are not built yet", hint);
-        } else if !fine {
-            let hint = Some("\"dir:PATH\" or \"command:…\"".into());
-            table.sink().wrong(Some(&at.place), format!("unknown place for checkpoints {:?}", at.value), hint);
+        let named = |scheme| at.value.strip_prefix(scheme).is_some_and(|rest: &str| !rest.trim().is_empty());
+        let uri = at.value.parse::<http::Uri>().ok();
+        let uri = uri.filter(|uri| uri.authority().is_some_and(|host| !host.as_str().contains('@')));
+        let fine = match uri.as_ref().and_then(|uri| Some((uri.scheme_str()?, uri.host()?))) {
+            Some(("https", _)) => true,
+            Some(("http", host)) => is_private(host.trim_matches(['[', ']'])),
+            _ => named("dir:") || named("command:"),
+        };
+        if !fine {
+            let hint = "\"dir:PATH\", \"command:…\" or \"https://…\" (http:// for loopback and private addresses)";
+            let what = format!("unknown place for checkpoints {:?}", at.value);
+            table.sink().wrong(Some(&at.place), what, Some(hint.into()));
         }
         fine
     };

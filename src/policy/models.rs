@@ -403,7 +403,7 @@ fn url(at: &At<String>, sink: &Sink) -> Option<Url> {
 }
 
 /// Loopback, private and link-local addresses, and `localhost`.
-fn is_private(host: &str) -> bool {
+pub(super) fn is_private(host: &str) -> bool {
     match host.parse() {
         Ok(std::net::IpAddr::V4(address)) => address.is_loopback() || address.is_private() || address.is_link_local(),
         Ok(std::net::IpAddr::V6(address)) => address.is_loopback() || address.is_unique_local(),

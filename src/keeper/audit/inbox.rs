@@ -8,9 +8,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use parking_lot::{Condvar, Mutex};
 use serde::Serialize;
 
+use super::Rules;
 use super::handoff::Ticket;
 use super::throttle::Throttle;
 use crate::audit::{Event, Fields, Kind};
@@ -137,6 +139,7 @@ pub(super) struct Inbox {
     queue: Mutex<Queue>,
     bell: Condvar,
     clock: Clock,
+    rules: ArcSwap<Rules>,
     pub(super) tally: Tally,
     /// The last write failed, and the pause before the next attempt is not over.
     pub(super) failing: AtomicBool,
@@ -147,7 +150,7 @@ pub(super) struct Inbox {
 }
 
 impl Inbox {
-    pub(super) fn new(clock: Clock) -> Inbox {
+    pub(super) fn new(clock: Clock, rules: Rules) -> Inbox {
         let queue = Queue {
             entries: Vec::new(),
             waiting: 0,
@@ -162,11 +165,23 @@ impl Inbox {
             queue: Mutex::new(queue),
             bell: Condvar::new(),
             clock,
+            rules: ArcSwap::from_pointee(rules),
             tally: Tally::default(),
             failing: AtomicBool::new(false),
             stuck: AtomicBool::new(false),
             unsynced: AtomicBool::new(false),
         }
+    }
+
+    /// How the log is kept now.
+    pub(super) fn rules(&self) -> Arc<Rules> {
+        self.rules.load_full()
+    }
+
+    /// Keeps the log by other rules from now on, which begins with a checkpoint.
+    pub(super) fn follow(&self, rules: Rules) {
+        self.rules.store(Arc::new(rules));
+        self.order(Orders { checkpoint: true, stop: false });
     }
 
     /// Whether lines get through at present.
@@ -215,13 +230,14 @@ impl Inbox {
         self.put(Entry { at: now.wall, told: Told::Plain(event.into()), fields });
     }
 
-    /// Counts an accepted line, and the closing line that cannot follow it, as dropped (`on_failure = "open"`).
+    /// Counts an accepted line, and the closing line that cannot follow it, for a `dropped` line
+    /// (`on_failure = "open"`).
     pub(super) fn count_unrecorded(&self, accepted: bool) {
         let mut queue = self.queue.lock();
         let counter = if accepted { &mut queue.dropped.accepted } else { &mut queue.dropped.closed };
         *counter += 1;
         drop(queue);
-        self.tally.dropped.fetch_add(1, Ordering::Relaxed);
+        self.tally.failed.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Gives orders beyond the lines.

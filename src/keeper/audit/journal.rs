@@ -12,9 +12,9 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::OnFailure;
 use super::handoff::{Lane, Leaving, Outcome, Ticket};
 use super::inbox::{Inbox, Orders};
+use super::{OnFailure, Rules};
 use crate::audit::{Event, Fields};
 use crate::outcome::{Code, Ending};
 
@@ -35,13 +35,17 @@ impl std::error::Error for AuditUnavailable {}
 pub struct Journal {
     inbox: Arc<Inbox>,
     lane: Arc<Lane>,
-    on_failure: OnFailure,
     patience: Duration,
 }
 
 impl Journal {
-    pub(super) fn new(inbox: Arc<Inbox>, on_failure: OnFailure, patience: Duration) -> Journal {
-        Journal { inbox, lane: Arc::default(), on_failure, patience }
+    pub(super) fn new(inbox: Arc<Inbox>, patience: Duration) -> Journal {
+        Journal { inbox, lane: Arc::default(), patience }
+    }
+
+    /// Keeps the log by other rules from now on. Retention is applied when the next segment is complete.
+    pub fn follow(&self, rules: Rules) {
+        self.inbox.follow(rules);
     }
 
     /// A handle for another worker thread: tasks that share a handle (or its clones) are woken by one another, which
@@ -87,7 +91,7 @@ impl Journal {
     }
 
     fn without_line(&self) -> Result<Place, AuditUnavailable> {
-        match self.on_failure {
+        match self.inbox.rules().on_failure {
             OnFailure::Closed => {
                 self.inbox.tally.failed.fetch_add(1, Ordering::Relaxed);
                 Err(AuditUnavailable)
@@ -136,9 +140,10 @@ impl Journal {
 pub struct Counters {
     /// Lines written.
     pub written: u64,
-    /// Lines that could not be written when asked: each refused a request, or was told too late to be kept.
+    /// Lines that could not be written when asked: each refused a request, passed unrecorded under
+    /// `on_failure = "open"`, or was told too late to be kept.
     pub failed: u64,
-    /// Lines given up knowingly: over the bound, or unrecorded under `on_failure = "open"`.
+    /// Lines given up knowingly: over the bound.
     pub dropped: u64,
     /// Lines that wait at present.
     pub queued: usize,

@@ -62,7 +62,7 @@ impl Notary {
 /// Where finished work goes on.
 pub(super) struct Hands {
     pub(super) seal: Sender<Number>,
-    pub(super) deliver: Option<Sender<Delivery>>,
+    pub(super) deliver: Sender<Delivery>,
 }
 
 /// A signed checkpoint for the places outside.
@@ -159,9 +159,8 @@ impl Desk {
         let signed = self.signer.sign(&checkpoint);
         self.notes(note.segment)?.append(signed.as_bytes())?;
         self.inbox.tally.checkpoints.fetch_add(1, Ordering::Relaxed);
-        if let Some(deliver) = &self.hands.deliver {
-            let _ = deliver.send(Delivery { size: checkpoint.size, note: signed });
-        }
+        // Whoever posts runs until this sender is gone.
+        let _ = self.hands.deliver.send(Delivery { size: checkpoint.size, note: signed });
         Ok(())
     }
 

@@ -52,13 +52,21 @@ impl FromStr for Outside {
     }
 }
 
-/// Delivers until the notary is gone; what is owed then is tried once more.
-pub(super) fn run(places: Vec<Outside>, inbox: &Arc<Inbox>, notes: &Receiver<Delivery>) {
-    let mut places: Vec<Post> = places.into_iter().map(|place| Post { place, owed: None, failing: false }).collect();
+/// Delivers to the places that the rules name at the time, until the notary is gone; what is owed then is tried once
+/// more.
+pub(super) fn run(inbox: &Arc<Inbox>, notes: &Receiver<Delivery>) {
+    let mut places: Vec<Post> = Vec::new();
     loop {
         let owing = places.iter().any(|post| post.owed.is_some());
         let next =
             if owing { notes.recv_timeout(RETRY) } else { notes.recv().map_err(|_| RecvTimeoutError::Disconnected) };
+        let rules = inbox.rules();
+        places.retain(|post| rules.checkpoints.contains(&post.place));
+        for place in &rules.checkpoints {
+            if !places.iter().any(|post| post.place == *place) {
+                places.push(Post { place: place.clone(), owed: None, failing: false });
+            }
+        }
         if let Ok(first) = next.clone() {
             // Only the newest matters.
             let newest = notes.try_iter().last().unwrap_or(first);
@@ -155,17 +163,18 @@ fn wait(child: &mut Child) -> io::Result<std::process::ExitStatus> {
 mod tests {
     use std::sync::mpsc::channel;
 
+    use super::super::Rules;
     use super::*;
     use crate::clock::Clock;
 
     fn deliver(places: Vec<Outside>, notes: &[(u64, &str)]) -> u64 {
-        let inbox = Arc::new(Inbox::new(Clock::system()));
+        let inbox = Arc::new(Inbox::new(Clock::system(), Rules { checkpoints: places, ..Rules::default() }));
         let (sender, receiver) = channel();
         for (size, note) in notes {
             sender.send(Delivery { size: *size, note: (*note).into() }).unwrap();
         }
         drop(sender);
-        run(places, &inbox, &receiver);
+        run(&inbox, &receiver);
         inbox.tally.undelivered.load(Ordering::Relaxed)
     }
 
@@ -181,6 +190,32 @@ mod tests {
         let file = place.path().join(&date[..10]).join("2.checkpoint");
         assert_eq!(fs::read_to_string(file).unwrap(), "two");
         assert!(deliver(places[..1].to_vec(), &[(2, "forged")]) > 0);
+    }
+
+    #[test]
+    fn a_place_that_is_named_later_gets_what_comes_and_one_that_is_dropped_nothing_more() {
+        let (one, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let named = |place: &Path| Rules { checkpoints: vec![Outside::Directory(place.into())], ..Rules::default() };
+        let inbox = Arc::new(Inbox::new(Clock::system(), named(one.path())));
+        let (sender, receiver) = channel();
+        let running = std::thread::spawn({
+            let inbox = Arc::clone(&inbox);
+            move || run(&inbox, &receiver)
+        });
+        let date = Clock::system().now().wall.to_string();
+        let there = |place: &Path, size: u64| place.join(&date[..10]).join(format!("{size}.checkpoint")).exists();
+        let send = |size, place: &Path| {
+            sender.send(Delivery { size, note: "note".into() }).unwrap();
+            while !there(place, size) {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        };
+        send(1, one.path());
+        inbox.follow(named(other.path()));
+        send(2, other.path());
+        drop(sender);
+        running.join().unwrap();
+        assert!(!there(one.path(), 2) && !there(other.path(), 1));
     }
 
     #[test]

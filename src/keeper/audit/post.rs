@@ -8,12 +8,22 @@ use std::net::{TcpStream, ToSocketAddrs};
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustls::pki_types::CertificateDer;
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 
 use super::read::invalid;
 
 /// Sends `body`; `patience` bounds the connection's setup and every standstill.
 pub(super) fn post(uri: &http::Uri, body: &[u8], patience: Duration) -> io::Result<()> {
+    post_trusting(uri, body, patience, || rustls_native_certs::load_native_certs().certs)
+}
+
+fn post_trusting(
+    uri: &http::Uri,
+    body: &[u8],
+    patience: Duration,
+    roots: impl FnOnce() -> Vec<CertificateDer<'static>>,
+) -> io::Result<()> {
     let host = uri.host().ok_or_else(|| invalid("the address names no host"))?;
     let secure = uri.scheme_str() == Some("https");
     let port = uri.port_u16().unwrap_or(if secure { 443 } else { 80 });
@@ -26,7 +36,7 @@ pub(super) fn post(uri: &http::Uri, body: &[u8], patience: Duration) -> io::Resu
     )
     .into_bytes();
     request.extend_from_slice(body);
-    if secure { exchange(tls(host, stream)?, &request) } else { exchange(stream, &request) }
+    if secure { exchange(tls(host, stream, roots())?, &request) } else { exchange(stream, &request) }
 }
 
 fn connect(host: &str, port: u16, patience: Duration) -> io::Result<TcpStream> {
@@ -45,9 +55,13 @@ fn connect(host: &str, port: u16, patience: Duration) -> io::Result<TcpStream> {
     Err(last)
 }
 
-fn tls(host: &str, stream: TcpStream) -> io::Result<StreamOwned<ClientConnection, TcpStream>> {
+fn tls(
+    host: &str,
+    stream: TcpStream,
+    trusted: Vec<CertificateDer<'static>>,
+) -> io::Result<StreamOwned<ClientConnection, TcpStream>> {
     let mut roots = RootCertStore::empty();
-    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    roots.add_parsable_certificates(trusted);
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let config = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
@@ -101,6 +115,40 @@ mod tests {
             String::from_utf8(request).unwrap()
         });
         (post(&uri, b"the note", Duration::from_secs(5)), server.join().unwrap())
+    }
+
+    #[test]
+    fn over_https_only_a_trusted_place_is_told() {
+        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        let key = rustls::pki_types::PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
+        let certificate = made.cert.der().clone();
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let config = rustls::ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![certificate.clone()], key)
+            .unwrap();
+        let config = Arc::new(config);
+        for trusted in [true, false] {
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            let uri = format!("https://localhost:{}/", listener.local_addr().unwrap().port()).parse().unwrap();
+            let config = config.clone();
+            let server = std::thread::spawn(move || {
+                let (stream, _) = listener.accept().unwrap();
+                let mut stream = StreamOwned::new(rustls::ServerConnection::new(config).unwrap(), stream);
+                let mut request = Vec::new();
+                while !request.ends_with(b"the note") {
+                    let mut byte = [0];
+                    stream.read_exact(&mut byte).ok()?;
+                    request.push(byte[0]);
+                }
+                stream.write_all(b"HTTP/1.1 201 Created\r\n\r\n").ok()
+            });
+            let roots = || if trusted { vec![certificate.clone()] } else { Vec::new() };
+            let done = post_trusting(&uri, b"the note", Duration::from_secs(5), roots);
+            assert_eq!((done.is_ok(), server.join().unwrap().is_some()), (trusted, trusted), "{done:?}");
+        }
     }
 
     #[test]

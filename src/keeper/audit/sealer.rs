@@ -10,11 +10,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Receiver;
-use std::time::Duration;
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
 
+use super::inbox::Inbox;
 use super::read::{Log, RETIRED, Segment, SignedNote, invalid};
 use super::segment::{Number, sync_directory};
 use crate::audit::checkpoint::Checkpoint;
@@ -26,7 +26,7 @@ pub(super) struct Sealer {
     pub(super) directory: PathBuf,
     pub(super) signer: Arc<Signer>,
     pub(super) clock: Clock,
-    pub(super) keep: Option<Duration>,
+    pub(super) inbox: Arc<Inbox>,
     /// The keeper stops: a segment half packed is left to the next start.
     pub(super) stopping: Arc<AtomicBool>,
 }
@@ -89,7 +89,7 @@ impl Sealer {
 
     /// Removes the segments before `current` that hold only records older than retention asks for.
     fn retire(&self, current: Number) {
-        let Some(keep) = self.keep else { return };
+        let Some(keep) = self.inbox.rules().keep else { return };
         let before = Wall(self.clock.now().wall.0.saturating_sub(i64::try_from(keep.as_nanos()).unwrap_or(i64::MAX)));
         if let Err(error) = self.retire_before(before, current) {
             tracing::warn!(%error, "old audit segments could not be retired");

@@ -4,6 +4,7 @@ mod crash;
 mod disk;
 mod model;
 mod price;
+mod rules;
 
 use std::collections::HashMap;
 use std::fs;
@@ -22,6 +23,10 @@ use crate::clock::Wall;
 
 fn options(directory: &Path) -> Options {
     Options { patience: Duration::from_secs(60), ..Options::new(directory, "gateway.example/audit") }
+}
+
+fn kept(directory: &Path, rules: Rules) -> Options {
+    Options { rules, ..options(directory) }
 }
 
 fn start(directory: &Path) -> AuditLog {
@@ -202,7 +207,7 @@ fn segments_rotate_are_packed_retired_and_still_prove_everything() {
     let place = tempfile::tempdir().unwrap();
     let clock = Clock::manual(Wall::from_seconds(1_800_000_000));
     let day = Duration::from_secs(24 * 3600);
-    let keep = Options { rotate_size: 4096, keep: Some(10 * day), ..options(place.path()) };
+    let keep = kept(place.path(), Rules { rotate_size: 4096, keep: Some(10 * day), ..Rules::default() });
     let log = AuditLog::start(keep.clone(), clock.clone(), &Fields::none()).unwrap();
     let write = |log: &AuditLog, n: usize| {
         worker(async {
@@ -254,8 +259,8 @@ fn segments_rotate_are_packed_retired_and_still_prove_everything() {
 #[test]
 fn a_byte_changed_in_a_packed_segment_is_found() {
     let place = tempfile::tempdir().unwrap();
-    let log =
-        AuditLog::start(Options { rotate_size: 1, ..options(place.path()) }, Clock::system(), &Fields::none()).unwrap();
+    let small = kept(place.path(), Rules { rotate_size: 1, ..Rules::default() });
+    let log = AuditLog::start(small, Clock::system(), &Fields::none()).unwrap();
     worker(async { log.journal().accepted(fields("a")).await.unwrap().close(fields("a")) });
     let packed = place.path().join("audit-1.jsonl.gz");
     eventually(|| packed.exists());
@@ -283,12 +288,8 @@ fn a_byte_changed_in_a_packed_segment_is_found() {
 fn a_checkpoint_outside_shows_a_log_that_was_cut_with_its_own_checkpoints() {
     let (place, worm) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let outside = format!("dir:{}", worm.path().display()).parse().unwrap();
-    let log = AuditLog::start(
-        Options { checkpoints: vec![outside], ..options(place.path()) },
-        Clock::system(),
-        &Fields::none(),
-    )
-    .unwrap();
+    let posted = kept(place.path(), Rules { checkpoints: vec![outside], ..Rules::default() });
+    let log = AuditLog::start(posted, Clock::system(), &Fields::none()).unwrap();
     worker(async { log.journal().accepted(fields("a")).await.unwrap().close(fields("a")) });
     log.stop();
     let segment = place.path().join("audit-1.jsonl");

@@ -10,13 +10,13 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::Durability;
 use super::handoff::{Lane, Outcome};
 use super::inbox::{Entry, Inbox, Told};
 use super::journal::unforwarded;
 use super::notary::{Notary, Note, Order};
 use super::pace::Pace;
 use super::segment::{Disk, Number, SegmentFile};
+use super::{Durability, Rules};
 use crate::audit::{Chain, Draft, Fields, Kind};
 use crate::clock::Wall;
 
@@ -41,19 +41,12 @@ pub(super) struct Open {
     pub(super) torn: bool,
 }
 
-/// When a segment ends, and what a line must survive.
-#[derive(Debug, Clone)]
-pub(super) struct Rules {
-    pub(super) directory: PathBuf,
-    pub(super) durability: Durability,
-    pub(super) rotate_size: u64,
-    pub(super) rotate_age: Duration,
-}
-
 /// The thread's state.
 pub(super) struct Writer<D: Disk> {
     inbox: Arc<Inbox>,
-    rules: Rules,
+    directory: PathBuf,
+    /// Those in force when the lines at hand were taken.
+    rules: Arc<Rules>,
     disk: D,
     chain: Chain,
     draft: Draft,
@@ -70,7 +63,7 @@ pub(super) struct Writer<D: Disk> {
 impl<D: Disk> Writer<D> {
     pub(super) fn new(
         inbox: Arc<Inbox>,
-        rules: Rules,
+        directory: PathBuf,
         disk: D,
         chain: Chain,
         boot: String,
@@ -79,8 +72,9 @@ impl<D: Disk> Writer<D> {
     ) -> Self {
         let (draft, backlog, numbers, lanes) = (Draft::new(boot), Vec::new(), Vec::new(), Vec::new());
         Writer {
+            rules: inbox.rules(),
             inbox,
-            rules,
+            directory,
             disk,
             chain,
             draft,
@@ -116,6 +110,7 @@ impl<D: Disk> Writer<D> {
                 let patience = self.patience();
                 self.inbox.take(&mut self.backlog, patience)
             };
+            self.rules = self.inbox.rules();
             if orders.stop {
                 return self.stop();
             }
@@ -289,7 +284,7 @@ impl<D: Disk> Writer<D> {
     fn rotate(&mut self) {
         let old = self.open.number;
         let number = old.next();
-        let opened = self.disk.open(&number.open_path(&self.rules.directory), true);
+        let opened = self.disk.open(&number.open_path(&self.directory), true);
         self.pace.rotated(opened.is_ok());
         match opened {
             Ok(file) => {

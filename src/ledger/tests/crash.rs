@@ -323,6 +323,22 @@ fn an_overrun_that_outruns_its_mark_rings_at_once() {
 }
 
 #[test]
+fn what_was_reserved_and_not_used_makes_a_crash_no_dearer() {
+    let day =
+        alone(vec![budget(0, Unit::Tokens, Window::Day, 1_000_000), rate(0, Unit::Tokens, Window::Hour, 9, 99_999)]);
+    let mut life = Life::new();
+    for _ in 0..200 {
+        life.admit(&day, &tokens(1000));
+        let (hold, held) = life.holds.pop().unwrap();
+        hold.settle(&tokens(10));
+        life.truth.settle(&held, &tokens(10));
+    }
+    life.restart(0);
+    let counted = charged(&life.ledger, &day, life.here());
+    assert!((2000..=4000).contains(&counted[0]), "{counted:?}");
+}
+
+#[test]
 fn marks_that_cannot_be_written_stop_admissions_until_they_can() {
     let day = alone(vec![budget(0, Unit::Tokens, Window::Day, 100_000)]);
     let mut life = Life::new();

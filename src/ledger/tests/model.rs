@@ -13,7 +13,12 @@ type Level128 = i128;
 struct Meter {
     level: Level128,
     last: u64,
+    /// Units ever added.
+    added: i128,
 }
+
+/// One meter of one organization.
+type MeterId = (OrgId, Scope, Unit, Window);
 
 #[derive(Debug, Clone, Default)]
 struct Counted {
@@ -34,6 +39,8 @@ pub(super) struct Held {
     plan: Plan,
     /// Every part of the reservation, with the ends of day and month (per level) when it was made.
     parts: Vec<(Charge, Vec<[Wall; 2]>)>,
+    /// What every meter had been given when the reservation was made, and what this one added since.
+    given: HashMap<MeterId, i128>,
 }
 
 impl Held {
@@ -143,10 +150,14 @@ impl Model {
     pub(super) fn charge(&mut self, plan: &Plan, charge: &Charge, now: Now) -> Held {
         self.drain(plan, now);
         let ends = self.ends(plan, now);
-        let held = Held { plan: plan.clone(), parts: vec![(*charge, ends)] };
-        self.each_scope(&held.plan, |counted, level, scope| {
+        let mut held = Held { plan: plan.clone(), parts: vec![(*charge, ends)], given: HashMap::new() };
+        self.each_scope(plan, |counted, level, scope| {
             counted.live += 1;
             add(counted, level, scope, charge);
+            let meters = rates(level, scope).map(|(unit, window)| {
+                ((level.org.clone(), scope.clone(), unit, window), counted.meters[&(unit, window)].added)
+            });
+            held.given.extend(meters);
         });
         held
     }
@@ -194,6 +205,7 @@ impl Model {
         held.parts.push((*more, ends));
         let plan = held.plan.clone();
         self.each_scope(&plan, |counted, level, scope| add(counted, level, scope, more));
+        held.given.iter_mut().for_each(|((_, _, unit, _), given)| *given += i128::from(more.get(*unit)));
     }
 
     pub(super) fn settle(&mut self, held: &Held, actual: &Charge) {
@@ -205,11 +217,13 @@ impl Model {
                 let counted = account.scopes.entry(scope.clone()).or_default();
                 counted.live -= 1;
                 for ((unit, window), meter) in &mut counted.meters {
-                    let charged = rates(level, scope).any(|of| of == (*unit, *window));
-                    if charged {
-                        let change = i128::from(actual.get(*unit)) - i128::from(reserved.get(*unit));
-                        meter.level = (meter.level + change * nanos(*window)).max(0);
-                    }
+                    let id = (level.org.clone(), scope.clone(), *unit, *window);
+                    let Some(given) = held.given.get(&id) else { continue };
+                    let change = i128::from(actual.get(*unit)) - i128::from(reserved.get(*unit));
+                    // What came later stands on top, and is not touched.
+                    let later = ((meter.added - given) * nanos(*window)).min(meter.level);
+                    meter.level = (meter.level + change * nanos(*window)).max(later);
+                    meter.added += change.max(0);
                 }
                 for (which, window) in [Window::Day, Window::Month].into_iter().enumerate() {
                     let last = held.parts.last().unwrap().1[place][which];
@@ -258,7 +272,9 @@ fn rates(level: &Level, scope: &Scope) -> impl Iterator<Item = (Unit, Window)> {
 
 fn add(counted: &mut Counted, level: &Level, scope: &Scope, charge: &Charge) {
     for (unit, window) in rates(level, scope) {
-        counted.meters.entry((unit, window)).or_default().level += i128::from(charge.get(unit)) * nanos(window);
+        let meter = counted.meters.entry((unit, window)).or_default();
+        meter.level += i128::from(charge.get(unit)) * nanos(window);
+        meter.added += i128::from(charge.get(unit));
     }
     for unit in Unit::ALL {
         for window in [Window::Day, Window::Month] {

@@ -133,7 +133,8 @@ fn a_stuck_disk_refuses_within_the_bound_and_what_it_wrote_late_is_closed() {
 #[test]
 fn an_open_log_lets_requests_pass_and_counts_them() {
     let place = tempfile::tempdir().unwrap();
-    let (disk, log) = faulty(2000, Options { on_failure: OnFailure::Open, ..options(place.path()) });
+    let (disk, log) = faulty(2000, options(place.path()));
+    log.journal().follow(Rules { on_failure: OnFailure::Open, ..Rules::default() });
     worker(async {
         for _ in 0..50 {
             log.journal().accepted(fields("open")).await.unwrap().close(fields("open"));
@@ -143,21 +144,22 @@ fn an_open_log_lets_requests_pass_and_counts_them() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     });
-    let dropped = log.journal().counters().dropped;
+    let failed = log.journal().counters().failed;
     log.stop();
     let (_, records) = records(place.path());
     assert_closed_once(&records);
     let told = |name: &str| -> u64 {
         records.iter().filter(|r| r["kind"] == "dropped").filter_map(|r| r[name].as_u64()).sum()
     };
-    assert_eq!(told("accepted") + told("closed"), dropped);
+    assert_eq!(told("accepted") + told("closed"), failed);
     assert!(told("accepted") > 10);
 }
 
 #[test]
 fn power_durability_answers_after_the_fsync_and_never_when_it_failed() {
     let place = tempfile::tempdir().unwrap();
-    let (disk, log) = faulty(i64::MAX / 2, Options { durability: Durability::Power, ..options(place.path()) });
+    let (disk, log) = faulty(i64::MAX / 2, options(place.path()));
+    log.journal().follow(Rules { durability: Durability::Power, ..Rules::default() });
     worker(async {
         let before = disk.0.syncs.load(Ordering::SeqCst);
         let first = log.journal().accepted(fields("a")).await.unwrap();

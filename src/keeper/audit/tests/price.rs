@@ -31,6 +31,35 @@ fn measured(what: &str, count: u32, work: impl FnOnce()) {
     println!("{what}: {:.2} µs CPU, {:.2} µs elapsed each", (cpu() - before) * 1e6 / each, wall / each);
 }
 
+/// The promise of `audit verify`, where `tests/long` builds with optimization.
+#[test]
+fn a_log_is_verified_at_more_than_500_mb_a_minute() {
+    if std::env::var_os("PORTCULLIS_LONG").is_none() || cfg!(debug_assertions) {
+        return;
+    }
+    let place = tempfile::tempdir().unwrap();
+    let log = AuditLog::start(
+        kept(place.path(), Rules { rotate_size: 32 << 20, ..Rules::default() }),
+        Clock::system(),
+        &Fields::none(),
+    )
+    .unwrap();
+    let fields = Fields::of(&request());
+    worker(async {
+        for _ in 0..LINES / 2 {
+            log.journal().accepted(fields.clone()).await.unwrap().close(fields.clone());
+        }
+    });
+    log.stop();
+    let text: u64 = records(place.path()).1.iter().map(|record| record.to_string().len() as u64 + 1).sum();
+    let clock = Clock::system();
+    verify(place.path()).unwrap();
+    let millis = clock.now().mono.0 / 1_000_000;
+    let a_minute = text * 60 / 1000 / millis.max(1);
+    println!("{a_minute} MB a minute");
+    assert!(a_minute > 500, "{a_minute} MB a minute");
+}
+
 #[test]
 #[ignore = "a measurement"]
 fn price_of_a_line() {

@@ -1,0 +1,79 @@
+//! What the lines say that tell of no request: one shape a kind, so that every line is as its schema says.
+//!
+//! The shapes hold what their tellers know and decide nothing. What is not known is left out, never `null`. The lines
+//! of requests are the record's own.
+
+use serde::Serialize;
+
+use crate::outcome::Handshake;
+use crate::peer::Sha256;
+
+/// `start`: the gateway that writes from here on.
+#[derive(Debug, Serialize)]
+pub struct Started<'a> {
+    /// Its version.
+    pub version: &'a str,
+    /// Its configuration's main file.
+    pub config: &'a std::path::Path,
+    /// The policy in force.
+    pub generation: u64,
+    /// Its hash.
+    pub config_hash: Sha256,
+}
+
+/// `handshake_refused`.
+#[derive(Debug, Serialize)]
+pub struct HandshakeRefused<'a> {
+    /// Where it came from.
+    pub peer: std::net::SocketAddr,
+    /// How it failed.
+    pub result: Handshake,
+    /// More of that, for the operator.
+    pub detail: &'a str,
+}
+
+/// `reload`: one that was, applied or refused.
+#[derive(Debug, Clone, Serialize)]
+pub struct Reload {
+    /// When.
+    pub at: String,
+    /// What asked for it.
+    pub trigger: &'static str,
+    /// Who asked for it.
+    pub by: String,
+    /// `applied` or `rejected`.
+    pub result: &'static str,
+    /// The policy in force afterwards.
+    pub generation: u64,
+    /// Its hash.
+    pub hash: String,
+    /// The difference, or the mistakes.
+    pub text: String,
+}
+
+/// `revoke` and `restore`.
+#[derive(Debug, Serialize)]
+pub struct Withdrawal<'a> {
+    /// What kind of thing is withdrawn, or given back.
+    pub kind_of_target: &'static str,
+    /// Which one.
+    pub target: &'a str,
+    /// Why, in the operator's words.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<&'a str>,
+    /// Who asked for it.
+    pub by: &'a str,
+    /// Streams that were cut.
+    pub streams: usize,
+    /// Connections that were cut.
+    pub connections: usize,
+}
+
+/// `drain`.
+#[derive(Debug, Serialize)]
+pub struct Drained<'a> {
+    /// Who asked for it.
+    pub by: &'a str,
+    /// Streams that were open then.
+    pub streams: usize,
+}

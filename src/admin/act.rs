@@ -7,7 +7,7 @@ use hyper::StatusCode;
 use serde_json::{Value, json};
 
 use super::{Answer, Desk, json, text};
-use crate::audit::told::{Drained, Withdrawal};
+use crate::audit::told::{Drained, Filtered, Withdrawal};
 use crate::audit::{Event, Fields};
 use crate::drain::Phase;
 use crate::names::{AuthorityName, ModelName, OrgId, PurposeId};
@@ -56,8 +56,8 @@ fn filter(desk: &Desk, by: &str, body: &Bytes) -> Answer {
     match desk.reloader.set_filter(&filter) {
         Ok(()) => {
             // On record in the audit log, because the filter may be one that lets nothing into the other.
-            let fields = json!({"filter": filter, "by": by});
-            desk.gateway.recorder.journal.event(Event::LogFilter, Fields::of(&fields));
+            let told = Filtered { by, filter: &filter };
+            desk.gateway.recorder.journal.event(Event::LogFilter, Fields::of(&told));
             json(StatusCode::OK, &json!({"text": format!("log filter: {filter}\n")}))
         }
         Err(error) => text(StatusCode::BAD_REQUEST, format!("{error}\n")),

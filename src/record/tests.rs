@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::audit::told::{Drained, HandshakeRefused, Reload, Started, Withdrawal};
+use crate::audit::told::{Drained, Filtered, HandshakeRefused, Reload, Started, Withdrawal};
 use crate::keeper::audit::{AuditLog, Options};
 use crate::outcome::Handshake;
 use crate::peer::Leaf;
@@ -145,6 +145,7 @@ fn events(journal: &Journal) {
     };
     journal.event(Event::Revoke, Fields::of(&withdrawn(Some("INC-7"))));
     journal.event(Event::Restore, Fields::of(&withdrawn(None)));
+    journal.event(Event::LogFilter, Fields::of(&Filtered { by: "127.0.0.1", filter: "debug" }));
     journal.event(Event::Drain, Fields::of(&Drained { by: "signal", streams: 3 }));
     let peer = "192.0.2.9:1".parse().unwrap();
     let refused = HandshakeRefused { peer, result: Handshake::UnknownIssuer, detail: "unknown issuer" };

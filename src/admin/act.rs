@@ -7,7 +7,7 @@ use hyper::StatusCode;
 use serde_json::{Value, json};
 
 use super::{Answer, Desk, json, text};
-use crate::audit::told::{Drained, Filtered, Withdrawal};
+use crate::audit::told::{Drained, Withdrawal};
 use crate::audit::{Event, Fields};
 use crate::drain::Phase;
 use crate::names::{AuthorityName, ModelName, OrgId, PurposeId};

@@ -69,15 +69,6 @@ pub struct Withdrawal<'a> {
     pub connections: usize,
 }
 
-/// `log_filter`: what the gateway's own log tells from here on.
-#[derive(Debug, Serialize)]
-pub struct Filtered<'a> {
-    /// The filter.
-    pub filter: &'a str,
-    /// Who asked for it.
-    pub by: &'a str,
-}
-
 /// `drain`.
 #[derive(Debug, Serialize)]
 pub struct Drained<'a> {

@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::audit::told::{Drained, Filtered, HandshakeRefused, Reload, Started, Withdrawal};
+use crate::audit::told::{Drained, HandshakeRefused, Reload, Started, Withdrawal};
 use crate::keeper::audit::{AuditLog, Body, Options, Rules};
 use crate::limits::{LimitId, Measure, Scope, Unit, Window};
 use crate::outcome::Handshake;
@@ -154,7 +154,6 @@ fn events(journal: &Journal) {
     journal.event(Event::Revoke, Fields::of(&withdrawn(Some("INC-7"))));
     journal.event(Event::Restore, Fields::of(&withdrawn(None)));
     journal.event(Event::Drain, Fields::of(&Drained { by: "signal", streams: 3 }));
-    journal.event(Event::LogFilter, Fields::of(&Filtered { filter: "debug", by: "127.0.0.1" }));
     let peer = "192.0.2.9:1".parse().unwrap();
     let refused = HandshakeRefused { peer, result: Handshake::UnknownIssuer, detail: "unknown issuer" };
     // More than are kept at once, so that some are dropped.

@@ -86,10 +86,12 @@ def eventually(ask, within=10.0, every=0.01, what="it"):
 
 
 def replace(path, content):
-    """Writes a file as careful tools do: beside it, then renamed over it."""
+    """Writes a file as careful tools do: beside it, as private as it was, then renamed over it."""
     path = pathlib.Path(path)
     beside = path.with_name(path.name + ".new")
     beside.write_bytes(content if isinstance(content, bytes) else content.encode())
+    if path.exists():
+        beside.chmod(path.stat().st_mode & 0o777)
     beside.replace(path)
 
 

@@ -249,7 +249,7 @@ mod tests {
         for kind in &kinds {
             assert_eq!(serde_json::to_value(kind).unwrap(), kind.as_str());
         }
-        assert_eq!(kinds.len(), 13);
+        assert_eq!(kinds.len(), 12);
         let endings: Vec<&str> = crate::outcome::Ending::ALL.iter().map(|ending| ending.as_str()).collect();
         assert_eq!(members["ending"]["enum"], json!(endings));
     }

@@ -64,7 +64,7 @@ pub(super) async fn leave_unread(body: Option<Incoming>, old: bool, waits: bool)
         return true;
     }
     let mut room = UNREAD;
-    let whole = timeout(PATIENCE, async {
+    let reading = timeout(PATIENCE, async {
         while let Some(Ok(frame)) = body.frame().await {
             let length = frame.data_ref().map_or(0, |data| data.len() as u64);
             let Some(left) = room.checked_sub(length) else { return false };
@@ -72,7 +72,8 @@ pub(super) async fn leave_unread(body: Option<Incoming>, old: bool, waits: bool)
         }
         true
     });
-    old && !whole.await.unwrap_or(false)
+    let whole = reading.await.unwrap_or(false);
+    old && !whole
 }
 
 /// What is kept of a judged head while its body comes: the length it states, the headers that cross, the query.

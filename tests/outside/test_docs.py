@@ -5,7 +5,7 @@ import shutil
 import subprocess
 
 import pytest
-from stage import BINARY, ROOT, Stage, chat
+from stage import BINARY, ROOT, Stage, chat, eventually
 
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 
@@ -67,6 +67,7 @@ def gate(tmp_path_factory):
     """A running gate, a copy of its log that was tampered with, and a configuration with a mistake."""
     one = Stage(tmp_path_factory.mktemp("codes"))
     one.ask(body=chat())
+    eventually(lambda: one.run("audit", "prove", "1", "--dir", "audit").returncode == 0, what="a checkpoint over it")
     shutil.copytree(one.folder / "audit", one.folder / "tampered")
     (log,) = (one.folder / "tampered").glob("*.jsonl")
     log.write_bytes(log.read_bytes().replace(b"start", b"strat", 1))

@@ -407,6 +407,10 @@ def test_ten_mistakes_are_told_at_once_with_their_places_and_change_nothing(stag
         assert re.search(rf"{re.escape(file)}:{line}:\d+", answer.json["text"]), word
     assert answer.json["text"].count("^") >= len(MISTAKES)
     after = one.status()
+    for status in (before, after):
+        for limit in (limit for org in status["organizations"] for limit in org["limits"]):
+            # What is full now resets now, whenever it is asked.
+            del limit["resets_at"]
     for same in ("generation", "config_hash", "organizations", "certificates"):
         assert after[same] == before[same]
     assert after["reloads"][0]["result"] == "rejected"
@@ -711,8 +715,10 @@ HOT = [
 def test_what_is_not_an_address_a_thread_count_or_a_path_needs_no_restart(stage, place, setting):
     one = stage()
     one.write_config(**{place: setting})
-    assert reload(one).status == 200
-    applied = [past["text"] for past in one.status()["reloads"] if past["result"] == "applied"]
+    # The file watch may be faster, and the request then lack the new token.
+    assert reload(one).status in (200, 401)
+    reloads = eventually(lambda: one.status()["reloads"], what="the reload")
+    applied = [past["text"] for past in reloads if past["result"] == "applied"]
     assert applied and not any("restart" in text for text in applied), applied
 
 

@@ -10,8 +10,6 @@ use http::header::{CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderName, HeaderVa
 use http::{HeaderMap, StatusCode};
 use http_body::{Body, Frame, SizeHint};
 use hyper::Response;
-use hyper::body::Incoming;
-use tokio::time::{Sleep, sleep};
 
 use crate::ask::{Dialect, Route};
 use crate::cut::BrokenOff;
@@ -33,38 +31,7 @@ pub struct GateBody {
 
 enum Content {
     Whole(Option<Bytes>),
-    /// Given out after what the client still sends was read.
-    After(Box<Unread>, Option<Bytes>),
     Metered(Box<Metered>),
-}
-
-/// A request body that nobody wants.
-struct Unread {
-    body: Incoming,
-    patience: Pin<Box<Sleep>>,
-    room: u64,
-}
-
-/// How much of a request body that nobody wants is read at most, and for how long.
-pub const UNREAD: u64 = 64 * 1024;
-const PATIENCE: Duration = Duration::from_secs(1);
-
-impl Unread {
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        loop {
-            match Pin::new(&mut self.body).poll_frame(cx) {
-                Poll::Ready(Some(Ok(frame))) => {
-                    let length = frame.data_ref().map_or(0, |data| data.len() as u64);
-                    if length > self.room {
-                        return Poll::Ready(());
-                    }
-                    self.room -= length;
-                }
-                Poll::Ready(_) => return Poll::Ready(()),
-                Poll::Pending => return self.patience.as_mut().poll(cx),
-            }
-        }
-    }
 }
 
 impl GateBody {
@@ -72,16 +39,6 @@ impl GateBody {
     #[must_use]
     pub fn whole(bytes: Bytes) -> GateBody {
         GateBody { content: Content::Whole(Some(bytes)), watch: None }
-    }
-
-    /// Lets a body that is there already wait until `unread` was read, within bounds.
-    #[must_use]
-    pub fn after(mut self, unread: Option<Incoming>) -> GateBody {
-        if let (Some(body), Content::Whole(bytes)) = (unread.filter(|body| !body.is_end_stream()), &mut self.content) {
-            let unread = Unread { body, patience: Box::pin(sleep(PATIENCE)), room: UNREAD };
-            self.content = Content::After(Box::new(unread), bytes.take());
-        }
-        self
     }
 
     /// A body that is metered as it passes.
@@ -115,10 +72,6 @@ impl Body for GateBody {
             Content::Whole(bytes) => {
                 Poll::Ready(bytes.take().filter(|bytes| !bytes.is_empty()).map(|bytes| Ok(Frame::data(bytes))))
             }
-            Content::After(unread, bytes) => {
-                std::task::ready!(unread.poll(cx));
-                Poll::Ready(bytes.take().filter(|bytes| !bytes.is_empty()).map(|bytes| Ok(Frame::data(bytes))))
-            }
             Content::Metered(metered) => metered.poll(cx).map(|next| next.map(|piece| piece.map(Frame::data))),
         }
     }
@@ -126,15 +79,13 @@ impl Body for GateBody {
     fn is_end_stream(&self) -> bool {
         match &self.content {
             Content::Whole(bytes) => bytes.as_ref().is_none_or(Bytes::is_empty),
-            Content::After(..) | Content::Metered(_) => false,
+            Content::Metered(_) => false,
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match &self.content {
-            Content::Whole(bytes) | Content::After(_, bytes) => {
-                SizeHint::with_exact(bytes.as_ref().map_or(0, Bytes::len) as u64)
-            }
+            Content::Whole(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, Bytes::len) as u64),
             Content::Metered(metered) => metered.size_hint(),
         }
     }

@@ -100,14 +100,14 @@ pub async fn serve(visit: Rc<Visit>, leash: Rc<Leash>, request: Request<Incoming
         },
     };
     visit.over.set(visit.connection.peer().is_none());
-    let (unread, closes) = visit::unread(body, old, waits);
+    let closes = visit::leave_unread(body, old, waits).await;
     if old && (closes || visit.gateway().drain.phase() >= Phase::Draining) {
         response.headers_mut().insert(http::header::CONNECTION, http::HeaderValue::from_static("close"));
     }
     if bodiless {
         *response.body_mut() = GateBody::whole(Bytes::new());
     }
-    response.map(|answer| answer.after(unread).watched(visit.watch.clone()))
+    response.map(|answer| answer.watched(visit.watch.clone()))
 }
 
 /// The whole way of a request.
@@ -146,7 +146,7 @@ async fn exchange(
     drop(head);
     let whole = visit.whole(stated, body, &policy.listen, record).await?;
     let ask = dialect::read(gated.route(), &whole.bytes)?;
-    record.asks(&ask);
+    record.asks(&ask, &whole.bytes);
     let choice = admit::model(policy, &revoked, &caller, &ask)?;
 
     let plan = caller.org().plan(permitted.purpose(), choice.group_id()).ok_or_else(lost)?;
@@ -158,7 +158,7 @@ async fn exchange(
     gateway.may_stay(&entry, snapshot, &revoked)?;
     let spliced = dialect::splice(&whole.bytes, &ask, edits(&ask, &reserved));
     let mut tab = gateway.tab(&caller, &permitted, &choice, ask, hold, &reserved, snapshot);
-    record.facts().reserved = Some(reserved.usage);
+    tab.told = record.reserves(reserved.usage, &reserved.charge, &standings);
     record.facts().upstream = Some(choice.upstream.name.clone());
     let accepted = record.accept().await?;
 
@@ -262,6 +262,8 @@ impl Gateway {
         let quota = &snapshot.policy.quota;
         Tab {
             hold: Some(hold),
+            ledger: self.ledger.clone(),
+            told: None,
             sent: false,
             ask,
             reserved: reserved.usage,

@@ -21,9 +21,10 @@ use crate::ask::Ask;
 use crate::clock::{Clock, Mono};
 use crate::cut::{BrokenOff, Ladder, Leash};
 use crate::dialect;
-use crate::ledger::{Hold, StoreDown};
-use crate::limits::{Charge, Enforce, Plan, Unit};
+use crate::ledger::{Hold, Ledger, StoreDown};
+use crate::limits::{Charge, Enforce, LimitId, Plan, Unit};
 use crate::metrics::ModelSeries;
+use crate::names::OrgId;
 use crate::outcome::{Code, Ending};
 use crate::record::{Record, Settlement};
 use crate::registry::StreamEntry;
@@ -37,6 +38,10 @@ use growth::{Growth, Reach, grow};
 pub struct Tab {
     /// What was reserved in the ledger, until it is settled.
     pub hold: Option<Hold>,
+    /// Where it was reserved.
+    pub ledger: Arc<Ledger>,
+    /// The limit whose movement is told.
+    pub told: Option<(OrgId, Arc<LimitId>)>,
     /// Whether the request may have reached the upstream.
     pub sent: bool,
     /// The request.
@@ -92,18 +97,28 @@ impl Tab {
             Charged::Nothing => (Usage::default(), "none"),
         };
         let cost = Nano(self.rates.charge(1, &usage).get(Unit::Cost));
-        Settlement { usage, kind, cost }
+        Settlement { usage, kind, cost, quota: None }
     }
 
     fn settle(&mut self, observed: &Observed, charged: Charged) -> Settlement {
-        let settlement = self.figure(observed, charged);
+        let mut settlement = self.figure(observed, charged);
         if let Some(hold) = self.hold.take() {
+            let before = self.told_level();
             hold.settle(&self.rates.charge(1, &settlement.usage));
+            settlement.quota = before.zip(self.told_level());
         }
         if charged == Charged::Observed {
             self.calibration.learn(&self.ask, observed, &self.gauge.settle(observed));
         }
         settlement
+    }
+}
+
+impl Tab {
+    /// What is used and reserved of the limit whose movement is told.
+    fn told_level(&self) -> Option<u64> {
+        let (org, id) = self.told.as_ref()?;
+        self.ledger.charged(&*(self.plan)()?, org, id, &self.timezone, self.clock.now())
     }
 }
 

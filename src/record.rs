@@ -5,22 +5,26 @@
 //! holds prompts, completions or credentials, and it decides nothing. What its lines hold is in
 //! `config/audit.schema.json`.
 
+mod line;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use serde::Serialize;
-
 use crate::ask::{Ask, Route};
+use crate::audit::identity::BodyIdentity;
 use crate::audit::{Event, Fields};
 use crate::clock::{Clock, Now};
 use crate::keeper::audit::{Journal, Place};
+use crate::ledger::{Movement, Standing};
+use crate::limits::{Charge, LimitId};
 use crate::metrics::{Metrics, OrgSeries};
-use crate::names::{AuthorityName, CaseRef, ModelName, OrgId, PurposeId, UpstreamName};
+use crate::names::{CaseRef, ModelName, OrgId, PurposeId, UpstreamName};
 use crate::outcome::{Code, Ending, Refusal};
 use crate::peer::{Peer, Sha256};
 use crate::registry::Connection;
 use crate::tokens::{Nano, Usage};
+use line::{Certificate, Line};
 
 /// What every record needs at its opening and its close.
 pub struct Recorder {
@@ -107,6 +111,10 @@ pub struct Facts {
     pub upstream_request_id: Option<String>,
     /// What was reserved.
     pub reserved: Option<Usage>,
+    /// How that moved the limit that is fullest then.
+    pub quota: Option<Movement>,
+    /// Which body it was.
+    pub body: Option<BodyIdentity>,
     /// What was used, and how that is known.
     pub settlement: Option<Settlement>,
     /// The status that the client was sent.
@@ -126,7 +134,7 @@ pub struct Facts {
 }
 
 /// What an exchange is charged, and how the figure is known.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Settlement {
     /// Tokens.
     pub usage: Usage,
@@ -134,6 +142,8 @@ pub struct Settlement {
     pub kind: &'static str,
     /// Money.
     pub cost: Nano,
+    /// Where the limit stood that the record tells of: before it, and after.
+    pub quota: Option<(u64, u64)>,
 }
 
 /// The evidence that an exchange's accepted line is written: `upstream` sends nothing without it.
@@ -169,10 +179,19 @@ impl Record {
         self.story.series = series;
     }
 
-    /// Notes what the body asks for.
-    pub fn asks(&mut self, ask: &Ask) {
+    /// Notes what the body asks for, and which it is where that is wanted.
+    pub fn asks(&mut self, ask: &Ask, body: &[u8]) {
+        let (org, opened) = (self.story.facts.org.as_ref(), self.story.opened.wall);
+        self.story.facts.body = org.and_then(|org| self.recorder.journal.identify(org, opened, body));
         self.story.facts.model = Some(ask.model.clone());
         self.story.facts.bytes_in = ask.body_bytes;
+    }
+
+    /// Notes what was reserved, after which limits `stand` so; tells of which one the record tells.
+    pub fn reserves(&mut self, usage: Usage, charge: &Charge, stand: &[Standing]) -> Option<(OrgId, Arc<LimitId>)> {
+        self.story.facts.reserved = Some(usage);
+        self.story.facts.quota = Movement::of_fullest(stand, charge);
+        self.story.facts.quota.as_ref().map(|quota| (quota.org.clone(), quota.id.clone()))
     }
 
     /// Writes the accepted line and takes the room of the closing one.
@@ -303,6 +322,13 @@ impl Story {
             generation: self.generation,
             config_hash: self.config_hash,
             reserved: facts.reserved,
+            quota: match ending {
+                None => facts.quota.clone(),
+                Some(_) => {
+                    facts.quota.as_ref().zip(facts.settlement).and_then(|(quota, s)| Some(quota.again(s.quota?)))
+                }
+            },
+            body_hmac: facts.body.as_ref(),
             usage: facts.settlement.map(|settlement| settlement.usage),
             settlement: facts.settlement.map(|settlement| settlement.kind),
             cost: facts.settlement.map(|settlement| settlement.cost),
@@ -324,72 +350,6 @@ impl Story {
 #[expect(clippy::cast_precision_loss, reason = "milliseconds with three places, for people")]
 fn millis(from: Now, to: Now) -> f64 {
     to.mono.since(from.mono).as_micros() as f64 / 1000.0
-}
-
-/// The members of `accepted`, `closed` and `refused` records.
-#[derive(Serialize)]
-struct Line<'a> {
-    request_id: &'a str,
-    connection: u64,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    peer: Option<std::net::SocketAddr>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    certificate: Option<Certificate<'a>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    authority: Option<&'a AuthorityName>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    organization: Option<&'a OrgId>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    purpose: Option<&'a PurposeId>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    case: Option<&'a CaseRef>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    route: Option<&'static str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    model: Option<&'a ModelName>,
-    decision: &'static str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    reason: Option<Code>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    ending: Option<Ending>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    status: Option<u16>,
-    generation: u64,
-    config_hash: Sha256,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    reserved: Option<Usage>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    usage: Option<Usage>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    settlement: Option<&'static str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    cost: Option<Nano>,
-    bytes_in: u64,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    bytes_out: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    duration_ms: Option<f64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    ttft_ms: Option<f64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    upstream: Option<&'a UpstreamName>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    upstream_request_id: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    client_request_id: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    traceparent: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    severed_by: Option<Code>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    detail: Option<&'a str>,
-}
-
-#[derive(Serialize)]
-struct Certificate<'a> {
-    sha256: Sha256,
-    issuer: &'a str,
-    serial: &'a str,
 }
 
 /// Request ids: a random beginning for the process, and a count.

@@ -13,10 +13,11 @@ use parking_lot::Mutex;
 use serde_json::json;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
+use crate::audit::identity::BodySecret;
 use crate::audit::{Event, Fields};
 use crate::clock::Now;
 use crate::gateway::Gateway;
-use crate::keeper::audit::{Durability, OnFailure, Rules};
+use crate::keeper::audit::{Body, Durability, OnFailure, Rules};
 use crate::metrics::{Configured, Ends};
 use crate::names::{AuthorityName, ModelName};
 use crate::peer::Leaf;
@@ -103,7 +104,7 @@ impl Reloader {
     ///
     /// # Errors
     /// What is wrong with the filter, or that there is no log.
-    pub fn set_filter(&self, filter: &str) -> Result<(), String> {
+    fn set_filter(&self, filter: &str) -> Result<(), String> {
         self.filter.as_ref().map_or_else(|| Err("this process keeps no log".to_owned()), |set| set(filter))
     }
 
@@ -188,6 +189,11 @@ impl Reloader {
                 );
             }
         }
+        self.remember(trigger, by, result, text, now);
+    }
+
+    /// Puts a reload on record.
+    fn remember(&self, trigger: Trigger, by: &str, result: &'static str, text: String, now: Now) {
         let policy = &self.gateway.current().policy;
         let past = Past {
             at: now.wall.to_string(),
@@ -202,6 +208,17 @@ impl Reloader {
         let mut list = self.past.lock();
         list.push_front(past);
         list.truncate(REMEMBERED);
+    }
+
+    /// Changes the log filter by hand, on record like a reload: the filter may be one that lets nothing into the log.
+    ///
+    /// # Errors
+    /// What is wrong with the filter, or that there is no log.
+    pub fn filter(&self, filter: &str, by: &str) -> Result<(), String> {
+        self.set_filter(filter)?;
+        let text = format!("log filter: {filter}, until a reload changes it\n");
+        self.remember(Trigger::Http, by, "applied", text, self.gateway.clock.now());
+        Ok(())
     }
 
     /// Reloads whenever a file of the configuration changes, until dropped.
@@ -258,6 +275,11 @@ pub fn audit_rules(settings: &AuditSettings) -> Rules {
         rotate_age: settings.rotate_age,
         keep: Some(settings.keep),
         checkpoints: settings.checkpoints.iter().filter_map(|place| place.parse().ok()).collect(),
+        body: match &settings.body_hmac_secret {
+            _ if !settings.body_hmac => Body::Untold,
+            None => Body::SigningKey,
+            Some(secret) => Body::Secret(BodySecret::new(secret.expose().as_bytes())),
+        },
     }
 }
 

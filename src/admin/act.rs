@@ -7,7 +7,7 @@ use hyper::StatusCode;
 use serde_json::{Value, json};
 
 use super::{Answer, Desk, json, text};
-use crate::audit::told::{Drained, Filtered, Withdrawal};
+use crate::audit::told::{Drained, Withdrawal};
 use crate::audit::{Event, Fields};
 use crate::drain::Phase;
 use crate::names::{AuthorityName, ModelName, OrgId, PurposeId};
@@ -53,13 +53,8 @@ fn filter(desk: &Desk, by: &str, body: &Bytes) -> Answer {
         .ok()
         .and_then(|value| value.get("filter").and_then(Value::as_str).map(str::to_owned));
     let Some(filter) = asked else { return text(StatusCode::BAD_REQUEST, "send {\"filter\": \"…\"}\n") };
-    match desk.reloader.set_filter(&filter) {
-        Ok(()) => {
-            // On record in the audit log, because the filter may be one that lets nothing into the other.
-            let told = Filtered { by, filter: &filter };
-            desk.gateway.recorder.journal.event(Event::LogFilter, Fields::of(&told));
-            json(StatusCode::OK, &json!({"text": format!("log filter: {filter}\n")}))
-        }
+    match desk.reloader.filter(&filter, by) {
+        Ok(()) => json(StatusCode::OK, &json!({"text": format!("log filter: {filter}\n")})),
         Err(error) => text(StatusCode::BAD_REQUEST, format!("{error}\n")),
     }
 }

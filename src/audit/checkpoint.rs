@@ -14,6 +14,7 @@ use rustls_pki_types::pem::PemObject;
 use zeroize::Zeroizing;
 
 use crate::audit::chain::Chain;
+use crate::audit::identity::BodySecret;
 use crate::audit::tree::Frontier;
 use crate::peer::Sha256;
 
@@ -199,6 +200,12 @@ impl Signer {
         }
         pem.push_str("\n-----END PRIVATE KEY-----\n");
         Some(pem)
+    }
+
+    /// What keys for bodies are derived from, where no other secret is named.
+    #[must_use]
+    pub fn body_secret(&self) -> Option<BodySecret> {
+        Some(BodySecret::new(self.pair.to_pkcs8v1().ok()?.as_ref()))
     }
 
     /// The log's name, which is the key's.

@@ -25,8 +25,6 @@ pub enum Kind {
     Revoke,
     /// A withdrawal was taken back.
     Restore,
-    /// The filter of the operators' log was changed by hand.
-    LogFilter,
     /// The gateway began to stop.
     Drain,
     /// The keeper opened the log.
@@ -51,7 +49,6 @@ impl Kind {
             Kind::Reload => "reload",
             Kind::Revoke => "revoke",
             Kind::Restore => "restore",
-            Kind::LogFilter => "log_filter",
             Kind::Drain => "drain",
             Kind::Start => "start",
             Kind::Stop => "stop",
@@ -74,8 +71,6 @@ pub enum Event {
     Revoke,
     /// A withdrawal was taken back.
     Restore,
-    /// The filter of the operators' log was changed by hand.
-    LogFilter,
     /// The gateway began to stop.
     Drain,
 }
@@ -96,7 +91,6 @@ impl From<Event> for Kind {
             Event::Reload => Kind::Reload,
             Event::Revoke => Kind::Revoke,
             Event::Restore => Kind::Restore,
-            Event::LogFilter => Kind::LogFilter,
             Event::Drain => Kind::Drain,
         }
     }

@@ -6,6 +6,7 @@
 
 pub mod chain;
 pub mod checkpoint;
+pub mod identity;
 pub mod line;
 pub mod ocsf;
 pub mod proof;

@@ -72,7 +72,7 @@ pub fn event(head: &Head<'_>, leaf: &Leaf) -> Option<Value> {
 fn activity(kind: Kind) -> (u64, &'static str) {
     match kind {
         Kind::Accepted | Kind::Closed | Kind::Refused => (1, "Create"),
-        Kind::Reload | Kind::Revoke | Kind::Restore | Kind::LogFilter => (3, "Update"),
+        Kind::Reload | Kind::Revoke | Kind::Restore => (3, "Update"),
         Kind::HandshakeRefused | Kind::Drain | Kind::Start | Kind::Stop | Kind::Dropped | Kind::Repaired => {
             (99, "Other")
         }
@@ -249,7 +249,7 @@ mod tests {
         for kind in &kinds {
             assert_eq!(serde_json::to_value(kind).unwrap(), kind.as_str());
         }
-        assert_eq!(kinds.len(), 13);
+        assert_eq!(kinds.len(), 12);
         let endings: Vec<&str> = crate::outcome::Ending::ALL.iter().map(|ending| ending.as_str()).collect();
         assert_eq!(members["ending"]["enum"], json!(endings));
     }

@@ -69,15 +69,6 @@ pub struct Withdrawal<'a> {
     pub connections: usize,
 }
 
-/// `log_filter`.
-#[derive(Debug, Serialize)]
-pub struct Filtered<'a> {
-    /// Who asked for it.
-    pub by: &'a str,
-    /// What the operators' log lets through from then on.
-    pub filter: &'a str,
-}
-
 /// `drain`.
 #[derive(Debug, Serialize)]
 pub struct Drained<'a> {

@@ -5,16 +5,18 @@
 use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::HeaderMap;
 use http::request::Parts;
 use http_body::Body;
+use http_body_util::BodyExt;
 use hyper::Response;
 use hyper::body::Incoming;
+use tokio::time::timeout;
 
 use super::Gateway;
 use crate::admit::{Choice, Permitted};
-use crate::answer::UNREAD;
 use crate::ask::Ask;
 use crate::body;
 use crate::cut::unless_cut;
@@ -48,13 +50,29 @@ pub struct Visit {
     pub(super) over: Cell<bool>,
 }
 
-/// What to do with a request body that nobody read: it is read to its end before the answer's, because HTTP/2 would
-/// reset the stream, for which some clients throw the answer away, and HTTP/1.1 would lose the connection. `true`: it is
-/// too long for that, or still waits to be asked for, and the connection (HTTP/1.1, `old`) ends with the answer.
-pub(super) fn unread(body: Option<Incoming>, old: bool, waits: bool) -> (Option<Incoming>, bool) {
-    let Some(body) = body.filter(|body| !body.is_end_stream()) else { return (None, false) };
-    let long = body.size_hint().lower() > UNREAD;
-    if old && (long || waits) { (None, true) } else { (Some(body), false) }
+/// How much of a request body that nobody wants is read at most, and for how long.
+const UNREAD: u64 = 64 * 1024;
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Deals with a request body that nobody read. It is read to its end before anything is answered: a client that sees a
+/// refusal in the middle of its body may stop there, HTTP/2 resets the stream of an unread body, for which some clients
+/// throw the answer away, and HTTP/1.1 loses the connection. `true`: it is too long for that, or still waits to be asked
+/// for, and the connection (HTTP/1.1, `old`) ends with the answer.
+pub(super) async fn leave_unread(body: Option<Incoming>, old: bool, waits: bool) -> bool {
+    let Some(mut body) = body.filter(|body| !body.is_end_stream()) else { return false };
+    if old && (waits || body.size_hint().lower() > UNREAD) {
+        return true;
+    }
+    let mut room = UNREAD;
+    let whole = timeout(PATIENCE, async {
+        while let Some(Ok(frame)) = body.frame().await {
+            let length = frame.data_ref().map_or(0, |data| data.len() as u64);
+            let Some(left) = room.checked_sub(length) else { return false };
+            room = left;
+        }
+        true
+    });
+    old && !whole.await.unwrap_or(false)
 }
 
 /// What is kept of a judged head while its body comes: the length it states, the headers that cross, the query.

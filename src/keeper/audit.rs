@@ -48,6 +48,7 @@ use self::sealer::Sealer;
 use self::segment::{Disk, FileSystem};
 use self::start::{Opened, Tail};
 use self::writer::{Open, Writer};
+use crate::audit::identity::BodySecret;
 use crate::audit::{Fields, Kind, VerifyingKey, line};
 use crate::clock::Clock;
 use crate::peer::Sha256;
@@ -70,8 +71,20 @@ pub enum Durability {
     Power,
 }
 
+/// By which secret lines identify bodies.
+#[derive(Debug, Clone, Default)]
+pub enum Body {
+    /// They do not.
+    #[default]
+    Untold,
+    /// The signing key's.
+    SigningKey,
+    /// One of its own.
+    Secret(BodySecret),
+}
+
 /// How a log is kept, as far as that may change while it runs: see [`Journal::follow`].
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Rules {
     /// What becomes of requests whose line cannot be written.
     pub on_failure: OnFailure,
@@ -85,6 +98,8 @@ pub struct Rules {
     pub keep: Option<Duration>,
     /// Places outside that are handed every checkpoint.
     pub checkpoints: Vec<Outside>,
+    /// Whether lines say which body it was.
+    pub body: Body,
 }
 
 impl Default for Rules {
@@ -96,6 +111,7 @@ impl Default for Rules {
             rotate_age: Duration::from_secs(24 * 3600),
             keep: Some(Duration::from_secs(400 * 24 * 3600)),
             checkpoints: Vec::new(),
+            body: Body::Untold,
         }
     }
 }
@@ -156,7 +172,7 @@ impl AuditLog {
         let Opened { lock, signer, tail } = start::open(&options.directory, &options.origin, key)?;
         let signer = Arc::new(signer);
         let inbox = Arc::new(Inbox::new(clock.clone(), options.rules));
-        let journal = Journal::new(Arc::clone(&inbox), options.patience);
+        let journal = Journal::new(Arc::clone(&inbox), options.patience, signer.body_secret());
         let stopping = Arc::new(AtomicBool::new(false));
         let current = tail.number;
 

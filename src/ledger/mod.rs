@@ -31,15 +31,16 @@ use smallvec::SmallVec;
 
 pub use bell::{StoreDown, StoreHealth, Wait};
 pub use hold::{Extension, Hold, HoldId};
-pub use standing::{Shortfall, Standing, Total, Totals};
+pub use standing::{Movement, Shortfall, Standing, Total, Totals};
 
 use crate::clock::{Clock, Mono, Now, Wall};
-use crate::limits::{Charge, Level, Plan, Seat};
+use crate::limits::{Charge, Level, LimitId, Plan, Seat};
 use crate::names::OrgId;
 use account::Account;
 use bell::Bell;
 use judge::{CHAIN, Occasion, Step, Steps, keep_worst, wait_for_marks};
 use marks::{Batch, Restored};
+use reading::Reading;
 
 /// Seats beyond this are found by name: a wrong number must not fill the memory.
 const MOST_SEATS: usize = 1 << 20;
@@ -222,6 +223,18 @@ impl Ledger {
         let account = self.account(level, timezone, now);
         reading::of_level(&mut account.lock(), level, timezone, now, &mut standings);
         standings
+    }
+
+    /// What is used and reserved of one limit of `plan`; none when the plan does not hold it.
+    #[must_use]
+    pub fn charged(&self, plan: &Plan, org: &OrgId, id: &LimitId, timezone: &TimeZone, now: Now) -> Option<u64> {
+        let level = plan.levels.iter().find(|level| level.org == *org)?;
+        let limit = level.limits.iter().find(|limit| *limit.id == *id)?;
+        let account = self.account(level, timezone, now);
+        let mut state = account.lock();
+        state.roll(now.wall, timezone);
+        state.seat(level);
+        Some(Reading::take(&mut state, level, limit, now).charged())
     }
 
     /// What the organization of `level` has used in the current day and month, limited or not.

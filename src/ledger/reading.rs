@@ -62,7 +62,8 @@ impl Reading {
         }
     }
 
-    fn charged(&self) -> u64 {
+    /// Units used and reserved.
+    pub(super) fn charged(&self) -> u64 {
         match self {
             Reading::Rate { meter, .. } => meter.used(),
             Reading::Budget { charged, .. } => *charged,

@@ -117,6 +117,64 @@ impl Serialize for ScopeJson<'_> {
     }
 }
 
+/// How one charge moved one limit: for records.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Movement {
+    /// Whose limit.
+    pub org: OrgId,
+    /// Which one.
+    pub id: Arc<LimitId>,
+    /// Units used and reserved before.
+    pub before: u64,
+    /// Units used and reserved after.
+    pub after: u64,
+    /// The most that can stand against it.
+    pub of: u64,
+}
+
+impl Movement {
+    /// How `charge` moved the limit that is fullest after it, of those that `stand` so then.
+    #[must_use]
+    pub fn of_fullest(stand: &[Standing], charge: &Charge) -> Option<Movement> {
+        let fullest = stand.iter().max_by(|one, other| one.ratio().total_cmp(&other.ratio()))?;
+        let moved = match fullest.id.measure {
+            Measure::Metered(unit, _) => charge.get(unit),
+            Measure::Concurrent => 1,
+        };
+        let after = fullest.used.saturating_add(fullest.reserved);
+        let (org, id) = (fullest.org.clone(), Arc::clone(&fullest.id));
+        Some(Movement { org, id, before: after.saturating_sub(moved), after, of: fullest.most() })
+    }
+
+    /// The same limit, moved again.
+    #[must_use]
+    pub fn again(&self, (before, after): (u64, u64)) -> Movement {
+        Movement { before, after, ..self.clone() }
+    }
+}
+
+impl Serialize for Movement {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let unit = match self.id.measure {
+            Measure::Metered(unit, _) => unit,
+            Measure::Concurrent => Unit::Requests,
+        };
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("limit", &self.id.measure.to_string())?;
+        map.serialize_entry("organization", &self.org)?;
+        if let Some(purpose) = &self.id.scope.purpose {
+            map.serialize_entry("purpose", purpose)?;
+        }
+        if let Some(model) = &self.id.scope.model {
+            map.serialize_entry("model", model)?;
+        }
+        for (name, amount) in [("before", self.before), ("after", self.after), ("of", self.of)] {
+            map.serialize_entry(name, &Amount(unit, amount))?;
+        }
+        map.end()
+    }
+}
+
 /// A number of units: money as a decimal string, everything else as a number.
 struct Amount(Unit, u64);
 

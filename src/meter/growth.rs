@@ -46,7 +46,8 @@ pub(super) fn grow(tab: &mut Tab, observed: &Observed, reach: Reach) -> Growth {
     let more = tab.rates.charge(0, &Usage { output, ..Usage::default() });
     // What is reported may be more than that, in every unit.
     let due = tab.rates.charge(1, &tab.gauge.settle(observed).usage);
-    let more = more.plus(&due.minus(hold.reserved()).minus(&more));
+    let missing = due.minus(hold.reserved());
+    let more = more.plus(&missing.minus(&more));
     if more.is_zero() {
         return Growth::Enough;
     }
@@ -57,6 +58,8 @@ pub(super) fn grow(tab: &mut Tab, observed: &Observed, reach: Reach) -> Growth {
             tab.reserved.output = tab.reserved.output.saturating_add(output);
             Growth::Enough
         }
+        // An answer that uses a budget up to the last token, and ends there, is whole.
+        Extension::Refused(_) if beyond == 0 && missing.is_zero() => Growth::Enough,
         Extension::Refused(_) => Growth::Refused,
         Extension::NeedsStore(wait) => Growth::Waits(wait),
     }
@@ -90,7 +93,7 @@ mod tests {
 
     /// A ledger whose marks rise when told, and a request for which 100 output tokens are reserved there.
     struct Begun {
-        ledger: Ledger,
+        ledger: Arc<Ledger>,
         bell: Arc<Bell>,
         tab: Tab,
     }
@@ -98,7 +101,7 @@ mod tests {
     impl Begun {
         fn new(most: u64) -> Begun {
             let bell = Arc::new(Bell::new(NOW.wall));
-            let ledger = Ledger::durable(Restored::new([], NOW), bell.clone());
+            let ledger = Arc::new(Ledger::durable(Restored::new([], NOW), bell.clone()));
             let (reserved, rates) = (Usage { output: 100, ..Usage::default() }, Rates::default());
             let plan = plan(most);
             let demand = Demand { plan: &plan, charge: rates.charge(1, &reserved), timezone: &TimeZone::UTC };
@@ -109,6 +112,8 @@ mod tests {
             let calibration = Arc::new(Calibration::new());
             let tab = Tab {
                 hold: Some(hold),
+                ledger: ledger.clone(),
+                told: None,
                 sent: true,
                 gauge: calibration.gauge(&ask, 0),
                 ask,
@@ -154,7 +159,8 @@ mod tests {
             (10_000, Reach::Ahead, 100, true, true, 116),
             (10_000, Reach::Passed, 100, true, false, 100),
             (10_000, Reach::Passed, 3000, true, true, 3000),
-            (110, Reach::Asked, 100, false, false, 100),
+            (110, Reach::Asked, 100, true, false, 100),
+            (110, Reach::Asked, 101, false, false, 100),
             (110, Reach::Ahead, 100, true, true, 116),
             (110, Reach::Passed, 3000, true, true, 3000),
         ] {

@@ -207,11 +207,10 @@ fn networks(identity: &super::org::Identity) -> String {
     if list.is_empty() { String::new() } else { format!(" from {}", list.join(", ")) }
 }
 
-/// What is fixed when the process starts: addresses, thread counts, paths, the log's form, and the audit log's settings.
+/// What is fixed when the process starts: addresses, thread counts, paths, the log's form, and what the audit log is.
 fn needs_restart(name: &str) -> bool {
     let place = ["listen.address", "listen.workers", "admin.address", "admin.metrics", "quota.state", "log.format"];
-    let log = ["audit.directory", "audit.origin", "audit.signing_key"];
-    place.contains(&name) || log.contains(&name)
+    place.contains(&name) || ["audit.directory", "audit.origin", "audit.signing_key"].contains(&name)
 }
 
 /// Secrets whose values differ: what a rule cannot show.
@@ -227,6 +226,8 @@ fn secrets(old: &Policy, new: &Policy) -> Vec<String> {
     let key = |tls: &'_ Option<(Vec<u8>, Secret, Vec<u8>)>| tls.as_ref().map(|(_, key, _)| key.clone());
     compare("admin.tls.private_key".into(), key(&was.tls).as_ref(), key(&is.tls).as_ref());
     compare("audit.signing_key".into(), old.audit.signing_key.as_ref(), new.audit.signing_key.as_ref());
+    let body = |policy: &'_ Policy| policy.audit.body_hmac_secret.clone();
+    compare("audit.body_hmac_secret".into(), body(old).as_ref(), body(new).as_ref());
     for is in new.models.upstreams() {
         let Some(was) = old.models.upstreams().iter().find(|was| was.name == is.name) else { continue };
         let key = |upstream: &Upstream| upstream.identity.as_ref().map(|(_, key)| key.clone());

@@ -119,6 +119,10 @@ pub struct AuditSettings {
     pub origin: Option<String>,
     /// The signing key, PEM or base64 of its PKCS #8 form.
     pub signing_key: Option<Secret>,
+    /// Lines say which body it was.
+    pub body_hmac: bool,
+    /// What keys for that are derived from, if not from the signing key.
+    pub body_hmac_secret: Option<Secret>,
 }
 
 /// `[log]`.
@@ -322,6 +326,8 @@ pub(super) fn audit(root: &Table<'_>, files: &Files) -> (AuditSettings, PathBuf)
         keep: seconds(400 * day),
         origin: None,
         signing_key: None,
+        body_hmac: false,
+        body_hmac_secret: None,
     };
     let Some(table) = root.table("audit") else { return (settings, default) };
     let directory = table.text("directory").map_or(default, |at| files.resolve(&at.value));
@@ -336,6 +342,8 @@ pub(super) fn audit(root: &Table<'_>, files: &Files) -> (AuditSettings, PathBuf)
     settings.keep = table.duration("keep").unwrap_or(settings.keep);
     settings.origin = table.text("origin").map(|at| at.value);
     settings.signing_key = files.secret(&table, "signing_key");
+    settings.body_hmac = table.boolean("body_hmac").is_some_and(|at| at.value);
+    settings.body_hmac_secret = files.secret(&table, "body_hmac_secret");
     table.finish();
     (settings, directory)
 }

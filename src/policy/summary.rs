@@ -193,6 +193,9 @@ fn audit(audit: &AuditSettings, rule: &mut impl FnMut(&str, String)) {
     rule("audit.origin", audit.origin.clone().unwrap_or_else(|| "named after the first server name".into()));
     let made = || "made at the first start".into();
     rule("audit.signing_key", audit.signing_key.as_ref().map_or_else(made, |key| set(Some(key))));
+    rule("audit.body_hmac", audit.body_hmac.to_string());
+    let derived = || "derived from the signing key".into();
+    rule("audit.body_hmac_secret", audit.body_hmac_secret.as_ref().map_or_else(derived, |key| set(Some(key))));
 }
 
 fn organization(org: &Org, mut rule: impl FnMut(&str, String)) {

@@ -6,8 +6,9 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::audit::told::{Drained, Filtered, HandshakeRefused, Reload, Started, Withdrawal};
-use crate::keeper::audit::{AuditLog, Options};
+use crate::audit::told::{Drained, HandshakeRefused, Reload, Started, Withdrawal};
+use crate::keeper::audit::{AuditLog, Body, Options, Rules};
+use crate::limits::{LimitId, Measure, Scope, Unit, Window};
 use crate::outcome::Handshake;
 use crate::peer::Leaf;
 use crate::registry::{ConnectionEntry, Registry};
@@ -94,6 +95,8 @@ fn usage(output: u64) -> Usage {
     Usage { input: 10, cached_input: 5, cache_write: 1, output, reasoning: 4 }
 }
 
+const BODY: &[u8] = br#"{"model":"gpt-5"}"#;
+
 /// One request of each fate.
 async fn requests(recorder: &Arc<Recorder>, connection: &Connection) {
     let open = || recorder.open(connection, 7, Sha256([3; 32]));
@@ -111,10 +114,15 @@ async fn requests(recorder: &Arc<Recorder>, connection: &Connection) {
         facts.traceparent = Some("00-11-22-01".into());
         facts.upstream = Some("openai".parse().unwrap());
         facts.reserved = Some(usage(1024));
+        let measure = Measure::Metered(Unit::Cost, Window::Month);
+        let id = LimitId { scope: Scope { purpose: facts.purpose.clone(), model: None }, measure }.into();
+        facts.quota = Some(Movement { org: "acme".parse().unwrap(), id, before: 1, after: 7, of: 2_500_000_000_000 });
+        record.asks(&crate::dialect::read(Route::Chat, BODY).unwrap(), BODY);
         assert!(record.accept().await.is_ok());
         let facts = record.facts();
         facts.upstream_request_id = Some("req-up".into());
-        facts.settlement = Some(Settlement { usage: usage(20), kind: "reported", cost: Nano(1_230_000) });
+        facts.settlement =
+            Some(Settlement { usage: usage(20), kind: "reported", cost: Nano(1_230_000), quota: Some((7, 5)) });
         facts.status = 200;
         facts.bytes_out = 4711;
         facts.first_token = Some(recorder.clock.now());
@@ -145,7 +153,6 @@ fn events(journal: &Journal) {
     };
     journal.event(Event::Revoke, Fields::of(&withdrawn(Some("INC-7"))));
     journal.event(Event::Restore, Fields::of(&withdrawn(None)));
-    journal.event(Event::LogFilter, Fields::of(&Filtered { by: "127.0.0.1", filter: "debug" }));
     journal.event(Event::Drain, Fields::of(&Drained { by: "signal", streams: 3 }));
     let peer = "192.0.2.9:1".parse().unwrap();
     let refused = HandshakeRefused { peer, result: Handshake::UnknownIssuer, detail: "unknown issuer" };
@@ -156,7 +163,9 @@ fn events(journal: &Journal) {
 fn start(directory: &Path) -> AuditLog {
     let config = Path::new("config/portcullis.toml");
     let about = Started { version: "0.1.0", config, generation: 1, config_hash: Sha256([5; 32]) };
-    AuditLog::start(Options::new(directory, "gateway.example/audit"), Clock::system(), &Fields::of(&about)).unwrap()
+    let rules = Rules { body: Body::SigningKey, ..Rules::default() };
+    let options = Options { rules, ..Options::new(directory, "gateway.example/audit") };
+    AuditLog::start(options, Clock::system(), &Fields::of(&about)).unwrap()
 }
 
 #[test]
@@ -197,4 +206,8 @@ fn every_line_is_as_the_schema_says() {
     let severed = lines.iter().find(|line| line["ending"] == "severed").unwrap();
     assert_eq!(severed["severed_by"], json!("organization_suspended"));
     assert_eq!(severed["upstream_request_id"], json!("req-up"));
+    let quota = json!({"limit": "cost_per_month", "organization": "acme", "purpose": "incident-response",
+        "before": "0.000000007", "after": "0.000000005", "of": "2500.00"});
+    assert_eq!(severed["quota"], quota);
+    assert_eq!(severed["body_hmac"]["hmac_sha256"].as_str().unwrap().len(), 64);
 }

@@ -3,6 +3,7 @@
 import base64
 import contextlib
 import datetime
+import hmac
 import json
 import random
 import re
@@ -10,6 +11,7 @@ import subprocess
 
 import pytest
 from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from stage import H1, ROOT, Stage, Streaming, chat, eventually, fetch, midday
 
 # 100 tokens by the mock model's count.
@@ -248,6 +250,36 @@ def test_every_member_of_a_line_is_in_the_schema(one):
     requests = [line for line in one.audit() if line["kind"] in ("accepted", "closed", "refused")]
     strange = {name for line in requests for name in line} - known
     assert not strange
+
+
+def test_a_line_says_how_the_fullest_limit_moved(stage):
+    limits = "[limits]\nrequests_per_day = 1_000_000\ntokens_per_day = 10_000\n"
+    one = stage(orgs={"acme": Stage.ACME + limits}, quota=f'timezone = "{midday()}"')
+    for _ in range(2):
+        accepted, closed = told(one, whole(one))
+        moved, settled = accepted["quota"], closed["quota"]
+        reserved, used = (sum(line[what].values()) - line[what]["reasoning"]
+                          for line, what in ((accepted, "reserved"), (closed, "usage")))  # fmt: skip
+        assert {name: moved[name] for name in ("limit", "organization", "of")} == {
+            "limit": "tokens_per_day", "organization": "acme", "of": 10_000}  # fmt: skip
+        assert moved["after"] - moved["before"] == reserved
+        assert settled == moved | {"before": moved["after"], "after": moved["before"] + used}
+    assert moved["before"] > 0
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["secret-of-its-own", "signing-key"])
+def test_a_line_says_which_body_it_was_to_those_who_hold_the_key(stage, own):
+    one = stage(start=False, audit="body_hmac = true" + '\nbody_hmac_secret = "env:UPSTREAM_KEY"' * own)
+    one.start(env={"UPSTREAM_KEY": "a secret"})
+    body = json.dumps(chat()).encode()
+    answer = one.ask(body=body)
+    pem = (one.folder / "audit" / "audit.key").read_text()
+    secret = b"a secret" if own else base64.b64decode("".join(pem.splitlines()[1:-1]))
+    for line in told(one, answer.headers["request-id"]):
+        day = line["body_hmac"]["day"]
+        key = HKDF(hashes.SHA256(), 32, b"portcullis body identity v1", f"acme\n{day}".encode()).derive(secret)
+        assert line["body_hmac"]["hmac_sha256"] == hmac.digest(key, body, "sha256").hex()
+        assert day == line["time"][:10]
 
 
 # What does not belong there.

@@ -1,6 +1,6 @@
 """The shortest way through: one request, one stream, one refusal."""
 
-from stage import Streaming, chat
+from stage import Streaming, chat, eventually
 
 
 def test_a_request_is_answered_and_recorded(stage):
@@ -8,7 +8,8 @@ def test_a_request_is_answered_and_recorded(stage):
     answer = one.ask(body=chat())
     assert answer.status == 200, answer.body
     assert one.metric("portcullis_requests_total", org="acme", code="200") == 1
-    assert [line["kind"] for line in one.audit()][-2:] == ["accepted", "closed"]
+    # The closing line is on its way when the client has its answer.
+    eventually(lambda: [line["kind"] for line in one.audit()][-2:] == ["accepted", "closed"], what="both lines")
     refused = one.ask(body=chat(), portcullis_purpose=None)
     assert (refused.status, refused.headers["portcullis-reason"]) == (400, "purpose_missing")
     assert one.gateway.end() == 0

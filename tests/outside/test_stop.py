@@ -24,7 +24,7 @@ def drain(delay="0s", deadline="10s"):
 def door_is_open(one):
     try:
         socket.create_connection(("127.0.0.1", one.port), timeout=2).close()
-    except ConnectionRefusedError:
+    except (ConnectionRefusedError, ConnectionResetError):  # or it closed while we stood before it
         return False
     return True
 

@@ -14,8 +14,11 @@ use serde::Serialize;
 
 use super::handoff::{Lane, Leaving, Outcome, Ticket};
 use super::inbox::{Inbox, Orders};
-use super::{OnFailure, Rules};
+use super::{Body, OnFailure, Rules};
+use crate::audit::identity::{BodyIdentity, BodySecret};
 use crate::audit::{Event, Fields};
+use crate::clock::Wall;
+use crate::names::OrgId;
 use crate::outcome::{Code, Ending};
 
 /// The audit line could not be written in time: the request must not be forwarded.
@@ -36,11 +39,23 @@ pub struct Journal {
     inbox: Arc<Inbox>,
     lane: Arc<Lane>,
     patience: Duration,
+    /// The signing key's.
+    body: Option<Arc<BodySecret>>,
 }
 
 impl Journal {
-    pub(super) fn new(inbox: Arc<Inbox>, patience: Duration) -> Journal {
-        Journal { inbox, lane: Arc::default(), patience }
+    pub(super) fn new(inbox: Arc<Inbox>, patience: Duration, body: Option<BodySecret>) -> Journal {
+        Journal { inbox, lane: Arc::default(), patience, body: body.map(Arc::new) }
+    }
+
+    /// Which body it was that `org` sent, where lines say so.
+    #[must_use]
+    pub fn identify(&self, org: &OrgId, at: Wall, body: &[u8]) -> Option<BodyIdentity> {
+        match &self.inbox.rules().body {
+            Body::Untold => None,
+            Body::SigningKey => self.body.as_ref()?.identify(org, at, body),
+            Body::Secret(secret) => secret.identify(org, at, body),
+        }
     }
 
     /// Keeps the log by other rules from now on. Retention is applied when the next segment is complete.

@@ -539,6 +539,13 @@ def test_an_operator_looks_and_acts_and_is_on_record_by_certificate(guarded):
     )
 
 
+def is_let_in(one, certificate):
+    try:
+        return over_tls(one, certificate)[0] == 200
+    except OSError:
+        return False
+
+
 def test_the_operators_certificates_are_rotated_without_a_restart(guarded):
     """Everything but addresses, thread counts and paths is hot."""
     operators = Authority(guarded.folder, "operators-next")
@@ -553,18 +560,13 @@ def test_the_operators_certificates_are_rotated_without_a_restart(guarded):
         ):
             (guarded.folder / name).write_bytes((guarded.folder / fresh).read_bytes())
 
-        def let_in():
-            try:
-                return over_tls(guarded, "oskar")[0] == 200
-            except OSError:
-                return False
-
-        eventually(let_in, within=7, what="the new operator")
+        eventually(lambda: is_let_in(guarded, "oskar"), within=7, what="the new operator")
         with pytest.raises(OSError):
             over_tls(guarded, "olga")
     finally:
         for name, content in kept.items():
             (guarded.folder / name).write_bytes(content)
+        eventually(lambda: is_let_in(guarded, "olga"), within=7, what="the operator of before")
 
 
 def test_an_operator_may_use_the_name_that_the_certificate_has(guarded):

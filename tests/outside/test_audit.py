@@ -236,8 +236,8 @@ def test_every_line_is_as_the_schema_says(one):
     withdrawn = [line for line in lines if line["kind"] in ("revoke", "restore")]
     assert all("acme" in json.dumps(line) for line in withdrawn)
     assert "a test" in json.dumps(withdrawn[0])
-    (reload,) = [line for line in lines if line["kind"] == "reload" and "log filter" not in line["text"]]
-    assert "requests_per_day" in json.dumps(reload)
+    # The file watch may have been faster than the request.
+    assert "requests_per_day" in json.dumps([line for line in lines if line["kind"] == "reload"])
     case = [line for line in lines if line.get("case") == "C-2024/7"]
     assert [line["kind"] for line in case] == ["accepted", "closed"]
 

@@ -189,7 +189,8 @@ impl Inbox {
         !self.failing.load(Ordering::Acquire) && !self.stuck.load(Ordering::Acquire)
     }
 
-    /// Queues the line of a request that waits for it; `false` when there is no room.
+    /// Queues the line of a request that waits for it; `false` when there is no room. Nobody is woken for it until
+    /// [`Inbox::ring_for_waiting`].
     pub(super) fn accept(&self, ticket: &Arc<Ticket>, fields: Fields) -> bool {
         let at = self.clock.now().wall;
         let mut queue = self.queue.lock();
@@ -198,9 +199,14 @@ impl Inbox {
         }
         queue.waiting += 1;
         queue.entries.push(Entry { at, told: Told::Accepted(Arc::clone(ticket)), fields });
-        let ring = queue.writer != Writer::Busy;
-        self.ring(queue, ring);
         true
+    }
+
+    /// Wakes the keeper if a request waits and the keeper does not know.
+    pub(super) fn ring_for_waiting(&self) {
+        let queue = self.queue.lock();
+        let ring = queue.writer != Writer::Busy && queue.waiting > 0;
+        self.ring(queue, ring);
     }
 
     /// Queues a closing line; its room was taken with the accepted line.

@@ -1,4 +1,5 @@
-"""The book under docs/ is held to the binary: its links lead somewhere, its commands exist, its exit codes are true."""
+"""What is written for people is held to the binary: links lead somewhere, commands exist, exit codes are true, and the
+tests that SECURITY.md names are there."""
 
 import re
 import shutil
@@ -7,7 +8,7 @@ import subprocess
 import pytest
 from stage import BINARY, ROOT, Stage, chat, eventually
 
-PAGES = sorted((ROOT / "docs").glob("*.md"))
+PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md", ROOT / "SECURITY.md"]
 
 
 def anchors(file):
@@ -27,6 +28,15 @@ def test_every_link_leads_somewhere(page):
         target = (page.parent / path).resolve() if path else page
         assert target.exists(), link
         assert not anchor or anchor in anchors(target), link
+
+
+def test_every_test_that_a_promise_rests_on_exists():
+    named = re.findall(r"`((?:src/[\w/.]+|\w+)::\w+)`", (ROOT / "SECURITY.md").read_text())
+    assert len(named) > 100
+    for reference in named:
+        place, name = reference.split("::")
+        file = ROOT / (place if place.startswith("src/") else f"tests/outside/test_{place}.py")
+        assert file.exists() and re.search(rf"\b(?:def|fn) {name}\(", file.read_text()), reference
 
 
 def commands():

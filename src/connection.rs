@@ -23,12 +23,12 @@ use tokio::time::sleep;
 use crate::answer::GateBody;
 use crate::cut::{Grace, Leash, Leashed};
 use crate::drain::Phase;
-use crate::gateway::{self, Station, Visit};
+use crate::gateway::{self, Gateway, Station, Visit};
 use crate::guard;
 use crate::outcome::Handshake;
 use crate::policy::Listen;
 use crate::socket::{Cork, Handle, Socket};
-use crate::tls::{self, Alpn, Proof};
+use crate::tls::{self, Accepted, Alpn, Proof};
 use crate::waiting::Guest;
 use crate::withdraw;
 
@@ -41,21 +41,9 @@ const FAREWELL: Duration = Duration::from_secs(5);
 /// Serves one accepted TCP connection until it ends.
 pub async fn serve(station: &Rc<Station>, tcp: TcpStream, address: SocketAddr, guest: Guest) {
     let gateway = &station.gateway;
-    let snapshot = gateway.current();
-    let listen = &snapshot.policy.listen;
-    let began = gateway.clock.now();
-    let socket = Socket::new(tcp, listen.write_timeout);
-    let handle = socket.handle();
-    let handshake = tls::accept(socket, &snapshot.acceptance, address, began.wall, listen.handshake_timeout);
-    let outcome = tokio::select! {
-        outcome = handshake => outcome,
-        () = guest.displaced() => return gateway.recorder.metrics.handshake(Handshake::Shed, Duration::ZERO),
-        () = gateway.drain.reached(Phase::Ended) => return,
-    };
-    let accepted = match outcome {
-        Ok(accepted) => accepted,
-        Err(failed) => return gateway.handshake_failed(address, began, &failed),
-    };
+    // What a handshake needs is large, and gone when it is over: a connection costs what it is, not what it was.
+    let shaken = Box::pin(shake_hands(gateway, tcp, address, &guest)).await;
+    let Some((accepted, handle)) = shaken else { return };
     let Some(_place) = guest.through() else {
         return gateway.recorder.metrics.handshake(Handshake::Shed, Duration::ZERO);
     };
@@ -63,15 +51,48 @@ pub async fn serve(station: &Rc<Station>, tcp: TcpStream, address: SocketAddr, g
         Proof::Certified(peer) => Some(peer),
         Proof::Missing => None,
     };
-    let result = if peer.is_some() { Handshake::Ok } else { Handshake::NoCertificate };
-    gateway.recorder.metrics.handshake(result, gateway.clock.now().mono.since(began.mono));
     let entry = gateway.registry.enter(peer);
     // A policy that was published during the handshake swept the register before this entry was in it.
     withdraw::recheck(gateway, entry.connection());
     let visit = Visit::new(station.clone(), entry.connection().clone());
     match accepted.alpn {
-        Alpn::H2 => serve_h2(visit, accepted.stream, &handle).await,
-        Alpn::Http1 => serve_h1(visit, accepted.stream, &handle).await,
+        Alpn::H2 => Box::pin(serve_h2(visit, accepted.stream, &handle)).await,
+        Alpn::Http1 => Box::pin(serve_h1(visit, accepted.stream, &handle)).await,
+    }
+}
+
+/// The handshake, judged by the policy in force when it begins. `None` when it failed or was broken off; that is told.
+async fn shake_hands(
+    gateway: &Gateway,
+    tcp: TcpStream,
+    address: SocketAddr,
+    guest: &Guest,
+) -> Option<(Accepted<Socket>, Handle)> {
+    let snapshot = gateway.current();
+    let (listen, metrics) = (&snapshot.policy.listen, &gateway.recorder.metrics);
+    let began = gateway.clock.now();
+    let socket = Socket::new(tcp, listen.write_timeout);
+    let handle = socket.handle();
+    let handshake = tls::accept(socket, &snapshot.acceptance, address, began.wall, listen.handshake_timeout);
+    let outcome = tokio::select! {
+        outcome = handshake => outcome,
+        () = guest.displaced() => {
+            metrics.handshake(Handshake::Shed, Duration::ZERO);
+            return None;
+        }
+        () = gateway.drain.reached(Phase::Ended) => return None,
+    };
+    match outcome {
+        Ok(accepted) => {
+            let certified = matches!(accepted.proof, Proof::Certified(_));
+            let result = if certified { Handshake::Ok } else { Handshake::NoCertificate };
+            metrics.handshake(result, gateway.clock.now().mono.since(began.mono));
+            Some((accepted, handle))
+        }
+        Err(failed) => {
+            gateway.handshake_failed(address, began, &failed);
+            None
+        }
     }
 }
 
@@ -88,7 +109,7 @@ async fn serve_h1(visit: Visit, stream: tls::ServerStream<Socket>, handle: &Hand
         .half_close(false)
         .header_read_timeout(None)
         .timer(TokioTimer::new());
-    let connection = builder.serve_connection(TokioIo::new(stream), service);
+    let connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
     let cut = || leash.borrow().cause().is_some();
     end(connection, &visit, handle, LAST_CALL, cut).await;
 }
@@ -116,7 +137,7 @@ async fn serve_h2(visit: Visit, stream: tls::ServerStream<Socket>, handle: &Hand
         .keep_alive_timeout(Duration::from_secs(10))
         .timer(TokioTimer::new());
     let lead = Lead { visit: visit.clone(), next, socket: handle.clone() };
-    let connection = builder.serve_connection(TokioIo::new(cork.clone()), lead);
+    let connection = pin!(builder.serve_connection(TokioIo::new(cork.clone()), lead));
     cork.drive(end(connection, &visit, handle, Duration::ZERO, || false)).await;
 }
 
@@ -156,8 +177,13 @@ where
 
 /// Runs a connection to its end: its own, or after drain began the end of what it carries, or after a cut the end of
 /// what is being cut, within [`Grace`].
-async fn end<C: Graceful>(connection: C, visit: &Visit, handle: &Handle, last_call: Duration, cut: impl Fn() -> bool) {
-    let mut connection = pin!(connection);
+async fn end<C: Graceful>(
+    mut connection: Pin<&mut C>,
+    visit: &Visit,
+    handle: &Handle,
+    last_call: Duration,
+    cut: impl Fn() -> bool,
+) {
     let mut draining = pin!(async {
         visit.gateway().drain.reached(Phase::Draining).await;
         sleep(last_call).await;

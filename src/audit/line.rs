@@ -105,7 +105,7 @@ impl Fields {
     /// telling is better than none.
     #[must_use]
     pub fn of(members: &impl Serialize) -> Fields {
-        let mut json = Vec::with_capacity(640);
+        let mut json = Vec::with_capacity(1024);
         let told = serde_json::to_writer(&mut json, members).is_ok();
         if !told || !matches!(json.as_slice(), [b'{', .., b'}']) {
             return Fields(br#"{"fields_lost":true}"#.to_vec());

@@ -1,6 +1,7 @@
 //! The guard of an HTTP/1.1 connection: every head complete and exactly formed, every body framed as it says.
 
 use std::io;
+use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -135,6 +136,10 @@ impl<S> Guard<S> {
             let more = self.held.split_to(count);
             self.passing.extend_from_slice(&more);
         }
+        if self.held.is_empty() {
+            // An empty rest would keep the whole buffer for as long as the connection waits.
+            self.held = BytesMut::new();
+        }
     }
 
     /// Whether a request has been passed on whole that is not answered yet. The next one waits here: hyper notices that
@@ -209,7 +214,6 @@ impl<S: AsyncRead + Unpin> AsyncRead for Guard<S> {
                     return Poll::Pending;
                 }
             }
-            this.held.reserve(READ);
             let read = match read_some(&mut this.stream, &mut this.held, cx) {
                 Poll::Ready(read) => read?,
                 Poll::Pending => {
@@ -237,14 +241,17 @@ impl<S: AsyncRead + Unpin> AsyncRead for Guard<S> {
     }
 }
 
-/// Reads what is there into the spare room of `into`.
+/// Reads what is there, through the stack: a connection that waits holds no buffer.
 fn read_some<S: AsyncRead + Unpin>(
     stream: &mut S,
     into: &mut BytesMut,
     cx: &mut Context<'_>,
 ) -> Poll<io::Result<usize>> {
-    let read = std::pin::pin!(tokio::io::AsyncReadExt::read_buf(stream, into));
-    read.poll(cx)
+    let mut scratch = [MaybeUninit::uninit(); READ];
+    let mut fresh = ReadBuf::uninit(&mut scratch);
+    ready!(Pin::new(stream).poll_read(cx, &mut fresh))?;
+    into.extend_from_slice(fresh.filled());
+    Poll::Ready(Ok(fresh.filled().len()))
 }
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for Guard<S> {

@@ -145,10 +145,10 @@ pub fn gate(input: &[u8]) -> Verdict {
     must!(gate::route(&head) == Some(route), "the route told and the route judged differ");
     must!(written.method == route.method().as_bytes(), "passed with method {}", written.method.escape_ascii());
     must!(written.version != Version::HTTP_10, "HTTP/1.0 passed");
-    let target = std::str::from_utf8(written.target).map_err(|_| "passed with a target that is no text")?;
+    // The library drops fragments before anybody judges.
+    let target = written.target.split(|byte| *byte == b'#').next().unwrap_or_default();
+    let target = std::str::from_utf8(target).map_err(|_| "passed with a target that is no text")?;
     let origin = origin_form(target).ok_or("an absolute target of another place passed")?;
-    // A library drops fragments before anybody judges.
-    let origin = origin.split('#').next().unwrap_or_default();
     let (path, query) = origin.split_once('?').map_or((origin, None), |(path, query)| (path, Some(query)));
     must!(path == route.path(), "{path} passed as {}", route.path());
     must!(gated.query() == query, "the query {query:?} passed as {:?}", gated.query());
@@ -163,7 +163,7 @@ fn origin_form(target: &str) -> Option<&str> {
         return Some(target);
     }
     let rest = target.get(8..).filter(|_| target[..8].eq_ignore_ascii_case("https://"))?;
-    let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+    let end = rest.find(['/', '?']).unwrap_or(rest.len());
     is_served(&rest.as_bytes()[..end]).then_some(&rest[end..])
 }
 

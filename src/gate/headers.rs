@@ -63,9 +63,6 @@ pub(super) fn shape(head: &Parts, purpose_header: &HeaderName) -> Result<(), Ref
     if head.headers.get_all(CONTENT_LENGTH).iter().count() > 1 {
         return Err(invalid("There is more than one Content-Length.").at("content-length"));
     }
-    if head.headers.contains_key("trailer") && head.version == Version::HTTP_2 {
-        return Ok(());
-    }
     each(head, &TE, "te", |value| value.eq_ignore_ascii_case(b"trailers"))?;
     each(head, &EXPECT, "expect", |value| value.eq_ignore_ascii_case(b"100-continue"))?;
     connection(head, purpose_header)

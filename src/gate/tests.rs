@@ -93,6 +93,10 @@ fn crooked_heads_are_refused_with_their_code() {
     assert_eq!(h2("http://gateway.example/v1/models", &[]), Err(RequestInvalid));
     assert_eq!(h2("https://gateway.example/v1/models", &[("host", "other.example")]), Err(RequestInvalid));
     assert_eq!(h2("https://gateway.example/v1/models", &[("x-a", " padded")]), Err(RequestInvalid));
+    for line in [("te", "gzip"), ("expect", "200-ok"), ("connection", "x-purpose")] {
+        let lines = [("trailer", "x-sum"), line];
+        assert_eq!(h2("https://gateway.example/v1/models", &lines), Err(RequestInvalid), "{line:?}");
+    }
     assert_eq!(verdict(Version::HTTP_10, "GET", "/v1/models", &[HERE]), Err(RequestInvalid));
 }
 

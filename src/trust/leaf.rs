@@ -7,6 +7,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustls_pki_types::CertificateDer;
 use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::FromDer;
@@ -86,6 +87,11 @@ pub fn profile(der: &[u8], chain_ends: Wall, longest: Option<Duration>) -> Resul
     key(&certificate)?;
     let serial = serial(&certificate)?;
     let (uri, dns) = names(&certificate)?;
+    // A URI that another reader does not see there is nobody's name.
+    let der_again = CertificateDer::from(der);
+    if webpki::EndEntityCert::try_from(&der_again).is_ok_and(|other| !other.valid_uri_names().eq(uri.as_deref())) {
+        return Err(Breach::Unreadable);
+    }
     let (begins, ends) = (wall(certificate.validity().not_before), wall(certificate.validity().not_after));
     if longest.is_some_and(|longest| begins.until(ends) > longest) {
         return Err(Breach::Lifetime);

@@ -72,6 +72,10 @@ fn servers_and_authorities_are_no_partners() {
     let server = made.issue(&Holder::Server(&["gateway.example"]), NOW, DAY).unwrap();
     let server = CertificateDer::from_pem_slice(server.certificate.as_bytes()).unwrap();
     assert_eq!(leaf::profile(&server, NOW, None), Err(leaf::Breach::NoClientAuth));
+    let mut odd = partner(&made).to_vec();
+    let uri = odd.windows(6).position(|window| window == b"spiffe").unwrap();
+    odd[uri - 2] = 0xa6;
+    assert_eq!(leaf::profile(&odd, NOW, None), Err(leaf::Breach::Unreadable), "a URI that webpki does not see");
     let anchor = CertificateDer::from_pem_slice(made.certificate().as_bytes()).unwrap();
     assert_eq!(leaf::profile(&anchor, NOW, None), Err(leaf::Breach::Authority));
     assert_eq!(leaf::profile(&partner(&made), NOW, Some(DAY / 2)), Err(leaf::Breach::Lifetime));

@@ -56,8 +56,8 @@ pub async fn serve(station: &Rc<Station>, tcp: TcpStream, address: SocketAddr, g
     withdraw::recheck(gateway, entry.connection());
     let visit = Visit::new(station.clone(), entry.connection().clone());
     match accepted.alpn {
-        Alpn::H2 => Box::pin(serve_h2(visit, accepted.stream, &handle)).await,
-        Alpn::Http1 => Box::pin(serve_h1(visit, accepted.stream, &handle)).await,
+        Alpn::H2 => serve_h2(visit, accepted.stream, &handle).await,
+        Alpn::Http1 => serve_h1(visit, accepted.stream, &handle).await,
     }
 }
 
@@ -96,7 +96,8 @@ async fn shake_hands(
     }
 }
 
-async fn serve_h1(visit: Visit, stream: tls::ServerStream<Socket>, handle: &Handle) {
+/// Serves HTTP/1.1. The large values are made here and boxed: what waits for a client holds a pointer to them.
+fn serve_h1(visit: Visit, stream: tls::ServerStream<Socket>, handle: &Handle) -> impl Future<Output = ()> {
     let listen = visit.listen();
     let (stream, watch) = guard::h1::Guard::new(stream, clocks(&listen), handle.clone());
     let visit = Rc::new(visit.watched(watch));
@@ -109,12 +110,15 @@ async fn serve_h1(visit: Visit, stream: tls::ServerStream<Socket>, handle: &Hand
         .half_close(false)
         .header_read_timeout(None)
         .timer(TokioTimer::new());
-    let connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
-    let cut = || leash.borrow().cause().is_some();
-    end(connection, &visit, handle, LAST_CALL, cut).await;
+    let mut connection = Box::pin(builder.serve_connection(TokioIo::new(stream), service));
+    async move {
+        let cut = || leash.borrow().cause().is_some();
+        end(connection.as_mut(), &visit, handle, LAST_CALL, cut).await;
+    }
 }
 
-async fn serve_h2(visit: Visit, stream: tls::ServerStream<Socket>, handle: &Handle) {
+/// Serves HTTP/2, like [`serve_h1`].
+fn serve_h2(visit: Visit, stream: tls::ServerStream<Socket>, handle: &Handle) -> impl Future<Output = ()> {
     let listen = visit.listen();
     let (stream, watch) = guard::h2::Guard::new(stream, clocks(&listen));
     let visit = Rc::new(visit.watched(watch));
@@ -137,8 +141,10 @@ async fn serve_h2(visit: Visit, stream: tls::ServerStream<Socket>, handle: &Hand
         .keep_alive_timeout(Duration::from_secs(10))
         .timer(TokioTimer::new());
     let lead = Lead { visit: visit.clone(), next, socket: handle.clone() };
-    let connection = pin!(builder.serve_connection(TokioIo::new(cork.clone()), lead));
-    cork.drive(end(connection, &visit, handle, Duration::ZERO, || false)).await;
+    let mut connection = Box::pin(builder.serve_connection(TokioIo::new(cork.clone()), lead));
+    async move {
+        cork.drive(end(connection.as_mut(), &visit, handle, Duration::ZERO, || false)).await;
+    }
 }
 
 fn clocks(listen: &Listen) -> guard::Limits {

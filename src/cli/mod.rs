@@ -1,6 +1,6 @@
 //! The command line: one file a subcommand; this one only says which there are.
 //!
-//! Results go to stdout, errors to stderr, both through this file's [`say`] and [`tell`], which no closed pipe brings
+//! Results go to stdout, errors to stderr, both through this file's `say` and `tell`, which no closed pipe brings
 //! down. Exit codes: 0 fine, 1 refused or invalid, 2 usage or unreadable.
 
 mod audit;

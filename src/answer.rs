@@ -14,7 +14,7 @@ use hyper::Response;
 use crate::ask::{Dialect, Route};
 use crate::cut::BrokenOff;
 use crate::dialect::{self, LimitView};
-use crate::guard::Watch;
+use crate::guard::Underway;
 use crate::ledger::{Shortfall, Standing};
 use crate::limits::{Allowance, LimitId, Measure, Unit, Window};
 use crate::meter::Metered;
@@ -25,8 +25,8 @@ use crate::tokens::Nano;
 /// The body of every answer.
 pub struct GateBody {
     content: Content,
-    /// Tells the guard when the exchange is over.
-    watch: Option<Watch>,
+    /// The exchange, which ends with this body.
+    underway: Option<Underway>,
 }
 
 enum Content {
@@ -38,28 +38,20 @@ impl GateBody {
     /// A body that is there already.
     #[must_use]
     pub fn whole(bytes: Bytes) -> GateBody {
-        GateBody { content: Content::Whole(Some(bytes)), watch: None }
+        GateBody { content: Content::Whole(Some(bytes)), underway: None }
     }
 
     /// A body that is metered as it passes.
     #[must_use]
     pub fn metered(metered: Metered) -> GateBody {
-        GateBody { content: Content::Metered(Box::new(metered)), watch: None }
+        GateBody { content: Content::Metered(Box::new(metered)), underway: None }
     }
 
-    /// Ends the exchange for the guard when this body ends.
+    /// Lets the exchange last as long as this body.
     #[must_use]
-    pub fn watched(mut self, watch: Watch) -> GateBody {
-        self.watch = Some(watch);
+    pub fn lasting(mut self, underway: Underway) -> GateBody {
+        self.underway = Some(underway);
         self
-    }
-}
-
-impl Drop for GateBody {
-    fn drop(&mut self) {
-        if let Some(watch) = &self.watch {
-            watch.exchange(false);
-        }
     }
 }
 

@@ -84,7 +84,7 @@ pub async fn serve(visit: Rc<Visit>, leash: Rc<Leash>, request: Request<Incoming
     let mut manner = Manner { problem_json: gate::wants_problem_json(&head), ..Manner::default() };
     let record = visit.station.recorder.open(&visit.connection, policy.generation, policy.hash);
     let mut story = Some(record);
-    visit.watch.exchange(true);
+    let underway = visit.watch.begin();
     let answered = {
         let mut work = pin!(exchange(&visit, &snapshot, &leash, head, &mut body, &mut story, &mut manner));
         poll_fn(|cx| contained(|| work.as_mut().poll(cx))).await
@@ -107,7 +107,7 @@ pub async fn serve(visit: Rc<Visit>, leash: Rc<Leash>, request: Request<Incoming
     if bodiless {
         *response.body_mut() = GateBody::whole(Bytes::new());
     }
-    response.map(|answer| answer.watched(visit.watch.clone()))
+    response.map(|answer| answer.lasting(underway))
 }
 
 /// The whole way of a request.

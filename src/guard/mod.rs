@@ -48,14 +48,13 @@ struct Told {
 }
 
 impl Watch {
-    /// An exchange began, or (`false`) ended: while there are any, the connection is not idle.
-    pub fn exchange(&self, begins: bool) {
-        let now = self.0.exchanges.get();
-        self.0.begun.set(self.0.begun.get() + u64::from(begins));
-        self.0.exchanges.set(if begins { now + 1 } else { now.saturating_sub(1) });
-        if !begins && let Some(waiting) = self.0.waiting.take() {
-            waiting.wake();
-        }
+    /// An exchange begins, and lasts as long as the returned value lives: while there are any, the connection is not
+    /// idle.
+    #[must_use]
+    pub fn begin(&self) -> Underway {
+        self.0.begun.set(self.0.begun.get() + 1);
+        self.0.exchanges.set(self.0.exchanges.get() + 1);
+        Underway(self.clone())
     }
 
     /// Takes the refusal of a head that was withheld, if a request for `path` stands for it: requests that came before
@@ -83,6 +82,20 @@ impl Watch {
 
     fn withhold(&self, refusal: Refusal) {
         *self.0.withheld.borrow_mut() = Some(refusal);
+    }
+}
+
+/// An exchange under way, from its head to the last byte of its answer. Its drop is its end, also when its client takes
+/// the request back before there is an answer.
+pub struct Underway(Watch);
+
+impl Drop for Underway {
+    fn drop(&mut self) {
+        let Told { exchanges, waiting, .. } = &*self.0.0;
+        exchanges.set(exchanges.get().saturating_sub(1));
+        if let Some(waiting) = waiting.take() {
+            waiting.wake();
+        }
     }
 }
 

@@ -82,8 +82,7 @@ fn guarded(input: &[u8], lengths: &[usize]) -> Result<Seen, String> {
     let (mut guard, watch) = Guard::new(pieces, limits, Handle::default());
     // As many exchanges as there may be have begun and ended: no request waits for the one before it.
     for _ in 0..=input.len() / 16 {
-        watch.exchange(true);
-        watch.exchange(false);
+        drop(watch.begin());
     }
     let mut seen = Seen { passed: Vec::new(), refusal: None, error: None };
     let mut room = vec![0; 1 << 17];

@@ -241,6 +241,18 @@ def test_half_a_record_of_tls_is_no_movement(hasty):
         trickle(below, b"\x17\x03\x03\x20\x00" + b"a" * 100)
 
 
+@pytest.mark.parametrize("model", ["mock-hang", "mock-tokens-100000.tps-20"], ids=["before the head", "mid-stream"])
+def test_a_connection_whose_request_was_taken_back_is_idle(hasty, model):
+    """Over HTTP/2 a client resets a request and keeps the connection: then nothing is under way on it any more."""
+    body = json.dumps(chat(model, stream=True)).encode()
+    with H2(hasty.connect(alpn=("h2",))) as wire:
+        wire.request(fields(body=body), body)
+        eventually(lambda: hasty.metric("portcullis_streams_active") == 1, what="the stream")
+        with lasting():
+            wire.send(RstStreamFrame(1, 8))
+            wire.end(SHORT + SLACK)
+
+
 # Bodies.
 
 

@@ -26,7 +26,7 @@ async fn seen(pieces: Vec<Vec<u8>>) -> Vec<String> {
     let service = service_fn(move |request: Request<hyper::body::Incoming>| {
         let (noted, watch) = (noted.clone(), watch.clone());
         async move {
-            watch.exchange(true);
+            let underway = watch.begin();
             let (head, body) = request.into_parts();
             let line = match watch.withheld(head.uri.path()) {
                 Some(refusal) => refusal.code.to_string(),
@@ -36,7 +36,7 @@ async fn seen(pieces: Vec<Vec<u8>>) -> Vec<String> {
                 },
             };
             noted.lock().unwrap().push(line);
-            watch.exchange(false);
+            drop(underway);
             Ok::<_, Infallible>(Response::new(Full::new(Bytes::from_static(b"ok"))))
         }
     });

@@ -194,11 +194,14 @@ async fn end<C: Graceful>(
         visit.gateway().drain.reached(Phase::Draining).await;
         sleep(last_call).await;
     });
-    let (mut drains, mut finishes) = (false, false);
+    let (mut waits, mut drains, mut finishes) = (false, false, false);
     let mut grace: Option<Grace> = None;
     poll_fn(|cx| {
         loop {
-            if !drains && draining.as_mut().poll(cx).is_ready() {
+            // Asked once, it wakes this task when drain begins; there is nothing to ask before that.
+            let may = !waits || visit.gateway().drain.phase() >= Phase::Draining;
+            waits = true;
+            if may && !drains && draining.as_mut().poll(cx).is_ready() {
                 drains = true;
                 connection.as_mut().finish();
             }

@@ -166,13 +166,30 @@ pub enum Measure {
     Concurrent,
 }
 
-/// The limit's key in the configuration: `tokens_per_day`, `concurrent_requests`.
+impl Measure {
+    /// What is counted over a window; none where requests at once are.
+    #[must_use]
+    pub fn unit(self) -> Option<Unit> {
+        match self {
+            Measure::Metered(unit, _) => Some(unit),
+            Measure::Concurrent => None,
+        }
+    }
+
+    /// The parts of the limit's key in the configuration: `tokens_per_day`, `concurrent_requests`.
+    #[must_use]
+    pub fn words(self) -> [&'static str; 3] {
+        match self {
+            Measure::Metered(unit, window) => [unit.as_str(), "_per_", window.as_str()],
+            Measure::Concurrent => ["concurrent_requests", "", ""],
+        }
+    }
+}
+
+/// The limit's key in the configuration.
 impl fmt::Display for Measure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Measure::Metered(unit, window) => write!(f, "{}_per_{}", unit.as_str(), window.as_str()),
-            Measure::Concurrent => f.write_str("concurrent_requests"),
-        }
+        self.words().iter().try_for_each(|word| f.write_str(word))
     }
 }
 

@@ -13,7 +13,7 @@ use dashmap::DashMap;
 
 use crate::ask::Route;
 use crate::clock::{Mono, Now, Wall};
-use crate::names::{GroupId, ModelName, OrgId, PurposeId};
+use crate::names::{GroupId, Hashing, ModelName, OrgId, PurposeId};
 use crate::outcome::{Code, Ending};
 use crate::peer::Peer;
 
@@ -158,9 +158,9 @@ struct Tables {
     next: AtomicU64,
     /// The earliest instant at which some live certificate expires.
     earliest_expiry: AtomicI64,
-    connections: DashMap<u64, Arc<Connection>>,
-    streams: DashMap<u64, Arc<Stream>>,
-    held: DashMap<OrgId, AtomicUsize>,
+    connections: DashMap<u64, Arc<Connection>, Hashing>,
+    streams: DashMap<u64, Arc<Stream>, Hashing>,
+    held: DashMap<OrgId, AtomicUsize, Hashing>,
 }
 
 impl Default for Tables {
@@ -168,9 +168,9 @@ impl Default for Tables {
         Tables {
             next: AtomicU64::new(1),
             earliest_expiry: AtomicI64::new(i64::MAX),
-            connections: DashMap::new(),
-            streams: DashMap::new(),
-            held: DashMap::new(),
+            connections: DashMap::default(),
+            streams: DashMap::default(),
+            held: DashMap::default(),
         }
     }
 }

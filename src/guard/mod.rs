@@ -5,6 +5,7 @@
 //! any other. The guards also run the clocks of a connection: for a head, for a body that stands still, and for a
 //! connection without a request.
 
+pub mod chunked;
 pub mod h1;
 mod h1_head;
 pub mod h2;

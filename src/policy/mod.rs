@@ -34,7 +34,7 @@ use std::time::Duration;
 use http::HeaderName;
 
 use crate::clock::{Now, Wall};
-use crate::names::{AuthorityName, OrgId, PurposeId};
+use crate::names::{AuthorityName, Hashing, OrgId, PurposeId};
 use crate::peer::{Leaf, Sha256};
 use crate::trust::{Authority, Secret, ServerIdentity};
 use file::{At, Sink, Table};
@@ -93,7 +93,7 @@ pub struct Policy {
     /// Where rules are written: `org/acme/status` → place.
     pub places: HashMap<String, Place>,
     orgs: BTreeMap<OrgId, Arc<Org>>,
-    marks: HashMap<(AuthorityName, Mark), (OrgId, usize)>,
+    marks: HashMap<(AuthorityName, Mark), (OrgId, usize), Hashing>,
     memory: limits::Memory,
     directories: Vec<PathBuf>,
     base: PathBuf,

@@ -28,7 +28,7 @@ pub fn fail(failure: Failure, tab: Tab, story: &mut Option<Record>, manner: &mut
             (refusal, ending, charged)
         }
         Failure::Cut(cause) => {
-            (Refusal::new(cause.code, "Access was withdrawn while this request waited."), cause.ending, Charged::Input)
+            (cause.refusal("Access was withdrawn while this request waited."), cause.ending, Charged::Input)
         }
         Failure::Lost => (lost(), Ending::Panicked, Charged::Nothing),
     };

@@ -213,9 +213,7 @@ impl Gateway {
             let bench = Bench { snapshot: &snapshot, revoked: &now_revoked, now: self.clock.now() };
             if same { None } else { bench.connection(stream.connection()).or_else(|| bench.stream(stream)) }
         });
-        cause.map_or(Ok(()), |cause| {
-            Err(Refusal::new(cause.code, "Access was withdrawn while this request was on its way."))
-        })
+        cause.map_or(Ok(()), |cause| Err(cause.refusal("Access was withdrawn while this request was on its way.")))
     }
 
     /// Reserves against every limit at once.

@@ -137,7 +137,7 @@ impl Visit {
         self.connection
             .cut()
             .cause()
-            .map_or(Ok(()), |cause| Err(Refusal::new(cause.code, "Access was withdrawn: this connection ends.")))
+            .map_or(Ok(()), |cause| Err(cause.refusal("Access was withdrawn: this connection ends.")))
     }
 
     /// The guard's verdict on the bytes, then the gate's on the head.

@@ -154,7 +154,7 @@ async fn exchange(
     let reserved = reserve(&ask, choice.group.as_deref(), &policy.quota, &gateway.calibration, stand)?;
     let hold = gateway.reserve(&caller, plan, snapshot, &reserved, manner).await?;
     let standings = stand();
-    let entry = visit.enter(&caller, &permitted, &choice, &ask, record);
+    let entry = visit.enter(&caller, &permitted, &choice, &ask, &reserved, record);
     gateway.may_stay(&entry, snapshot, &revoked)?;
     let spliced = dialect::splice(&whole.bytes, &ask, edits(&ask, &reserved));
     let mut tab = gateway.tab(&caller, &permitted, &choice, ask, hold, &reserved, snapshot);

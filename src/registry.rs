@@ -13,6 +13,7 @@ use dashmap::DashMap;
 
 use crate::ask::Route;
 use crate::clock::{Mono, Now, Wall};
+use crate::limits::Beyond;
 use crate::names::{GroupId, ModelName, OrgId, PurposeId};
 use crate::outcome::{Code, Ending, Refusal, Retry};
 use crate::peer::Peer;
@@ -172,6 +173,8 @@ pub struct StreamFacts {
     pub group: Option<GroupId>,
     /// Its route.
     pub route: Route,
+    /// By how much it may exceed its reservation.
+    pub beyond: Beyond,
 }
 
 impl Stream {

@@ -8,6 +8,7 @@ use http::HeaderValue;
 use hyper::StatusCode;
 use serde_json::json;
 
+use super::exposure::Exposure;
 use super::listener::Scope;
 use super::status::{self, Status};
 use super::{Answer, Desk, answer, page, text};
@@ -93,10 +94,11 @@ fn quotas(desk: &Desk) -> Vec<QuotaSample> {
     let gateway = &desk.gateway;
     let policy = &gateway.current().policy;
     let now = gateway.clock.now();
+    let exposure = Exposure::of(&gateway.registry, policy);
     let mut samples = Vec::new();
     for org in policy.orgs() {
         for standing in gateway.ledger.level_standings(&org.own, &policy.quota.timezone, now) {
-            samples.push(status::sample(&standing));
+            samples.push(status::sample(&standing, exposure.beyond(&standing)));
         }
     }
     samples

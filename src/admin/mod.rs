@@ -4,6 +4,7 @@
 //! who asked for it.
 
 mod act;
+mod exposure;
 mod listener;
 mod look;
 pub mod page;

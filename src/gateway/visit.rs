@@ -29,6 +29,7 @@ use crate::peer::Peer;
 use crate::policy::{Listen, Policy, Revocations};
 use crate::record::{Accepted, Record, Recorder};
 use crate::registry::{Connection, StreamEntry, StreamFacts};
+use crate::reserve::Reserve;
 use crate::snapshot::Snapshot;
 use crate::upstream::{self, AnswerBody, Outgoing, Pools};
 
@@ -198,6 +199,7 @@ impl Visit {
         permitted: &Permitted,
         choice: &Choice,
         ask: &Ask,
+        reserved: &Reserve,
         record: &Record,
     ) -> StreamEntry {
         let facts = StreamFacts {
@@ -207,6 +209,7 @@ impl Visit {
             model: ask.model.clone(),
             group: choice.group_id().cloned(),
             route: ask.route,
+            beyond: reserved.beyond,
         };
         self.gateway().registry.open(&self.connection, facts, record.opened())
     }

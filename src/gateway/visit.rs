@@ -237,7 +237,7 @@ impl Visit {
             Ok(response) => {
                 endpoint.series().answered(response.status().as_u16(), clock.now().mono.since(forwarded.mono));
             }
-            Err(Failure::Upstream(failed)) => endpoint.series().failed(failed.code),
+            Err(Failure::Upstream(failed)) if failed.code != Code::Overloaded => endpoint.series().failed(failed.code),
             Err(_) => {}
         }
         sent

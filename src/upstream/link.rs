@@ -19,6 +19,7 @@ use hyper::client::conn::TrySendError;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
+use rustix::io::Errno;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep};
@@ -29,6 +30,7 @@ use super::endpoint::Endpoint;
 use super::pool::Pool;
 use super::request::Segments;
 use crate::deadline::now;
+use crate::descriptors;
 use crate::metrics::{Standing, UpstreamSeries};
 
 /// How sending goes.
@@ -56,6 +58,9 @@ impl Link {
     pub async fn connect(endpoint: &Endpoint) -> io::Result<Box<Link>> {
         let began = now();
         let tcp = TcpStream::connect((endpoint.host.as_str(), endpoint.port)).await?;
+        if descriptors::is_among_last(&tcp) {
+            return Err(Errno::MFILE.into());
+        }
         tcp.set_nodelay(true)?;
         let stream = match &endpoint.tls {
             None => Stream::Plain(tcp),

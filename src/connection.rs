@@ -148,7 +148,7 @@ fn serve_h2(visit: Visit, stream: tls::ServerStream<Socket>, handle: &Handle) ->
 }
 
 fn clocks(listen: &Listen) -> guard::Limits {
-    guard::Limits { head: listen.head_timeout, body: listen.body_idle_timeout, idle: listen.idle_timeout }
+    guard::Limits { head: listen.head_timeout, idle: listen.idle_timeout }
 }
 
 /// A connection that can be asked to finish what it carries and take nothing new.

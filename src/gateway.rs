@@ -154,7 +154,7 @@ async fn exchange(
     let reserved = reserve(&ask, choice.group.as_deref(), &policy.quota, &gateway.calibration, stand)?;
     let hold = gateway.reserve(&caller, plan, snapshot, &reserved, manner).await?;
     let standings = stand();
-    let entry = visit.enter(&caller, &permitted, &choice, &ask, record);
+    let entry = visit.enter(&caller, &permitted, &choice, &ask, &reserved, record);
     gateway.may_stay(&entry, snapshot, &revoked)?;
     let spliced = dialect::splice(&whole.bytes, &ask, edits(&ask, &reserved));
     let mut tab = gateway.tab(&caller, &permitted, &choice, ask, hold, &reserved, snapshot);
@@ -214,9 +214,7 @@ impl Gateway {
             let bench = Bench { snapshot: &snapshot, revoked: &now_revoked, now: self.clock.now() };
             if same { None } else { bench.connection(stream.connection()).or_else(|| bench.stream(stream)) }
         });
-        cause.map_or(Ok(()), |cause| {
-            Err(Refusal::new(cause.code, "Access was withdrawn while this request was on its way."))
-        })
+        cause.map_or(Ok(()), |cause| Err(cause.refusal("Access was withdrawn while this request was on its way.")))
     }
 
     /// Reserves against every limit at once.

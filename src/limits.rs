@@ -62,12 +62,14 @@ impl Charge {
 
     /// How much of `unit`.
     #[must_use]
+    #[inline]
     pub fn get(&self, unit: Unit) -> u64 {
         self.0.get(unit as usize).copied().unwrap_or(0)
     }
 
     /// The same charge with `amount` of `unit`.
     #[must_use]
+    #[inline]
     pub fn with(mut self, unit: Unit, amount: u64) -> Charge {
         if let Some(place) = self.0.get_mut(unit as usize) {
             *place = amount;
@@ -77,6 +79,7 @@ impl Charge {
 
     /// Unit by unit, saturating.
     #[must_use]
+    #[inline]
     pub fn plus(&self, other: &Charge) -> Charge {
         let mut sum = *self;
         sum.0.iter_mut().zip(other.0).for_each(|(mine, theirs)| *mine = mine.saturating_add(theirs));
@@ -85,14 +88,30 @@ impl Charge {
 
     /// Unit by unit, down to zero at the least.
     #[must_use]
+    #[inline]
     pub fn minus(&self, other: &Charge) -> Charge {
         let mut rest = *self;
         rest.0.iter_mut().zip(other.0).for_each(|(mine, theirs)| *mine = mine.saturating_sub(theirs));
         rest
     }
 
+    /// The charge that holds so much of each unit.
+    #[must_use]
+    #[inline]
+    pub fn of_each(amount: impl FnMut(Unit) -> u64) -> Charge {
+        Charge(Unit::ALL.map(amount))
+    }
+
+    /// Whether `other` has at least as much of every unit.
+    #[must_use]
+    #[inline]
+    pub fn fits_in(&self, other: &Charge) -> bool {
+        self.0.iter().zip(&other.0).all(|(mine, theirs)| mine <= theirs)
+    }
+
     /// Whether nothing is charged.
     #[must_use]
+    #[inline]
     pub fn is_zero(&self) -> bool {
         self.0.iter().fold(0, |bits, n| bits | n) == 0
     }
@@ -260,6 +279,15 @@ pub struct Level {
 pub struct Plan {
     /// Root first.
     pub levels: Box<[Level]>,
+}
+
+/// How many output tokens a request may use beyond what was reserved at its admission; `u64::MAX` where nothing bounds it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Beyond {
+    /// Of a budget.
+    pub budgets: u64,
+    /// Of a rate.
+    pub rates: u64,
 }
 
 /// What happens when a running stream needs more than it reserved.

@@ -27,7 +27,7 @@ use crate::metrics::ModelSeries;
 use crate::names::OrgId;
 use crate::outcome::{Code, Ending};
 use crate::record::{Record, Settlement};
-use crate::registry::StreamEntry;
+use crate::registry::{Note, StreamEntry};
 use crate::reserve::Rates;
 use crate::tokens::{Nano, Usage};
 use crate::upstream::{AnswerBody, BodyFailed};
@@ -337,15 +337,23 @@ impl Metered {
             self.scanner.as_ref().filter(|scanner| self.form == Form::Events && scanner.at_event_boundary())?;
         let (tab, record) = (self.tab.as_ref()?, self.record.as_ref()?);
         let events = scanner.observed().events;
-        Some(dialect::error_event(tab.ask.route, code, sentence(code), record.request_id(), events))
+        let said = self.note(code).map_or_else(|| sentence(code), Note::sentence);
+        Some(dialect::error_event(tab.ask.route, code, said, record.request_id(), events))
+    }
+
+    /// What the cut's code alone would leave untrue.
+    fn note(&self, code: Code) -> Option<Note> {
+        self.entry.stream().cut().cause().filter(|cause| cause.code == code)?.note
     }
 
     /// Settles and closes, once.
     fn finish(&mut self, ending: Ending, reason: Option<Code>) {
         let observed = self.scanner.as_ref().map_or_else(nothing, Scanner::observed);
         let settlement = self.tab.take().map(|mut tab| tab.settle(&observed, self.charged));
+        let note = reason.and_then(|code| self.note(code));
         if let Some(mut record) = self.record.take() {
             let facts = record.facts();
+            facts.detail = facts.detail.take().or_else(|| note.map(|note| note.detail().to_owned()));
             facts.settlement = settlement;
             facts.bytes_out = self.bytes_out + self.ready.iter().map(|piece| piece.len() as u64).sum::<u64>();
             record.close(ending, reason);

@@ -281,10 +281,11 @@ impl Story {
         if ending == Ending::Panicked {
             metrics.panicked();
         }
+        // What was admitted and had no room upstream is refused as well.
+        if let Some(code) = reason.filter(|_| !admitted || ending == Ending::Refused) {
+            self.series.refused(code);
+        }
         if !admitted {
-            if let Some(code) = reason {
-                self.series.refused(code);
-            }
             return;
         }
         self.series.closed(ending, reason);

@@ -28,6 +28,7 @@ use crate::peer::Peer;
 use crate::policy::{Listen, Policy, Revocations};
 use crate::record::{Accepted, Origin, Record, Recorder};
 use crate::registry::{Connection, StreamEntry, StreamFacts};
+use crate::reserve::Reserve;
 use crate::snapshot::Snapshot;
 use crate::upstream::{self, AnswerBody, Crossing, Head, Outgoing, Pools};
 
@@ -140,7 +141,7 @@ impl Visit {
         self.connection
             .cut()
             .cause()
-            .map_or(Ok(()), |cause| Err(Refusal::new(cause.code, "Access was withdrawn: this connection ends.")))
+            .map_or(Ok(()), |cause| Err(cause.refusal("Access was withdrawn: this connection ends.")))
     }
 
     /// The guard's verdict on the bytes, then the gate's on the head.
@@ -201,6 +202,7 @@ impl Visit {
         permitted: &Permitted,
         choice: &Choice,
         ask: &Ask,
+        reserved: &Reserve,
         record: &Record,
     ) -> StreamEntry {
         let facts = StreamFacts {
@@ -210,6 +212,7 @@ impl Visit {
             model: ask.model.clone(),
             group: choice.group_id().cloned(),
             route: ask.route,
+            beyond: reserved.beyond,
         };
         self.gateway().registry.open(&self.connection, facts, record.opened())
     }
@@ -237,7 +240,7 @@ impl Visit {
             Ok((head, _)) => {
                 endpoint.series().answered(head.status.as_u16(), clock.now().mono.since(forwarded.mono));
             }
-            Err(Failure::Upstream(failed)) => endpoint.series().failed(failed.code),
+            Err(Failure::Upstream(failed)) if failed.code != Code::Overloaded => endpoint.series().failed(failed.code),
             Err(_) => {}
         }
         sent

@@ -20,6 +20,7 @@ pub use request::{Crossing, Outgoing};
 
 use std::sync::Arc;
 
+use rustix::io::Errno;
 use tokio::time::timeout;
 
 use crate::outcome::Code;
@@ -28,7 +29,8 @@ use link::{Link, Unanswered};
 /// Why there is no answer.
 #[derive(Debug)]
 pub struct Failed {
-    /// [`Code::UpstreamUnreachable`], [`Code::UpstreamInvalid`] or [`Code::UpstreamTimeout`].
+    /// [`Code::UpstreamUnreachable`], [`Code::UpstreamInvalid`], [`Code::UpstreamTimeout`], or [`Code::Overloaded`] where
+    /// this machine is what has no room for another connection.
     pub code: Code,
     /// Whether the upstream may have begun to work: the request was written, and no answer came.
     pub sent: bool,
@@ -79,7 +81,16 @@ pub async fn send(pools: &Pools, endpoint: &Arc<Endpoint>, outgoing: Outgoing) -
 async fn connect(endpoint: &Endpoint) -> Result<Box<Link>, Failed> {
     match timeout(endpoint.connect_timeout, Link::connect(endpoint)).await {
         Ok(Ok(link)) => Ok(link),
+        Ok(Err(error)) if is_ours(&error) => {
+            Err(Failed { code: Code::Overloaded, ..Failed::unreachable(error.to_string()) })
+        }
         Ok(Err(error)) => Err(Failed::unreachable(error.to_string())),
         Err(_) => Err(Failed::unreachable(format!("no connection within {:?}", endpoint.connect_timeout))),
     }
+}
+
+/// Whether descriptors, ports or memory are what is missing.
+fn is_ours(error: &std::io::Error) -> bool {
+    let errno = error.raw_os_error().map(Errno::from_raw_os_error);
+    matches!(errno, Some(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM | Errno::ADDRNOTAVAIL))
 }

@@ -8,6 +8,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes, BytesMut};
+use rustix::io::Errno;
 use tokio::io::AsyncWrite;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
@@ -17,6 +18,7 @@ use tokio_util::io::poll_read_buf;
 
 use super::endpoint::Endpoint;
 use crate::deadline::now;
+use crate::descriptors;
 
 /// Room that a read is given: what an event needs, and more once an answer fills it.
 const ROOM: usize = 2 * 1024;
@@ -50,6 +52,9 @@ impl Wire {
     /// Opens a connection, with TLS where the endpoint has it.
     pub(super) async fn open(endpoint: &Endpoint) -> io::Result<Wire> {
         let tcp = TcpStream::connect((endpoint.host.as_str(), endpoint.port)).await?;
+        if descriptors::is_among_last(&tcp) {
+            return Err(Errno::MFILE.into());
+        }
         tcp.set_nodelay(true)?;
         let stream = match &endpoint.tls {
             None => Stream::Plain(tcp),

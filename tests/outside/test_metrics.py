@@ -88,6 +88,7 @@ CATALOGUE = {
     "portcullis_request_body_bytes_total": ("counter", "route"),
     "portcullis_response_body_bytes_total": ("counter", "route"),
     "portcullis_quota_used_ratio": ("gauge", "org quota"),
+    "portcullis_quota_overspend_bound": ("gauge", "org quota"),
     "portcullis_quota_requests_limit": ("gauge", "org window"),
     "portcullis_quota_requests_used": ("gauge", "org window"),
     "portcullis_quota_tokens_limit": ("gauge", "org window"),

@@ -9,7 +9,8 @@ use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::Receiver;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::Duration;
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
@@ -21,6 +22,9 @@ use crate::audit::checkpoint::Checkpoint;
 use crate::audit::line::Head;
 use crate::audit::{Chain, Signer};
 use crate::clock::{Clock, Wall};
+
+/// How often it is looked whether retention was changed.
+const LOOK: Duration = Duration::from_secs(1);
 
 pub(super) struct Sealer {
     pub(super) directory: PathBuf,
@@ -35,12 +39,23 @@ impl Sealer {
     /// Packs what earlier runs left, then what comes, until the notary is gone.
     pub(super) fn run(&self, current: Number, complete: &Receiver<Number>) {
         yield_to_traffic();
+        let mut kept = self.inbox.rules().keep;
         self.tidy(current);
-        while let Ok(number) = complete.recv() {
-            if let Err(error) = self.seal(number) {
-                tracing::warn!(%error, segment = number.0, "an audit segment could not be packed");
+        let mut current = current;
+        loop {
+            match complete.recv_timeout(LOOK) {
+                Ok(number) => {
+                    if let Err(error) = self.seal(number) {
+                        tracing::warn!(%error, segment = number.0, "an audit segment could not be packed");
+                    }
+                    current = number.next();
+                }
+                Err(RecvTimeoutError::Timeout) if self.inbox.rules().keep == kept => continue,
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
             }
-            self.retire(number.next());
+            kept = self.inbox.rules().keep;
+            self.retire(current);
         }
     }
 

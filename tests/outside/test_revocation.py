@@ -282,12 +282,12 @@ def judge(scene, pulled, code, within):
     eventually(lambda: stage.metric("portcullis_revocation_seconds_count") == 1, what="the measurement")
     assert stage.metric("portcullis_revocation_seconds_sum") < 1
     open_still = 1 if scene.spared.ended else 2
-    eventually(lambda: stage.ledger()["totals"]["open"] == open_still, 1, what="the end of the calls to the model")
+    eventually(lambda: stage.ledger()["totals"]["open"] == open_still, 3, what="the end of the calls to the model")
     assert stage.metric("portcullis_streams_active", org="acme") == (0 if scene.spared.ended else 1)
     return code
 
 
-def untouched(stream, since, gap=0.5):
+def untouched(stream, since, gap=1.0):
     """A stream that goes on as if nothing had happened."""
     count = len(stream.pieces)
     eventually(lambda: len(stream.pieces) > count + 5, 3, what="more of the stream that is spared")

@@ -213,9 +213,10 @@ fn a_shorter_retention_is_applied_without_waiting_for_another_segment() {
             log.journal().accepted(fields("a")).await.unwrap().close(fields("a"));
         }
     });
+    // The keeper may be at work on them: what is read in the middle of that is read again.
+    let segments = || Log::open(place.path()).map_or(0, |log| log.segments().len());
+    eventually(|| segments() > 4);
     clock.advance(2 * day);
-    let segments = || Log::open(place.path()).unwrap().segments().len();
-    assert!(segments() > 4);
     log.journal().follow(rules(1));
     eventually(|| segments() == 1);
     log.stop();

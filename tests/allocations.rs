@@ -1,49 +1,180 @@
-//! What allocates nothing: a request admitted and settled, against a ledger in memory and against a durable one.
+//! How often a request and a forwarded chunk take from the heap, counted in a whole gateway.
 //!
-//! A program of its own, because it counts with an allocator of its own.
+//! The gateway runs in a process of its own, this very program started anew, whose allocator counts. Load and model
+//! are on this side. What is held is the slope: a thousand units more, all threads of the gateway included.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot begin fails")]
+#![expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, reason = "figures for people")]
+#![expect(clippy::indexing_slicing, clippy::unwrap_used, reason = "a test that is wrong fails")]
 
-#[path = "../benches/eleven/mod.rs"]
-mod eleven;
+#[expect(dead_code, reason = "shared with the bench")]
+#[path = "../benches/compare/gauge.rs"]
+mod gauge;
+#[expect(dead_code, reason = "shared with the bench")]
+#[path = "../benches/compare/place.rs"]
+mod place;
+#[expect(dead_code, reason = "shared with the bench")]
+#[path = "../benches/compare/script.rs"]
+mod script;
+#[path = "../benches/compare/upstream.rs"]
+mod upstream;
+#[expect(dead_code, reason = "shared with the bench")]
+#[path = "../benches/compare/wire.rs"]
+mod wire;
 
-use eleven::{charge, plan};
-use jiff::tz::TimeZone;
+use std::alloc::System;
+use std::io::{BufRead, BufReader, Write};
+use std::net::SocketAddr;
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::rc::Rc;
+use std::time::Duration;
+
 use portcullis::clock::Clock;
-use portcullis::keeper::marks::Marks;
-use portcullis::ledger::{Demand, Ledger, Verdict};
-use portcullis::limits::{Charge, Unit};
+use portcullis::server::{Server, Shutdown, Start, Wish};
+use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
+use tokio::task::LocalSet;
 
-/// What a hundred pairs allocate, once everything that they need is there.
-fn allocated(ledger: &Ledger) -> u64 {
-    let (clock, plan, timezone) = (Clock::system(), plan(), TimeZone::UTC);
-    let demand = |charge: Charge| Demand { plan: &plan, charge, timezone: &timezone };
-    // Accounts are opened, and the marks raised by far more than is counted below.
+use crate::place::{Place, identity};
+use crate::script::{Event, Reading};
+use crate::upstream::{Pace, Upstream};
+use crate::wire::{Chunked, H1, Target};
+
+#[global_allocator]
+static HEAP: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
+
+/// Names the configuration to the process that counts.
+const COUNTED: &str = "PORTCULLIS_COUNTED";
+/// What a request may take.
+const PER_REQUEST: f64 = 360.0;
+/// What a chunk may take.
+const PER_CHUNK: f64 = 4.5;
+
+/// A gateway in another process.
+struct Counted {
+    child: Child,
+    ask: ChildStdin,
+    told: BufReader<ChildStdout>,
+    address: SocketAddr,
+}
+
+impl Counted {
+    fn start(place: &Place, upstream: SocketAddr) -> Counted {
+        let config = include_str!("../benches/compare/peers/portcullis.toml");
+        let anywhere = "127.0.0.1:0";
+        let config = config.replace("@ADDRESS@", anywhere).replace("@ADMIN@", anywhere);
+        place.write("portcullis.toml", &config.replace("@UPSTREAM@", &upstream.to_string())).unwrap();
+        place.write("orgs.d/lead.toml", include_str!("../benches/compare/peers/lead.toml")).unwrap();
+        place.write("orgs.d/acme.toml", include_str!("../benches/compare/peers/acme.toml")).unwrap();
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--ignored", "--exact", "the_gateway_that_is_counted", "--nocapture"])
+            .env(COUNTED, place.folder().join("portcullis.toml"))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let (ask, told) = (child.stdin.take().unwrap(), BufReader::new(child.stdout.take().unwrap()));
+        let mut counted = Counted { child, ask, told, address: SocketAddr::from(([0, 0, 0, 0], 0)) };
+        counted.address = counted.line("address ").parse().unwrap();
+        counted
+    }
+
+    /// How often its heap was asked so far.
+    fn allocations(&mut self) -> u64 {
+        self.ask.write_all(b"\n").unwrap();
+        self.line("allocations ").parse().unwrap()
+    }
+
+    fn line(&mut self, what: &str) -> String {
+        let lines = (&mut self.told).lines().map(Result::unwrap);
+        // The test harness writes on the same line.
+        let mut found = lines.filter_map(|line| Some(line.split_once(what)?.1.to_owned()));
+        found.next().unwrap()
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+struct Never(std::sync::mpsc::Sender<SocketAddr>);
+
+impl Shutdown for Never {
+    fn next(&mut self) -> impl Future<Output = Wish> {
+        std::future::pending()
+    }
+
+    fn ready(&mut self, addresses: &portcullis::server::Addresses) -> std::io::Result<()> {
+        self.0.send(addresses.partners).map_err(std::io::Error::other)
+    }
+}
+
+/// Not a test: the other process. It tells its count for every line that it is sent.
+#[test]
+#[ignore = "the process that the tests of this file start"]
+fn the_gateway_that_is_counted() {
+    let Some(config) = std::env::var_os(COUNTED) else { return };
+    let server =
+        Server::prepare(Start { config: config.into(), clock: Clock::system(), listener: None, filter: None }).unwrap();
+    let (ready, told) = std::sync::mpsc::channel();
+    std::thread::spawn(move || server.run(Never(ready)).unwrap());
+    println!("address {}", told.recv().unwrap());
+    for _ in std::io::stdin().lines() {
+        let stats = HEAP.stats();
+        println!("allocations {}", stats.allocations + stats.reallocations);
+    }
+}
+
+/// A gateway, a model and a partner's connection.
+fn with_a_gateway<T>(pace: Pace, act: impl AsyncFnOnce(&mut Counted, H1, Rc<Upstream>) -> T) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let much = charge(1 << 30).with(Unit::Requests, 1 << 30);
-    runtime.block_on(ledger.admit_durably(&demand(much), &clock)).unwrap().settle(&charge(1));
-    let mut admitted = 0;
-    let counted = allocation_counter::measure(|| {
-        for _ in 0..100 {
-            if let Verdict::Admitted(hold) = ledger.admit(&demand(charge(2)), clock.now()) {
-                hold.settle(&charge(1));
-                admitted += 1;
+    LocalSet::new().block_on(&runtime, async {
+        let place = Place::make().unwrap();
+        let upstream = Upstream::start().unwrap();
+        upstream.pace.set(pace);
+        let mut counted = Counted::start(&place, upstream.address);
+        let target = Target::tls(counted.address, place.authority(), Some(&identity(&place.acme)), false).unwrap();
+        let connection = H1::connect(&target).await.unwrap();
+        act(&mut counted, connection, upstream).await
+    })
+}
+
+#[test]
+fn a_request_takes_no_more_from_the_heap_than_it_did() {
+    let pace = Pace { every: Duration::from_millis(1), text: 16 };
+    let each = with_a_gateway(pace, async |counted, mut connection, _| {
+        let request = script::request(&script::body(false, 1000));
+        let mut before = 0;
+        for number in 0..400 {
+            if number == 100 {
+                before = counted.allocations();
+            }
+            assert_eq!(connection.ask(&request).await.unwrap().0, 200);
+        }
+        (counted.allocations() - before) as f64 / 300.0
+    });
+    println!("{each:.2} allocations a request");
+    assert!(each <= PER_REQUEST, "{each:.2} allocations a request, {PER_REQUEST} are known");
+}
+
+#[test]
+fn a_chunk_takes_no_more_from_the_heap_than_it_did() {
+    let pace = Pace { every: Duration::from_millis(1), text: 16 };
+    let each = with_a_gateway(pace, async |counted, mut connection, _| {
+        let head = connection.begin(&script::request(&script::body(true, 1000))).await.unwrap();
+        assert_eq!(head.status, 200);
+        let (mut coding, mut reading) = (Chunked::default(), Reading::new(Event::size(16)));
+        let mut marks = Vec::new();
+        while marks.len() < 2 {
+            let mut feed = |piece: &[u8]| reading.feed(piece, &mut |_| ()).unwrap();
+            connection.read_chunks(&mut coding, &mut feed).await.unwrap();
+            if reading.seen >= 200 + 2000 * marks.len() as u64 {
+                marks.push((reading.seen, counted.allocations()));
             }
         }
+        (marks[1].1 - marks[0].1) as f64 / (marks[1].0 - marks[0].0) as f64
     });
-    assert_eq!(admitted, 100);
-    counted.count_total
-}
-
-#[test]
-fn a_judgement_and_its_settlement_allocate_nothing() {
-    assert_eq!(allocated(&Ledger::new()), 0);
-}
-
-#[test]
-fn nor_do_they_where_use_is_kept_durably() {
-    let place = tempfile::tempdir().unwrap();
-    let (ledger, marks) = Marks::open(place.path(), &Clock::system()).unwrap();
-    assert_eq!(allocated(&ledger), 0);
-    marks.close().unwrap();
+    println!("{each:.4} allocations a chunk");
+    assert!(each <= PER_CHUNK, "{each:.2} allocations a chunk, {PER_CHUNK} are known");
 }

@@ -39,8 +39,8 @@ impl Sealer {
     /// Packs what earlier runs left, then what comes, until the notary is gone.
     pub(super) fn run(&self, current: Number, complete: &Receiver<Number>) {
         yield_to_traffic();
-        let mut kept = self.inbox.rules().keep;
-        self.tidy(current);
+        // By which rule the old segments were last removed, all of them.
+        let mut kept = self.tidy(current);
         let mut current = current;
         loop {
             match complete.recv_timeout(LOOK) {
@@ -50,23 +50,22 @@ impl Sealer {
                     }
                     current = number.next();
                 }
-                Err(RecvTimeoutError::Timeout) if self.inbox.rules().keep == kept => continue,
+                Err(RecvTimeoutError::Timeout) if kept == Some(self.inbox.rules().keep) => continue,
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
             }
-            kept = self.inbox.rules().keep;
-            self.retire(current);
+            kept = self.retire(current);
         }
     }
 
-    fn tidy(&self, current: Number) {
-        let Ok(log) = Log::open(&self.directory) else { return };
+    fn tidy(&self, current: Number) -> Option<Option<Duration>> {
+        let log = Log::open(&self.directory).ok()?;
         for segment in log.segments().iter().filter(|segment| !segment.sealed && segment.number < current) {
             if let Err(error) = self.seal(segment.number) {
                 tracing::warn!(%error, segment = segment.number.0, "an audit segment could not be packed");
             }
         }
-        self.retire(current);
+        self.retire(current)
     }
 
     fn seal(&self, number: Number) -> io::Result<()> {
@@ -102,13 +101,17 @@ impl Sealer {
         Ok(true)
     }
 
-    /// Removes the segments before `current` that hold only records older than retention asks for.
-    fn retire(&self, current: Number) {
-        let Some(keep) = self.inbox.rules().keep else { return };
+    /// Removes the segments before `current` that hold only records older than retention asks for, and says by which
+    /// rule; `None` where that has to be tried again: the note that a segment hangs on may be on its way.
+    fn retire(&self, current: Number) -> Option<Option<Duration>> {
+        let rule = self.inbox.rules().keep;
+        let Some(keep) = rule else { return Some(None) };
         let before = Wall(self.clock.now().wall.0.saturating_sub(i64::try_from(keep.as_nanos()).unwrap_or(i64::MAX)));
         if let Err(error) = self.retire_before(before, current) {
             tracing::warn!(%error, "old audit segments could not be retired");
+            return None;
         }
+        Some(rule)
     }
 
     fn retire_before(&self, before: Wall, current: Number) -> io::Result<()> {

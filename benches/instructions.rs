@@ -1,6 +1,6 @@
 //! How many instructions the main steps of a request take, held against what is written in `instructions.txt`.
 //!
-//! `cargo bench --bench instructions` runs each step under valgrind (callgrind), twice with different numbers of turns;
+//! `cargo bench --profile release --bench instructions` runs each step under valgrind (callgrind), twice with different numbers of turns;
 //! the difference is the step. It fails when a step takes 3 % more than written; `-- --write` writes what is found.
 //! Unlike time, the count does not depend on what else the machine does. It depends on the compiler: under another
 //! version than the written one nothing is judged, and that is said.

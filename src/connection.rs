@@ -105,7 +105,6 @@ fn serve_h1(visit: Visit, stream: tls::ServerStream<Socket>, handle: &Handle) ->
     let service = Lead { visit: visit.clone(), next: leash.clone(), socket: handle.clone() };
     let mut builder = http1::Builder::new();
     builder
-        .max_headers(128)
         .max_buf_size(64 * 1024)
         .half_close(false)
         .header_read_timeout(None)

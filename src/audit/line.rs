@@ -248,7 +248,8 @@ impl Members {
 
 /// A JSON string. Names and words, which is what nearly all are, hold nothing that must be escaped.
 fn push_text(into: &mut Vec<u8>, text: &str) {
-    if text.bytes().all(|byte| byte >= b' ' && byte != b'"' && byte != b'\\') {
+    let plain = |byte: u8| (byte >= b' ') & (byte != b'"') & (byte != b'\\');
+    if text.bytes().fold(true, |so_far, byte| so_far & plain(byte)) {
         into.push(b'"');
         into.extend_from_slice(text.as_bytes());
         into.push(b'"');

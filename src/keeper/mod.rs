@@ -4,5 +4,7 @@
 //! judgement is made here. Audit and marks have threads of their own, so that neither waits for the other's fsync.
 
 pub mod audit;
+pub mod doorstep;
+pub mod heir;
 pub mod marks;
 pub mod withdrawn;

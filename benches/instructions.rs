@@ -1,6 +1,6 @@
 //! How many instructions the main steps of a request take, held against what is written in `instructions.txt`.
 //!
-//! `cargo bench --bench instructions` runs each step under valgrind (callgrind), twice with different numbers of turns;
+//! `cargo bench --profile release --bench instructions` runs each step under valgrind (callgrind), twice with different numbers of turns;
 //! the difference is the step. It fails when a step takes 3 % more than written; `-- --write` writes what is found.
 //! Unlike time, the count does not depend on what else the machine does. It depends on the compiler: under another
 //! version than the written one nothing is judged, and that is said.
@@ -19,8 +19,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::request::Parts;
-use http::{HeaderMap, Request, StatusCode};
+use http::{HeaderMap, HeaderValue, Request};
 use jiff::tz::TimeZone;
+use portcullis::answer::{self, Shelf};
 use portcullis::ask::{Dialect, Route};
 use portcullis::clock::{Clock, Wall};
 use portcullis::dialect::{self, Edits};
@@ -32,13 +33,14 @@ use portcullis::metrics::Metrics;
 use portcullis::names::OrgId;
 use portcullis::peer::{Peer, Sha256};
 use portcullis::policy::{self, Policy, Revocations};
-use portcullis::record::{Recorder, Settlement};
+use portcullis::record::{Origin, Recorder, Settlement};
 use portcullis::registry::Registry;
 use portcullis::tokens::{Nano, Usage};
 use portcullis::trust::issue::{DevAuthority, Holder, Pair};
 use portcullis::trust::leaf;
+use portcullis::upstream::Crossing;
 use portcullis::usage::{Form, Scanner};
-use portcullis::{admit, answer, audit, identify, upstream};
+use portcullis::{admit, audit, identify};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 
@@ -301,21 +303,18 @@ fn plan(stage: &Stage) -> Fallible<Arc<portcullis::limits::Plan>> {
 
 fn crossing_step(_: &Stage) -> Fallible<Turn> {
     let head = Stage::head()?;
-    Ok(Box::new(move || drop(black_box(upstream::crossing(black_box(&head.headers))))))
+    Ok(Box::new(move || drop(black_box(Crossing::of(black_box(&head.headers))))))
 }
 
 fn headers_step(stage: &Stage) -> Fallible<Turn> {
     let plan = plan(stage)?;
     let (ledger, now) = (Ledger::new(), stage.clock.now());
-    let mut theirs = HeaderMap::new();
-    for (name, value) in [("content-type", "application/json"), ("x-request-id", "req-1"), ("server", "model")] {
-        theirs.insert(name, value.parse()?);
-    }
-    let acme = "acme".parse()?;
+    let (acme, theirs, shelf) = ("acme".parse()?, HeaderValue::from_static("req-1"), Shelf::default());
     Ok(Box::new(move || {
-        let (_, mut headers) = answer::head(StatusCode::OK, &theirs, "req_0123456789abcdef00000001");
+        let mut headers = HeaderMap::with_capacity(24);
+        answer::complete(&mut headers, Some(theirs.clone()), "req_0123456789abcdef00000001");
         let standings = ledger.standings(&plan, &TimeZone::UTC, now);
-        answer::limits(&mut headers, Dialect::OpenAi, &standings, &acme);
+        answer::limits(&mut headers, Dialect::OpenAi, &standings, &acme, (&shelf, 1, &plan));
         black_box(headers);
     }))
 }
@@ -343,12 +342,13 @@ fn audit_step(stage: &Stage) -> Fallible<Turn> {
     let log = AuditLog::start(options, Clock::system(), &audit::Fields::none())?;
     let recorder = Recorder::new(log.journal().clone(), Metrics::new()?, stage.clock.clone());
     let entry = Registry::default().enter(Some(stage.peer.clone()));
+    let origin = Origin::of(entry.connection());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
     let org: OrgId = "acme".parse()?;
     let (purpose, model, upstream) = (Some("research".parse()?), Some("mock-1".parse()?), Some("model".parse()?));
     Ok(Box::new(move || {
-        let (_log, _directory) = (&log, &directory);
-        let mut record = recorder.open(entry.connection(), 1, Sha256([3; 32]));
+        let _kept = (&log, &directory, &entry);
+        let mut record = recorder.open(&origin, 1, Sha256([3; 32]));
         record.belongs_to(&org, recorder.metrics.org(&org));
         let usage = Usage { input: 250, output: 100, ..Usage::default() };
         let facts = record.facts();

@@ -1,24 +1,27 @@
 //! What goes back: the one body type, the response heads, and refusals.
 
+use std::cell::RefCell;
+use std::collections::HashMap;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
-use http::{HeaderMap, StatusCode};
+use http::HeaderMap;
+use http::header::{CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue};
 use http_body::{Body, Frame, SizeHint};
 use hyper::Response;
 
 use crate::ask::{Dialect, Route};
 use crate::cut::BrokenOff;
-use crate::dialect::{self, LimitView};
+use crate::dialect::{self, Fixed, LimitView};
 use crate::guard::Underway;
 use crate::ledger::{Shortfall, Standing};
-use crate::limits::{Allowance, LimitId, Measure, Unit, Window};
+use crate::limits::{Allowance, LimitId, Measure, Plan, Unit, Window};
 use crate::meter::Metered;
-use crate::names::OrgId;
+use crate::names::{Hashing, OrgId};
 use crate::outcome::{Code, Refusal, Retry};
 use crate::tokens::Nano;
 
@@ -123,7 +126,8 @@ pub fn refusal(refusal: &Refusal, id: &str, manner: &Manner) -> Response<GateBod
     *response.status_mut() = envelope.status;
     *response.headers_mut() = envelope.headers;
     if let Some(caller) = &manner.caller {
-        limits(response.headers_mut(), dialect, &manner.standings, caller);
+        let views: Vec<LimitView<'_>> = manner.standings.iter().map(|standing| view(standing, caller)).collect();
+        dialect::limit_headers(dialect, &views, &Fixed::of(&views), response.headers_mut());
     }
     if closes(refusal.code) {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
@@ -168,44 +172,46 @@ fn name(headers: &mut HeaderMap, id: &str) {
     }
 }
 
-/// What crosses from the upstream's head to the client's, by name.
-const CROSS: [HeaderName; 7] = [
-    CONTENT_TYPE,
-    CACHE_CONTROL,
-    RETRY_AFTER,
-    HeaderName::from_static("retry-after-ms"),
-    HeaderName::from_static("x-should-retry"),
-    HeaderName::from_static("openai-processing-ms"),
-    HeaderName::from_static("openai-version"),
-];
-
-/// The upstream's own id for a request, under either vendor's name.
-#[must_use]
-pub fn upstream_request_id(headers: &HeaderMap) -> Option<&HeaderValue> {
-    headers.get("x-request-id").or_else(|| headers.get("request-id"))
-}
-
-/// The client's head for an upstream's answer.
-#[must_use]
-pub fn head(status: StatusCode, upstream: &HeaderMap, id: &str) -> (StatusCode, HeaderMap) {
-    let mut headers = HeaderMap::with_capacity(24);
-    for cross in &CROSS {
-        for value in upstream.get_all(cross) {
-            headers.append(cross.clone(), value.clone());
-        }
-    }
-    if let Some(theirs) = upstream_request_id(upstream) {
-        headers.insert(HeaderName::from_static("portcullis-upstream-request-id"), theirs.clone());
+/// Completes what crosses of an upstream's head to the client's.
+pub fn complete(headers: &mut HeaderMap, upstream_id: Option<HeaderValue>, id: &str) {
+    if let Some(theirs) = upstream_id {
+        headers.insert(HeaderName::from_static("portcullis-upstream-request-id"), theirs);
     }
     headers.insert(HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no"));
-    name(&mut headers, id);
-    (status, headers)
+    name(headers, id);
 }
 
-/// Adds what is left of the limits.
-pub fn limits(headers: &mut HeaderMap, dialect: Dialect, standings: &[Standing], caller: &OrgId) {
+/// Adds what is left of the limits of one plan.
+pub fn limits(headers: &mut HeaderMap, dialect: Dialect, standings: &[Standing], caller: &OrgId, shelf: Shelved<'_>) {
     let views: Vec<LimitView<'_>> = standings.iter().map(|standing| view(standing, caller)).collect();
-    dialect::limit_headers(dialect, &views, headers);
+    let (shelf, generation, plan) = shelf;
+    let fixed = shelf.fixed(generation, plan, || Fixed::of(&views));
+    dialect::limit_headers(dialect, &views, &fixed, headers);
+}
+
+/// What of the limit headers is fixed for each plan of the policy in force; every worker has its own.
+#[derive(Default)]
+pub struct Shelf(RefCell<Plans>);
+
+#[derive(Default)]
+struct Plans {
+    generation: u64,
+    /// By the plan's place in memory, which is its own as long as it is kept here.
+    known: HashMap<*const Plan, (Arc<Plan>, Rc<Fixed>), Hashing>,
+}
+
+/// A shelf, the generation of a policy, and a plan of that policy.
+pub type Shelved<'a> = (&'a Shelf, u64, &'a Arc<Plan>);
+
+impl Shelf {
+    fn fixed(&self, generation: u64, plan: &Arc<Plan>, fresh: impl FnOnce() -> Fixed) -> Rc<Fixed> {
+        let mut plans = self.0.borrow_mut();
+        if plans.generation != generation {
+            *plans = Plans { generation, known: HashMap::default() };
+        }
+        let known = plans.known.entry(Arc::as_ptr(plan));
+        known.or_insert_with(|| (plan.clone(), Rc::new(fresh()))).1.clone()
+    }
 }
 
 fn view<'a>(standing: &'a Standing, caller: &OrgId) -> LimitView<'a> {

@@ -41,13 +41,14 @@ impl Taken {
     fn grow(&mut self, bytes: u64, cap: u64) -> Result<(), Refusal> {
         self.bytes += bytes;
         if self.room.0.fetch_add(bytes, Ordering::AcqRel) + bytes > cap {
-            return Err(Refusal::new(
-                Code::Overloaded,
-                "The gateway has no room for this body now. Try again shortly.",
-            ));
+            return Err(no_room());
         }
         Ok(())
     }
+}
+
+fn no_room() -> Refusal {
+    Refusal::new(Code::Overloaded, "The gateway has no room for this body now. Try again shortly.")
 }
 
 impl Drop for Taken {
@@ -96,6 +97,10 @@ pub async fn read(
     let too_large = || Refusal::new(Code::BodyTooLarge, format!("A body may have {largest} bytes here."));
     if stated.is_some_and(|stated| stated > largest) {
         return Err(too_large());
+    }
+    // Not taken ahead: clients that only say so would hold all of it.
+    if stated.is_some_and(|stated| room.used().saturating_add(stated) > memory) {
+        return Err(no_room());
     }
     let mut taken = room.take();
     let Some(body) = body else { return Ok(Whole { bytes: Bytes::new(), taken }) };

@@ -105,7 +105,6 @@ fn serve_h1(visit: Visit, stream: tls::ServerStream<Socket>, handle: &Handle) ->
     let service = Lead { visit: visit.clone(), next: leash.clone(), socket: handle.clone() };
     let mut builder = http1::Builder::new();
     builder
-        .max_headers(128)
         .max_buf_size(64 * 1024)
         .half_close(false)
         .header_read_timeout(None)
@@ -148,7 +147,7 @@ fn serve_h2(visit: Visit, stream: tls::ServerStream<Socket>, handle: &Handle) ->
 }
 
 fn clocks(listen: &Listen) -> guard::Limits {
-    guard::Limits { head: listen.head_timeout, body: listen.body_idle_timeout, idle: listen.idle_timeout }
+    guard::Limits { head: listen.head_timeout, idle: listen.idle_timeout }
 }
 
 /// A connection that can be asked to finish what it carries and take nothing new.
@@ -194,11 +193,14 @@ async fn end<C: Graceful>(
         visit.gateway().drain.reached(Phase::Draining).await;
         sleep(last_call).await;
     });
-    let (mut drains, mut finishes) = (false, false);
+    let (mut waits, mut drains, mut finishes) = (false, false, false);
     let mut grace: Option<Grace> = None;
     poll_fn(|cx| {
         loop {
-            if !drains && draining.as_mut().poll(cx).is_ready() {
+            // Asked once, it wakes this task when drain begins; there is nothing to ask before that.
+            let may = !waits || visit.gateway().drain.phase() >= Phase::Draining;
+            waits = true;
+            if may && !drains && draining.as_mut().poll(cx).is_ready() {
                 drains = true;
                 connection.as_mut().finish();
             }

@@ -8,15 +8,22 @@ use std::time::Duration;
 
 use tokio::net::TcpListener;
 
+use crate::descriptors::places;
 use crate::drain::Phase;
 use crate::gateway::Gateway;
 use crate::outcome::Handshake;
-use crate::waiting::{Place, WaitingRoom};
+use crate::turnstile::Turnstile;
+use crate::waiting::{Origin, Place, WaitingRoom};
 use crate::worker::{Arrival, Crew};
 
 /// Accepts until drain begins, then closes the listener.
 pub async fn open(listener: TcpListener, gateway: &Arc<Gateway>, crews: &[Crew]) {
-    let mut room = WaitingRoom::default();
+    let (mut room, mut turnstile) = (WaitingRoom::default(), Turnstile::default());
+    let asked = gateway.current().policy.listen.max_connections;
+    if places(asked) < asked {
+        let places = places(asked);
+        tracing::warn!(places, "there are descriptors for fewer connections than listen.max_connections");
+    }
     let mut closing = std::pin::pin!(gateway.drain.reached(Phase::Draining));
     loop {
         let accepted = tokio::select! {
@@ -25,9 +32,14 @@ pub async fn open(listener: TcpListener, gateway: &Arc<Gateway>, crews: &[Crew])
         };
         match accepted {
             Ok((tcp, address)) => {
-                let cap = gateway.current().policy.listen.max_connections;
-                let metrics = &gateway.recorder.metrics;
-                let guest = match room.enter(cap) {
+                let (snapshot, origin) = (gateway.current(), Origin::from(address.ip()));
+                let (listen, metrics) = (&snapshot.policy.listen, &gateway.recorder.metrics);
+                if !turnstile.lets(origin, listen.handshakes_per_address) {
+                    metrics.partners().hurried();
+                    metrics.handshake(Handshake::Shed, Duration::ZERO);
+                    continue;
+                }
+                let guest = match room.enter(origin, places(listen.max_connections)) {
                     Place::Free(guest) => guest,
                     Place::Displacing(guest) => {
                         metrics.partners().displaced();

@@ -22,13 +22,18 @@ pub fn fail(failure: Failure, tab: Tab, story: &mut Option<Record>, manner: &mut
     let (refusal, ending, charged) = match failure {
         Failure::Upstream(failed) => {
             let timeout = failed.code == Code::UpstreamTimeout;
-            let ending = if timeout { Ending::UpstreamTimeout } else { Ending::UpstreamFailed };
+            let ending = match failed.code {
+                Code::UpstreamTimeout => Ending::UpstreamTimeout,
+                // Nobody was asked.
+                Code::Overloaded => Ending::Refused,
+                _ => Ending::UpstreamFailed,
+            };
             let charged = if timeout && failed.sent { Charged::Input } else { Charged::Nothing };
             let refusal = Refusal::new(failed.code, upstream_sentence(failed.code)).for_operator(failed.detail);
             (refusal, ending, charged)
         }
         Failure::Cut(cause) => {
-            (Refusal::new(cause.code, "Access was withdrawn while this request waited."), cause.ending, Charged::Input)
+            (cause.refusal("Access was withdrawn while this request waited."), cause.ending, Charged::Input)
         }
         Failure::Lost => (lost(), Ending::Panicked, Charged::Nothing),
     };
@@ -47,6 +52,7 @@ fn upstream_sentence(code: Code) -> &'static str {
     match code {
         Code::UpstreamUnreachable => "The model cannot be reached at the moment. Try again shortly.",
         Code::UpstreamTimeout => "The model did not answer in time.",
+        Code::Overloaded => "The gateway has no room for another call to the model now. Try again shortly.",
         _ => "The model's answer was not acceptable.",
     }
 }

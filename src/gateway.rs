@@ -47,7 +47,7 @@ use crate::selfservice;
 use crate::snapshot::Snapshot;
 use crate::tenure::Bench;
 use crate::tls;
-use crate::upstream::{AnswerBody, Outgoing};
+use crate::upstream::{AnswerBody, Head, Outgoing};
 use crate::usage::{Calibration, Form};
 
 /// What all workers share.
@@ -82,7 +82,7 @@ pub async fn serve(visit: Rc<Visit>, leash: Rc<Leash>, request: Request<Incoming
     let waits = head.headers.contains_key(http::header::EXPECT);
     let mut body = Some(body);
     let mut manner = Manner { problem_json: gate::wants_problem_json(&head), ..Manner::default() };
-    let record = visit.station.recorder.open(&visit.connection, policy.generation, policy.hash);
+    let record = visit.station.recorder.open(&visit.origin, policy.generation, policy.hash);
     let mut story = Some(record);
     let underway = visit.watch.begin();
     let answered = {
@@ -142,7 +142,7 @@ async fn exchange(
 
     let declared = gate::declared(&head.headers, &policy.purpose_header)?;
     let permitted = permit(record, admit::purpose(policy, &revoked, &caller, declared.clone()), &declared.purpose)?;
-    let (stated, headers, query) = visit::kept(&head, &gated);
+    let (stated, crossing, query) = visit::kept(&head, &gated);
     drop(head);
     let whole = visit.whole(stated, body, &policy.listen, record).await?;
     let ask = dialect::read(gated.route(), &whole.bytes)?;
@@ -154,7 +154,7 @@ async fn exchange(
     let reserved = reserve(&ask, choice.group.as_deref(), &policy.quota, &gateway.calibration, stand)?;
     let hold = gateway.reserve(&caller, plan, snapshot, &reserved, manner).await?;
     let standings = stand();
-    let entry = visit.enter(&caller, &permitted, &choice, &ask, record);
+    let entry = visit.enter(&caller, &permitted, &choice, &ask, &reserved, record);
     gateway.may_stay(&entry, snapshot, &revoked)?;
     let spliced = dialect::splice(&whole.bytes, &ask, edits(&ask, &reserved));
     let mut tab = gateway.tab(&caller, &permitted, &choice, ask, hold, &reserved, snapshot);
@@ -165,7 +165,7 @@ async fn exchange(
     leash.tie(entry.stream().clone());
     record.facts().settlement = Some(tab.abandoned());
     tab.sent = true;
-    let outgoing = Outgoing { route: gated.route(), query, headers, body: spliced };
+    let outgoing = Outgoing { route: gated.route(), query, crossing, body: spliced };
     let sent = visit.send(snapshot, &choice, outgoing, &entry, &accepted, record).await;
     drop(whole);
     let response = match sent {
@@ -173,17 +173,18 @@ async fn exchange(
         Err(failure) => return Err(fail(failure, tab, story, manner)),
     };
     let mut record = story.take().ok_or_else(lost)?;
-    let (mut parts, answer) = response.into_parts();
-    record.facts().status = parts.status.as_u16();
-    record.facts().upstream_request_id =
-        answer::upstream_request_id(&parts.headers).and_then(|id| Some(clip(id.to_str().ok()?)));
-    let (status, mut headers) = answer::head(parts.status, &parts.headers, record.request_id());
-    answer::limits(&mut headers, gated.route().dialect(), &standings, &caller.org().id);
-    (parts.status, parts.headers) = (status, headers);
+    let (mut head, answer) = response;
+    record.facts().status = head.status.as_u16();
+    record.facts().upstream_request_id = head.request_id.as_ref().and_then(|id| Some(clip(id.to_str().ok()?)));
+    answer::complete(&mut head.headers, head.request_id.take(), record.request_id());
+    let shelved = (&visit.station.shelf, policy.generation, plan);
+    answer::limits(&mut head.headers, gated.route().dialect(), &standings, &caller.org().id, shelved);
     let figures = gateway.recorder.metrics.model(&tab.ask.model);
     let told = Told { record, entry, leash: leash.clone(), figures };
-    let body = metered(answer, &parts, tab, told);
-    Ok(Response::from_parts(clean(parts), GateBody::metered(body)))
+    let body = metered(answer, &head, tab, told);
+    let mut response = Response::new(GateBody::metered(body));
+    (*response.status_mut(), *response.headers_mut()) = (head.status, head.headers);
+    Ok(response)
 }
 
 /// Everything that is shorter to read elsewhere.
@@ -213,9 +214,7 @@ impl Gateway {
             let bench = Bench { snapshot: &snapshot, revoked: &now_revoked, now: self.clock.now() };
             if same { None } else { bench.connection(stream.connection()).or_else(|| bench.stream(stream)) }
         });
-        cause.map_or(Ok(()), |cause| {
-            Err(Refusal::new(cause.code, "Access was withdrawn while this request was on its way."))
-        })
+        cause.map_or(Ok(()), |cause| Err(cause.refusal("Access was withdrawn while this request was on its way.")))
     }
 
     /// Reserves against every limit at once.
@@ -324,7 +323,7 @@ fn edits(ask: &Ask, reserved: &Reserve) -> Edits {
 }
 
 /// The metered body of an answer.
-fn metered(answer: AnswerBody, head: &http::response::Parts, tab: Tab, told: Told) -> Metered {
+fn metered(answer: AnswerBody, head: &Head, tab: Tab, told: Told) -> Metered {
     let status = head.status;
     let charged = match tab.ask.route {
         _ if !status.is_success() => Charged::Nothing,
@@ -343,13 +342,6 @@ fn metered(answer: AnswerBody, head: &http::response::Parts, tab: Tab, told: Tol
 
 fn edits_usage(ask: &Ask) -> bool {
     ask.stream && !matches!(ask.usage_chunk, UsageChunk::Asked | UsageChunk::NotApplicable)
-}
-
-/// The version and extensions of the upstream's head are no business of the client's.
-fn clean(parts: http::response::Parts) -> http::response::Parts {
-    let mut fresh = Response::new(()).into_parts().0;
-    (fresh.status, fresh.headers) = (parts.status, parts.headers);
-    fresh
 }
 
 /// Contains a panic to the exchange in which it happens.

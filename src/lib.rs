@@ -18,9 +18,9 @@
 //! | floor | modules |
 //! |---|---|
 //! | 6 commands | `remote`, `mock`, `demo`, `cli` |
-//! | 5 assembly | `drain`, `snapshot`, `tenure`, `failure`, `selfservice`, `gateway`, `withdraw`, `waiting`, `connection`, `worker`, `door`, `reload`, `admin`, `server` |
+//! | 5 assembly | `drain`, `snapshot`, `tenure`, `failure`, `selfservice`, `gateway`, `withdraw`, `waiting`, `turnstile`, `connection`, `worker`, `door`, `reload`, `admin`, `server` |
 //! | 4 exchange | `record`, `body`, `cut`, `upstream`, `reserve`, `meter`, `answer` |
-//! | 3 wire | `deadline`, `socket`, `tls`, `guard`, `dialect`, `usage` |
+//! | 3 wire | `deadline`, `descriptors`, `socket`, `tls`, `guard`, `dialect`, `usage` |
 //! | 2 judgement | `gate`, `identify`, `admit` |
 //! | 1 facts | `trust`, `policy`, `ledger`, `registry`, `audit`, `metrics` |
 //! | 0 words | `names`, `clock`, `tokens`, `limits`, `outcome`, `peer`, `ask` |
@@ -64,6 +64,7 @@ pub mod admit;
 pub mod identify;
 
 pub mod deadline;
+pub mod descriptors;
 pub mod dialect;
 pub mod guard;
 pub mod socket;
@@ -89,6 +90,7 @@ pub mod selfservice;
 pub mod server;
 pub mod snapshot;
 pub mod tenure;
+pub mod turnstile;
 pub mod waiting;
 pub mod withdraw;
 pub mod worker;

@@ -62,12 +62,14 @@ impl Charge {
 
     /// How much of `unit`.
     #[must_use]
+    #[inline]
     pub fn get(&self, unit: Unit) -> u64 {
         self.0.get(unit as usize).copied().unwrap_or(0)
     }
 
     /// The same charge with `amount` of `unit`.
     #[must_use]
+    #[inline]
     pub fn with(mut self, unit: Unit, amount: u64) -> Charge {
         if let Some(place) = self.0.get_mut(unit as usize) {
             *place = amount;
@@ -77,6 +79,7 @@ impl Charge {
 
     /// Unit by unit, saturating.
     #[must_use]
+    #[inline]
     pub fn plus(&self, other: &Charge) -> Charge {
         let mut sum = *self;
         sum.0.iter_mut().zip(other.0).for_each(|(mine, theirs)| *mine = mine.saturating_add(theirs));
@@ -85,14 +88,30 @@ impl Charge {
 
     /// Unit by unit, down to zero at the least.
     #[must_use]
+    #[inline]
     pub fn minus(&self, other: &Charge) -> Charge {
         let mut rest = *self;
         rest.0.iter_mut().zip(other.0).for_each(|(mine, theirs)| *mine = mine.saturating_sub(theirs));
         rest
     }
 
+    /// The charge that holds so much of each unit.
+    #[must_use]
+    #[inline]
+    pub fn of_each(amount: impl FnMut(Unit) -> u64) -> Charge {
+        Charge(Unit::ALL.map(amount))
+    }
+
+    /// Whether `other` has at least as much of every unit.
+    #[must_use]
+    #[inline]
+    pub fn fits_in(&self, other: &Charge) -> bool {
+        self.0.iter().zip(&other.0).all(|(mine, theirs)| mine <= theirs)
+    }
+
     /// Whether nothing is charged.
     #[must_use]
+    #[inline]
     pub fn is_zero(&self) -> bool {
         self.0.iter().fold(0, |bits, n| bits | n) == 0
     }
@@ -166,13 +185,30 @@ pub enum Measure {
     Concurrent,
 }
 
-/// The limit's key in the configuration: `tokens_per_day`, `concurrent_requests`.
+impl Measure {
+    /// What is counted over a window; none where requests at once are.
+    #[must_use]
+    pub fn unit(self) -> Option<Unit> {
+        match self {
+            Measure::Metered(unit, _) => Some(unit),
+            Measure::Concurrent => None,
+        }
+    }
+
+    /// The parts of the limit's key in the configuration: `tokens_per_day`, `concurrent_requests`.
+    #[must_use]
+    pub fn words(self) -> [&'static str; 3] {
+        match self {
+            Measure::Metered(unit, window) => [unit.as_str(), "_per_", window.as_str()],
+            Measure::Concurrent => ["concurrent_requests", "", ""],
+        }
+    }
+}
+
+/// The limit's key in the configuration.
 impl fmt::Display for Measure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Measure::Metered(unit, window) => write!(f, "{}_per_{}", unit.as_str(), window.as_str()),
-            Measure::Concurrent => f.write_str("concurrent_requests"),
-        }
+        self.words().iter().try_for_each(|word| f.write_str(word))
     }
 }
 
@@ -243,6 +279,15 @@ pub struct Level {
 pub struct Plan {
     /// Root first.
     pub levels: Box<[Level]>,
+}
+
+/// How many output tokens a request may use beyond what was reserved at its admission; `u64::MAX` where nothing bounds it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Beyond {
+    /// Of a budget.
+    pub budgets: u64,
+    /// Of a rate.
+    pub rates: u64,
 }
 
 /// What happens when a running stream needs more than it reserved.

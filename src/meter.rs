@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use http_body::{Body, SizeHint};
+use http_body::SizeHint;
 use jiff::tz::TimeZone;
 
 use crate::ask::Ask;
@@ -27,7 +27,7 @@ use crate::metrics::ModelSeries;
 use crate::names::OrgId;
 use crate::outcome::{Code, Ending};
 use crate::record::{Record, Settlement};
-use crate::registry::StreamEntry;
+use crate::registry::{Note, StreamEntry};
 use crate::reserve::Rates;
 use crate::tokens::{Nano, Usage};
 use crate::upstream::{AnswerBody, BodyFailed};
@@ -103,9 +103,10 @@ impl Tab {
     fn settle(&mut self, observed: &Observed, charged: Charged) -> Settlement {
         let mut settlement = self.figure(observed, charged);
         if let Some(hold) = self.hold.take() {
-            let before = self.told_level();
+            let plan = (self.plan)();
+            let before = self.told_level(plan.as_deref());
             hold.settle(&self.rates.charge(1, &settlement.usage));
-            settlement.quota = before.zip(self.told_level());
+            settlement.quota = before.zip(self.told_level(plan.as_deref()));
         }
         if charged == Charged::Observed {
             self.calibration.learn(&self.ask, observed, &self.gauge.settle(observed));
@@ -116,9 +117,9 @@ impl Tab {
 
 impl Tab {
     /// What is used and reserved of the limit whose movement is told.
-    fn told_level(&self) -> Option<u64> {
+    fn told_level(&self, plan: Option<&Plan>) -> Option<u64> {
         let (org, id) = self.told.as_ref()?;
-        self.ledger.charged(&*(self.plan)()?, org, id, &self.timezone, self.clock.now())
+        self.ledger.charged(plan?, org, id, &self.timezone, self.clock.now())
     }
 }
 
@@ -169,7 +170,7 @@ impl Metered {
     #[must_use]
     pub fn new(answer: AnswerBody, form: Form, strip: bool, charged: Charged, tab: Tab, told: Told) -> Metered {
         let scanner = (charged == Charged::Observed).then(|| Scanner::new(tab.ask.route, form, strip));
-        let exact = if form == Form::Whole { answer.size_hint().exact() } else { None };
+        let exact = if form == Form::Whole { answer.exact() } else { None };
         let Told { record, entry, leash, figures } = told;
         Metered {
             answer: Some(answer),
@@ -246,12 +247,8 @@ impl Metered {
                 continue;
             }
             let Some(answer) = &mut self.answer else { return Poll::Ready(None) };
-            match std::task::ready!(Pin::new(answer).poll_frame(cx)) {
-                Some(Ok(frame)) => {
-                    if let Ok(piece) = frame.into_data() {
-                        self.rest = piece;
-                    }
-                }
+            match std::task::ready!(answer.poll_piece(cx)) {
+                Some(Ok(piece)) => self.rest = piece,
                 None => {
                     if let Some(scanner) = &mut self.scanner {
                         scanner.finish(&mut |piece| self.ready.push_back(piece));
@@ -259,9 +256,9 @@ impl Metered {
                     self.over = true;
                 }
                 Some(Err(BodyFailed::Silent)) => self.cut(Code::UpstreamTimeout, Ending::UpstreamTimeout),
-                Some(Err(BodyFailed::Broken(error))) => {
+                Some(Err(BodyFailed::Broken(why))) => {
                     if let Some(record) = &mut self.record {
-                        record.facts().detail = Some(error.to_string());
+                        record.facts().detail = Some(why);
                     }
                     self.cut(Code::UpstreamInvalid, Ending::UpstreamFailed);
                 }
@@ -340,15 +337,23 @@ impl Metered {
             self.scanner.as_ref().filter(|scanner| self.form == Form::Events && scanner.at_event_boundary())?;
         let (tab, record) = (self.tab.as_ref()?, self.record.as_ref()?);
         let events = scanner.observed().events;
-        Some(dialect::error_event(tab.ask.route, code, sentence(code), record.request_id(), events))
+        let said = self.note(code).map_or_else(|| sentence(code), Note::sentence);
+        Some(dialect::error_event(tab.ask.route, code, said, record.request_id(), events))
+    }
+
+    /// What the cut's code alone would leave untrue.
+    fn note(&self, code: Code) -> Option<Note> {
+        self.entry.stream().cut().cause().filter(|cause| cause.code == code)?.note
     }
 
     /// Settles and closes, once.
     fn finish(&mut self, ending: Ending, reason: Option<Code>) {
         let observed = self.scanner.as_ref().map_or_else(nothing, Scanner::observed);
         let settlement = self.tab.take().map(|mut tab| tab.settle(&observed, self.charged));
+        let note = reason.and_then(|code| self.note(code));
         if let Some(mut record) = self.record.take() {
             let facts = record.facts();
+            facts.detail = facts.detail.take().or_else(|| note.map(|note| note.detail().to_owned()));
             facts.settlement = settlement;
             facts.bytes_out = self.bytes_out + self.ready.iter().map(|piece| piece.len() as u64).sum::<u64>();
             record.close(ending, reason);

@@ -9,6 +9,10 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
+/// How what is looked up for every request is hashed: quickly, and not to be foretold from outside. Strangers can ask for
+/// keys of such a table, and never add one.
+pub type Hashing = foldhash::fast::RandomState;
+
 /// Why a text is not a name: the sentence is fit for operators and for partners.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NotAName {

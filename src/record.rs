@@ -21,10 +21,10 @@ use crate::limits::{Charge, LimitId};
 use crate::metrics::{Metrics, OrgSeries};
 use crate::names::{CaseRef, ModelName, OrgId, PurposeId, UpstreamName};
 use crate::outcome::{Code, Ending, Refusal};
-use crate::peer::{Peer, Sha256};
-use crate::registry::Connection;
+use crate::peer::Sha256;
 use crate::tokens::{Nano, Usage};
-use line::{Certificate, Line};
+pub use line::Origin;
+use line::{End, Line};
 
 /// What every record needs at its opening and its close.
 pub struct Recorder {
@@ -52,11 +52,10 @@ impl Recorder {
 
     /// Opens the record of a request that has just arrived.
     #[must_use]
-    pub fn open(self: &Arc<Self>, connection: &Connection, generation: u64, config_hash: Sha256) -> Record {
+    pub fn open(self: &Arc<Self>, origin: &Origin, generation: u64, config_hash: Sha256) -> Record {
         let story = Story {
             request_id: self.ids.next(),
-            connection: connection.id(),
-            peer: connection.peer().cloned(),
+            origin: origin.clone(),
             generation,
             config_hash,
             opened: self.clock.now(),
@@ -79,8 +78,7 @@ pub struct Record {
 
 struct Story {
     request_id: Arc<str>,
-    connection: u64,
-    peer: Option<Peer>,
+    origin: Origin,
     generation: u64,
     config_hash: Sha256,
     opened: Now,
@@ -283,10 +281,11 @@ impl Story {
         if ending == Ending::Panicked {
             metrics.panicked();
         }
+        // What was admitted and had no room upstream is refused as well.
+        if let Some(code) = reason.filter(|_| !admitted || ending == Ending::Refused) {
+            self.series.refused(code);
+        }
         if !admitted {
-            if let Some(code) = reason {
-                self.series.refused(code);
-            }
             return;
         }
         self.series.closed(ending, reason);
@@ -297,19 +296,18 @@ impl Story {
         }
     }
 
-    /// The record's own members.
+    /// The record's own members; `ending` is none for the line that begins the exchange.
     fn line(&self, ending: Option<Ending>, reason: Option<Code>, now: Now) -> Fields {
         let facts = &self.facts;
+        let since = |later: Now| later.mono.since(self.opened.mono);
+        let quota = match ending {
+            None => facts.quota.clone(),
+            Some(_) => facts.quota.as_ref().zip(facts.settlement).and_then(|(quota, s)| Some(quota.again(s.quota?))),
+        };
+        let end = |ending| End { ending, status: facts.status, bytes_out: facts.bytes_out, duration: since(now) };
         let line = Line {
             request_id: &self.request_id,
-            connection: self.connection,
-            peer: self.peer.as_ref().map(Peer::address),
-            certificate: self.peer.as_ref().map(|peer| Certificate {
-                sha256: peer.leaf().sha256,
-                issuer: &peer.leaf().issuer,
-                serial: &peer.leaf().serial,
-            }),
-            authority: self.peer.as_ref().map(Peer::authority),
+            origin: &self.origin,
             organization: facts.org.as_ref(),
             purpose: facts.purpose.as_ref(),
             case: facts.case.as_ref(),
@@ -317,39 +315,23 @@ impl Story {
             model: facts.model.as_ref(),
             decision: if ending == Some(Ending::Refused) { "refused" } else { "accepted" },
             reason,
-            ending,
-            status: ending.map(|_| facts.status),
+            end: ending.map(end),
             generation: self.generation,
             config_hash: self.config_hash,
             reserved: facts.reserved,
-            quota: match ending {
-                None => facts.quota.clone(),
-                Some(_) => {
-                    facts.quota.as_ref().zip(facts.settlement).and_then(|(quota, s)| Some(quota.again(s.quota?)))
-                }
-            },
+            quota,
             body_hmac: facts.body.as_ref(),
-            usage: facts.settlement.map(|settlement| settlement.usage),
-            settlement: facts.settlement.map(|settlement| settlement.kind),
-            cost: facts.settlement.map(|settlement| settlement.cost),
+            settled: facts.settlement.map(|settlement| (settlement.usage, settlement.kind, settlement.cost)),
             bytes_in: facts.bytes_in,
-            bytes_out: ending.map(|_| facts.bytes_out),
-            duration_ms: ending.map(|_| millis(self.opened, now)),
-            ttft_ms: facts.first_token.map(|first| millis(self.opened, first)),
+            ttft: facts.first_token.map(since),
             upstream: facts.upstream.as_ref(),
             upstream_request_id: facts.upstream_request_id.as_deref(),
             client_request_id: facts.client_request_id.as_deref(),
             traceparent: facts.traceparent.as_deref(),
-            severed_by: reason.filter(|_| matches!(ending, Some(Ending::Severed | Ending::Drained | Ending::QuotaCut))),
             detail: facts.detail.as_deref(),
         };
-        Fields::of(&line)
+        line.fields()
     }
-}
-
-#[expect(clippy::cast_precision_loss, reason = "milliseconds with three places, for people")]
-fn millis(from: Now, to: Now) -> f64 {
-    to.mono.since(from.mono).as_micros() as f64 / 1000.0
 }
 
 /// Request ids: a random beginning for the process, and a count.

@@ -13,8 +13,9 @@ use dashmap::DashMap;
 
 use crate::ask::Route;
 use crate::clock::{Mono, Now, Wall};
-use crate::names::{GroupId, ModelName, OrgId, PurposeId};
-use crate::outcome::{Code, Ending};
+use crate::limits::Beyond;
+use crate::names::{GroupId, Hashing, ModelName, OrgId, PurposeId};
+use crate::outcome::{Code, Ending, Refusal, Retry};
 use crate::peer::Peer;
 
 /// Why, and since when, something is cut.
@@ -26,6 +27,56 @@ pub struct Cause {
     pub ending: Ending,
     /// When the trigger was seen.
     pub at: Mono,
+    /// What the code alone would leave untrue.
+    pub note: Option<Note>,
+}
+
+impl Cause {
+    /// What a request is told that was not answered yet; `otherwise` is the sentence where the code says it all.
+    #[must_use]
+    pub fn refusal(self, otherwise: &str) -> Refusal {
+        match self.note {
+            None => Refusal::new(self.code, otherwise),
+            Some(note) => {
+                let retry = if note == Note::StaleList { Retry::Unsaid } else { Retry::Never };
+                Refusal::new(self.code, note.sentence()).retry(retry).for_operator(note.detail())
+            }
+        }
+    }
+}
+
+/// Why a certificate no longer holds though nobody revoked it: the closed list of codes has no word for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Note {
+    /// Its authority's revocation list is out of date, so it is not known who is on it.
+    StaleList,
+    /// Its authority, or a certificate like it, is not taken any more.
+    NotTaken,
+}
+
+impl Note {
+    /// What its holder reads.
+    #[must_use]
+    pub fn sentence(self) -> &'static str {
+        match self {
+            Note::StaleList => {
+                "The revocation list of this certificate's authority is out of date, so nobody whom it vouches for is \
+                 let in; this certificate was not revoked. The operator has been told: try again later."
+            }
+            Note::NotTaken => {
+                "This certificate, or its authority, is no longer accepted here. Ask the operator for a new one."
+            }
+        }
+    }
+
+    /// What the operator reads.
+    #[must_use]
+    pub fn detail(self) -> &'static str {
+        match self {
+            Note::StaleList => "not revoked: the authority's revocation list is stale",
+            Note::NotTaken => "not revoked: the policy no longer accepts the certificate or its authority",
+        }
+    }
 }
 
 /// A cord that is pulled at most once; the first cause stays. One task waits for it: the one that serves what the
@@ -122,6 +173,8 @@ pub struct StreamFacts {
     pub group: Option<GroupId>,
     /// Its route.
     pub route: Route,
+    /// By how much it may exceed its reservation.
+    pub beyond: Beyond,
 }
 
 impl Stream {
@@ -158,9 +211,9 @@ struct Tables {
     next: AtomicU64,
     /// The earliest instant at which some live certificate expires.
     earliest_expiry: AtomicI64,
-    connections: DashMap<u64, Arc<Connection>>,
-    streams: DashMap<u64, Arc<Stream>>,
-    held: DashMap<OrgId, AtomicUsize>,
+    connections: DashMap<u64, Arc<Connection>, Hashing>,
+    streams: DashMap<u64, Arc<Stream>, Hashing>,
+    held: DashMap<OrgId, AtomicUsize, Hashing>,
 }
 
 impl Default for Tables {
@@ -168,9 +221,9 @@ impl Default for Tables {
         Tables {
             next: AtomicU64::new(1),
             earliest_expiry: AtomicI64::new(i64::MAX),
-            connections: DashMap::new(),
-            streams: DashMap::new(),
-            held: DashMap::new(),
+            connections: DashMap::default(),
+            streams: DashMap::default(),
+            held: DashMap::default(),
         }
     }
 }
@@ -328,7 +381,7 @@ mod tests {
     #[test]
     fn the_first_cause_stays() {
         let cut = Cut::default();
-        let cause = |code| Cause { code, ending: Ending::Severed, at: Mono(1) };
+        let cause = |code| Cause { code, ending: Ending::Severed, at: Mono(1), note: None };
         assert!(cut.pull(cause(Code::CertificateRevoked)));
         assert!(!cut.pull(cause(Code::Draining)));
         assert_eq!(cut.cause().unwrap().code, Code::CertificateRevoked);

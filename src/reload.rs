@@ -18,6 +18,7 @@ use crate::audit::{Event, Fields};
 use crate::clock::Now;
 use crate::gateway::Gateway;
 use crate::keeper::audit::{Body, Durability, OnFailure, Rules};
+use crate::keeper::numbers::Numbers;
 use crate::metrics::{Configured, Ends};
 use crate::names::{AuthorityName, ModelName};
 use crate::peer::Leaf;
@@ -74,6 +75,7 @@ const ANYWAY: Duration = Duration::from_secs(5);
 pub struct Reloader {
     path: PathBuf,
     gateway: Arc<Gateway>,
+    numbers: Arc<Numbers>,
     turn: tokio::sync::Mutex<()>,
     past: Mutex<VecDeque<Past>>,
     /// The mistakes that were told last, until the files are right again.
@@ -88,11 +90,12 @@ pub type SetFilter = Box<dyn Fn(&str) -> Result<(), String> + Send + Sync>;
 impl Reloader {
     /// A reloader of the file that the gateway was started with.
     #[must_use]
-    pub fn new(path: &Path, gateway: Arc<Gateway>, filter: Option<SetFilter>) -> Arc<Reloader> {
+    pub fn new(path: &Path, gateway: Arc<Gateway>, numbers: Numbers, filter: Option<SetFilter>) -> Arc<Reloader> {
         let past = Mutex::default();
         Arc::new(Reloader {
             path: path.to_owned(),
             gateway,
+            numbers: Arc::new(numbers),
             turn: tokio::sync::Mutex::new(()),
             past,
             told: Mutex::default(),
@@ -129,7 +132,18 @@ impl Reloader {
         let outcome = loaded.and_then(|policy| self.publish(policy, &old, now));
         let outcome = outcome.unwrap_or_else(Outcome::Rejected);
         self.tell(trigger, by, &outcome, now);
+        self.keep_numbers().await;
         outcome
+    }
+
+    /// Writes down how far the revocation lists have come. They are in force already: nobody who was revoked waits for a
+    /// disk, and one that fails is tried again at the next look.
+    async fn keep_numbers(&self) {
+        let (numbers, believed) = (self.numbers.clone(), self.gateway.current().policy.believed.clone());
+        let kept = tokio::task::spawn_blocking(move || numbers.keep(&believed)).await;
+        if let Ok(Err(error)) = kept {
+            tracing::error!(%error, "the numbers of the revocation lists are not kept: a restart would forget them");
+        }
     }
 
     fn publish(&self, policy: Policy, old: &Snapshot, now: Now) -> Result<Outcome, Mistakes> {

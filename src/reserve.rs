@@ -6,7 +6,7 @@
 
 use crate::ask::{Ask, Route};
 use crate::ledger::Standing;
-use crate::limits::{Allowance, Charge, Enforce, Measure, Unit};
+use crate::limits::{Allowance, Beyond, Charge, Enforce, Measure, Unit};
 use crate::outcome::{Code, Refusal};
 use crate::policy::{Group, Quota};
 use crate::tokens::{Price, Usage, Weights};
@@ -25,6 +25,8 @@ pub struct Reserve {
     pub held_to: Option<u64>,
     /// What tokens cost.
     pub rates: Rates,
+    /// What may be used beyond all that.
+    pub beyond: Beyond,
 }
 
 /// What tokens cost, and how they count.
@@ -35,7 +37,9 @@ pub struct Rates {
 }
 
 impl Rates {
-    fn of(group: Option<&Group>) -> Rates {
+    /// Of a model's group, where it has one.
+    #[must_use]
+    pub fn of(group: Option<&Group>) -> Rates {
         group.map_or_else(Rates::default, |group| Rates { price: group.price, weights: group.weights })
     }
 
@@ -70,7 +74,8 @@ pub fn reserve(
     let hard = quota.enforce == Enforce::Hard;
     if ask.route == Route::CountTokens {
         let usage = Usage::default();
-        return Ok(Reserve { usage, charge: rates.charge(1, &usage), gauge, held_to: None, rates });
+        let beyond = Beyond::default();
+        return Ok(Reserve { usage, charge: rates.charge(1, &usage), gauge, held_to: None, rates, beyond });
     }
     let input = if hard { bounded_input(ask, group)? } else { gauge.input_to_reserve() };
     let answers = u64::from(ask.answers);
@@ -92,7 +97,26 @@ pub fn reserve(
     }
     let held_to = (hard && each > 0).then(|| (all / answers.max(1)).max(1));
     let usage = Usage { input, output: held_to.map_or(all, |each| each.saturating_mul(answers)), ..Usage::default() };
-    Ok(Reserve { usage, charge: rates.charge(1, &usage), gauge, held_to, rates })
+    // What the upstream is told, it keeps to.
+    let told = held_to.or(ask.output_maximum).unwrap_or(u64::MAX).saturating_mul(answers);
+    let gauge = gauge.told(told);
+    let rest = match told.min(cap.saturating_mul(answers)) {
+        _ if each == 0 => 0,
+        u64::MAX => u64::MAX,
+        longest => longest.saturating_sub(usage.output),
+    };
+    let beyond = beyond(ask, quota, rest);
+    Ok(Reserve { usage, charge: rates.charge(1, &usage), gauge, held_to, rates, beyond })
+}
+
+/// What the mode lets an answer use, of the `rest` that was not reserved for it.
+fn beyond(ask: &Ask, quota: &Quota, rest: u64) -> Beyond {
+    match quota.enforce {
+        Enforce::Hard => Beyond::default(),
+        // What comes in one piece cannot be cut.
+        Enforce::Bounded if ask.stream => Beyond { budgets: rest.min(quota.extend), rates: rest },
+        Enforce::Bounded | Enforce::Post => Beyond { budgets: rest, rates: rest },
+    }
 }
 
 fn bounded_input(ask: &Ask, group: Option<&Group>) -> Result<u64, Refusal> {

@@ -22,8 +22,9 @@ use crate::door;
 use crate::drain::{Drain, Phase};
 use crate::gateway::Gateway;
 use crate::keeper::audit::{AuditLog, Options};
+use crate::keeper::kept::Kept;
 use crate::keeper::marks::Marks;
-use crate::keeper::withdrawn::Withdrawn;
+use crate::keeper::numbers::Numbers;
 use crate::metrics::Metrics;
 use crate::policy::{self, AdminAddress, Mistakes, Policy, Revocations};
 use crate::record::Recorder;
@@ -118,6 +119,9 @@ impl Server {
         let now = clock.now();
         let policy = policy::load(&config, None, now).map_err(|mistakes| NotRunning::Mistakes(Box::new(mistakes)))?;
         let settings = policy.settings.clone();
+        let numbers = Numbers::open(&settings.state).map_err(unusable)?;
+        let policy = policy.hold_to(&numbers.believed());
+        let policy = policy.map_err(|mistakes| NotRunning::Mistakes(Box::new(mistakes)))?;
         let bind =
             |address| std::net::TcpListener::bind(address).map_err(|error| unusable(format!("{address}: {error}")));
         let partners = listener.map_or_else(|| bind(settings.address), Ok)?;
@@ -128,12 +132,11 @@ impl Server {
         let metrics_only = settings.admin.metrics.map(bind).transpose()?;
         let scraped = metrics_only.as_ref().map(std::net::TcpListener::local_addr).transpose().map_err(unusable)?;
         admin.extend(metrics_only.map(|listener| (Bound::Plain(listener), Scope::Metrics)));
-        let withdrawn = Withdrawn::within(&settings.state);
+        let withdrawn = Kept::withdrawals(&settings.state);
         let (ledger, marks) = Marks::open(&settings.state, &clock).map_err(unusable)?;
-        let revoked = withdrawn.load().map_err(unusable)?;
-        let revoked = Revocations::from_bytes(&revoked)
-            .map_err(|error| unusable(format!("{}: revoked.json: {error}", settings.state.display())))?;
-        withdrawals.store(Arc::new(revoked));
+        let revoked = withdrawn.load(Revocations::from_bytes).map_err(unusable)?;
+        withdrawals.store(Arc::new(revoked.unwrap_or_default()));
+        numbers.keep(&snapshot.policy.believed).map_err(unusable)?;
         let audit = start_audit(&snapshot.policy, &clock, &config)?;
         let recorder = Recorder::new(audit.journal().clone(), metrics, clock.clone());
         let gateway = Arc::new(Gateway {
@@ -149,7 +152,7 @@ impl Server {
         });
         reload::put_in_force(&gateway, &gateway.current());
         gateway.recorder.metrics.started(now.wall);
-        let reloader = Reloader::new(&config, gateway.clone(), filter);
+        let reloader = Reloader::new(&config, gateway.clone(), numbers, filter);
         let (ask_to_stop, stop) = unbounded_channel();
         let desk = Arc::new(Desk {
             gateway: gateway.clone(),

@@ -12,7 +12,7 @@ use crate::clock::Now;
 use crate::identify;
 use crate::outcome::{Code, Ending, Handshake};
 use crate::policy::{Org, Revocations};
-use crate::registry::{Cause, Connection, Stream};
+use crate::registry::{Cause, Connection, Note, Stream};
 use crate::snapshot::Snapshot;
 
 /// What everybody is judged by.
@@ -43,7 +43,14 @@ impl Bench<'_> {
         match self.snapshot.acceptance.judge(&CertificateDer::from(&*peer.leaf().der), self.now.wall) {
             Ok(_) => None,
             Err(turned) if turned.result == Handshake::Expired => Some(self.severed(Code::CertificateExpired)),
-            Err(_) => Some(self.severed(Code::CertificateRevoked)),
+            Err(turned) => {
+                let note = match turned.result {
+                    Handshake::Revoked => None,
+                    Handshake::Other => Some(Note::StaleList),
+                    _ => Some(Note::NotTaken),
+                };
+                Some(Cause { note, ..self.severed(Code::CertificateRevoked) })
+            }
         }
     }
 
@@ -64,7 +71,7 @@ impl Bench<'_> {
     }
 
     fn severed(&self, code: Code) -> Cause {
-        Cause { code, ending: Ending::Severed, at: self.now.mono }
+        Cause { code, ending: Ending::Severed, at: self.now.mono, note: None }
     }
 }
 

@@ -54,7 +54,7 @@ pub fn recheck(gateway: &Gateway, connection: &Connection) {
 
 /// Cuts everything that remains, for one reason: drain's deadline.
 pub fn end_all(gateway: &Gateway) {
-    let cause = Cause { code: Code::Draining, ending: Ending::Drained, at: gateway.clock.now().mono };
+    let cause = Cause { code: Code::Draining, ending: Ending::Drained, at: gateway.clock.now().mono, note: None };
     gateway.registry.streams().iter().for_each(|stream| {
         stream.cut().pull(cause);
     });

@@ -12,6 +12,7 @@ use std::time::Duration;
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
+use crate::answer::Shelf;
 use crate::connection;
 use crate::gateway::{Gateway, Station};
 use crate::metrics::Standing;
@@ -82,7 +83,7 @@ fn run(gateway: Arc<Gateway>, queue: UnboundedReceiver<Arrival>, load: &Arc<Atom
         }
     };
     let recorder = gateway.recorder.for_worker();
-    let station = Rc::new(Station { gateway, pools: Pools::default(), recorder });
+    let station = Rc::new(Station { gateway, pools: Pools::default(), recorder, shelf: Shelf::default() });
     runtime.block_on(receive(station, queue, load));
 }
 

@@ -8,9 +8,11 @@ use http::HeaderValue;
 use hyper::StatusCode;
 use serde_json::json;
 
+use super::exposure::Exposure;
 use super::listener::Scope;
 use super::status::{self, Status};
 use super::{Answer, Desk, answer, page, text};
+use crate::descriptors::places;
 use crate::drain::Phase;
 use crate::metrics::{AuditCounters, QuotaSample};
 use crate::outcome::Code;
@@ -49,7 +51,7 @@ fn summary(desk: &Desk) -> String {
 fn ready(desk: &Desk, verbose: bool) -> Answer {
     let gateway = &desk.gateway;
     let policy = &gateway.current().policy;
-    let now = gateway.clock.now().wall;
+    let (listen, now) = (&policy.listen, gateway.clock.now().wall);
     let crls = policy.authorities.iter().flat_map(|authority| authority.crls());
     let checks = [
         ("serving", gateway.drain.phase() == Phase::Serving),
@@ -57,7 +59,8 @@ fn ready(desk: &Desk, verbose: bool) -> Answer {
         ("crl", crls.into_iter().all(|crl| crl.next_update() > now)),
         ("audit", gateway.recorder.journal.healthy() || !policy.audit.closed),
         ("quota", gateway.ledger.store_health().is_none_or(|health| health.up)),
-        ("capacity", gateway.registry.connection_count() < policy.listen.max_connections),
+        ("capacity", !is_nearly(gateway.registry.connection_count() as u64, places(listen.max_connections) as u64)),
+        ("memory", !is_nearly(gateway.bodies.used(), listen.body_memory)),
     ];
     let fine = checks.iter().all(|(_, fine)| *fine);
     let status = if fine { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
@@ -67,6 +70,11 @@ fn ready(desk: &Desk, verbose: bool) -> Answer {
     }
     body.push_str(if fine { "ok\n" } else { "not ready\n" });
     text(status, body)
+}
+
+/// Whether so little is left that whoever spreads the load should send it elsewhere: less than a twentieth.
+fn is_nearly(used: u64, all: u64) -> bool {
+    u128::from(used) * 20 >= u128::from(all) * 19
 }
 
 fn metrics(desk: &Desk) -> String {
@@ -93,10 +101,11 @@ fn quotas(desk: &Desk) -> Vec<QuotaSample> {
     let gateway = &desk.gateway;
     let policy = &gateway.current().policy;
     let now = gateway.clock.now();
+    let exposure = Exposure::of(&gateway.registry, policy);
     let mut samples = Vec::new();
     for org in policy.orgs() {
         for standing in gateway.ledger.level_standings(&org.own, &policy.quota.timezone, now) {
-            samples.push(status::sample(&standing));
+            samples.push(status::sample(&standing, exposure.beyond(&standing)));
         }
     }
     samples

@@ -4,6 +4,7 @@
 //! who asked for it.
 
 mod act;
+mod exposure;
 mod listener;
 mod look;
 pub mod page;
@@ -22,7 +23,7 @@ use hyper::{Response, StatusCode};
 
 use crate::clock::Wall;
 use crate::gateway::Gateway;
-use crate::keeper::withdrawn::Withdrawn;
+use crate::keeper::kept::Kept;
 use crate::reload::Reloader;
 
 /// What operators look at and act upon.
@@ -32,7 +33,7 @@ pub struct Desk {
     /// How the policy is replaced.
     pub reloader: Arc<Reloader>,
     /// Where withdrawals are kept.
-    pub withdrawn: Withdrawn,
+    pub withdrawn: Kept,
     /// When the process began.
     pub started: Wall,
     /// One withdrawal is written at a time, the latest last.

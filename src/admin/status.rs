@@ -85,9 +85,9 @@ pub struct Certificate {
     pub ends: String,
 }
 
-/// A limit's standing as metrics show it.
+/// A limit's standing as metrics show it, and by how many units it may be exceeded (`u64::MAX`: without bound).
 #[must_use]
-pub fn sample(standing: &Standing) -> QuotaSample {
+pub fn sample(standing: &Standing, beyond: u64) -> QuotaSample {
     let unit = standing.unit();
     #[expect(clippy::cast_precision_loss, reason = "figures for dashboards")]
     let scale = |units: u64| if unit == Unit::Cost { units as f64 / 1e9 } else { units as f64 };
@@ -102,6 +102,7 @@ pub fn sample(standing: &Standing) -> QuotaSample {
         limit: scale(standing.limit()),
         used: scale(standing.used),
         reserved: scale(standing.reserved),
+        overspend: if beyond == u64::MAX { f64::INFINITY } else { scale(beyond) },
         resets_at,
     }
 }

@@ -130,6 +130,13 @@ pub fn run(args: &Args) -> Done {
 /// Makes an authority, a server certificate and an empty list.
 fn init(dir: &Path, servers: &[String], lasts: Lasts, now: Wall) -> Done {
     let lasts = lasts.within(now.plus(AUTHORITY), now)?;
+    // All before any: half an authority would block the next try.
+    for name in ["partners-ca.key", "partners-ca.pem", "server.key", "server.pem", list::FILE] {
+        let path = dir.join(name);
+        if path.symlink_metadata().is_ok() {
+            return Err(complain(format_args!("{} exists already: nothing was made", path.display())));
+        }
+    }
     std::fs::create_dir_all(dir).map_err(|error| complain(format_args!("{}: {error}", dir.display())))?;
     let authority = DevAuthority::create("Portcullis partners", now, AUTHORITY).map_err(complain)?;
     let names: Vec<&str> = servers.iter().map(String::as_str).collect();

@@ -9,7 +9,8 @@ use serde_json::json;
 
 use super::{Done, REFUSED, colour, complain, print, say, tell};
 use crate::clock::Clock;
-use crate::policy::{self, Mistakes, Summary};
+use crate::keeper::numbers::Numbers;
+use crate::policy::{self, Mistakes, Policy, Summary};
 use crate::remote::{Access, Admin};
 
 /// Arguments of `portcullis check`.
@@ -43,7 +44,7 @@ enum Format {
 pub fn run(args: &Args) -> Done {
     let as_json = args.json || args.format == Format::Json;
     super::readable(&args.config)?;
-    let policy = policy::load(&args.config, None, Clock::system().now()).map_err(|mistakes| {
+    let policy = policy::load(&args.config, None, Clock::system().now()).and_then(held).map_err(|mistakes| {
         if as_json {
             // What is wrong stays wrong, whether or not anybody reads it to its end.
             let _ = say(json!({"valid": false, "mistakes": mistakes.to_json()}));
@@ -74,6 +75,14 @@ pub fn run(args: &Args) -> Done {
         }
     }
     say(format_args!("\nvalid: {} organizations, {} purposes", policy.orgs().count(), policy.purposes.len()))
+}
+
+/// Holds it to what the gateway believed, where its state can be read from here.
+fn held(policy: Policy) -> Result<Policy, Mistakes> {
+    match Numbers::open(&policy.settings.state) {
+        Ok(numbers) => policy.hold_to(&numbers.believed()),
+        Err(_) => Ok(policy),
+    }
 }
 
 fn against(admin: &Admin, summary: &Summary) -> Result<Vec<String>, String> {

@@ -119,7 +119,7 @@ fn handshake(policy: &Policy, certificate: &CertificateDer<'_>, now: Wall) -> Re
     let verdict = acceptance.judge(certificate, now).map_err(|turned| {
         let rule = match (turned.result, turned.authority) {
             (Handshake::UnknownIssuer, _) => Some("client_auth".to_owned()),
-            (Handshake::Revoked, Some(authority)) => Some(format!("authority/{authority}/crl")),
+            (Handshake::Revoked | Handshake::Other, Some(authority)) => Some(format!("authority/{authority}/crl")),
             (_, authority) => authority.map(|authority| format!("authority/{authority}")),
         };
         Decision::new(turned.result, format!("the handshake is refused: {}", turned.detail), rule)

@@ -32,6 +32,7 @@ pub struct Args {
 /// Runs the gateway.
 pub fn run(args: &Args) -> Done {
     protect();
+    stretch();
     let filter = start_log(&super::loaded(&args.config)?.log);
     let clock = Clock::system();
     // A socket that was handed over and cannot be used would otherwise stand there unserved.
@@ -51,6 +52,13 @@ pub fn run(args: &Args) -> Done {
 /// No core dumps, and nobody may look into the process: it holds keys.
 fn protect() {
     let _ = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable);
+}
+
+/// As many descriptors as this process may have: the usual limit is for programs of another kind.
+fn stretch() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
 }
 
 /// The file watch says nothing unless it is named: it would tell of every line that is written into a watched folder.

@@ -68,9 +68,39 @@ const ANTHROPIC: [(Unit, Names); 4] = [
     (Unit::OutputTokens, names!("anthropic-ratelimit-output-tokens-", "", "")),
 ];
 
-/// Adds the limit headers of `dialect` and the IETF's to `headers`.
-pub fn limit_headers(dialect: Dialect, views: &[LimitView<'_>], headers: &mut HeaderMap) {
-    let mut pen = Pen(BytesMut::with_capacity(96 * views.len() + 128));
+/// What of the IETF's headers is the same for every request with one plan: most of them. Written once for a policy.
+#[derive(Debug)]
+pub struct Fixed {
+    /// `RateLimit-Policy`, where any limit is told.
+    policy: Option<HeaderValue>,
+    /// How each limit's item of `RateLimit` begins; empty for one in shadow.
+    items: Box<[Box<[u8]>]>,
+}
+
+impl Fixed {
+    /// For the limits of one plan, in their order.
+    #[must_use]
+    pub fn of(views: &[LimitView<'_>]) -> Fixed {
+        let mut pen = Pen(BytesMut::new());
+        for view in views.iter().filter(|view| !view.shadow) {
+            pen.policy(view);
+        }
+        let policy = pen.value();
+        let begin = |view: &LimitView<'_>| -> Box<[u8]> {
+            if view.shadow {
+                return Box::default();
+            }
+            pen.item(view);
+            pen.put(";r=");
+            pen.0.split().to_vec().into()
+        };
+        Fixed { policy, items: views.iter().map(begin).collect() }
+    }
+}
+
+/// Adds the limit headers of `dialect` and the IETF's to `headers`. `fixed` is that of the plan whose limits stand so.
+pub fn limit_headers(dialect: Dialect, views: &[LimitView<'_>], fixed: &Fixed, headers: &mut HeaderMap) {
+    let mut pen = Pen(BytesMut::with_capacity(64 * views.len() + 128));
     let units: &[(Unit, Names)] = match dialect {
         Dialect::OpenAi => &OPENAI,
         Dialect::Anthropic => &ANTHROPIC,
@@ -85,10 +115,12 @@ pub fn limit_headers(dialect: Dialect, views: &[LimitView<'_>], headers: &mut He
         }
         pen.finish(reset.clone(), headers);
     }
-    let told = || views.iter().filter(|view| !view.shadow);
-    told().for_each(|view| pen.policy(view));
-    pen.finish(POLICY, headers);
-    told().for_each(|view| pen.state(view));
+    if let Some(policy) = &fixed.policy {
+        headers.insert(POLICY, policy.clone());
+    }
+    for (view, begun) in views.iter().zip(&fixed.items).filter(|(view, _)| !view.shadow) {
+        pen.state(view, begun);
+    }
     pen.finish(STATE, headers);
 }
 
@@ -115,10 +147,15 @@ fn tightest<'a, 'v>(views: &'a [LimitView<'v>], unit: Unit) -> Option<&'a LimitV
 struct Pen(BytesMut);
 
 impl Pen {
+    /// Ends the value; an empty one is none.
+    fn value(&mut self) -> Option<HeaderValue> {
+        let value = self.0.split().freeze();
+        if value.is_empty() { None } else { HeaderValue::from_maybe_shared(value).ok() }
+    }
+
     /// Ends the value and files it; an empty one is no header.
     fn finish(&mut self, name: HeaderName, headers: &mut HeaderMap) {
-        let value = self.0.split().freeze();
-        if let (false, Ok(value)) = (value.is_empty(), HeaderValue::from_maybe_shared(value)) {
+        if let Some(value) = self.value() {
             headers.insert(name, value);
         }
     }
@@ -225,9 +262,12 @@ impl Pen {
         }
     }
 
-    fn state(&mut self, view: &LimitView<'_>) {
-        self.item(view);
-        self.parameter(";r=", units(view, view.remaining));
+    fn state(&mut self, view: &LimitView<'_>, begun: &[u8]) {
+        if !self.0.is_empty() {
+            self.put(", ");
+        }
+        self.0.put_slice(begun);
+        self.number(units(view, view.remaining).min(MAX_SF_INTEGER));
         if view.measure != Measure::Concurrent && !view.next.is_zero() {
             self.parameter(";t=", whole(view.next.as_nanos().div_ceil(1_000_000_000)));
         }

@@ -77,7 +77,8 @@ fn line(name: &HeaderName, value: &HeaderValue, version: Version, purpose_header
     if version == Version::HTTP_2 && padded {
         return Err(invalid("A header value begins or ends with white space, which HTTP/2 forbids."));
     }
-    if matters(name, purpose_header) && !bytes.iter().all(|byte| matches!(byte, b'\t' | b' '..=b'~')) {
+    let plain = bytes.iter().fold(true, |so_far, byte| so_far & matches!(byte, b'\t' | b' '..=b'~'));
+    if !plain && matters(name, purpose_header) {
         // The purpose has a code of its own for this, and the organization is judged first.
         if name == purpose_header || matches!(name.as_str(), "portcullis-purpose" | "x-purpose" | "portcullis-case") {
             return Ok(());

@@ -7,16 +7,15 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::HeaderMap;
 use http::request::Parts;
 use http_body::Body;
 use http_body_util::BodyExt;
-use hyper::Response;
 use hyper::body::Incoming;
 use tokio::time::timeout;
 
 use super::Gateway;
 use crate::admit::{Choice, Permitted};
+use crate::answer::Shelf;
 use crate::ask::Ask;
 use crate::body;
 use crate::cut::unless_cut;
@@ -27,10 +26,11 @@ use crate::identify::{self, Caller};
 use crate::outcome::{Code, Refusal};
 use crate::peer::Peer;
 use crate::policy::{Listen, Policy, Revocations};
-use crate::record::{Accepted, Record, Recorder};
+use crate::record::{Accepted, Origin, Record, Recorder};
 use crate::registry::{Connection, StreamEntry, StreamFacts};
+use crate::reserve::Reserve;
 use crate::snapshot::Snapshot;
-use crate::upstream::{self, AnswerBody, Outgoing, Pools};
+use crate::upstream::{self, AnswerBody, Crossing, Head, Outgoing, Pools};
 
 /// What one worker has of its own beside what all share.
 pub struct Station {
@@ -40,12 +40,15 @@ pub struct Station {
     pub pools: Pools,
     /// Its way to the audit log.
     pub recorder: Arc<Recorder>,
+    /// What it need not write anew for every answer.
+    pub shelf: Shelf,
 }
 
 /// One connection, as its requests see it.
 pub struct Visit {
     pub(super) station: Rc<Station>,
     pub(super) connection: Arc<Connection>,
+    pub(super) origin: Origin,
     pub(super) watch: Watch,
     pub(super) over: Cell<bool>,
 }
@@ -77,15 +80,16 @@ pub(super) async fn leave_unread(body: Option<Incoming>, old: bool, waits: bool)
 }
 
 /// What is kept of a judged head while its body comes: the length it states, the headers that cross, the query.
-pub(super) fn kept(head: &Parts, gated: &Gated) -> (Option<u64>, HeaderMap, Option<String>) {
-    (body::stated(&head.headers), upstream::crossing(&head.headers), gated.query().map(str::to_owned))
+pub(super) fn kept(head: &Parts, gated: &Gated) -> (Option<u64>, Crossing, Option<String>) {
+    (body::stated(&head.headers), Crossing::of(&head.headers), gated.query().map(str::to_owned))
 }
 
 impl Visit {
     /// A connection's visit, before its guard is known.
     #[must_use]
     pub fn new(station: Rc<Station>, connection: Arc<Connection>) -> Visit {
-        Visit { station, connection, watch: Watch::default(), over: Cell::new(false) }
+        let origin = Origin::of(&connection);
+        Visit { station, connection, origin, watch: Watch::default(), over: Cell::new(false) }
     }
 
     /// With its guard's watch.
@@ -137,7 +141,7 @@ impl Visit {
         self.connection
             .cut()
             .cause()
-            .map_or(Ok(()), |cause| Err(Refusal::new(cause.code, "Access was withdrawn: this connection ends.")))
+            .map_or(Ok(()), |cause| Err(cause.refusal("Access was withdrawn: this connection ends.")))
     }
 
     /// The guard's verdict on the bytes, then the gate's on the head.
@@ -198,6 +202,7 @@ impl Visit {
         permitted: &Permitted,
         choice: &Choice,
         ask: &Ask,
+        reserved: &Reserve,
         record: &Record,
     ) -> StreamEntry {
         let facts = StreamFacts {
@@ -207,6 +212,7 @@ impl Visit {
             model: ask.model.clone(),
             group: choice.group_id().cloned(),
             route: ask.route,
+            beyond: reserved.beyond,
         };
         self.gateway().registry.open(&self.connection, facts, record.opened())
     }
@@ -220,7 +226,7 @@ impl Visit {
         entry: &StreamEntry,
         _: &Accepted,
         record: &mut Record,
-    ) -> Result<Response<AnswerBody>, Failure> {
+    ) -> Result<(Head, AnswerBody), Failure> {
         let clock = &self.gateway().clock;
         let forwarded = clock.now();
         record.facts().forwarded = Some(forwarded);
@@ -231,10 +237,10 @@ impl Visit {
             Err(cause) => Err(Failure::Cut(cause)),
         };
         match &sent {
-            Ok(response) => {
-                endpoint.series().answered(response.status().as_u16(), clock.now().mono.since(forwarded.mono));
+            Ok((head, _)) => {
+                endpoint.series().answered(head.status.as_u16(), clock.now().mono.since(forwarded.mono));
             }
-            Err(Failure::Upstream(failed)) => endpoint.series().failed(failed.code),
+            Err(Failure::Upstream(failed)) if failed.code != Code::Overloaded => endpoint.series().failed(failed.code),
             Err(_) => {}
         }
         sent

@@ -9,7 +9,8 @@ use std::time::Duration;
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::h1_head::{self, Chunked, Crooked, Framing};
+use super::chunked::Chunked;
+use super::h1_head::{self, Crooked, Framing};
 use super::{Limits, Timer, Wait, Watch};
 use crate::outcome::{Code, Refusal};
 use crate::socket::Handle;
@@ -175,8 +176,8 @@ impl<S> Guard<S> {
             Next::Head(_) if self.waits() => self.timer.stop(),
             Next::Head(_) if !self.held.is_empty() => self.timer.run(Wait::Head, self.limits.head),
             Next::Head(_) if self.watch.is_idle() => self.timer.run(Wait::Idle, self.limits.idle),
-            Next::Length(_) | Next::Chunks(_) => self.timer.run(Wait::Body, self.limits.body),
-            Next::Head(_) | Next::Over => self.timer.stop(),
+            // A body's clock is its reader's.
+            Next::Head(_) | Next::Length(_) | Next::Chunks(_) | Next::Over => self.timer.stop(),
         }
     }
 }
@@ -218,21 +219,13 @@ impl<S: AsyncRead + Unpin> AsyncRead for Guard<S> {
                 Poll::Ready(read) => read?,
                 Poll::Pending => {
                     this.wind();
-                    return match ready!(this.timer.poll(cx)) {
-                        Wait::Body => {
-                            this.give_up(io::ErrorKind::TimedOut.into());
-                            continue;
-                        }
-                        // The end of the stream: hyper closes a connection between requests without a word.
-                        Wait::Head | Wait::Idle => Poll::Ready(Ok(())),
-                    };
+                    ready!(this.timer.poll(cx));
+                    // The end of the stream: hyper closes a connection between requests without a word.
+                    return Poll::Ready(Ok(()));
                 }
             };
             if read == 0 {
                 return Poll::Ready(Ok(()));
-            }
-            if matches!(this.next, Next::Length(_) | Next::Chunks(_)) {
-                this.timer.restart(Wait::Body, this.limits.body);
             }
             // Whatever came, the connection is not idle.
             this.timer.end(Wait::Idle);

@@ -1,4 +1,4 @@
-//! The bytes of an HTTP/1.1 request head and of chunked framing (RFC 9112), checked without mercy.
+//! The bytes of an HTTP/1.1 request head (RFC 9112), checked without mercy.
 //!
 //! Pure functions: what is wrong is a sentence, what is right says how the body is framed.
 
@@ -111,7 +111,7 @@ fn request_line(line: &[u8]) -> Result<(), Crooked> {
     if method.is_empty() || method.len() > 16 || !method.iter().all(u8::is_ascii_uppercase) {
         return Err(Crooked::Form("The method is not a word of upper-case letters."));
     }
-    if target.is_empty() || !target.iter().all(u8::is_ascii_graphic) {
+    if target.is_empty() || !all(target, |byte| byte.is_ascii_graphic()) {
         return Err(Crooked::Form("The target holds characters outside printable ASCII."));
     }
     if target.contains(&b'#') {
@@ -128,23 +128,39 @@ fn request_line(line: &[u8]) -> Result<(), Crooked> {
 fn field(line: &[u8]) -> Result<(&[u8], &[u8]), Crooked> {
     let colon = memchr::memchr(b':', line).ok_or(Crooked::Form("A header line has no colon."))?;
     let (name, value) = (line.get(..colon).unwrap_or_default(), line.get(colon + 1..).unwrap_or_default());
-    if name.is_empty() || !name.iter().copied().all(is_token) {
+    if name.is_empty() || !all(name, is_token) {
         // White space before the colon, and a folded line's leading white space, are both no token.
         return Err(Crooked::Form("A header name is not a token directly before its colon."));
     }
-    let fine = |byte: &u8| matches!(byte, b'\t' | b' '..=b'~' | 0x80..);
-    if !value.iter().all(fine) {
+    if !all(value, |byte| byte == b'\t' || (byte >= b' ' && byte != 0x7f)) {
         return Err(Crooked::Form("A header value holds a control character."));
     }
     Ok((name, value.trim_ascii()))
 }
 
+/// Whether all bytes are `fine`: looked at in bulk, not one after the other until one is not.
+fn all(bytes: &[u8], fine: impl Fn(u8) -> bool) -> bool {
+    bytes.iter().fold(true, |so_far, byte| so_far & fine(*byte))
+}
+
+/// RFC 9110 §5.6.2.
 fn is_token(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric()
-        || matches!(
-            byte,
-            b'!' | b'#' | b'$' | b'%' | b'&' | b'\'' | b'*' | b'+' | b'-' | b'.' | b'^' | b'_' | b'`' | b'|' | b'~'
-        )
+    /// One bit for each byte of ASCII.
+    const TOKEN: u128 = {
+        let (mut set, mut byte) = (0, 0_u8);
+        while byte < 128 {
+            let mark = matches!(
+                byte,
+                b'!' | b'#' | b'$' | b'%' | b'&' | b'\'' | b'*' | b'+' | b'-' | b'.' | b'^' | b'_' | b'`' | b'|' | b'~'
+            );
+            if byte.is_ascii_alphanumeric() || mark {
+                set |= 1 << byte;
+            }
+            byte += 1;
+        }
+        set
+    };
+    byte < 128 && TOKEN >> byte & 1 == 1
 }
 
 fn content_length(value: &[u8]) -> Result<u64, Crooked> {
@@ -153,93 +169,4 @@ fn content_length(value: &[u8]) -> Result<u64, Crooked> {
         return Err(wrong);
     }
     Ok(value.iter().fold(0, |number, digit| number * 10 + u64::from(digit - b'0')))
-}
-
-/// Where in chunked framing the next byte stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Chunked {
-    /// In a size; so many digits so far.
-    Size { size: u64, digits: u8 },
-    /// In an extension, which is legal, bounded and dropped later.
-    Extension { size: u64, length: u16 },
-    /// At the LF of the size's line.
-    SizeEnd(u64),
-    /// In data.
-    Data(u64),
-    /// At the CR after data.
-    DataCr,
-    /// At the LF after data.
-    DataLf,
-    /// In the trailers; the line so far, and all lines.
-    Trailer { line: u16, all: u16 },
-    /// At the LF of a trailer line.
-    TrailerEnd { line: u16, all: u16 },
-    /// All read.
-    Done,
-}
-
-/// Extension bytes of one chunk.
-const MOST_EXTENSION: u16 = 1024;
-/// Trailer bytes of one body.
-const MOST_TRAILER: u16 = 8192;
-
-impl Chunked {
-    /// The first chunk's size.
-    pub(super) const BEGIN: Chunked = Chunked::Size { size: 0, digits: 0 };
-
-    /// Follows the framing through `bytes` and says how many of them belong to the body.
-    ///
-    /// # Errors
-    /// What is wrong with the framing.
-    pub(super) fn follow(&mut self, bytes: &[u8]) -> Result<usize, &'static str> {
-        let mut at = 0;
-        while *self != Chunked::Done
-            && let Some(byte) = bytes.get(at)
-        {
-            if let Chunked::Data(left) = *self {
-                let here = (bytes.len() - at).min(usize::try_from(left).unwrap_or(usize::MAX));
-                at += here;
-                let left = left - here as u64;
-                *self = if left == 0 { Chunked::DataCr } else { Chunked::Data(left) };
-                continue;
-            }
-            *self = self.step(*byte)?;
-            at += 1;
-        }
-        Ok(at)
-    }
-
-    fn step(self, byte: u8) -> Result<Chunked, &'static str> {
-        Ok(match (self, byte) {
-            (Chunked::Size { size, digits }, b'0'..=b'9' | b'a'..=b'f' | b'A'..=b'F') => {
-                let digit = u64::from(char::from(byte).to_digit(16).unwrap_or(0));
-                if digits >= 15 {
-                    return Err("a chunk is too large");
-                }
-                Chunked::Size { size: size * 16 + digit, digits: digits + 1 }
-            }
-            (Chunked::Size { digits: 0, .. }, _) => return Err("a chunk has no size"),
-            (Chunked::Size { size, .. } | Chunked::Extension { size, .. }, b'\r') => Chunked::SizeEnd(size),
-            (Chunked::Size { size, .. }, b';') => Chunked::Extension { size, length: 0 },
-            (Chunked::Size { .. }, _) => return Err("a chunk's size is not a hexadecimal number"),
-            (Chunked::Extension { .. }, b'\n' | 0) => return Err("a chunk's line ends with a bare LF"),
-            (Chunked::Extension { size, length }, _) => match length {
-                MOST_EXTENSION.. => return Err("a chunk's extension is too long"),
-                _ => Chunked::Extension { size, length: length + 1 },
-            },
-            (Chunked::SizeEnd(0), b'\n') => Chunked::Trailer { line: 0, all: 0 },
-            (Chunked::SizeEnd(size), b'\n') => Chunked::Data(size),
-            (Chunked::DataCr, b'\r') => Chunked::DataLf,
-            (Chunked::DataLf, b'\n') => Chunked::BEGIN,
-            (Chunked::Trailer { line, all }, b'\r') => Chunked::TrailerEnd { line, all },
-            (Chunked::Trailer { .. }, b'\n' | 0) => return Err("a trailer's line ends with a bare LF"),
-            (Chunked::Trailer { line, all }, _) => match all {
-                MOST_TRAILER.. => return Err("the trailers are too long"),
-                _ => Chunked::Trailer { line: line + 1, all: all + 1 },
-            },
-            (Chunked::TrailerEnd { line: 0, .. }, b'\n') => Chunked::Done,
-            (Chunked::TrailerEnd { all, .. }, b'\n') => Chunked::Trailer { line: 0, all },
-            _ => return Err("a chunk does not end where its size says"),
-        })
-    }
 }

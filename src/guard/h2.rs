@@ -16,7 +16,8 @@ const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const ALLOWANCE: i64 = 2_000;
 /// The most that can be saved up.
 const SAVED: i64 = 1 << 20;
-/// What a request earns.
+/// What a request earns, and what it costs to take one back: a request that came to nothing has earned nothing. Whoever
+/// reads some of an answer first has earned more with that.
 const PER_HEADERS: i64 = 64;
 /// What a DATA frame that we write earns, and how many bytes we write earn one frame more: a reader that acknowledges
 /// every frame, for its stream and for the connection, must survive, however small a full window makes them.
@@ -27,6 +28,7 @@ const HEADS_AT_ONCE: u32 = 16;
 
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
+const RST_STREAM: u8 = 3;
 const CONTINUATION: u8 = 9;
 const END_HEADERS: u8 = 4;
 
@@ -150,7 +152,11 @@ impl Frames {
     fn frame(&mut self, Frame { kind, flags, length }: Frame) -> Result<(), &'static str> {
         // A full DATA frame is work; one with little or nothing in it is as cheap as any other.
         let costs = i64::from(kind != DATA || length < 64);
-        let earns = if kind == HEADERS { PER_HEADERS } else { 0 };
+        let earns = match kind {
+            HEADERS => PER_HEADERS,
+            RST_STREAM => -PER_HEADERS,
+            _ => 0,
+        };
         self.heads += u32::from(kind == HEADERS);
         self.allowance = (self.allowance + earns - costs).min(SAVED);
         if matches!(kind, HEADERS | CONTINUATION) {

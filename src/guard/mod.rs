@@ -2,9 +2,10 @@
 //!
 //! A guard reads the decrypted bytes of a connection below hyper. It refuses, and never rewrites: what passes, passes
 //! as it came. A head that may not pass is withheld, and its [`Refusal`] kept for the service, which answers it like
-//! any other. The guards also run the clocks of a connection: for a head, for a body that stands still, and for a
-//! connection without a request.
+//! any other. The guards also run the clocks of a connection: for a head, and for a connection without a request. Whoever
+//! reads a body times it.
 
+pub mod chunked;
 pub mod h1;
 mod h1_head;
 pub mod h2;
@@ -25,8 +26,6 @@ use crate::outcome::Refusal;
 pub struct Limits {
     /// From the first byte of a request to the end of its head.
     pub head: Duration,
-    /// A request body that stands still.
-    pub body: Duration,
     /// A connection without a request.
     pub idle: Duration,
 }
@@ -103,7 +102,6 @@ impl Drop for Underway {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Wait {
     Head,
-    Body,
     Idle,
 }
 
@@ -117,15 +115,9 @@ struct Timer {
 impl Timer {
     /// Lets the clock run for `wait`, from now if it did not already.
     fn run(&mut self, wait: Wait, patience: Duration) {
-        if self.running.is_some_and(|(running, _)| running == wait) {
-            return;
+        if self.running.is_none_or(|(running, _)| running != wait) {
+            self.running = Some((wait, now() + patience));
         }
-        self.restart(wait, patience);
-    }
-
-    /// Lets the clock run from now.
-    fn restart(&mut self, wait: Wait, patience: Duration) {
-        self.running = Some((wait, now() + patience));
     }
 
     fn stop(&mut self) {

@@ -1,8 +1,9 @@
-//! What owns files: the audit log, the ledger's durable marks, and what was withdrawn by hand.
+//! What owns files: the audit log, the ledger's durable marks, and the small files that are kept beside them.
 //!
 //! It stands beside the floors. Everything else talks to it by message; no worker ever makes a file call, and no
 //! judgement is made here. Audit and marks have threads of their own, so that neither waits for the other's fsync.
 
 pub mod audit;
+pub mod kept;
 pub mod marks;
-pub mod withdrawn;
+pub mod numbers;

@@ -24,6 +24,7 @@ const MOST_SEATS: usize = 1 << 16;
 pub(super) const METERS: usize = Unit::ALL.len() * Leak::ALL.len();
 
 /// What the meter at an index counts, and over which window.
+#[inline]
 pub(super) fn metered_at(index: usize) -> Option<(Unit, Leak)> {
     let (unit, leak) = (index / Leak::ALL.len(), index % Leak::ALL.len());
     Some((*Unit::ALL.get(unit)?, *Leak::ALL.get(leak)?))
@@ -32,6 +33,21 @@ pub(super) fn metered_at(index: usize) -> Option<(Unit, Leak)> {
 /// The place of a unit's meter among those of a scope.
 pub(super) fn meter_index(unit: Unit, leak: Leak) -> usize {
     unit as usize * Leak::ALL.len() + leak as usize
+}
+
+/// The indexes of the bits that are set.
+#[derive(Debug)]
+pub(super) struct Bits(pub(super) u64);
+
+impl Iterator for Bits {
+    type Item = usize;
+
+    #[inline]
+    fn next(&mut self) -> Option<usize> {
+        let lowest = self.0.trailing_zeros();
+        self.0 &= self.0.wrapping_sub(1);
+        (lowest < u64::BITS).then_some(lowest as usize)
+    }
 }
 
 /// One organization's account.
@@ -161,6 +177,7 @@ pub(super) enum TallySettling {
 }
 
 impl Tally {
+    #[inline]
     fn settle(&mut self, reserved: &Charge, actual: &Charge, how: &TallySettling) {
         match how {
             TallySettling::Whole => self.settled = self.settled.plus(actual),
@@ -180,6 +197,8 @@ pub(super) struct Settling<'a> {
     pub(super) reserved: &'a Charge,
     /// Everything that was used.
     pub(super) actual: &'a Charge,
+    /// Everything that was reserved and not used.
+    pub(super) unused: &'a Charge,
     /// In the day's tally.
     pub(super) day: TallySettling,
     /// In the month's.
@@ -234,26 +253,27 @@ impl Counters {
         tally.settled.plus(&self.reserved.minus(&tally.before))
     }
 
-    /// Reserves `charge`, also in the meters at `moved`.
-    pub(super) fn reserve(&mut self, charge: &Charge, moved: impl Iterator<Item = usize>) {
+    /// Reserves `charge`, also in the meters at `moved`, and tells what each was ever given (see [`Meter::added`]).
+    pub(super) fn reserve(&mut self, charge: &Charge, moved: impl Iterator<Item = usize>, given: &mut impl FnMut(u64)) {
         self.reserved = self.reserved.plus(charge);
-        self.each_meter(moved, |unit, meter| meter.add(charge.get(unit)));
-    }
-
-    /// What the meter at `index` was ever given: see [`Meter::added`].
-    pub(super) fn added(&self, index: usize) -> u64 {
-        self.meters.get(index).map_or(0, Meter::added)
+        for index in moved {
+            let meter = self.meters.get_mut(index).zip(metered_at(index));
+            given(meter.map_or(0, |(meter, (unit, _))| {
+                meter.add(charge.get(unit));
+                meter.added()
+            }));
+        }
     }
 
     /// Replaces a reservation by what was used; `moved` are the meters that it moved, by index, each with what it had
     /// been given by then. Tells what came back in every counter, and so stands in none of them any more.
     pub(super) fn settle(&mut self, settling: &Settling<'_>, moved: impl Iterator<Item = (usize, u64)>) -> Charge {
-        let Settling { reserved, actual, day, month } = settling;
+        let Settling { reserved, actual, unused, day, month } = settling;
         self.streams = self.streams.saturating_sub(1);
         self.reserved = self.reserved.minus(reserved);
         self.day.settle(reserved, actual, day);
         self.month.settle(reserved, actual, month);
-        let (mut back, mut unmoved) = (reserved.minus(actual), self.running);
+        let (mut back, mut unmoved) = (**unused, self.running);
         for (index, since) in moved {
             unmoved &= !(1 << index);
             if let (Some((unit, _)), Some(meter)) = (metered_at(index), self.meters.get_mut(index)) {
@@ -262,8 +282,7 @@ impl Counters {
             }
         }
         // A meter that runs only since the reservation was made never held it.
-        let unmoved = (0..METERS).filter(|index| unmoved & (1 << index) != 0).filter_map(metered_at);
-        let back = unmoved.fold(back, |back, (unit, _)| back.with(unit, 0));
+        let back = Bits(unmoved).filter_map(metered_at).fold(back, |back, (unit, _)| back.with(unit, 0));
         let whole = matches!((day, month), (TallySettling::Whole, TallySettling::Whole));
         if whole { back } else { Charge::ZERO }
     }
@@ -276,15 +295,6 @@ impl Counters {
         }
         if month {
             self.month = fresh;
-        }
-    }
-
-    fn each_meter(&mut self, moved: impl Iterator<Item = usize>, mut with: impl FnMut(Unit, &mut Meter)) {
-        for index in moved {
-            let unit = Unit::ALL.get(index / Leak::ALL.len());
-            if let (Some(unit), Some(meter)) = (unit, self.meters.get_mut(index)) {
-                with(*unit, meter);
-            }
         }
     }
 }

@@ -47,25 +47,25 @@ struct Carried {
 pub(super) struct Stake {
     account: Arc<Account>,
     share: Share,
-    given: Given,
     carried: Option<Box<Carried>>,
 }
 
 impl Stake {
-    pub(super) fn new(account: Arc<Account>, share: Share, given: Given) -> Stake {
-        Stake { account, share, given, carried: None }
+    pub(super) fn new(account: Arc<Account>, share: Share) -> Stake {
+        Stake { account, share, carried: None }
     }
 
-    /// The reservation grew by `more`, which a settlement takes back as if it had been there from the beginning.
-    fn grew(&mut self, more: &Charge) {
-        for (given, unit) in self.given.iter_mut().zip(self.share.units()) {
+    /// The reservation grew by `more`, which a settlement takes back as if it had been there from the beginning; `given`
+    /// goes on from this stake's meters.
+    fn grew<'a>(&self, more: &Charge, given: &mut impl Iterator<Item = &'a mut u64>) {
+        for (unit, given) in self.share.units().zip(given) {
             *given = given.wrapping_add(more.get(unit));
         }
     }
 
-    /// Settles in this account. A tally whose window is over is left alone: what it counted is history, and the
-    /// windows after it never saw the reservation.
-    fn settle(&self, reserved: &Charge, actual: &Charge) {
+    /// Settles in this account; `given` goes on from its meters. A tally whose window is over is left alone: what it
+    /// counted is history, and the windows after it never saw the reservation.
+    fn settle(&self, reserved: &Charge, actual: &Charge, given: &mut impl Iterator<Item = u64>) {
         let mut state = self.account.lock();
         let (ends, share) = (state.ends, &self.share);
         let of_tally = |open: bool, carried: Option<Charge>| match carried {
@@ -76,17 +76,18 @@ impl Stake {
         let carried = self.carried.as_deref();
         let day = of_tally(ends.day == share.ends.day, carried.map(|carried| carried.day));
         let month = of_tally(ends.month == share.ends.month, carried.map(|carried| carried.month));
-        let settling = Settling { reserved, actual, day, month };
-        let (mut outrun, mut given) = (false, self.given.iter().copied());
+        let (unused, over) = (reserved.minus(actual), actual.minus(reserved));
+        let settling = Settling { reserved, actual, unused: &unused, day, month };
+        let mut outrun = false;
         for (seat, moved) in share.scopes() {
-            let moved = moved.zip(given.by_ref());
+            let moved = moved.zip(&mut *given);
             let Some(counters) = state.counters(seat) else {
                 moved.for_each(drop);
                 continue;
             };
             let back = counters.settle(&settling, moved);
             if self.account.bell.is_some() {
-                outrun |= !counters.lease.spend(&actual.minus(reserved));
+                outrun |= !over.is_zero() && !counters.lease.spend(&over);
                 counters.lease.give_back(&back);
             }
         }
@@ -117,6 +118,7 @@ impl Stake {
 pub struct Hold {
     id: HoldId,
     stakes: SmallVec<[Stake; CHAIN]>,
+    given: Given,
     reserved: Charge,
     noted: Option<Charge>,
     shadowed: Vec<Shortfall>,
@@ -126,10 +128,11 @@ impl Hold {
     pub(super) fn new(
         id: HoldId,
         stakes: SmallVec<[Stake; CHAIN]>,
+        given: Given,
         reserved: Charge,
         shadowed: Vec<Shortfall>,
     ) -> Hold {
-        Hold { id, stakes, reserved, noted: None, shadowed }
+        Hold { id, stakes, given, reserved, noted: None, shadowed }
     }
 
     /// The hold's number.
@@ -170,10 +173,11 @@ impl Hold {
             Ok(debt) => debt,
             Err(verdict) => return verdict,
         };
+        let mut given = self.given.iter_mut();
         for (step, stake) in steps.iter_mut().zip(&mut self.stakes) {
             stake.enter(step.state.ends, &self.reserved);
             step.charge(&stake.share, more);
-            stake.grew(more);
+            stake.grew(more, &mut given);
         }
         self.reserved = self.reserved.plus(more);
         debt.map_or(Extension::Extended, Extension::Debt)
@@ -196,9 +200,9 @@ impl Hold {
     }
 
     fn finish(&mut self, actual: &Charge) {
-        for stake in self.stakes.drain(..) {
-            stake.settle(&self.reserved, actual);
-        }
+        let mut given = self.given.iter().copied();
+        self.stakes.iter().for_each(|stake| stake.settle(&self.reserved, actual, &mut given));
+        self.stakes.clear();
     }
 }
 

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use jiff::tz::TimeZone;
 use smallvec::SmallVec;
 
-use super::account::{Account, METERS, State, meter_index, metered_at};
+use super::account::{Account, Bits, METERS, State, meter_index, metered_at};
 use super::bell::{Bell, Wait};
 use super::hold::Stake;
 use super::latch::Latched;
@@ -67,8 +67,8 @@ impl Seats {
         leak.map_or(0, |leak| 1 << (place * METERS + meter_index(unit, leak)))
     }
 
-    fn iter(self) -> impl Iterator<Item = Seat> {
-        self.places.into_iter().take(self.taken)
+    fn taken(&self) -> &[Seat] {
+        self.places.get(..self.taken).unwrap_or(&self.places)
     }
 }
 
@@ -84,33 +84,25 @@ pub(super) struct Share {
 
 impl Share {
     /// Every scope's seat with the indexes of its moved meters.
-    pub(super) fn scopes(self) -> impl Iterator<Item = (Seat, Bits)> {
-        let bits = move |place: usize| Bits((self.moved >> (place * METERS)) & ((1 << METERS) - 1));
-        self.seats.iter().enumerate().map(move |(place, seat)| (seat, bits(place)))
+    #[inline]
+    pub(super) fn scopes(&self) -> impl Iterator<Item = (Seat, Bits)> {
+        let mut moved = self.moved;
+        self.seats.taken().iter().map(move |seat| {
+            let bits = Bits(moved & ((1 << METERS) - 1));
+            moved >>= METERS;
+            (*seat, bits)
+        })
     }
 
     /// The unit of every moved meter, in the order of [`Share::scopes`].
-    pub(super) fn units(self) -> impl Iterator<Item = Unit> {
+    pub(super) fn units(&self) -> impl Iterator<Item = Unit> {
         self.scopes().flat_map(|(_, moved)| moved).filter_map(metered_at).map(|(unit, _)| unit)
     }
 }
 
-/// What every meter of a [`Share`] had been given when it was charged, in the order of [`Share::scopes`].
-pub(super) type Given = SmallVec<[u64; 8]>;
-
-/// The indexes of the bits that are set.
-#[derive(Debug)]
-pub(super) struct Bits(u64);
-
-impl Iterator for Bits {
-    type Item = usize;
-
-    fn next(&mut self) -> Option<usize> {
-        let lowest = self.0.trailing_zeros();
-        self.0 &= self.0.wrapping_sub(1);
-        (lowest < u64::BITS).then_some(lowest as usize)
-    }
-}
+/// What every meter of the [`Share`]s of a chain had been given when it was charged, share by share, each in the order of
+/// [`Share::scopes`].
+pub(super) type Given = SmallVec<[u64; 12]>;
 
 /// An account, locked, with the level that is held against it.
 pub(super) struct Step<'a> {
@@ -185,7 +177,8 @@ impl Step<'_> {
     /// The bell to ring, if `charge` outruns the durable marks. What is missing has been asked for then.
     pub(super) fn outruns_marks(&mut self, charge: &Charge, now: Now) -> Option<&Arc<Bell>> {
         let bell = self.account.bell.as_ref()?;
-        if self.seats.iter().all(|seat| self.covered(seat, charge)) {
+        let seats = self.seats;
+        if seats.taken().iter().all(|seat| self.covered(*seat, charge)) {
             return None;
         }
         self.want(charge, now);
@@ -205,10 +198,11 @@ impl Step<'_> {
     /// allow, so that a crowd before a small budget does not make a crash expensive.
     #[cold]
     fn want(&mut self, charge: &Charge, now: Now) {
-        for (place, seat) in self.seats.iter().enumerate() {
-            if !self.covered(seat, charge) {
+        let seats = self.seats;
+        for (place, seat) in seats.taken().iter().enumerate() {
+            if !self.covered(*seat, charge) {
                 let headroom = self.headroom(place, now);
-                if let Some(counters) = self.state.counters(seat) {
+                if let Some(counters) = self.state.counters(*seat) {
                     counters.lease.want(charge, &headroom);
                 }
             }
@@ -228,31 +222,29 @@ impl Step<'_> {
     }
 
     /// Charges a new request, which was judged before.
-    pub(super) fn commit(&mut self, charge: &Charge) -> Stake {
-        for seat in self.seats.iter() {
-            if let Some(counters) = self.state.counters(seat) {
-                counters.streams = counters.streams.saturating_add(1);
-            }
-        }
+    pub(super) fn commit(&mut self, charge: &Charge, given: &mut Given) -> Stake {
         let share = Share { seats: self.seats, moved: self.rated, ends: self.state.ends };
-        self.charge(&share, charge);
-        let mut given = Given::new();
-        for (seat, moved) in share.scopes() {
-            let counters = self.state.counters(seat);
-            given.extend(moved.map(|index| counters.as_ref().map_or(0, |counters| counters.added(index))));
-        }
-        Stake::new(Arc::clone(self.account), share, given)
+        self.reserve(&share, charge, 1, |added| given.push(added));
+        Stake::new(Arc::clone(self.account), share)
     }
 
     /// Charges `more` where `share` tells.
     pub(super) fn charge(&mut self, share: &Share, more: &Charge) {
+        self.reserve(share, more, 0, |_| {});
+    }
+
+    /// Charges `more` for so many `begun` requests, and tells what every meter has been given by then.
+    fn reserve(&mut self, share: &Share, more: &Charge, begun: u64, mut given: impl FnMut(u64)) {
         let durable = self.account.bell.is_some();
         for (seat, moved) in share.scopes() {
-            if let Some(counters) = self.state.counters(seat) {
-                counters.reserve(more, moved);
-                if durable {
-                    counters.lease.spend(more);
-                }
+            let Some(counters) = self.state.counters(seat) else {
+                moved.for_each(|_| given(0));
+                continue;
+            };
+            counters.streams = counters.streams.saturating_add(begun);
+            counters.reserve(more, moved, &mut given);
+            if durable {
+                counters.lease.spend(more);
             }
         }
     }

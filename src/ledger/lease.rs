@@ -57,7 +57,7 @@ pub(super) struct Known {
 impl Lease {
     /// Whether `charge` fits.
     pub(super) fn covers(&self, charge: &Charge) -> bool {
-        charge.minus(&self.room).is_zero()
+        charge.fits_in(&self.room)
     }
 
     /// Whether the mark knows what there is to know.
@@ -68,7 +68,9 @@ impl Lease {
     /// Takes `charge`, and says whether it fitted. What does not fit is taken nevertheless: it has been used.
     pub(super) fn spend(&mut self, charge: &Charge) -> bool {
         let fitted = self.covers(charge);
-        self.owed = self.owed.plus(&charge.minus(&self.room));
+        if !fitted {
+            self.owed = self.owed.plus(&charge.minus(&self.room));
+        }
         self.room = self.room.minus(charge);
         self.spent = self.spent.plus(charge);
         fitted
@@ -79,13 +81,15 @@ impl Lease {
         self.spent = self.spent.minus(charge);
         let rest = charge.minus(&self.owed);
         self.owed = self.owed.minus(charge);
-        self.room = of_each(|unit| self.room.get(unit).saturating_add(rest.get(unit)).min(self.most.get(unit)));
+        let room = self.room.plus(&rest);
+        self.room =
+            if room.fits_in(&self.most) { room } else { Charge::of_each(|u| room.get(u).min(self.most.get(u))) };
     }
 
     /// Asks for room for `charge` beside what others asked for; `headroom` is all that limits could ever let through.
     pub(super) fn want(&mut self, charge: &Charge, headroom: &Charge) {
         let asked = self.wanted.plus(charge);
-        self.wanted = of_each(|unit| asked.get(unit).min(headroom.get(unit)).max(self.wanted.get(unit)));
+        self.wanted = Charge::of_each(|unit| asked.get(unit).min(headroom.get(unit)).max(self.wanted.get(unit)));
         self.asked = true;
     }
 
@@ -93,7 +97,7 @@ impl Lease {
     /// that is left, so that it does not matter whether a write that failed was written after all.
     pub(super) fn gather(&mut self, now: Known) -> Option<Charge> {
         let spent = std::mem::take(&mut self.spent);
-        self.pace = of_each(|unit| spent.get(unit).max(self.pace.get(unit) / 2));
+        self.pace = Charge::of_each(|unit| spent.get(unit).max(self.pace.get(unit) / 2));
         let low = |unit| {
             let (room, spent) = (self.room.get(unit), spent.get(unit));
             room < self.size.get(unit) / 2 || (spent > 0 && room <= spent)
@@ -103,13 +107,13 @@ impl Lease {
         }
         self.asked = false;
         let wanted = std::mem::take(&mut self.wanted);
-        let size = of_each(|unit| {
+        let size = Charge::of_each(|unit| {
             let ahead = self.pace.get(unit).saturating_mul(2);
             self.room.get(unit).max(ahead).max(wanted.get(unit))
         });
         self.offered = Some(Offer { more: size.minus(&self.room), paid: self.owed, known: now });
         self.size = size;
-        self.most = of_each(|unit| self.most.get(unit).min(size.get(unit)));
+        self.most = Charge::of_each(|unit| self.most.get(unit).min(size.get(unit)));
         Some(size)
     }
 
@@ -119,11 +123,7 @@ impl Lease {
         self.known = known;
         self.most = self.size;
         let (room, owed) = (self.room.plus(&more), self.owed.minus(&paid));
-        self.room = of_each(|unit| room.get(unit).saturating_sub(owed.get(unit)).min(self.most.get(unit)));
+        self.room = Charge::of_each(|unit| room.get(unit).saturating_sub(owed.get(unit)).min(self.most.get(unit)));
         self.owed = owed.minus(&room);
     }
-}
-
-fn of_each(amount: impl Fn(Unit) -> u64) -> Charge {
-    Unit::ALL.into_iter().fold(Charge::ZERO, |all, unit| all.with(unit, amount(unit)))
 }

@@ -38,7 +38,7 @@ use crate::limits::{Charge, Level, LimitId, Plan, Seat};
 use crate::names::OrgId;
 use account::Account;
 use bell::Bell;
-use judge::{CHAIN, Occasion, Step, Steps, keep_worst, wait_for_marks};
+use judge::{CHAIN, Given, Occasion, Step, Steps, keep_worst, wait_for_marks};
 use marks::{Batch, Restored};
 use reading::Reading;
 
@@ -113,11 +113,19 @@ impl Directory {
 
     /// Locks the accounts of a plan, each once, in the order of their addresses (see [`Steps`]).
     fn lock<'a>(&'a self, plan: &'a Plan, timezone: &TimeZone, now: Now) -> Steps<'a> {
-        let find = |level: &'a Level| self.find(level).map(|account| (level, account));
-        let mut accounts: SmallVec<[_; CHAIN]> = plan.levels.iter().filter_map(find).collect();
+        let mut accounts = SmallVec::<[_; CHAIN]>::new();
+        for level in &plan.levels {
+            if let Some(account) = self.find(level) {
+                accounts.push((level, account));
+            }
+        }
         accounts.sort_unstable_by_key(|(_, account)| Arc::as_ptr(account));
         accounts.dedup_by(|(_, one), (_, other)| Arc::ptr_eq(one, other));
-        accounts.iter().map(|(level, account)| Step::admit(level, account, timezone, now)).collect()
+        let mut steps = Steps::new();
+        for (level, account) in accounts {
+            steps.push(Step::admit(level, account, timezone, now));
+        }
+        steps
     }
 
     fn enter(&mut self, Seat(seat): Seat, account: &Arc<Account>) {
@@ -184,10 +192,13 @@ impl Ledger {
         if let Some(wait) = wait_for_marks(&mut steps, charge, now) {
             return Verdict::NeedsStore(wait);
         }
-        let stakes = steps.iter_mut().map(|step| step.commit(charge)).collect();
+        let (mut stakes, mut given) = (SmallVec::new(), Given::new());
+        for step in &mut steps {
+            stakes.push(step.commit(charge, &mut given));
+        }
         drop(steps);
         let id = HoldId(self.holds.fetch_add(1, Ordering::Relaxed));
-        Verdict::Admitted(Hold::new(id, stakes, *charge, shadowed))
+        Verdict::Admitted(Hold::new(id, stakes, given, *charge, shadowed))
     }
 
     /// As [`Ledger::admit`], and waits for the durable marks where that is all that is missing.

@@ -153,28 +153,6 @@ impl Movement {
     }
 }
 
-impl Serialize for Movement {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let unit = match self.id.measure {
-            Measure::Metered(unit, _) => unit,
-            Measure::Concurrent => Unit::Requests,
-        };
-        let mut map = serializer.serialize_map(None)?;
-        map.serialize_entry("limit", &self.id.measure.to_string())?;
-        map.serialize_entry("organization", &self.org)?;
-        if let Some(purpose) = &self.id.scope.purpose {
-            map.serialize_entry("purpose", purpose)?;
-        }
-        if let Some(model) = &self.id.scope.model {
-            map.serialize_entry("model", model)?;
-        }
-        for (name, amount) in [("before", self.before), ("after", self.after), ("of", self.of)] {
-            map.serialize_entry(name, &Amount(unit, amount))?;
-        }
-        map.end()
-    }
-}
-
 /// A number of units: money as a decimal string, everything else as a number.
 struct Amount(Unit, u64);
 

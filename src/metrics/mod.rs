@@ -23,7 +23,7 @@ use prometheus::{Encoder, IntCounter, TextEncoder};
 
 use crate::ask::Route;
 use crate::clock::Wall;
-use crate::names::{ModelName, OrgId, PurposeId, UpstreamName};
+use crate::names::{Hashing, ModelName, OrgId, PurposeId, UpstreamName};
 use crate::outcome::{Code, Handshake};
 use crate::peer::{Leaf, Sha256};
 use families::Families;
@@ -82,10 +82,10 @@ struct Seen {
 /// All series.
 pub struct Metrics {
     families: Families,
-    orgs: DashMap<OrgId, Arc<OrgSeries>>,
+    orgs: DashMap<OrgId, Arc<OrgSeries>, Hashing>,
     unknown: Arc<OrgSeries>,
     known_models: RwLock<HashSet<ModelName>>,
-    models: DashMap<ModelName, Arc<ModelSeries>>,
+    models: DashMap<ModelName, Arc<ModelSeries>, Hashing>,
     other_model: Arc<ModelSeries>,
     /// By route, in the order of [`Route::ALL`].
     routes: Vec<RouteSeries>,
@@ -119,10 +119,10 @@ impl Metrics {
             drop(families.audit_records.with_label_values(&[result]));
         }
         Ok(Arc::new(Metrics {
-            orgs: DashMap::new(),
+            orgs: DashMap::default(),
             unknown,
             known_models: RwLock::default(),
-            models: DashMap::new(),
+            models: DashMap::default(),
             other_model,
             routes: Route::ALL.iter().map(|route| RouteSeries::of(&families, route.as_str())).collect(),
             no_route: RouteSeries::of(&families, "other"),

@@ -29,6 +29,8 @@ pub struct QuotaSample {
     pub used: f64,
     /// How much is reserved.
     pub reserved: f64,
+    /// By how much it may be exceeded at most, by what is under way; infinite where nothing bounds it.
+    pub overspend: f64,
     /// When it is full again, or its window ends, in seconds since the epoch.
     pub resets_at: f64,
 }
@@ -58,9 +60,15 @@ pub(super) struct Quotas {
 
 type Declared = (&'static str, &'static str, &'static str, fn(&QuotaSample) -> Option<(&str, f64)>);
 
-const DECLARED: [Declared; 7] = [
+const DECLARED: [Declared; 8] = [
     ("quota_used_ratio", "Share of a limit in use, reservations included.", "quota", |s| Some((&s.quota, s.ratio()))),
     ("quota_reset_timestamp_seconds", "When a limit is whole again.", "quota", |s| Some((&s.quota, s.resets_at))),
+    (
+        "quota_overspend_bound",
+        "By how much requests under way may exceed a limit at most, in its own unit.",
+        "quota",
+        |s| Some((&s.quota, s.overspend)),
+    ),
     ("quota_requests_limit", "Requests allowed.", "window", |s| s.is_plain("requests").then_some((s.window, s.limit))),
     ("quota_requests_used", "Requests used.", "window", |s| s.is_plain("requests").then_some((s.window, s.used))),
     ("quota_tokens_limit", "Tokens allowed.", "window", |s| s.is_plain("tokens").then_some((s.window, s.limit))),

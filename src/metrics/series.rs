@@ -8,7 +8,7 @@ use prometheus::{Histogram, IntCounter, IntGauge};
 
 use super::families::{Families, PerOrg};
 use crate::ask::Route;
-use crate::names::{ModelName, PurposeId};
+use crate::names::{Hashing, ModelName, PurposeId};
 use crate::outcome::{Code, Ending};
 use crate::tokens::{Nano, Usage};
 
@@ -40,8 +40,8 @@ pub struct OrgSeries {
     refusals: Vec<OnceLock<IntCounter>>,
     endings: Vec<IntCounter>,
     active: IntGauge,
-    purposes: DashMap<PurposeId, [IntCounter; 2]>,
-    models: DashMap<ModelName, Arc<Charged>>,
+    purposes: DashMap<PurposeId, [IntCounter; 2], Hashing>,
+    models: DashMap<ModelName, Arc<Charged>, Hashing>,
     settled: [IntCounter; 2],
 }
 
@@ -110,8 +110,8 @@ impl OrgSeries {
             refusals: Code::ALL.iter().map(|_| OnceLock::new()).collect(),
             endings: Ending::ALL.iter().map(ending).collect(),
             active: families.streams_active.with_label_values(&[org]),
-            purposes: DashMap::new(),
-            models: DashMap::new(),
+            purposes: DashMap::default(),
+            models: DashMap::default(),
             settled: [settled("refunded"), settled("overdrawn")],
         };
         EXPECTED.iter().for_each(|code| {

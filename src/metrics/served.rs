@@ -48,6 +48,7 @@ pub struct ListenerSeries {
     total: IntCounter,
     full: IntCounter,
     displaced: IntCounter,
+    hurried: IntCounter,
 }
 
 impl ListenerSeries {
@@ -57,6 +58,7 @@ impl ListenerSeries {
             total: families.connections_total.with_label_values(&[listener]),
             full: families.connections_rejected.with_label_values(&[listener, "full"]),
             displaced: families.connections_rejected.with_label_values(&[listener, "displaced"]),
+            hurried: families.connections_rejected.with_label_values(&[listener, "rate"]),
         }
     }
 
@@ -70,6 +72,11 @@ impl ListenerSeries {
     /// A connection was turned away because no place was left.
     pub fn turned_away(&self) {
         self.full.inc();
+    }
+
+    /// A connection was turned away because too many had come from its address.
+    pub fn hurried(&self) {
+        self.hurried.inc();
     }
 
     /// A connection in its handshake had to leave its place to another.

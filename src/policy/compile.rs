@@ -20,7 +20,7 @@ use super::org::{self, Draft};
 use super::{Files, Policy, Purpose};
 use crate::clock::Now;
 use crate::names::{AuthorityName, PurposeId};
-use crate::trust::{Authority, Flaw, Rules, ServerIdentity, Subject};
+use crate::trust::{Authority, Believed, Flaw, Rules, ServerIdentity, Subject};
 
 /// Reads the main file and everything it leads to.
 pub(super) fn compile(path: &Path, files: &Files, sink: &Sink, previous: Option<&Policy>, now: Now) -> Option<Policy> {
@@ -32,7 +32,10 @@ pub(super) fn compile(path: &Path, files: &Files, sink: &Sink, previous: Option<
         }
     };
     let file = sink.add(path, &text);
-    parse(file, &text, sink, |root| Compiler { root, files, sink, previous, now, places: RefCell::default() }.run())
+    let believed = previous.map(|policy| policy.believed.clone()).unwrap_or_default();
+    parse(file, &text, sink, |root| {
+        Compiler { root, files, sink, previous, believed, now, places: RefCell::default() }.run()
+    })
 }
 
 fn text(path: &Path, files: &Files) -> Result<String, String> {
@@ -45,6 +48,7 @@ struct Compiler<'a> {
     files: &'a Files,
     sink: &'a Sink,
     previous: Option<&'a Policy>,
+    believed: Believed,
     now: Now,
     places: RefCell<HashMap<String, Place>>,
 }
@@ -91,6 +95,7 @@ impl Compiler<'_> {
             listen: listen.listen,
             server_names: listen.server_names.into_iter().map(|at| at.value).collect(),
             identity: Arc::new(identity),
+            believed: self.believed.clone().with(authorities.iter().flat_map(|authority| authority.crls())),
             authorities: authorities.into(),
             revocation_required: auth.required,
             explain_missing: auth.explain,
@@ -203,8 +208,7 @@ impl Compiler<'_> {
             Some(at) => Some(self.files.read(at, self.sink)?),
             None => None,
         };
-        let known = self.previous.and_then(|policy| policy.authorities.iter().find(|known| *known.name() == name));
-        match Authority::load(name, &pem, list.as_deref(), rules, known.map(AsRef::as_ref), self.now.wall) {
+        match Authority::load(name, &pem, list.as_deref(), rules, &self.believed, self.now.wall) {
             Ok(authority) => Some(authority),
             Err(flaws) => {
                 self.flawed(flaws, &file.place, crl.as_ref().map(|at| &at.place));

@@ -56,6 +56,8 @@ pub struct Listen {
     pub handshake_timeout: Duration,
     /// Connections at once.
     pub max_connections: usize,
+    /// Handshakes that one address may begin in a second; 0: as many as it likes.
+    pub handshakes_per_address: u32,
     /// Streams of one HTTP/2 connection at once.
     pub max_streams: u32,
     /// Bytes of one request body.
@@ -185,6 +187,7 @@ pub(super) fn listen(table: &Table<'_>) -> ListenRead {
     let listen = Listen {
         handshake_timeout: span("handshake_timeout", 5),
         max_connections: usize::try_from(number("max_connections", 10_000)).unwrap_or(usize::MAX),
+        handshakes_per_address: u32::try_from(number("handshakes_per_address", 0)).unwrap_or(u32::MAX),
         max_streams: u32::try_from(number("max_streams", 100)).unwrap_or(u32::MAX),
         max_body: table.size("max_body").unwrap_or(16 << 20),
         body_memory: table.size("body_memory").unwrap_or(256 << 20),

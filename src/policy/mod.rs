@@ -34,9 +34,9 @@ use std::time::Duration;
 use http::HeaderName;
 
 use crate::clock::{Now, Wall};
-use crate::names::{AuthorityName, OrgId, PurposeId};
+use crate::names::{AuthorityName, Hashing, OrgId, PurposeId};
 use crate::peer::{Leaf, Sha256};
-use crate::trust::{Authority, Secret, ServerIdentity};
+use crate::trust::{Authority, Believed, Secret, ServerIdentity};
 use file::{At, Sink, Table};
 
 /// One purpose of the catalogue.
@@ -68,6 +68,8 @@ pub struct Policy {
     pub identity: Arc<ServerIdentity>,
     /// Who may vouch for partners.
     pub authorities: Arc<[Arc<Authority>]>,
+    /// How far their revocation lists have come, those of policies before this one included.
+    pub believed: Believed,
     /// Every authority needs a fresh CRL.
     pub revocation_required: bool,
     /// A missing client certificate is explained instead of refused.
@@ -93,7 +95,7 @@ pub struct Policy {
     /// Where rules are written: `org/acme/status` → place.
     pub places: HashMap<String, Place>,
     orgs: BTreeMap<OrgId, Arc<Org>>,
-    marks: HashMap<(AuthorityName, Mark), (OrgId, usize)>,
+    marks: HashMap<(AuthorityName, Mark), (OrgId, usize), Hashing>,
     memory: limits::Memory,
     directories: Vec<PathBuf>,
     base: PathBuf,
@@ -151,6 +153,25 @@ impl Policy {
     #[must_use]
     pub fn directories(&self) -> &[PathBuf] {
         &self.directories
+    }
+
+    /// The same policy, if no list of it is older than what was `believed` before this process was.
+    ///
+    /// # Errors
+    /// Every list that was rolled back.
+    pub fn hold_to(mut self, believed: &Believed) -> Result<Policy, Mistakes> {
+        let mut found = Vec::new();
+        for authority in self.authorities.iter() {
+            for message in authority.crls().iter().filter_map(|crl| believed.rolled_back(crl)) {
+                let place = self.places.get(&format!("authority/{}/crl", authority.name())).cloned();
+                found.push(Mistake { place, message, hint: None });
+            }
+        }
+        if !found.is_empty() {
+            return Err(Mistakes { sources: self.sources, found });
+        }
+        self.believed = self.believed.and(believed);
+        Ok(self)
     }
 
     /// `file:line:column` of a rule.

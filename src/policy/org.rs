@@ -14,7 +14,7 @@ use super::mistake::Place;
 use super::models::{Models, Pattern};
 use crate::clock::Wall;
 use crate::limits::{Level, Plan, Scope};
-use crate::names::{AuthorityName, GroupId, ModelName, OrgId, PurposeId};
+use crate::names::{AuthorityName, GroupId, Hashing, ModelName, OrgId, PurposeId};
 use crate::peer::Sha256;
 
 /// Whether an organization may do anything.
@@ -118,7 +118,7 @@ pub struct Org {
     pub connections: Option<u64>,
     /// Its own limits, whole: for status and usage.
     pub own: Level,
-    pub(super) plans: HashMap<(PurposeId, Option<GroupId>), Arc<Plan>>,
+    pub(super) plans: HashMap<(PurposeId, Option<GroupId>), Arc<Plan>, Hashing>,
     pub(super) written: Vec<super::limits::Written>,
 }
 

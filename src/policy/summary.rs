@@ -113,6 +113,7 @@ pub(super) fn place(policy: &Policy) -> BTreeMap<String, String> {
 fn listen(listen: &Listen, rule: &mut impl FnMut(&str, String)) {
     rule("listen.handshake_timeout", duration(listen.handshake_timeout));
     rule("listen.max_connections", listen.max_connections.to_string());
+    rule("listen.handshakes_per_address", listen.handshakes_per_address.to_string());
     rule("listen.max_streams", listen.max_streams.to_string());
     rule("listen.max_body", size(listen.max_body));
     rule("listen.body_memory", size(listen.body_memory));

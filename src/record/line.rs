@@ -1,80 +1,154 @@
 //! The shape of a request's lines. What stands in them is the record's affair; what is not known is left out.
+//!
+//! Two of these are written for every request, so they are written member by member, and what all requests of a
+//! connection have in common is written once ([`Origin`]).
 
-use serde::Serialize;
+use std::sync::Arc;
+use std::time::Duration;
 
+use crate::audit::Fields;
 use crate::audit::identity::BodyIdentity;
+use crate::audit::line::Members;
 use crate::ledger::Movement;
-use crate::names::{AuthorityName, CaseRef, ModelName, OrgId, PurposeId, UpstreamName};
+use crate::limits::Unit;
+use crate::names::{CaseRef, ModelName, OrgId, PurposeId, UpstreamName};
 use crate::outcome::{Code, Ending};
 use crate::peer::Sha256;
+use crate::registry::Connection;
 use crate::tokens::{Nano, Usage};
 
+/// What every record of one connection says of it: its number, where it comes from, and its certificate.
+#[derive(Debug, Clone)]
+pub struct Origin(Arc<Fields>);
+
+impl Origin {
+    /// The connection's.
+    #[must_use]
+    pub fn of(connection: &Connection) -> Origin {
+        let mut members = Members::with_capacity(384);
+        members.number("connection", connection.id());
+        if let Some(peer) = connection.peer() {
+            members.value("peer", &peer.address());
+            members.object("certificate", |certificate| {
+                certificate.digest("sha256", &peer.leaf().sha256);
+                certificate.text("issuer", &peer.leaf().issuer);
+                certificate.text("serial", &peer.leaf().serial);
+            });
+            members.text("authority", peer.authority().as_str());
+        }
+        Origin(Arc::new(members.finish()))
+    }
+}
+
 /// The members of `accepted`, `closed` and `refused` records.
-#[derive(Serialize)]
 pub(super) struct Line<'a> {
     pub(super) request_id: &'a str,
-    pub(super) connection: u64,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) peer: Option<std::net::SocketAddr>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) certificate: Option<Certificate<'a>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) authority: Option<&'a AuthorityName>,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) origin: &'a Origin,
     pub(super) organization: Option<&'a OrgId>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) purpose: Option<&'a PurposeId>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) case: Option<&'a CaseRef>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) route: Option<&'static str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) model: Option<&'a ModelName>,
     pub(super) decision: &'static str,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) reason: Option<Code>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) ending: Option<Ending>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) status: Option<u16>,
+    pub(super) end: Option<End>,
     pub(super) generation: u64,
     pub(super) config_hash: Sha256,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) reserved: Option<Usage>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) quota: Option<Movement>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) body_hmac: Option<&'a BodyIdentity>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) usage: Option<Usage>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) settlement: Option<&'static str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) cost: Option<Nano>,
+    pub(super) settled: Option<(Usage, &'static str, Nano)>,
     pub(super) bytes_in: u64,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) bytes_out: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) duration_ms: Option<f64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) ttft_ms: Option<f64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) ttft: Option<Duration>,
     pub(super) upstream: Option<&'a UpstreamName>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) upstream_request_id: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) client_request_id: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) traceparent: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) severed_by: Option<Code>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) detail: Option<&'a str>,
 }
 
-#[derive(Serialize)]
-pub(super) struct Certificate<'a> {
-    pub(super) sha256: Sha256,
-    pub(super) issuer: &'a str,
-    pub(super) serial: &'a str,
+/// What only a line says that ends its exchange.
+pub(super) struct End {
+    pub(super) ending: Ending,
+    pub(super) status: u16,
+    pub(super) bytes_out: u64,
+    pub(super) duration: Duration,
+}
+
+impl Line<'_> {
+    /// The line's members.
+    pub(super) fn fields(&self) -> Fields {
+        let mut line = Members::with_capacity(1280);
+        line.text("request_id", self.request_id);
+        line.again(&self.origin.0);
+        line.some_text("organization", self.organization.map(OrgId::as_str));
+        line.some_text("purpose", self.purpose.map(PurposeId::as_str));
+        line.some_text("case", self.case.map(CaseRef::as_str));
+        line.some_text("route", self.route);
+        line.some_text("model", self.model.map(ModelName::as_str));
+        line.text("decision", self.decision);
+        line.some_text("reason", self.reason.map(Code::as_str));
+        if let Some(end) = &self.end {
+            line.text("ending", end.ending.as_str());
+            line.number("status", end.status.into());
+        }
+        line.number("generation", self.generation);
+        line.digest("config_hash", &self.config_hash);
+        if let Some(reserved) = &self.reserved {
+            line.object("reserved", |members| usage(members, reserved));
+        }
+        if let Some(quota) = &self.quota {
+            line.object("quota", |members| movement(members, quota));
+        }
+        if let Some(body) = self.body_hmac {
+            line.value("body_hmac", body);
+        }
+        if let Some((used, kind, cost)) = &self.settled {
+            line.object("usage", |members| usage(members, used));
+            line.text("settlement", kind);
+            line.value("cost", cost);
+        }
+        line.number("bytes_in", self.bytes_in);
+        if let Some(end) = &self.end {
+            line.number("bytes_out", end.bytes_out);
+            line.millis("duration_ms", end.duration);
+        }
+        if let Some(ttft) = self.ttft {
+            line.millis("ttft_ms", ttft);
+        }
+        line.some_text("upstream", self.upstream.map(UpstreamName::as_str));
+        line.some_text("upstream_request_id", self.upstream_request_id);
+        line.some_text("client_request_id", self.client_request_id);
+        line.some_text("traceparent", self.traceparent);
+        let severed = |end: &End| matches!(end.ending, Ending::Severed | Ending::Drained | Ending::QuotaCut);
+        if self.end.as_ref().is_some_and(severed) {
+            line.some_text("severed_by", self.reason.map(Code::as_str));
+        }
+        line.some_text("detail", self.detail);
+        line.finish()
+    }
+}
+
+fn usage(members: &mut Members, usage: &Usage) {
+    let Usage { input, cached_input, cache_write, output, reasoning } = *usage;
+    members.number("input", input);
+    members.number("cached_input", cached_input);
+    members.number("cache_write", cache_write);
+    members.number("output", output);
+    members.number("reasoning", reasoning);
+}
+
+fn movement(members: &mut Members, movement: &Movement) {
+    let Movement { org, id, before, after, of } = movement;
+    members.words("limit", id.measure.words());
+    members.text("organization", org.as_str());
+    members.some_text("purpose", id.scope.purpose.as_ref().map(PurposeId::as_str));
+    members.some_text("model", id.scope.model.as_ref().map(crate::names::GroupId::as_str));
+    for (name, amount) in [("before", *before), ("after", *after), ("of", *of)] {
+        if id.measure.unit() == Some(Unit::Cost) {
+            members.value(name, &Nano(amount));
+        } else {
+            members.number(name, amount);
+        }
+    }
 }

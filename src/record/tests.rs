@@ -11,6 +11,8 @@ use crate::keeper::audit::{AuditLog, Body, Options, Rules};
 use crate::limits::{LimitId, Measure, Scope, Unit, Window};
 use crate::outcome::Handshake;
 use crate::peer::Leaf;
+use crate::peer::Peer;
+use crate::registry::Connection;
 use crate::registry::{ConnectionEntry, Registry};
 
 /// Where `value` breaks `schema`: the words of JSON Schema that the file uses, and no others.
@@ -99,7 +101,7 @@ const BODY: &[u8] = br#"{"model":"gpt-5"}"#;
 
 /// One request of each fate.
 async fn requests(recorder: &Arc<Recorder>, connection: &Connection) {
-    let open = || recorder.open(connection, 7, Sha256([3; 32]));
+    let open = || recorder.open(&Origin::of(connection), 7, Sha256([3; 32]));
     let message = "no";
     drop(open().refuse(Refusal::new(Code::RouteNotFound, message)));
     for (ending, reason) in [(Ending::Complete, None), (Ending::Severed, Some(Code::OrganizationSuspended))] {

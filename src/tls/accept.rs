@@ -20,8 +20,8 @@ use crate::clock::Wall;
 use crate::outcome::Handshake;
 use crate::peer::Peer;
 
-/// The decrypted side of a connection.
-pub type ServerStream<S> = TlsStream<S>;
+/// The decrypted side of a connection; boxed, because it is large and is handed on from layer to layer.
+pub type ServerStream<S> = Box<TlsStream<S>>;
 
 /// A finished handshake.
 pub struct Accepted<S> {
@@ -117,7 +117,7 @@ async fn handshake<S: AsyncRead + AsyncWrite + Unpin>(
         None => Proof::Missing,
     };
     let alpn = if stream.get_ref().1.alpn_protocol() == Some(b"h2") { Alpn::H2 } else { Alpn::Http1 };
-    Ok(Accepted { stream, proof, alpn })
+    Ok(Accepted { stream: Box::new(stream), proof, alpn })
 }
 
 /// A configuration for one connection. No tickets, no session cache, no early data: a resumed session would bypass

@@ -59,7 +59,8 @@ pub struct Verdict {
 /// Why a certificate is turned away.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Turned {
-    /// The handshake's result.
+    /// The handshake's result. `Other` is a revocation list that does not say anything any more: no certificate is at
+    /// fault then.
     pub result: Handshake,
     /// The detail, for the operator.
     pub detail: String,
@@ -160,8 +161,15 @@ impl Turned {
             webpki::Error::CertRevoked => Handshake::Revoked,
             // The chain ends elsewhere, or an equally named authority did not sign it.
             webpki::Error::UnknownIssuer | webpki::Error::InvalidSignatureForPublicKey => Handshake::UnknownIssuer,
+            webpki::Error::CrlExpired { .. } | webpki::Error::UnknownRevocationStatus => Handshake::Other,
             _ => Handshake::BadCertificate,
         };
-        Turned { authority: Some(authority.clone()), ..Turned::new(result, format!("{authority}: {error}")) }
+        let detail = match result {
+            Handshake::Other => {
+                format!("{authority}: its revocation list is stale, or does not reach this certificate")
+            }
+            _ => format!("{authority}: {error}"),
+        };
+        Turned { authority: Some(authority.clone()), ..Turned::new(result, detail) }
     }
 }

@@ -91,6 +91,7 @@ fn alert(result: Handshake) -> CertificateError {
         Handshake::NotYetValid => CertificateError::NotValidYet,
         Handshake::Revoked => CertificateError::Revoked,
         Handshake::UnknownIssuer => CertificateError::UnknownIssuer,
+        Handshake::Other => CertificateError::ExpiredRevocationList,
         _ => CertificateError::BadEncoding,
     }
 }

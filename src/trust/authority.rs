@@ -12,7 +12,7 @@ use x509_parser::certificate::X509Certificate;
 use x509_parser::prelude::FromDer;
 
 use super::crl::{self, Crl};
-use super::{Flaw, Subject, certificates, wall};
+use super::{Believed, Flaw, Subject, certificates, wall};
 use crate::clock::Wall;
 use crate::names::AuthorityName;
 use crate::peer::Sha256;
@@ -58,7 +58,7 @@ pub type Refused = webpki::Error;
 
 impl Authority {
     /// Loads an authority's certificates (the anchor and its intermediates, PEM) and its CRLs (PEM or DER, one or many).
-    /// `previous` is the same authority as loaded before: its CRL numbers may not be rolled back.
+    /// No list may have a lower number than one that was `believed` before.
     ///
     /// # Errors
     /// Every flaw of both files.
@@ -67,7 +67,7 @@ impl Authority {
         pem: &[u8],
         crl: Option<&[u8]>,
         rules: Rules,
-        previous: Option<&Authority>,
+        believed: &Believed,
         now: Wall,
     ) -> Result<Authority, Vec<Flaw>> {
         let found = certificates(pem, Subject::Authority).map_err(|flaw| vec![flaw])?;
@@ -95,8 +95,7 @@ impl Authority {
                 return Err(flaws);
             }
         };
-        let known = previous.map(|authority| authority.crls.as_slice()).unwrap_or_default();
-        let crls = match crl.map(|bytes| crl::load(bytes, &issuers, known, now)).transpose() {
+        let crls = match crl.map(|bytes| crl::load(bytes, &issuers, believed, now)).transpose() {
             Ok(crls) => crls.unwrap_or_default(),
             Err(mut wrong) => {
                 flaws.append(&mut wrong);

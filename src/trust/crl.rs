@@ -7,13 +7,15 @@ use rustls_pki_types::CertificateRevocationListDer;
 use rustls_pki_types::pem::PemObject;
 use webpki::{CertRevocationList, OwnedCertRevocationList};
 use x509_parser::der_parser::Oid;
+use x509_parser::oid_registry::OID_X509_EXT_ISSUER_DISTRIBUTION_POINT;
 use x509_parser::prelude::FromDer;
 use x509_parser::revocation_list::CertificateRevocationList;
 use x509_parser::x509::SubjectPublicKeyInfo;
 
 use super::authority::Issuer;
-use super::{Flaw, Subject, wall};
+use super::{Believed, Flaw, Subject, wall};
 use crate::clock::Wall;
+use crate::peer::Sha256;
 
 /// The largest file that is looked at.
 const LARGEST: usize = 64 << 20;
@@ -22,9 +24,11 @@ const LARGEST: usize = 64 << 20;
 #[derive(Debug)]
 pub struct Crl {
     list: CertRevocationList<'static>,
-    issuer: String,
+    pub(super) issuer: String,
     issuer_raw: Vec<u8>,
-    number: Vec<u8>,
+    /// What its number counts for: the key that signs, and the scope where lists are partitioned.
+    pub(super) series: Sha256,
+    pub(super) number: Vec<u8>,
     next_update: Wall,
 }
 
@@ -51,15 +55,19 @@ impl Crl {
 }
 
 /// Loads every list of a file.
-pub(super) fn load(bytes: &[u8], issuers: &[Issuer], known: &[Crl], now: Wall) -> Result<Vec<Crl>, Vec<Flaw>> {
+pub(super) fn load(bytes: &[u8], issuers: &[Issuer], believed: &Believed, now: Wall) -> Result<Vec<Crl>, Vec<Flaw>> {
     if bytes.len() > LARGEST {
         return Err(vec![flaw(format!("the CRL file is larger than {} MiB", LARGEST >> 20))]);
     }
-    let (mut crls, mut flaws) = (Vec::new(), Vec::new());
+    let (mut crls, mut flaws): (Vec<Crl>, Vec<Flaw>) = (Vec::new(), Vec::new());
     for der in lists(bytes) {
         // Parsers have panicked on hostile lists before; a list is no reason to stop.
-        let loaded = catch_unwind(|| one(&der, issuers, known, now));
+        let loaded = catch_unwind(|| one(&der, issuers, believed, now));
         match loaded.unwrap_or_else(|_| Err(flaw("the CRL cannot be read"))) {
+            // The first that covers a certificate is the one that is asked: an older one could hide the newer.
+            Ok(crl) if crls.iter().any(|other| other.series == crl.series) => {
+                flaws.push(flaw(format!("the file holds two CRLs of {}; leave only the newer", crl.issuer)));
+            }
             Ok(crl) => crls.push(crl),
             Err(wrong) => flaws.push(wrong),
         }
@@ -78,7 +86,7 @@ fn lists(bytes: &[u8]) -> Vec<Vec<u8>> {
     if pem.is_empty() && !bytes.is_empty() { vec![bytes.to_vec()] } else { pem }
 }
 
-fn one(der: &[u8], issuers: &[Issuer], known: &[Crl], now: Wall) -> Result<Crl, Flaw> {
+fn one(der: &[u8], issuers: &[Issuer], believed: &Believed, now: Wall) -> Result<Crl, Flaw> {
     let (rest, parsed) = CertificateRevocationList::from_der(der).map_err(|_| flaw("the CRL cannot be read"))?;
     if !rest.is_empty() {
         return Err(flaw("the CRL is followed by other bytes"));
@@ -105,17 +113,16 @@ fn one(der: &[u8], issuers: &[Issuer], known: &[Crl], now: Wall) -> Result<Crl, 
     }
     let number = parsed.crl_number().map(x509_parser::num_bigint::BigUint::to_bytes_be);
     let number = number.ok_or_else(|| flaw(format!("the CRL of {named} has no number")))?;
-    let older = known.iter().find(|known| known.issuer_raw == raw && is_less(&number, &known.number));
-    if older.is_some() {
-        return Err(flaw(format!("the CRL of {named} has a lower number than the one in use: it was rolled back")));
-    }
     let owned = OwnedCertRevocationList::from_der(der).map_err(|error| flaw(format!("the CRL of {named}: {error}")))?;
-    Ok(Crl { list: owned.into(), issuer: named, issuer_raw: raw.to_vec(), number, next_update })
+    let series = series(&issuer.spki, &parsed);
+    let crl = Crl { list: owned.into(), issuer: named, issuer_raw: raw.to_vec(), series, number, next_update };
+    believed.rolled_back(&crl).map_or(Ok(crl), |wrong| Err(flaw(wrong)))
 }
 
-/// Compares big-endian numbers without leading zeros.
-fn is_less(left: &[u8], right: &[u8]) -> bool {
-    (left.len(), left) < (right.len(), right)
+/// Lists of one key number themselves, and so does each partition of them (issuingDistributionPoint).
+fn series(spki: &[u8], crl: &CertificateRevocationList<'_>) -> Sha256 {
+    let scope = crl.extensions().iter().find(|extension| extension.oid == OID_X509_EXT_ISSUER_DISTRIBUTION_POINT);
+    Sha256::of(&[spki, scope.map(|extension| extension.value).unwrap_or_default()].concat())
 }
 
 fn is_signed_by(crl: &CertificateRevocationList<'_>, spki: &[u8]) -> bool {

@@ -5,6 +5,7 @@
 //! half-checked.
 
 mod authority;
+mod believed;
 mod crl;
 pub mod issue;
 pub mod leaf;
@@ -12,6 +13,7 @@ mod secret;
 mod server;
 
 pub use authority::{Authority, Refused, Rules, Verified};
+pub use believed::Believed;
 pub use crl::Crl;
 pub use secret::{Secret, SecretRef, Unresolved};
 pub use server::ServerIdentity;

@@ -17,8 +17,9 @@ fn made() -> DevAuthority {
 }
 
 fn load(made: &DevAuthority, crl: Option<&str>, known: Option<&Authority>) -> Result<Authority, Vec<Flaw>> {
+    let known = Believed::default().with(known.into_iter().flat_map(Authority::crls));
     let name = "partners".parse().unwrap();
-    Authority::load(name, made.certificate().as_bytes(), crl.map(str::as_bytes), RULES, known, NOW)
+    Authority::load(name, made.certificate().as_bytes(), crl.map(str::as_bytes), RULES, &known, NOW)
 }
 
 fn partner(made: &DevAuthority) -> CertificateDer<'static> {
@@ -45,6 +46,44 @@ fn only_fresh_lists_of_this_authority_are_taken() {
         assert!(load(&made, crl, Some(&known)).is_err(), "{what}");
     }
     assert!(load(&made, Some(&made.crl(&[], 8, NOW, DAY).unwrap()), Some(&known)).is_ok());
+}
+
+#[test]
+fn what_was_believed_of_a_key_outlives_the_name_and_the_process_and_binds_nobody_else() {
+    let (made, other) = (made(), made());
+    let list = |made: &DevAuthority, number: u64| made.crl(&[], number, NOW, DAY).unwrap();
+    let known = load(&made, Some(&list(&made, 0x1_0000)), None).unwrap();
+    let believed = Believed::default().with(known.crls());
+    let read = Believed::from_bytes(&believed.to_bytes()).unwrap();
+    assert_eq!(read, believed);
+    let renamed = |made: &DevAuthority, number: u64| {
+        let crl = list(made, number);
+        Authority::load(
+            "renamed".parse().unwrap(),
+            made.certificate().as_bytes(),
+            Some(crl.as_bytes()),
+            RULES,
+            &read,
+            NOW,
+        )
+    };
+    assert!(renamed(&made, 0xffff).unwrap_err()[0].message.contains("rolled back"));
+    let newer = renamed(&made, 0x1_0001).unwrap();
+    assert!(renamed(&made, 0x1_0000).is_ok() && renamed(&other, 1).is_ok());
+    assert_eq!(believed.clone().with(renamed(&made, 0x1_0000).unwrap().crls()), believed, "numbers only rise");
+    let risen = believed.clone().with(newer.crls());
+    assert_eq!(risen.clone().and(&believed), risen);
+    assert_eq!(believed.and(&risen), risen);
+    for torn in ["", "[", r#"{"partners": "01"}"#, &format!(r#"{{"{}": "1"}}"#, Sha256::of(b""))] {
+        assert!(Believed::from_bytes(torn.as_bytes()).is_err(), "{torn}");
+    }
+}
+
+#[test]
+fn two_lists_of_one_authority_in_one_file_are_refused() {
+    let made = made();
+    let both: String = [2, 1].map(|number| made.crl(&[], number, NOW, DAY).unwrap()).concat();
+    assert!(load(&made, Some(&both), None).unwrap_err()[0].message.contains("two CRLs"));
 }
 
 #[test]

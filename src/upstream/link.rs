@@ -1,172 +1,204 @@
-//! One connection to an upstream, driven by whoever uses it.
+//! One connection to an upstream, driven by whoever uses it, and the answer's body that comes through it.
 //!
-//! hyper splits a client connection into a sender and a driver that is meant for a task of its own. Here both halves
-//! live in one value and are polled together, so an exchange costs no task, no wake-up between tasks, and ends when
-//! the value is dropped.
+//! HTTP libraries split a client connection into a sender and a driver with a channel between them. Here an exchange
+//! is one value, polled by the task that serves the request: it costs no task, no wake-up between tasks and no buffer
+//! while nothing moves, and it ends when the value is dropped.
 
-use std::cell::Cell;
 use std::future::poll_fn;
 use std::io;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
-use hyper::client::conn::TrySendError;
-use hyper::client::conn::http1::{self, SendRequest};
-use hyper::{Request, Response};
-use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep};
-use tokio_rustls::TlsConnector;
-use tokio_rustls::client::TlsStream;
 
 use super::endpoint::Endpoint;
+use super::framing::Framing;
+use super::head::{self, Head};
 use super::pool::Pool;
-use super::request::Segments;
+use super::wire::Wire;
 use crate::deadline::now;
 use crate::metrics::{Standing, UpstreamSeries};
 
-/// How sending goes.
-struct Progress {
-    /// When the upstream last took a byte.
-    moved: Cell<Instant>,
-    /// Something was written, and not everything since: hyper flushes only when it has written all it holds.
-    unsent: Cell<bool>,
-    /// Something came while there was more to write.
-    early: Cell<bool>,
-}
+/// Chunks up to this length are handed on whole, if they came whole.
+const WHOLE: usize = 16 * 1024;
 
 /// A connection that is idle or carries exactly one exchange.
 pub struct Link {
-    sender: SendRequest<Segments>,
-    /// Gone when the connection is: dropping it hands back a request that it had not taken.
-    driver: Option<http1::Connection<TokioIo<Wire>, Segments>>,
-    progress: Rc<Progress>,
+    wire: Wire,
     /// Counted as carrying an exchange.
     active: Option<Standing>,
+    /// An answer came before its request was written whole: nobody knows what the upstream will make of the rest.
+    early: bool,
+}
+
+/// Why a request has no answer's head.
+pub(super) enum Unanswered {
+    /// The connection was gone before it took a byte: the request is as good as new.
+    Untouched(String),
+    /// No byte was taken and none came for too long.
+    Silent,
+    /// The answer broke off or is not acceptable.
+    Invalid(String),
 }
 
 impl Link {
-    /// Opens a connection, with TLS where the endpoint has it.
+    /// Opens a connection.
     pub async fn connect(endpoint: &Endpoint) -> io::Result<Box<Link>> {
         let began = now();
-        let tcp = TcpStream::connect((endpoint.host.as_str(), endpoint.port)).await?;
-        tcp.set_nodelay(true)?;
-        let stream = match &endpoint.tls {
-            None => Stream::Plain(tcp),
-            Some((config, name)) => {
-                let connector = TlsConnector::from(config.clone());
-                Stream::Tls(Box::new(connector.connect(name.clone(), tcp).await?))
-            }
-        };
-        let progress = Rc::new(Progress { moved: Cell::new(now()), unsent: Cell::new(false), early: Cell::new(false) });
-        let wire = Wire { stream, progress: progress.clone() };
-        let mut builder = http1::Builder::new();
-        builder.max_headers(64).max_buf_size(64 * 1024);
-        let (sender, driver) = builder.handshake(TokioIo::new(wire)).await.map_err(io::Error::other)?;
+        let wire = Wire::open(endpoint).await?;
         endpoint.series().connected(began.elapsed());
-        Ok(Box::new(Link { sender, driver: Some(driver), progress, active: None }))
+        Ok(Box::new(Link { wire, active: None, early: false }))
     }
 
-    /// Sends a request and waits for the head of the answer; the connection counts as active from here on. `None`: no
-    /// byte was taken and none came for `patience`.
-    pub async fn exchange(
+    /// Sends a request and waits for the head of the answer; the connection counts as active from here on. `patience`
+    /// is for an upstream that neither takes a byte nor sends one.
+    pub(super) async fn exchange(
         &mut self,
         series: &UpstreamSeries,
-        request: Request<Segments>,
+        segments: &[Bytes],
         patience: Duration,
-    ) -> Option<Result<Response<Incoming>, TrySendError<Request<Segments>>>> {
+    ) -> Result<Head, Unanswered> {
         self.active = Some(series.active());
-        self.progress.moved.set(now());
-        self.progress.early.set(false);
-        // A pooled connection has to notice first what the upstream did in the meantime.
-        poll_fn(|cx| {
-            self.drive(cx);
-            Poll::Ready(())
-        })
-        .await;
-        let mut answer = pin!(self.sender.try_send_request(request));
+        self.wire.begin(segments);
+        let mut seen = 0;
+        let mut checked = false;
         let mut timer = pin!(sleep(patience));
         poll_fn(|cx| {
-            drive(&mut self.driver, cx);
-            if let Poll::Ready(answered) = answer.as_mut().poll(cx) {
-                return Poll::Ready(Some(answered));
+            // A pooled connection has to notice first what the upstream did in the meantime.
+            if !std::mem::replace(&mut checked, true) && self.wire.poll_fill(cx).is_ready() {
+                return Poll::Ready(Err(Unanswered::Untouched("the connection ended, or spoke unasked".into())));
+            }
+            if let Poll::Ready(Err(error)) = self.wire.poll_send(cx) {
+                if !self.wire.touched {
+                    return Poll::Ready(Err(Unanswered::Untouched(error.to_string())));
+                }
+                // It may have answered all the same.
+                self.wire.stop_sending();
+                self.early = true;
+            }
+            if let Poll::Ready(head) = self.poll_head(cx, &mut seen) {
+                return Poll::Ready(head);
             }
             while timer.as_mut().poll(cx).is_ready() {
-                if self.progress.moved.get().elapsed() >= patience {
-                    return Poll::Ready(None);
+                if self.wire.moved.elapsed() >= patience {
+                    return Poll::Ready(Err(Unanswered::Silent));
                 }
-                timer.as_mut().reset(self.progress.moved.get() + patience);
+                timer.as_mut().reset(self.wire.moved + patience);
             }
             Poll::Pending
         })
         .await
     }
 
-    /// Whether an answer came before its request was written whole: then nobody knows what the upstream will make of the
-    /// rest, and the connection is not used again.
-    pub(super) fn is_early(&self) -> bool {
-        self.progress.early.get()
+    fn poll_head(&mut self, cx: &mut Context<'_>, seen: &mut usize) -> Poll<Result<Head, Unanswered>> {
+        loop {
+            match std::task::ready!(self.wire.poll_fill(cx)) {
+                Ok(0) => return Poll::Ready(Err(Unanswered::Invalid("the connection ended without an answer".into()))),
+                Ok(_) => self.early |= self.wire.is_unsent(),
+                Err(error) => return Poll::Ready(Err(Unanswered::Invalid(error.to_string()))),
+            }
+            match head::take(&mut self.wire.held, seen) {
+                Ok(None) => {}
+                Ok(Some(head)) => return Poll::Ready(Ok(head)),
+                Err(what) => return Poll::Ready(Err(Unanswered::Invalid(what))),
+            }
+        }
     }
 
     /// The exchange is over, and another may follow.
     pub(super) fn rest(&mut self) {
         self.active = None;
+        self.wire.rest();
     }
 
-    /// Gives the connection its turn.
-    fn drive(&mut self, cx: &mut Context<'_>) {
-        drive(&mut self.driver, cx);
-    }
-
-    /// Whether the last exchange ended cleanly and another may begin.
-    fn is_idle(&mut self, cx: &mut Context<'_>) -> bool {
-        self.drive(cx);
-        self.driver.is_some() && self.sender.is_ready()
+    /// Whether nothing of the last exchange is left: neither to be sent nor to be read.
+    fn is_clean(&self) -> bool {
+        !self.early && !self.wire.is_unsent() && self.wire.held.is_empty()
     }
 }
 
-fn drive(driver: &mut Option<http1::Connection<TokioIo<Wire>, Segments>>, cx: &mut Context<'_>) {
-    // An error reaches the exchange through its own half.
-    if driver.as_mut().is_some_and(|driver| Pin::new(driver).poll(cx).is_ready()) {
-        *driver = None;
-    }
-}
-
-/// The body of an answer, frame by frame as it comes.
+/// The body of an answer, piece by piece as it comes.
 pub struct AnswerBody {
-    incoming: Incoming,
+    framing: Framing,
     link: Option<Box<Link>>,
     pool: Rc<Pool>,
     silence: Silence,
-    /// The connection ends with this exchange.
-    last: bool,
+    /// The connection may carry another exchange.
+    keeps: bool,
 }
 
 /// Why an answer's body broke off.
 #[derive(Debug)]
 pub enum BodyFailed {
     /// The upstream closed, or broke its framing.
-    Broken(hyper::Error),
+    Broken(String),
     /// The upstream sent nothing for `idle_timeout`.
     Silent,
 }
 
 impl AnswerBody {
-    pub(super) fn new(incoming: Incoming, link: Box<Link>, pool: Rc<Pool>, patience: Duration) -> AnswerBody {
-        let last = link.is_early();
-        AnswerBody { incoming, link: Some(link), pool, silence: Silence::new(patience), last }
+    pub(super) fn new(head: &Head, link: Box<Link>, pool: Rc<Pool>, patience: Duration) -> AnswerBody {
+        let (framing, keeps) = (head.framing, head.keeps);
+        AnswerBody { framing, link: Some(link), pool, silence: Silence::new(patience), keeps }
     }
 
-    fn park(&mut self, cx: &mut Context<'_>) {
-        if let Some(mut link) = self.link.take()
-            && !self.last
-            && link.is_idle(cx)
+    /// The length of what is to come, where the upstream said it.
+    #[must_use]
+    pub fn exact(&self) -> Option<u64> {
+        self.framing.exact()
+    }
+
+    /// The next piece; `None` at the end.
+    pub fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, BodyFailed>>> {
+        let AnswerBody { framing, link, silence, .. } = self;
+        loop {
+            let Some(open) = link else { return Poll::Ready(None) };
+            // What an upstream wrote as one, an event most often, goes on as one where all of it is there.
+            if framing.breaks_off(&mut open.wire.held) == Ok(true)
+                && open.wire.held.len() < WHOLE
+                && matches!(open.wire.poll_fill(cx), Poll::Ready(Ok(1..)))
+            {
+                silence.broken();
+                continue;
+            }
+            match framing.take(&mut open.wire.held) {
+                Ok(Some(piece)) => return Poll::Ready(Some(Ok(piece))),
+                Ok(None) if framing.is_over() => {
+                    self.park();
+                    return Poll::Ready(None);
+                }
+                Ok(None) => {}
+                Err(what) => return self.broken(BodyFailed::Broken(what.into())),
+            }
+            if open.early && open.wire.is_unsent() && matches!(open.wire.poll_send(cx), Poll::Ready(Err(_))) {
+                open.wire.stop_sending();
+            }
+            match open.wire.poll_fill(cx) {
+                Poll::Ready(Ok(0)) if *framing == Framing::ToTheEnd => {
+                    self.link = None;
+                    return Poll::Ready(None);
+                }
+                Poll::Ready(Ok(0)) => return self.broken(BodyFailed::Broken("the connection ended too soon".into())),
+                Poll::Ready(Ok(_)) => silence.broken(),
+                Poll::Ready(Err(error)) => return self.broken(BodyFailed::Broken(error.to_string())),
+                Poll::Pending if silence.is_too_long(cx) => return self.broken(BodyFailed::Silent),
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+    }
+
+    fn broken(&mut self, why: BodyFailed) -> Poll<Option<Result<Bytes, BodyFailed>>> {
+        self.link = None;
+        Poll::Ready(Some(Err(why)))
+    }
+
+    fn park(&mut self) {
+        if let Some(link) = self.link.take()
+            && self.keeps
+            && link.is_clean()
         {
             self.pool.put(link);
         }
@@ -176,57 +208,13 @@ impl AnswerBody {
 /// Whoever knows the length of a body drops it with its last byte, without asking for its end.
 impl Drop for AnswerBody {
     fn drop(&mut self) {
-        if self.incoming.is_end_stream() {
-            self.park(&mut Context::from_waker(Waker::noop()));
+        if self.framing.is_over() {
+            self.park();
         }
     }
 }
 
-impl Body for AnswerBody {
-    type Data = Bytes;
-    type Error = BodyFailed;
-
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyFailed>>> {
-        let this = self.get_mut();
-        // The body first: a frame that is there already needs no turn of the connection. Then the connection, which
-        // may bring one.
-        for turn in [false, true] {
-            if turn && let Some(link) = &mut this.link {
-                link.drive(cx);
-            }
-            match Pin::new(&mut this.incoming).poll_frame(cx) {
-                Poll::Ready(Some(Ok(frame))) => {
-                    this.silence.broken();
-                    return Poll::Ready(Some(Ok(frame)));
-                }
-                Poll::Ready(Some(Err(error))) => {
-                    this.link = None;
-                    return Poll::Ready(Some(Err(BodyFailed::Broken(error))));
-                }
-                Poll::Ready(None) => {
-                    this.park(cx);
-                    return Poll::Ready(None);
-                }
-                Poll::Pending => {}
-            }
-        }
-        if this.silence.is_too_long(cx) {
-            this.link = None;
-            return Poll::Ready(Some(Err(BodyFailed::Silent)));
-        }
-        Poll::Pending
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.incoming.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.incoming.size_hint()
-    }
-}
-
-/// A deadline that every frame moves, without touching the timer at every frame.
+/// A deadline that every piece moves, without touching the timer at every piece.
 struct Silence {
     patience: Duration,
     last: Instant,
@@ -257,92 +245,5 @@ impl Silence {
             timer.as_mut().reset(self.last + patience);
         }
         false
-    }
-}
-
-/// The bytes of a connection, and how sending them goes.
-struct Wire {
-    stream: Stream,
-    progress: Rc<Progress>,
-}
-
-/// Plain or TLS.
-enum Stream {
-    Plain(TcpStream),
-    Tls(Box<TlsStream<TcpStream>>),
-}
-
-impl Wire {
-    fn note(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
-        self.progress.unsent.set(true);
-        if written.is_ready() {
-            self.progress.moved.set(now());
-        }
-        written
-    }
-}
-
-impl AsyncRead for Wire {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        let before = buf.filled().len();
-        let read = match &mut this.stream {
-            Stream::Plain(tcp) => Pin::new(tcp).poll_read(cx, buf),
-            Stream::Tls(tls) => Pin::new(tls).poll_read(cx, buf),
-        };
-        if this.progress.unsent.get() && buf.filled().len() > before {
-            this.progress.early.set(true);
-        }
-        read
-    }
-}
-
-impl AsyncWrite for Wire {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let this = self.get_mut();
-        let written = match &mut this.stream {
-            Stream::Plain(tcp) => Pin::new(tcp).poll_write(cx, bytes),
-            Stream::Tls(tls) => Pin::new(tls).poll_write(cx, bytes),
-        };
-        this.note(written)
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        slices: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let this = self.get_mut();
-        let written = match &mut this.stream {
-            Stream::Plain(tcp) => Pin::new(tcp).poll_write_vectored(cx, slices),
-            Stream::Tls(tls) => Pin::new(tls).poll_write_vectored(cx, slices),
-        };
-        this.note(written)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        match &self.stream {
-            Stream::Plain(tcp) => tcp.is_write_vectored(),
-            Stream::Tls(tls) => tls.is_write_vectored(),
-        }
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        let flushed = match &mut this.stream {
-            Stream::Plain(tcp) => Pin::new(tcp).poll_flush(cx),
-            Stream::Tls(tls) => Pin::new(tls).poll_flush(cx),
-        };
-        if flushed.is_ready() {
-            this.progress.unsent.set(false);
-        }
-        flushed
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.get_mut().stream {
-            Stream::Plain(tcp) => Pin::new(tcp).poll_shutdown(cx),
-            Stream::Tls(tls) => Pin::new(tls).poll_shutdown(cx),
-        }
     }
 }

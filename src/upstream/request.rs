@@ -1,16 +1,9 @@
 //! The request that goes upstream: built from constants and an allow-list, never copied.
 
-use std::collections::VecDeque;
-use std::convert::Infallible;
-use std::pin::Pin;
-use std::task::{Context, Poll};
-
 use bytes::Bytes;
-use http::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_TYPE, HOST, HeaderName, HeaderValue, USER_AGENT};
-use http::{HeaderMap, Method, Request};
-use http_body::{Body, Frame, SizeHint};
+use http::HeaderMap;
+use http::header::{ACCEPT, HeaderName, USER_AGENT};
 
-use super::Failed;
 use super::endpoint::Endpoint;
 use crate::ask::Route;
 use crate::dialect::Spliced;
@@ -33,70 +26,53 @@ pub struct Outgoing {
     pub route: Route,
     /// The query, checked.
     pub query: Option<String>,
-    /// Those of the client's headers that [cross](crossing).
-    pub headers: HeaderMap,
+    /// Those of the client's headers that cross.
+    pub crossing: Crossing,
     /// The body.
     pub body: Spliced,
 }
 
-/// Those headers of a client that cross to an upstream. The rest of a head need not outlive its judgement.
-#[must_use]
-pub fn crossing(client: &HeaderMap) -> HeaderMap {
-    let mut headers = HeaderMap::with_capacity(CROSS.len() + 4);
-    for cross in &CROSS {
-        for value in client.get_all(cross) {
-            headers.append(cross.clone(), value.clone());
+/// Those headers of a client that cross to an upstream, as lines. The rest of a head need not outlive its judgement.
+#[derive(Debug, Default)]
+pub struct Crossing(Vec<u8>);
+
+impl Crossing {
+    /// The lines of a parsed head.
+    #[must_use]
+    pub fn of(client: &HeaderMap) -> Crossing {
+        let mut lines = Vec::with_capacity(256);
+        for (name, value) in client.iter().filter(|(name, _)| CROSS.contains(name)) {
+            line(&mut lines, name.as_str(), value.as_bytes());
         }
+        Crossing(lines)
     }
-    headers
+}
+
+fn line(into: &mut Vec<u8>, name: &str, value: &[u8]) {
+    for part in [name.as_bytes(), b": ", value, b"\r\n"] {
+        into.extend_from_slice(part);
+    }
 }
 
 impl Outgoing {
-    pub(super) fn into_request(self, endpoint: &Endpoint) -> Result<Request<Segments>, Failed> {
-        let query = self.query.map_or_else(String::new, |query| format!("?{query}"));
-        let target = format!("{}{}{query}", endpoint.base_path(), self.route.path());
-        let mut headers = self.headers;
-        headers.insert(HOST, endpoint.host_header.clone());
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
-        if let Some((name, value)) = &endpoint.credential {
-            headers.insert(*name, value.clone());
+    /// The bytes of the request, head first.
+    pub(super) fn into_segments(self, endpoint: &Endpoint) -> Vec<Bytes> {
+        let mut head = Vec::with_capacity(512 + self.crossing.0.len());
+        let query = self.query.as_deref().map(|query| ["?", query]).unwrap_or_default();
+        for part in ["POST ", endpoint.base_path(), self.route.path(), query[0], query[1], " HTTP/1.1\r\n"] {
+            head.extend_from_slice(part.as_bytes());
         }
-        let mut request = Request::new(Segments::from(self.body));
-        *request.method_mut() = Method::POST;
-        *request.uri_mut() = target.parse().map_err(|_| Failed::unreachable("the upstream's path is no path"))?;
-        *request.headers_mut() = headers;
-        Ok(request)
-    }
-}
-
-/// A body in a few pieces of known length.
-pub struct Segments {
-    left: VecDeque<Bytes>,
-    length: u64,
-}
-
-impl From<Spliced> for Segments {
-    fn from(body: Spliced) -> Segments {
-        Segments { length: body.length, left: body.segments.into() }
-    }
-}
-
-impl Body for Segments {
-    type Data = Bytes;
-    type Error = Infallible;
-
-    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        let next = self.left.pop_front();
-        self.length -= next.as_ref().map_or(0, |piece| piece.len() as u64);
-        Poll::Ready(next.map(|piece| Ok(Frame::data(piece))))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.left.is_empty()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        SizeHint::with_exact(self.length)
+        line(&mut head, "host", endpoint.host_header.as_bytes());
+        head.extend_from_slice(b"content-type: application/json\r\naccept-encoding: identity\r\n");
+        if let Some((name, value)) = &endpoint.credential {
+            line(&mut head, name, value.as_bytes());
+        }
+        head.extend_from_slice(&self.crossing.0);
+        line(&mut head, "content-length", itoa::Buffer::new().format(self.body.length).as_bytes());
+        head.extend_from_slice(b"\r\n");
+        let mut segments = Vec::with_capacity(1 + self.body.segments.len());
+        segments.push(Bytes::from(head));
+        segments.extend(self.body.segments);
+        segments
     }
 }

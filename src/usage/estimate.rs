@@ -86,6 +86,7 @@ impl Calibration {
             told_input: shares.input.mean().tokens(ask.told_bytes),
             nontext_input,
             output: shares.output.mean(),
+            told_output: u64::MAX,
         }
     }
 

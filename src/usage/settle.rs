@@ -60,9 +60,17 @@ pub struct Gauge {
     pub(super) told_input: u64,
     pub(super) nontext_input: u64,
     pub(super) output: PerByte,
+    /// The most output that the upstream was told to make.
+    pub(super) told_output: u64,
 }
 
 impl Gauge {
+    /// The same measure of an answer that may have so many output tokens by what its upstream was told.
+    #[must_use]
+    pub fn told(self, output: u64) -> Gauge {
+        Gauge { told_output: output, ..self }
+    }
+
     /// Input tokens to reserve: more than most requests of this size use.
     #[must_use]
     pub fn input_to_reserve(&self) -> u64 {
@@ -73,7 +81,14 @@ impl Gauge {
     #[must_use]
     pub fn output_so_far(&self, observed: &Observed) -> u64 {
         let reported = observed.usage.map_or(0, |usage| usage.output);
-        self.output.tokens(observed.text_bytes).max(reported)
+        self.metered(observed).max(reported)
+    }
+
+    /// What the text comes to. An estimate that is above what the upstream was told is taken for wrong, unless it is so
+    /// far above that the upstream does not seem to care.
+    fn metered(&self, observed: &Observed) -> u64 {
+        let metered = self.output.tokens(observed.text_bytes);
+        if metered > self.told_output.saturating_mul(2) { metered } else { metered.min(self.told_output) }
     }
 
     /// What an exchange that ends now is charged, in tokens.
@@ -84,7 +99,7 @@ impl Gauge {
             return Settlement { usage, basis: Basis::Estimated };
         };
         let whole = observed.usage_final || observed.finished;
-        let metered = self.output.tokens(observed.text_bytes);
+        let metered = self.metered(observed);
         let (mut usage, mut basis) = (reported, if whole { Basis::Reported } else { Basis::Estimated });
         if !whole {
             usage.output = reported.output.max(metered);
@@ -118,6 +133,7 @@ mod tests {
         told_input: 40,
         nontext_input: 2000,
         output: PerByte((1 << 16) / 4),
+        told_output: u64::MAX,
     };
 
     fn observed(usage: Option<(u64, u64)>, text_bytes: u64, finished: bool) -> Observed {
@@ -146,6 +162,16 @@ mod tests {
             let got = (settlement.usage.input, settlement.usage.output, settlement.basis);
             assert_eq!(got, (input, output, basis), "{usage:?} {text_bytes} {finished}");
         }
+    }
+
+    #[test]
+    fn an_estimate_is_not_believed_against_what_the_upstream_was_told_unless_it_is_far_beyond() {
+        let gauge = GAUGE.told(60);
+        for (text_bytes, so_far) in [(200, 50), (240, 60), (244, 60), (480, 60), (484, 121), (4000, 1000)] {
+            assert_eq!(gauge.output_so_far(&observed(None, text_bytes, false)), so_far, "{text_bytes}");
+            assert_eq!(gauge.settle(&observed(None, text_bytes, false)).usage.output, so_far, "{text_bytes}");
+        }
+        assert_eq!(gauge.output_so_far(&observed(Some((1, 70)), 400, false)), 70, "a report is believed");
     }
 
     #[test]

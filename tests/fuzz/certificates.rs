@@ -11,7 +11,7 @@ use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair};
 use portcullis::clock::Wall;
 use portcullis::peer::Sha256;
 use portcullis::trust::issue::{DevAuthority, Holder};
-use portcullis::trust::{Authority, Rules, leaf};
+use portcullis::trust::{Authority, Believed, Rules, leaf};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::PrivatePkcs8KeyDer;
 use rustls_pki_types::pem::PemObject;
@@ -76,8 +76,9 @@ static SIGNER: LazyLock<Signer> = LazyLock::new(|| {
 
 fn load(made: &DevAuthority, crl: &[u8], known: Option<&Authority>) -> Result<Authority, String> {
     let rules = Rules { revocation_required: true };
+    let known = Believed::default().with(known.into_iter().flat_map(Authority::crls));
     let loaded =
-        Authority::load("partners".parse().unwrap(), made.certificate().as_bytes(), Some(crl), rules, known, NOW);
+        Authority::load("partners".parse().unwrap(), made.certificate().as_bytes(), Some(crl), rules, &known, NOW);
     loaded.map_err(|flaws| flaws.iter().map(|flaw| flaw.message.as_str()).collect::<Vec<_>>().join("; "))
 }
 

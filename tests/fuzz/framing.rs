@@ -77,7 +77,7 @@ pub fn framing(input: &[u8]) -> Verdict {
 /// Reads everything through a guard that is given the bytes in pieces of these lengths.
 fn guarded(input: &[u8], lengths: &[usize]) -> Result<Seen, String> {
     let patience = Duration::from_secs(3600);
-    let limits = Limits { head: patience, body: patience, idle: patience };
+    let limits = Limits { head: patience, idle: patience };
     let pieces = Pieces { left: input.to_vec(), at: 0, lengths: lengths.to_vec(), turn: 0, over: Cell::new(false) };
     let (mut guard, watch) = Guard::new(pieces, limits, Handle::default());
     // As many exchanges as there may be have begun and ended: no request waits for the one before it.

@@ -46,6 +46,9 @@ price_per_mtok = { input = "2.50", cached_input = "0.25", cache_write = "3.125",
 [model.short]
 match = ["gpt-short-*"]
 max_output_tokens = 50
+[model.long]
+match = ["gpt-long-*"]
+max_output_tokens = 500
 [model.light]
 match = ["gpt-light-*"]
 weights = { cached_input = 0, cache_write = 2 }

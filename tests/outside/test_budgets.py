@@ -16,6 +16,7 @@ from stage import eventually, fetch
 
 hard_place, hard = place("hard")
 bounded_place, bounded = place("bounded")
+post_place, post = place("post")
 
 
 @pytest.fixture(params=["hard", "bounded"])
@@ -107,6 +108,72 @@ def test_bounded_overspends_a_budget_by_one_extension_a_stream_at_most(bounded, 
     assert sum(tokens for *_, tokens in got) <= 3000 + 4 * STEP, got
     if "tps" in script:
         assert spent(bounded.sent(model)) <= 3000 + 4 * STEP
+
+
+REST = 500 - 64
+
+
+@pytest.mark.parametrize(("mode", "window", "streams", "beyond"), [
+    ("hard", "day", 1, 0), ("hard", "minute", 1, 0),
+    ("bounded", "day", 3, STEP), ("bounded", "minute", 3, REST),
+    ("post", "day", 3, REST), ("post", "minute", 3, REST),
+])  # fmt: skip
+def test_the_exported_bound_of_every_mode_holds_where_answers_are_longer_than_reserved(
+    request, mode, window, streams, beyond
+):
+    one, quota = request.getfixturevalue(mode), f"tokens_per_{window}"
+    parent = one.join("tokens_per_day = 1_000_000\n[model.long.limits]\ntokens_per_hour = 1_000_000")
+    org = one.join(f"{quota} = 400\nrequests_per_day = 100\nconcurrent_requests = 10", parent=parent)
+
+    def bound(quota, whose=org):
+        return one.stage.metric("portcullis_quota_overspend_bound", org=whose, quota=quota)
+
+    def openly():
+        return one.stage.metric("portcullis_streams_active", org=org)
+
+    asked = body("chat", f"gpt-long-{fresh('tokens-500.tps-500.ttft-1000')}", stream=True)
+    connections = [one.connect(org) for _ in range(3)]
+    for connection in connections:
+        connection.send(connection.head(PATHS["chat"], asked))
+    eventually(lambda: openly() == streams, what="streams that have said nothing yet")
+    assert bound(quota) == streams * beyond
+    assert bound("requests_per_day") == bound("concurrent_requests") == 0
+    assert bound("long/tokens_per_hour", parent) == streams * (0 if mode == "hard" else REST)
+    for connection in connections:
+        with connection:
+            status, _ = connection.read_head()
+            assert status in (200, 429)
+            if status == 200:
+                until_cut(connection)
+    eventually(lambda: openly() == 0, what="their end")
+    real = spent(one.sent(asked["model"]))
+    assert real <= 400 + streams * beyond
+    assert (real > 400 + streams * STEP) == (beyond == REST), "a real over-spend, where the mode has one"
+    assert bound(quota) == 0
+
+
+@pytest.mark.parametrize(("mode", "maximum"), [("hard", None), ("bounded", 250), ("bounded", 200)])
+def test_an_answer_that_keeps_to_what_it_may_have_is_never_cut(request, mode, maximum):
+    """Its tokens are longer than what is assumed of a token: the estimate runs ahead of them, beyond the budget."""
+    one = request.getfixturevalue(mode)
+    org, model = one.join("tokens_per_day = 400"), f"gpt-long-{fresh('tokens-500')}"
+    with one.connect(org) as connection:
+        connection.send(connection.head(PATHS["chat"], body("chat", model, stream=True, maximum=maximum)))
+        _, headers = connection.read_head()
+        text, whole = until_cut(connection)
+    assert whole, text[-500:]
+    assert (maximum or 200) <= spent(one.sent(model)) == one.settled(org)["used"] <= 400
+    assert one.closed(headers)["ending"] == "complete"
+
+
+def test_an_answer_that_nothing_bounds_is_exported_as_that(post):
+    org = post.join('tokens_per_day = 100_000\ncost_per_day = "1.00"', models='"gpt-priced-*"')
+    with post.connect(org) as connection:
+        asked = body("chat", "gpt-priced-mock-tokens-100000.tps-50", stream=True)
+        connection.send(connection.head(PATHS["chat"], asked))
+        assert connection.read_head()[0] == 200
+        for quota in ("tokens_per_day", "cost_per_day"):
+            assert post.stage.metric("portcullis_quota_overspend_bound", org=org, quota=quota) == math.inf
 
 
 @pytest.mark.parametrize(

@@ -75,6 +75,18 @@ def test_nothing_that_is_there_is_overwritten(certs):
     assert before == {path.name: path.read_bytes() for path in (certs.folder / "certs").iterdir()}
 
 
+@pytest.mark.parametrize("there", ["partners-ca.key", "partners-ca.pem", "server.key", "server.pem", "partners.crl"])
+def test_init_makes_all_or_nothing(certs, there):
+    place = certs.folder / "certs"
+    place.mkdir(exist_ok=True)
+    (place / there).write_text("mine")
+    refused = certs("init")
+    assert refused.returncode in (1, 2) and there in refused.stderr
+    assert [path.name for path in place.iterdir()] == [there] and (place / there).read_text() == "mine"
+    (place / there).unlink()
+    done(certs("init"))
+
+
 def test_a_partners_certificate_passes_openssl_and_names_its_organization(certs):
     done(certs("init"))
     said = done(certs("issue", "--org", "acme", "--days", "30"))

@@ -602,8 +602,7 @@ def test_a_storm_of_reloads_loses_no_request_and_no_count(stage):
     for thread in threads:
         thread.start()
     answers, began = [], time.monotonic()
-    while (since := time.monotonic() - began) < 2:
-        number = len(answers)
+    for number in range(200):
         one.write_org("acme", limited(per_minute=500_000 + number % 7, per_day=400_000))
         answers.append(reload(one))
         time.sleep(max(0.0, began + (number + 1) / 100 - time.monotonic()))
@@ -611,7 +610,6 @@ def test_a_storm_of_reloads_loses_no_request_and_no_count(stage):
     for thread in threads:
         thread.join(10)
     assert {answer.status for answer in answers} == {200}
-    assert len(answers) >= 50, f"only {len(answers)} reloads in {since} s"
     assert set(statuses) == {200}
     assert one.limit("acme", "requests_per_day")["used"] == len(statuses)
     assert one.metric("portcullis_requests_total", org="acme", code="200") == len(statuses)

@@ -434,10 +434,10 @@ def test_a_signal_right_after_readiness_is_heard(stage, manager, attempt):
 
 def test_a_watchdog_is_fed(stage, manager):
     one = stage(start=False)
-    launch(one, NOTIFY_SOCKET=manager.path, WATCHDOG_USEC="1000000")
+    launch(one, NOTIFY_SOCKET=manager.path, WATCHDOG_USEC="2000000")
     manager.hear("READY=1")
     for _ in range(3):
-        manager.hear("WATCHDOG=1", within=1.0)
+        manager.hear("WATCHDOG=1", within=2.0)
     assert one.gateway.end() == 0
 
 

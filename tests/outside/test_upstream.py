@@ -24,7 +24,7 @@ import h2.errors
 import h2.events
 import pytest
 from cryptography.x509.oid import ExtendedKeyUsageOID
-from stage import H1, KEY, Authority, Reply, Stage, chat, eventually, fetch
+from stage import H1, KEY, Authority, Reply, Stage, chat, eventually, fetch, memory
 
 JSON = b"content-type: application/json\r\n"
 SSE = b"content-type: text/event-stream\r\n"
@@ -1018,8 +1018,8 @@ def test_a_head_that_does_not_come_is_upstream_timeout_and_costs_the_input(play,
         began = time.monotonic()
         late = client.ask(body=chat("hasty-1", max_tokens=500))
         assert (late.status, late.headers["portcullis-reason"]) == (504, "upstream_timeout"), late.body
-        assert 0.4 < time.monotonic() - began < 2
-        eventually(lambda: play.raw.calls[0].left_at, within=1, what="the end of the upstream call")
+        assert 0.4 < time.monotonic() - began < 3
+        eventually(lambda: play.raw.calls[0].left_at, within=3, what="the end of the upstream call")
         play.raw.script = answer(whole())
         assert client.ask(body=chat("hasty-1")).status == 200
     assert play.raw.calls[0].connection != play.raw.calls[1].connection
@@ -1045,10 +1045,10 @@ def test_an_answer_that_falls_silent_is_cut_with_upstream_timeout(play, protocol
     began = time.monotonic()
     got, clean = wire.rest()
     wire.connection.close()
-    assert not clean and 0.3 < time.monotonic() - began < 2
+    assert not clean and 0.3 < time.monotonic() - began < 3
     assert b"[DONE]" not in got
     assert (b'"upstream_timeout"' in got) == (form == "events"), got
-    eventually(lambda: play.raw.calls[0].left_at, within=1, what="the end of the upstream call")
+    eventually(lambda: play.raw.calls[0].left_at, within=3, what="the end of the upstream call")
     assert 0 < play.used()[0] - before[0] < 500
 
 
@@ -1137,11 +1137,6 @@ def test_the_head_is_forwarded_before_there_is_a_body(play, protocol):
 BIG = 64 << 20
 
 
-def memory(process):
-    status = pathlib.Path(f"/proc/{process.pid}/status").read_text()
-    return int(status.split("VmRSS:")[1].split()[0]) << 10
-
-
 @pytest.mark.parametrize("protocol", ["h1", "h2"])
 @pytest.mark.parametrize("form", ["json", "events"])
 def test_an_upstream_is_not_drained_faster_than_its_client_reads(play, protocol, form):
@@ -1159,7 +1154,7 @@ def test_an_upstream_is_not_drained_faster_than_its_client_reads(play, protocol,
         return True
 
     play.raw.script = script
-    before = memory(play.stage.gateway.process)
+    before = memory(play.stage)
     body = chat("raw-1", max_tokens=100) | ({"stream": True} | ASKED if form == "events" else {})
     with contextlib.closing((wire := Wire(play.stage, protocol, body)).connection):
         assert wire.head() == 200
@@ -1173,7 +1168,7 @@ def test_an_upstream_is_not_drained_faster_than_its_client_reads(play, protocol,
         eventually(is_halted, what="the halt")
         # The system's own buffers on the way hold a few MiB; the gateway's share is its memory.
         assert sent[0] < BIG // 3
-        assert memory(play.stage.gateway.process) - before < 8 << 20
+        assert memory(play.stage) - before < BIG // 4
         size = 0
         while got := wire.piece():
             digest.update(got)

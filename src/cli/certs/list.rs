@@ -18,7 +18,7 @@ use crate::trust::issue::{DevAuthority, Withdrawn};
 /// How long a list is fresh.
 const FRESH: Duration = Duration::from_secs(30 * super::DAY);
 /// Its file.
-const FILE: &str = "partners.crl";
+pub(super) const FILE: &str = "partners.crl";
 
 /// Signs the first list, which is empty.
 pub(super) fn begin(dir: &Path, authority: &DevAuthority, now: Wall) -> Done {

@@ -23,7 +23,7 @@ fn rate(unit: Unit, window: Window, limit: u64, remaining: u64) -> LimitView<'st
 
 fn told(dialect: Dialect, views: &[LimitView<'_>]) -> Vec<(String, String)> {
     let mut headers = HeaderMap::new();
-    limit_headers(dialect, views, &mut headers);
+    limit_headers(dialect, views, &Fixed::of(views), &mut headers);
     headers.iter().map(|(name, value)| (name.to_string(), value.to_str().unwrap().to_owned())).collect()
 }
 
@@ -139,7 +139,7 @@ proptest! {
     ) {
         let dialect = if anthropic { Dialect::Anthropic } else { Dialect::OpenAi };
         let mut headers = HeaderMap::new();
-        limit_headers(dialect, &views, &mut headers);
+        limit_headers(dialect, &views, &Fixed::of(&views), &mut headers);
         let told: Vec<_> = views.iter().filter(|view| !view.shadow).collect();
         for (header, parameter) in [(POLICY, "q"), (STATE, "r")] {
             let Some(value) = headers.get(&header) else {

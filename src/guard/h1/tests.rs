@@ -14,8 +14,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 
 use super::*;
 
-const PATIENCE: Limits =
-    Limits { head: Duration::from_secs(5), body: Duration::from_secs(5), idle: Duration::from_secs(5) };
+const PATIENCE: Limits = Limits { head: Duration::from_secs(5), idle: Duration::from_secs(5) };
 
 /// What the service saw: `METHOD target body`, or the refusal of a withheld head.
 async fn seen(pieces: Vec<Vec<u8>>) -> Vec<String> {

@@ -58,7 +58,7 @@ impl Journal {
         }
     }
 
-    /// Keeps the log by other rules from now on. Retention is applied when the next segment is complete.
+    /// Keeps the log by other rules from now on. Retention is applied within seconds, and whenever a segment is complete.
     pub fn follow(&self, rules: Rules) {
         self.inbox.follow(rules);
     }

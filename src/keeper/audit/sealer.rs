@@ -9,7 +9,8 @@ use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::Receiver;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::Duration;
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
@@ -21,6 +22,9 @@ use crate::audit::checkpoint::Checkpoint;
 use crate::audit::line::Head;
 use crate::audit::{Chain, Signer};
 use crate::clock::{Clock, Wall};
+
+/// How often it is looked whether retention was changed.
+const LOOK: Duration = Duration::from_secs(1);
 
 pub(super) struct Sealer {
     pub(super) directory: PathBuf,
@@ -35,23 +39,33 @@ impl Sealer {
     /// Packs what earlier runs left, then what comes, until the notary is gone.
     pub(super) fn run(&self, current: Number, complete: &Receiver<Number>) {
         yield_to_traffic();
-        self.tidy(current);
-        while let Ok(number) = complete.recv() {
-            if let Err(error) = self.seal(number) {
-                tracing::warn!(%error, segment = number.0, "an audit segment could not be packed");
+        // By which rule the old segments were last removed, all of them.
+        let mut kept = self.tidy(current);
+        let mut current = current;
+        loop {
+            match complete.recv_timeout(LOOK) {
+                Ok(number) => {
+                    if let Err(error) = self.seal(number) {
+                        tracing::warn!(%error, segment = number.0, "an audit segment could not be packed");
+                    }
+                    current = number.next();
+                }
+                Err(RecvTimeoutError::Timeout) if kept == Some(self.inbox.rules().keep) => continue,
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
             }
-            self.retire(number.next());
+            kept = self.retire(current);
         }
     }
 
-    fn tidy(&self, current: Number) {
-        let Ok(log) = Log::open(&self.directory) else { return };
+    fn tidy(&self, current: Number) -> Option<Option<Duration>> {
+        let log = Log::open(&self.directory).ok()?;
         for segment in log.segments().iter().filter(|segment| !segment.sealed && segment.number < current) {
             if let Err(error) = self.seal(segment.number) {
                 tracing::warn!(%error, segment = segment.number.0, "an audit segment could not be packed");
             }
         }
-        self.retire(current);
+        self.retire(current)
     }
 
     fn seal(&self, number: Number) -> io::Result<()> {
@@ -87,13 +101,17 @@ impl Sealer {
         Ok(true)
     }
 
-    /// Removes the segments before `current` that hold only records older than retention asks for.
-    fn retire(&self, current: Number) {
-        let Some(keep) = self.inbox.rules().keep else { return };
+    /// Removes the segments before `current` that hold only records older than retention asks for, and says by which
+    /// rule; `None` where that has to be tried again: the note that a segment hangs on may be on its way.
+    fn retire(&self, current: Number) -> Option<Option<Duration>> {
+        let rule = self.inbox.rules().keep;
+        let Some(keep) = rule else { return Some(None) };
         let before = Wall(self.clock.now().wall.0.saturating_sub(i64::try_from(keep.as_nanos()).unwrap_or(i64::MAX)));
         if let Err(error) = self.retire_before(before, current) {
             tracing::warn!(%error, "old audit segments could not be retired");
+            return None;
         }
+        Some(rule)
     }
 
     fn retire_before(&self, before: Wall, current: Number) -> io::Result<()> {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::clock::Now;
 use crate::limits::Plan;
-use crate::names::{AuthorityName, GroupId, OrgId};
+use crate::names::{AuthorityName, GroupId, Hashing, OrgId};
 use crate::policy::limits::{Compiled, Memory};
 use crate::policy::models::{Models, Pattern};
 use crate::policy::org::{Draft, Mark, ModelGrant, Org};
@@ -13,7 +13,7 @@ use crate::policy::org::{Draft, Mark, ModelGrant, Org};
 /// Everything that is built from organizations.
 pub(super) struct Built {
     pub orgs: BTreeMap<OrgId, Arc<Org>>,
-    pub marks: HashMap<(AuthorityName, Mark), (OrgId, usize)>,
+    pub marks: HashMap<(AuthorityName, Mark), (OrgId, usize), Hashing>,
     pub memory: Memory,
 }
 
@@ -44,7 +44,7 @@ pub(super) fn build(drafts: &[Draft], models: &Models, was: Option<&Memory>, now
             break;
         }
     }
-    let mut marks = HashMap::new();
+    let mut marks = HashMap::default();
     for org in orgs.values() {
         for (index, identity) in org.identities.iter().enumerate() {
             marks.insert((identity.authority.clone(), identity.mark.clone()), (org.id.clone(), index));
@@ -65,7 +65,7 @@ fn assemble(
         ancestors.iter().rev().map(|org| &org.id).chain([&id]).filter_map(|org| compiled.get(org)).collect();
     let groups: Vec<Option<GroupId>> =
         std::iter::once(None).chain(models.groups().iter().map(|group| Some(group.id.clone()))).collect();
-    let mut plans = HashMap::new();
+    let mut plans = HashMap::default();
     for purpose in draft.purposes.iter().map(|at| &at.value) {
         for group in &groups {
             let levels = line.iter().map(|compiled| compiled.level(purpose, group.as_ref(), memory)).collect();

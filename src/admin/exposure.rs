@@ -1,0 +1,65 @@
+//! By how much what is under way may still exceed each limit: the bound that the enforcement mode promises, counted over
+//! the streams that are open now.
+//!
+//! It looks and adds up; what bounds one stream was decided when it was admitted ([`Beyond`]).
+
+use std::collections::HashMap;
+
+use crate::ledger::Standing;
+use crate::limits::{Allowance, Beyond, Charge, Scope};
+use crate::names::OrgId;
+use crate::policy::Policy;
+use crate::registry::{Registry, StreamFacts};
+use crate::reserve::Rates;
+use crate::tokens::Usage;
+
+/// What open streams may use beyond their reservations, by whose limits they count against. `u64::MAX` is without bound.
+#[derive(Debug, Default)]
+pub(super) struct Exposure(HashMap<(OrgId, Scope), Most>);
+
+#[derive(Debug, Default)]
+struct Most {
+    budgets: Charge,
+    rates: Charge,
+}
+
+impl Exposure {
+    /// Of everything that is under way.
+    pub fn of(registry: &Registry, policy: &Policy) -> Exposure {
+        let mut exposure = Exposure::default();
+        for stream in registry.streams() {
+            exposure.add(&stream.facts, policy);
+        }
+        exposure
+    }
+
+    fn add(&mut self, facts: &StreamFacts, policy: &Policy) {
+        let StreamFacts { beyond: Beyond { budgets, rates }, org, purpose, group, .. } = facts;
+        if (*budgets, *rates) == (0, 0) {
+            return;
+        }
+        let Some(org) = policy.org(org.as_str()) else { return };
+        let priced = Rates::of(group.as_ref().and_then(|id| policy.models.group(id.as_str())).map(AsRef::as_ref));
+        let charge = |output: u64| priced.charge(0, &Usage { output, ..Usage::default() });
+        let (budgets, rates) = (charge(*budgets), charge(*rates));
+        let scopes = [(None, None), (Some(purpose), None), (None, group.as_ref()), (Some(purpose), group.as_ref())];
+        // Without a group there are two scopes, not four.
+        let scopes = scopes.iter().take(if group.is_some() { 4 } else { 2 });
+        for (owner, (purpose, model)) in org.line().flat_map(|org| scopes.clone().map(move |scope| (org, scope))) {
+            let scope = Scope { purpose: purpose.cloned(), model: model.cloned() };
+            let most = self.0.entry((owner.id.clone(), scope)).or_default();
+            (most.budgets, most.rates) = (most.budgets.plus(&budgets), most.rates.plus(&rates));
+        }
+    }
+
+    /// By how many units the limit that stands so may be exceeded at most.
+    pub fn beyond(&self, standing: &Standing) -> u64 {
+        let most = self.0.get(&(standing.org.clone(), standing.id.scope.clone()));
+        most.map_or(0, |most| match standing.allowance {
+            Allowance::Budget(_) => most.budgets.get(standing.unit()),
+            Allowance::Rate { .. } => most.rates.get(standing.unit()),
+            // Who is let in is counted, whatever they use.
+            Allowance::Concurrent(_) => 0,
+        })
+    }
+}

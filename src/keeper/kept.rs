@@ -1,0 +1,55 @@
+//! What is kept across restarts beside the ledger: small files of the state directory, each replaced whole.
+//!
+//! What is in them is somebody else's business; a file is never half written, and none is ever removed.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+/// Where one of them lies.
+#[derive(Debug, Clone)]
+pub struct Kept(PathBuf);
+
+impl Kept {
+    /// What was revoked by hand.
+    #[must_use]
+    pub fn withdrawals(state: &Path) -> Kept {
+        Kept(state.join("revoked.json"))
+    }
+
+    /// How far the authorities' revocation lists have come.
+    #[must_use]
+    pub fn crl_numbers(state: &Path) -> Kept {
+        Kept(state.join("crl-numbers.json"))
+    }
+
+    /// Reads it; `None` where there is no file.
+    ///
+    /// # Errors
+    /// When it cannot be read, or `parse` says that it is something else: then nobody may be let in, because it is not
+    /// known who was turned away.
+    pub fn load<T, E: std::fmt::Display>(&self, parse: impl Fn(&[u8]) -> Result<T, E>) -> io::Result<Option<T>> {
+        let wrong = |error: &dyn std::fmt::Display| io::Error::other(format!("{}: {error}", self.0.display()));
+        match std::fs::read(&self.0) {
+            Ok(bytes) => parse(&bytes).map(Some).map_err(|error| wrong(&error)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(wrong(&error)),
+        }
+    }
+
+    /// Replaces it, durably.
+    ///
+    /// # Errors
+    /// When it cannot be written: the old one stays.
+    pub fn save(&self, bytes: &[u8]) -> io::Result<()> {
+        let directory = self.0.parent().unwrap_or(Path::new("."));
+        std::fs::create_dir_all(directory)?;
+        let fresh = self.0.with_extension("new");
+        let mut file = File::create(&fresh)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        std::fs::rename(&fresh, &self.0)?;
+        // The rename is durable once the directory is.
+        File::open(directory)?.sync_all()
+    }
+}

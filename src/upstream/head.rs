@@ -1,0 +1,262 @@
+//! The head of an upstream's answer (RFC 9112 §4): judged once, and taken apart into what may cross to the client.
+//!
+//! Pure. Redirects, protocol switches, compressed answers and doubled or doubtful framing are refused here; nothing
+//! that is not named here reaches a client.
+
+use bytes::{Bytes, BytesMut};
+use http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
+use http::{HeaderMap, StatusCode};
+
+use super::framing::Framing;
+
+/// What crosses from the upstream's head to the client's, by name.
+const CROSS: [HeaderName; 7] = [
+    CONTENT_TYPE,
+    CACHE_CONTROL,
+    RETRY_AFTER,
+    HeaderName::from_static("retry-after-ms"),
+    HeaderName::from_static("x-should-retry"),
+    HeaderName::from_static("openai-processing-ms"),
+    HeaderName::from_static("openai-version"),
+];
+
+/// Bytes of a head, its end included.
+const MOST_BYTES: usize = 64 * 1024;
+/// Lines of a head after the status line.
+const MOST_LINES: usize = 64;
+/// Room for a client's whole head: what crosses, and what this gateway adds.
+const ROOM: usize = 24;
+
+/// What a client may learn of an upstream's head.
+#[derive(Debug)]
+pub struct Head {
+    /// Neither informational nor a redirect.
+    pub status: StatusCode,
+    /// Those fields that cross, with room for ours.
+    pub headers: HeaderMap,
+    /// The upstream's own id for the request, under either vendor's name.
+    pub request_id: Option<HeaderValue>,
+    /// How the body that follows is framed.
+    pub(super) framing: Framing,
+    /// The connection may carry another exchange afterwards.
+    pub(super) keeps: bool,
+}
+
+/// Takes the head of the final answer off `held`, and the informational heads before it. `None`: more is to come.
+/// `seen` is how much of `held` was looked through without an end; it begins at 0.
+///
+/// # Errors
+/// Why the answer may not be passed on.
+pub(super) fn take(held: &mut BytesMut, seen: &mut usize) -> Result<Option<Head>, String> {
+    const BEGINNING: &[u8] = b"HTTP/1.";
+    loop {
+        if held.iter().zip(BEGINNING).any(|(came, due)| came != due) {
+            return Err("not an answer in HTTP/1".into());
+        }
+        let Some(end) = end(held, *seen) else {
+            *seen = held.len();
+            return if held.len() > MOST_BYTES { Err("a head that is too large".into()) } else { Ok(None) };
+        };
+        *seen = 0;
+        if end > MOST_BYTES {
+            return Err("a head that is too large".into());
+        }
+        let head = read(&held.split_to(end).freeze())?;
+        if head.is_some() {
+            return Ok(head);
+        }
+    }
+}
+
+/// Behind the first blank line.
+fn end(bytes: &[u8], seen: usize) -> Option<usize> {
+    let mut at = seen.saturating_sub(3);
+    while let Some(found) = memchr::memchr(b'\n', bytes.get(at..)?) {
+        at += found + 1;
+        match bytes.get(at..)? {
+            [b'\n', ..] => return Some(at + 1),
+            [b'\r', b'\n', ..] => return Some(at + 2),
+            _ => {}
+        }
+    }
+    None
+}
+
+/// Judges one complete head; `None` when it is informational, and another one follows.
+fn read(bytes: &Bytes) -> Result<Option<Head>, String> {
+    let mut lines = [httparse::EMPTY_HEADER; MOST_LINES];
+    let mut parsed = httparse::Response::new(&mut lines);
+    match parsed.parse(bytes) {
+        Ok(httparse::Status::Complete(length)) if length == bytes.len() => {}
+        Ok(_) => return Err("a malformed head".into()),
+        Err(error) => return Err(format!("a malformed head: {error}")),
+    }
+    let status = parsed.code.and_then(|code| StatusCode::from_u16(code).ok()).ok_or("no status")?;
+    match status.as_u16() {
+        100 | 102..=199 => return Ok(None),
+        101 | 300..=399 => return Err(format!("status {status}")),
+        _ => {}
+    }
+    let old = parsed.version != Some(1);
+    let mut fields = Fields::default();
+    let mut headers = HeaderMap::with_capacity(ROOM);
+    for line in &*parsed.headers {
+        if let Some(name) = CROSS.iter().find(|name| line.name.eq_ignore_ascii_case(name.as_str())) {
+            headers.append(name.clone(), value(bytes, line.value)?);
+        } else {
+            fields.note(line, bytes)?;
+        }
+    }
+    if status.is_success() && fields.compressed {
+        return Err("a compressed answer".into());
+    }
+    let (framing, framed) = match (fields.length, fields.chunked) {
+        (Some(_), true) => return Err("both content-length and transfer-encoding".into()),
+        (_, true) if old => return Err("transfer-encoding in HTTP/1.0".into()),
+        // RFC 9110 §15.3.5: whatever its head says, there is no body; what comes in its place is nobody's.
+        (length, chunked) if status == StatusCode::NO_CONTENT => {
+            (Framing::Length(0), !chunked && length.is_none_or(|length| length == 0))
+        }
+        (Some(length), false) => (Framing::Length(length), true),
+        (None, true) => (Framing::chunked(), true),
+        (None, false) => (Framing::ToTheEnd, false),
+    };
+    let keeps = framed && fields.keep_alive.unwrap_or(!old);
+    Ok(Some(Head { status, headers, request_id: fields.request_id, framing, keeps }))
+}
+
+/// What the fields that do not cross say.
+#[derive(Default)]
+struct Fields {
+    length: Option<u64>,
+    chunked: bool,
+    compressed: bool,
+    keep_alive: Option<bool>,
+    request_id: Option<HeaderValue>,
+}
+
+impl Fields {
+    fn note(&mut self, line: &httparse::Header<'_>, bytes: &Bytes) -> Result<(), String> {
+        let named = |name: &str| line.name.eq_ignore_ascii_case(name);
+        let value_is = |word: &str| line.value.eq_ignore_ascii_case(word.as_bytes());
+        if named("content-length") {
+            if self.length.is_some() {
+                return Err("more than one content-length".into());
+            }
+            self.length = Some(length(line.value).ok_or("a content-length that is no number")?);
+        } else if named("transfer-encoding") {
+            if self.chunked || !value_is("chunked") {
+                return Err("a transfer-encoding other than chunked".into());
+            }
+            self.chunked = true;
+        } else if named("connection") {
+            for word in line.value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii) {
+                if word.eq_ignore_ascii_case(b"close") {
+                    self.keep_alive = Some(false);
+                } else if word.eq_ignore_ascii_case(b"keep-alive") {
+                    self.keep_alive.get_or_insert(true);
+                }
+            }
+        } else if named("content-encoding") {
+            self.compressed |= !value_is("identity");
+        } else if named("x-request-id") || (named("request-id") && self.request_id.is_none()) {
+            self.request_id = Some(value(bytes, line.value)?);
+        }
+        Ok(())
+    }
+}
+
+/// A field's value, sharing the head's bytes.
+fn value(head: &Bytes, part: &[u8]) -> Result<HeaderValue, String> {
+    HeaderValue::from_maybe_shared(head.slice_ref(part)).map_err(|_| "a header value with control characters".into())
+}
+
+fn length(value: &[u8]) -> Option<u64> {
+    let value = value.trim_ascii();
+    let digits = !value.is_empty() && value.len() <= 18 && value.iter().all(u8::is_ascii_digit);
+    digits.then(|| value.iter().fold(0, |number, digit| number * 10 + u64::from(digit - b'0')))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn judged(head: &str) -> Result<Head, String> {
+        let mut held = BytesMut::from(head);
+        let head = take(&mut held, &mut 0).map(|head| head.expect("a whole head"));
+        assert!(head.is_err() || held.is_empty());
+        head
+    }
+
+    #[test]
+    fn an_answer_is_framed_as_it_says_or_refused() {
+        let framed =
+            |lines: &str| judged(&format!("HTTP/1.1 200 OK\r\n{lines}\r\n")).map(|head| (head.framing, head.keeps));
+        assert_eq!(framed("content-length: 7\r\n"), Ok((Framing::Length(7), true)));
+        assert_eq!(framed("Transfer-Encoding: Chunked\r\n"), Ok((Framing::chunked(), true)));
+        assert_eq!(framed("content-length: 7\r\nconnection: x, Close\r\n"), Ok((Framing::Length(7), false)));
+        assert_eq!(framed(""), Ok((Framing::ToTheEnd, false)));
+        for crooked in [
+            "content-length: 1\r\ncontent-length: 1\r\n",
+            "content-length: 1, 1\r\n",
+            "content-length: +1\r\n",
+            "content-length:\r\n",
+            "content-length: 1\r\ntransfer-encoding: chunked\r\n",
+            "transfer-encoding: chunked\r\ntransfer-encoding: chunked\r\n",
+            "transfer-encoding: gzip, chunked\r\n",
+            "content-encoding: gzip\r\n",
+            "content-length : 1\r\n",
+            "a: b\r\n folded\r\n",
+        ] {
+            assert!(framed(crooked).is_err(), "{crooked}");
+        }
+    }
+
+    #[test]
+    fn what_keeps_its_connection_says_so() {
+        let keeps = |head: &str| judged(head).map(|head| (head.framing, head.keeps));
+        assert_eq!(keeps("HTTP/1.0 200 OK\r\ncontent-length: 1\r\n\r\n"), Ok((Framing::Length(1), false)));
+        let asked = "HTTP/1.0 200 OK\r\ncontent-length: 1\r\nconnection: keep-alive\r\n\r\n";
+        assert_eq!(keeps(asked), Ok((Framing::Length(1), true)));
+        assert_eq!(keeps("HTTP/1.1 204 No\r\n\r\n"), Ok((Framing::Length(0), true)));
+        assert_eq!(keeps("HTTP/1.1 204 No\r\ncontent-length: 5\r\n\r\n"), Ok((Framing::Length(0), false)));
+        assert!(keeps("HTTP/1.0 200 OK\r\ntransfer-encoding: chunked\r\n\r\n").is_err());
+    }
+
+    #[test]
+    fn informational_heads_are_passed_over_and_a_switch_is_not() {
+        let both = "HTTP/1.1 103 Early Hints\r\nx: 1\r\n\r\nHTTP/1.1 200 OK\r\nx-request-id: a\r\n\r\n";
+        let head = judged(both).expect("a head");
+        assert_eq!((head.status, head.request_id), (StatusCode::OK, Some(HeaderValue::from_static("a"))));
+        assert!(judged("HTTP/1.1 101 Switching Protocols\r\n\r\n").is_err());
+        assert!(judged("HTTP/1.1 302 Found\r\n\r\n").is_err());
+    }
+
+    #[test]
+    fn a_head_in_pieces_is_the_same_head() {
+        let whole = b"HTTP/1.1 200 OK\r\ncontent-type: a/b\r\ncontent-length: 2\r\n\r\n{}";
+        for size in 1..whole.len() {
+            let (mut held, mut seen, mut found) = (BytesMut::new(), 0, None);
+            for piece in whole.chunks(size) {
+                held.extend_from_slice(piece);
+                if found.is_none() {
+                    found = take(&mut held, &mut seen).expect("a fine head");
+                }
+            }
+            let head = found.expect("a whole head");
+            assert_eq!(
+                (head.framing, head.headers.get("content-type")),
+                (Framing::Length(2), Some(&HeaderValue::from_static("a/b")))
+            );
+            assert_eq!(&held[..], b"{}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_head_is_told_at_once_and_an_endless_one_is_bounded() {
+        assert!(take(&mut BytesMut::from("SSH-2.0"), &mut 0).is_err());
+        assert!(take(&mut BytesMut::from("HT"), &mut 0).expect("may become one").is_none());
+        let endless = format!("HTTP/1.1 200 OK\r\na: {}", "b".repeat(MOST_BYTES));
+        assert!(take(&mut BytesMut::from(endless.as_str()), &mut 0).is_err());
+    }
+}

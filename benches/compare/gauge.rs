@@ -61,6 +61,9 @@ pub fn files() -> u64 {
     getrlimit(Resource::Nofile).current.unwrap_or(FILES)
 }
 
+/// Of a core, by anybody who has no part in this: more than that disturbs.
+pub const DISTURBANCE: f64 = 0.1;
+
 /// What was used between two readings, in seconds of one core.
 #[derive(Debug, Clone, Copy)]
 pub struct Used {
@@ -176,6 +179,20 @@ pub fn memory(root: u32) -> io::Result<u64> {
 
 fn ticks_per_second() -> f64 {
     rustix::param::clock_ticks_per_second() as f64
+}
+
+/// Waits until nobody else is busy, but no longer than that.
+pub async fn calm(within: Duration) -> io::Result<()> {
+    let deadline = now() + within.as_micros() as u64;
+    while now() < deadline {
+        let window = Window::open(None)?;
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        let used = window.close()?;
+        if used.others / used.seconds < DISTURBANCE {
+            break;
+        }
+    }
+    Ok(())
 }
 
 /// Waits until `ask` has an answer.

@@ -8,7 +8,7 @@ use std::io;
 use std::rc::Rc;
 use std::time::Duration;
 
-use crate::gauge::files;
+use crate::gauge::{calm, files};
 use crate::load::{self, Bout, Question, Run, kilobytes};
 use crate::peers::{Peer, Running, two_organizations};
 use crate::place::Place;
@@ -108,6 +108,7 @@ pub async fn draw(curve: Curve, upstream: &Rc<Upstream>, gateway: &str, seconds:
     for size in curve.sizes() {
         let place = Place::make()?;
         curve.configure(&place, size)?;
+        calm(Duration::from_secs(30)).await?;
         let running = Running::start(Peer::Portcullis, &place, upstream.address, gateway).await?;
         let bout = Bout { place: &place, upstream, running: &running, seconds };
         let run = curve.at(size, &bout).await?;

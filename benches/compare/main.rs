@@ -30,6 +30,7 @@ mod work;
 use std::io;
 use std::process::ExitCode;
 use std::rc::Rc;
+use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
 use tokio::task::LocalSet;
@@ -89,6 +90,8 @@ enum What {
 
 /// A disturbed run is repeated so many times.
 const RETRIES: usize = 2;
+/// How long a run waits for others to be done.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 fn main() -> ExitCode {
     let options = Options::parse();
@@ -163,6 +166,7 @@ async fn one_run(
 ) -> io::Result<Vec<(&'static str, work::Figure)>> {
     let mut tries = 0;
     loop {
+        gauge::calm(PATIENCE).await?;
         let running = Running::start(peer, place, upstream.address, &options.gateway).await?;
         let bout = Bout { place, upstream, running: &running, seconds: options.sizes.seconds };
         let run = work.run(&bout, &options.sizes).await?;

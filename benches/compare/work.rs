@@ -5,6 +5,7 @@
 use std::io;
 use std::time::Duration;
 
+use crate::gauge::DISTURBANCE;
 use crate::load::{self, Bout, Question, Run};
 use crate::peers::Peer;
 use crate::upstream::Pace;
@@ -124,8 +125,6 @@ impl Work {
 
 /// A gateway that waits for load half of its time is woken for less work at once, which costs it more.
 const HALF: f64 = 0.5;
-/// Of a core, by anybody who has no part in this.
-const DISTURBANCE: f64 = 0.1;
 /// Of the load's core; beyond it, chunks wait for the load to read them.
 const HURRY: f64 = 0.95;
 

@@ -1,7 +1,7 @@
 //! The turnstile: how often one origin may begin a handshake, where the operator says so.
 //!
 //! It protects the processor from those whom nobody knows yet, and does nothing else: whoever is known has quotas. It
-//! refuses before a byte is read, and remembers no more than [`SLOTS`], however many addresses come.
+//! refuses before a byte is read, and remembers no more than a fixed number of places, however many addresses come.
 
 use std::hash::{BuildHasher, RandomState};
 use std::num::NonZeroU32;

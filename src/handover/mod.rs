@@ -5,7 +5,7 @@
 //! 2. The old one closes its door (who comes now waits in the queue of the listener, which was passed on), writes its
 //!    marks with every open reservation in full, ends its part of the audit log with a signed checkpoint, and lets go.
 //! 3. The new one goes on from there and opens. What the old one still settles, or has to record, it tells the new one,
-//!    as an [`elder`]; what cannot be told stays counted in full.
+//!    as an `elder`; what cannot be told stays counted in full.
 //!
 //! State and audit log have one writer at every moment.
 

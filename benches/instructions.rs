@@ -2,8 +2,8 @@
 //!
 //! `cargo bench --profile release --bench instructions` runs each step under valgrind (callgrind), twice with different numbers of turns;
 //! the difference is the step. It fails when a step takes 3 % more than written; `-- --write` writes what is found.
-//! Unlike time, the count does not depend on what else the machine does. It depends on the compiler: under another
-//! version than the written one nothing is judged, and that is said.
+//! Unlike time, the count does not depend on what else the machine does. It depends on compiler and processor: where
+//! they are others than those written down, nothing is judged, and that is said.
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "what it prints is its product")]
 #![expect(clippy::cast_precision_loss, reason = "figures for people")]
@@ -135,9 +135,13 @@ fn read(text: &str) -> (&str, BTreeMap<&str, u64>) {
     (compiler, figures.collect())
 }
 
+/// What the count depends on beside the code: compiler, and processor, by whose abilities libraries choose their loops.
 fn compiler() -> Fallible<String> {
     let output = Command::new(std::env::var("RUSTC").unwrap_or_else(|_| "rustc".into())).arg("--version").output()?;
-    Ok(format!("{} {}", String::from_utf8_lossy(&output.stdout).trim(), std::env::consts::ARCH))
+    let processors = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let named = processors.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
+    let processor = named.map_or(std::env::consts::ARCH, |(_, name)| name.trim());
+    Ok(format!("{} on {processor}", String::from_utf8_lossy(&output.stdout).trim()))
 }
 
 /// Instructions that the first thread of a run under valgrind takes; others only write what it hands them.

@@ -56,6 +56,8 @@ pub(super) async fn wind_down(
     shutdown: &mut impl Shutdown,
 ) {
     let occasion = occasion(desk, estate, stop, shutdown).await;
+    // Nobody is offered a listener any more, and a handle on one would keep the closed door ajar.
+    estate.lobby = Arc::default();
     let gateway = &desk.gateway;
     let drain = gateway.current().policy.listen.drain;
     let streams = gateway.registry.stream_count();

@@ -10,7 +10,6 @@ pub use visit::{Station, Visit};
 use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
@@ -86,7 +85,8 @@ pub async fn serve(visit: Rc<Visit>, leash: Rc<Leash>, request: Request<Incoming
     let mut story = Some(record);
     let underway = visit.watch.begin();
     let answered = {
-        let mut work = pin!(exchange(&visit, &snapshot, &leash, head, &mut body, &mut story, &mut manner));
+        // By itself in memory: when all is said but the client's body still comes, what the exchange needed is gone.
+        let mut work = Box::pin(exchange(&visit, &snapshot, &leash, head, &mut body, &mut story, &mut manner));
         poll_fn(|cx| contained(|| work.as_mut().poll(cx))).await
     };
     let mut response = match answered {

@@ -282,6 +282,12 @@ impl Registry {
         self.0.streams.iter().map(|entry| entry.value().clone()).collect()
     }
 
+    /// Whether a stream is still in the register.
+    #[must_use]
+    pub fn holds(&self, stream: &Stream) -> bool {
+        self.0.streams.contains_key(&stream.number)
+    }
+
     /// How many connections live.
     #[must_use]
     pub fn connection_count(&self) -> usize {

@@ -63,14 +63,15 @@ pub fn end_all(gateway: &Gateway) {
     });
 }
 
-/// Waits until the streams of a sweep have left the register, and measures how long that took.
-pub async fn measure(gateway: &Gateway, streams: Vec<Arc<Stream>>, trigger: Now) {
+/// Waits until the streams of a sweep have left the register, and measures how long that took. How long their clients
+/// then take to close their connections is another matter.
+pub async fn measure(gateway: &Gateway, mut streams: Vec<Arc<Stream>>, trigger: Now) {
     if streams.is_empty() {
         return;
     }
-    // A stream that left is held by nobody but this list.
     for _ in 0..1000 {
-        if streams.iter().all(|stream| Arc::strong_count(stream) == 1) {
+        streams.retain(|stream| gateway.registry.holds(stream));
+        if streams.is_empty() {
             break;
         }
         tokio::time::sleep(Duration::from_millis(5)).await;

@@ -8,6 +8,7 @@ import contextlib
 import datetime
 import json
 import os
+import pathlib
 import re
 import socket
 import ssl
@@ -22,6 +23,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from http2 import H2
+from many import Readers
 from stage import DAY, H1, Authority, Stage, Streaming, chat, eventually, fetch, replace
 
 MODEL, OTHER_MODEL = "mock-tokens-100000.tps-50", "mock-tokens-90000.tps-50"
@@ -953,50 +955,65 @@ def test_a_list_that_goes_stale_closes_the_door_loudly_and_its_successor_opens_i
 SLOW = "mock-tokens-100000.tps-2"
 
 
-@pytest.fixture
-def crowd(place):
-    """A gateway, and 300 streams of acme on 30 connections, one third of them HTTP/2."""
+def queued(stage):
+    """For each thread of the gateway, the seconds for which it could have run but had no core."""
+    tasks = pathlib.Path(f"/proc/{stage.gateway.process.pid}/task").iterdir()
+    return {task.name: int((task / "schedstat").read_text().split()[1]) / 1e9 for task in tasks}
+
+
+def gaps(stream, since, until):
+    """The pauses between what came in this span."""
+    times = [came for came in stream.times if since <= came <= until]
+    return [after - before for before, after in zip(times, times[1:])]
+
+
+def test_a_thousand_streams_are_cut_at_once_each_is_told_why_and_the_neighbours_notice_nothing(place):
+    """A thousand streams of acme on a hundred connections, half of them HTTP/1.1, and eight of globex beside them.
+
+    From the trigger to the last stream, the gateway's own clock may show 250 ms, less what its threads waited for a core
+    that others had: that is more than the promise, which is of the 99th of a hundred. The client's clock holds every
+    last byte to a second; finer than that, it would measure how a reader in Python takes in a thousand endings at once.
+    """
     one = place()
-    single = [Streaming(one, SLOW) for _ in range(20)]
-    shared = [H2(one) for _ in range(10)]
-    streams = single + [connection.send(body=streamed(SLOW)) for connection in shared for _ in range(28)]
-    eventually(lambda: one.metric("portcullis_streams_active", org="acme") == 300, what="300 streams")
-    eventually(lambda: all(stream.pieces for stream in streams), what="a first piece of each")
-    yield one, streams
-    for connection in [*single, *shared]:
-        connection.close()
-
-
-def test_three_hundred_streams_are_cut_within_a_second_and_the_neighbour_notices_nothing(crowd):
-    one, streams = crowd
-    with contextlib.closing(Streaming(one, OTHER_MODEL, "globex", **OTHERWISE)) as beside:
-        eventually(lambda: len(beside.pieces) > 50, what="the neighbour's normal spread")
-        pulled = by_command("--org", "acme")(one)
+    with Readers() as readers:
+        streams, beside = [], []
+        for _ in range(50):
+            streams += readers.open(one, SLOW) + readers.open(one, SLOW, shared=19)
+        for _ in range(4):
+            beside += readers.open(one, OTHER_MODEL, "globex", **OTHERWISE)
+        beside += readers.open(one, OTHER_MODEL, "globex", shared=4, **OTHERWISE)
+        readers.start()
+        assert len(streams) == 1000
+        eventually(lambda: all(stream.times for stream in streams + beside), 30, what="a first piece of each")
+        assert one.metric("portcullis_streams_active", org="acme") == 1000
+        began = time.monotonic()
+        eventually(lambda: all(len(gaps(stream, began, time.monotonic())) > 100 for stream in beside), what="a normal spread")
+        pulled, waited = time.monotonic(), queued(one)
+        assert fetch(one.admin + "/-/revoke", {"organization": "acme"}).status == 200
         eventually(lambda: all(stream.ended for stream in streams), 5, what="the end of all")
+        waited = max(since - waited.get(thread, 0) for thread, since in queued(one).items())
         late = sorted(stream.ended_at - pulled for stream in streams)
-        assert late[-1] < IN_TIME, (late[0], late[-1])
-        untouched(beside, pulled)
-        times = [came for came, _ in beside.pieces]
-        gaps = [(after - before, before > pulled - 0.1) for before, after in zip(times, times[1:])]
-        usual = max(gap for gap, then in gaps if not then)
-        assert max(gap for gap, then in gaps if then) < 2 * usual + 0.1, usual
-    assert not [stream for stream in streams if stream.ended == "complete" or "[DONE]" in stream.text]
-    assert one.metric("portcullis_severed_streams_total", org="acme", cause="organization_suspended") == 300
-    assert one.metric("portcullis_streams_total", org="acme", end="severed") == 300
+        assert late[-1] < IN_TIME, [round(late[at], 3) for at in (0, 499, 989, 999)]
+        over = pulled + late[-1] + 1
+        eventually(lambda: all(stream.times[-1] > over for stream in beside), 5, what="more of the neighbours' streams")
+        assert not any(stream.ended for stream in beside)
+        usual = max(gap for stream in beside for gap in gaps(stream, began, pulled))
+        longest = max(gap for stream in beside for gap in gaps(stream, pulled - 0.1, over))
+        assert longest < 2 * usual + 0.25, (longest, usual)
+    assert not [stream for stream in streams if stream.ended == "complete"]
+    # What cannot be told within 400 ms of the cut is not told any more.
+    untold = [stream.ended_at - pulled for stream in streams if b"organization_suspended" not in stream.last]
+    assert all(after > 0.4 for after in untold), (len(untold), min(untold))
+    assert one.metric("portcullis_severed_streams_total", org="acme", cause="organization_suspended") == 1000
+    assert one.metric("portcullis_severed_streams_total") == 1000
+    assert one.metric("portcullis_streams_total", org="acme", end="severed") == 1000
     eventually(lambda: one.metric("portcullis_revocation_seconds_count") == 1, what="the measurement")
-    assert one.metric("portcullis_revocation_seconds_sum") < 1
+    took = one.metric("portcullis_revocation_seconds_sum")
+    assert took - waited <= 0.25, (took, waited)
+    assert abs(took - late[-1]) < 0.25, "both clocks agree"
 
     def endings():
         return [line["ending"] for line in one.audit() if line["kind"] == "closed" and line["organization"] == "acme"]
 
-    eventually(lambda: endings() == ["severed"] * 300, what="300 closing records")
+    eventually(lambda: endings() == ["severed"] * 1000, what="1,000 closing records")
     eventually(lambda: one.metric("portcullis_connections_active", listener="partners") == 0, 3, what="their end")
-
-
-def test_every_one_of_three_hundred_readers_is_told_why(crowd):
-    """All of them take what comes; that the gateway has much to do at this moment is not their fault."""
-    one, streams = crowd
-    one.run("revoke", "--org", "acme", check=True)
-    eventually(lambda: all(stream.ended for stream in streams), 5, what="the end of all")
-    told = [events(stream.text)[-1][1] for stream in streams]
-    assert sum("organization_suspended" in data for data in told) == 300

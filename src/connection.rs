@@ -104,11 +104,7 @@ fn serve_h1(visit: Visit, stream: tls::ServerStream<Socket>, handle: &Handle) ->
     let leash: Rc<RefCell<Rc<Leash>>> = Rc::default();
     let service = Lead { visit: visit.clone(), next: leash.clone(), socket: handle.clone() };
     let mut builder = http1::Builder::new();
-    builder
-        .max_buf_size(64 * 1024)
-        .half_close(false)
-        .header_read_timeout(None)
-        .timer(TokioTimer::new());
+    builder.max_buf_size(64 * 1024).half_close(false).header_read_timeout(None).timer(TokioTimer::new());
     let mut connection = Box::pin(builder.serve_connection(TokioIo::new(stream), service));
     async move {
         let cut = || leash.borrow().cause().is_some();

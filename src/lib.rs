@@ -18,11 +18,11 @@
 //! | floor | modules |
 //! |---|---|
 //! | 6 commands | `remote`, `mock`, `demo`, `cli` |
-//! | 5 assembly | `drain`, `snapshot`, `tenure`, `failure`, `selfservice`, `gateway`, `withdraw`, `waiting`, `turnstile`, `connection`, `worker`, `door`, `reload`, `admin`, `server` |
+//! | 5 assembly | `drain`, `snapshot`, `tenure`, `failure`, `selfservice`, `gateway`, `withdraw`, `waiting`, `turnstile`, `connection`, `worker`, `door`, `reload`, `admin`, `handover`, `server` |
 //! | 4 exchange | `record`, `body`, `cut`, `upstream`, `reserve`, `meter`, `answer` |
 //! | 3 wire | `deadline`, `descriptors`, `socket`, `tls`, `guard`, `dialect`, `usage` |
 //! | 2 judgement | `gate`, `identify`, `admit` |
-//! | 1 facts | `trust`, `policy`, `ledger`, `registry`, `audit`, `metrics` |
+//! | 1 facts | `traces`, `trust`, `policy`, `ledger`, `registry`, `audit`, `metrics` |
 //! | 0 words | `names`, `clock`, `tokens`, `limits`, `outcome`, `peer`, `ask` |
 //!
 //! Beside the floors stands `keeper`, which owns files: audit segments and the ledger's durable marks. Everything
@@ -54,6 +54,7 @@ pub mod ledger;
 pub mod metrics;
 pub mod policy;
 pub mod registry;
+pub mod traces;
 pub mod trust;
 
 pub mod keeper;
@@ -85,6 +86,7 @@ pub mod door;
 pub mod drain;
 pub mod failure;
 pub mod gateway;
+pub mod handover;
 pub mod reload;
 pub mod selfservice;
 pub mod server;

@@ -23,6 +23,7 @@ use crate::names::{CaseRef, ModelName, OrgId, PurposeId, UpstreamName};
 use crate::outcome::{Code, Ending, Refusal};
 use crate::peer::Sha256;
 use crate::tokens::{Nano, Usage};
+use crate::traces::{Exchange, Traces};
 pub use line::Origin;
 use line::{End, Line};
 
@@ -34,6 +35,8 @@ pub struct Recorder {
     pub metrics: Arc<Metrics>,
     /// What dates them.
     pub clock: Clock,
+    /// Where spans go.
+    pub traces: Traces,
     ids: RequestIds,
 }
 
@@ -41,13 +44,19 @@ impl Recorder {
     /// A recorder whose request ids begin at a random place.
     #[must_use]
     pub fn new(journal: Journal, metrics: Arc<Metrics>, clock: Clock) -> Arc<Recorder> {
-        Arc::new(Recorder { journal, metrics, clock, ids: RequestIds::new() })
+        Recorder::tracing(journal, metrics, clock, Traces::default())
+    }
+
+    /// As [`Recorder::new`], with somewhere to send spans.
+    #[must_use]
+    pub fn tracing(journal: Journal, metrics: Arc<Metrics>, clock: Clock, traces: Traces) -> Arc<Recorder> {
+        Arc::new(Recorder { journal, metrics, clock, traces, ids: RequestIds::new() })
     }
 
     /// A recorder for one worker: its tasks are woken together when their lines are written.
     #[must_use]
     pub fn for_worker(&self) -> Arc<Recorder> {
-        Recorder::new(self.journal.lane(), self.metrics.clone(), self.clock.clone())
+        Recorder::tracing(self.journal.lane(), self.metrics.clone(), self.clock.clone(), self.traces.clone())
     }
 
     /// Opens the record of a request that has just arrived.
@@ -251,6 +260,7 @@ impl Record {
         }
         let now = self.recorder.clock.now();
         self.story.count(&self.recorder.metrics, self.place.is_some(), ending, reason, now);
+        self.recorder.traces.tell(|| self.story.exchange(ending, reason, now));
         let line = self.story.line(Some(ending), reason, now);
         match self.place.take() {
             Some(place) => place.close(line),
@@ -293,6 +303,26 @@ impl Story {
             let figures = metrics.model(model);
             self.series.charged(&figures, model, &settlement.usage, settlement.cost, settlement.kind);
             self.series.settled(reserved.map_or(0, |usage| usage.total()), settlement.usage.total());
+        }
+    }
+
+    /// What a span tells of it.
+    fn exchange(&self, ending: Ending, reason: Option<Code>, now: Now) -> Exchange<'_> {
+        let Facts { traceparent, route, org, purpose, model, upstream, status, settlement, .. } = &self.facts;
+        Exchange {
+            request_id: &self.request_id,
+            traceparent: traceparent.as_deref(),
+            route: route.map(Route::as_str),
+            org: org.as_ref(),
+            purpose: purpose.as_ref(),
+            model: model.as_ref(),
+            upstream: upstream.as_ref(),
+            status: *status,
+            ending,
+            reason,
+            usage: settlement.map(|settlement| settlement.usage),
+            opened: self.opened.wall,
+            closed: now.wall,
         }
     }
 

@@ -3,10 +3,13 @@
 //! Sockets, clock and the wish to stop come in as arguments, so that tests bind free ports and turn time by hand. One
 //! thread holds the door, the admin side, reloads and signals; the workers hold the connections.
 
+mod ending;
+
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -15,25 +18,30 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use crate::admin::{self, Desk, Listener, Scope, UnixSocket};
 use crate::audit::Fields;
-use crate::audit::told::{Drained, Started};
+use crate::audit::told::Started;
 use crate::body::Room;
 use crate::clock::{Clock, Wall};
 use crate::door;
-use crate::drain::{Drain, Phase};
+use crate::drain::Drain;
 use crate::gateway::Gateway;
+use crate::handover::{self, Elder, Lobby, Taken};
 use crate::keeper::audit::{AuditLog, Options};
+use crate::keeper::doorstep::{Doorstep, Listening, Predecessor, Role};
 use crate::keeper::kept::Kept;
 use crate::keeper::marks::Marks;
 use crate::keeper::numbers::Numbers;
 use crate::metrics::Metrics;
-use crate::policy::{self, AdminAddress, Mistakes, Policy, Revocations};
+use crate::policy::{self, AdminAddress, LogSettings, Mistakes, Policy, Revocations};
 use crate::record::Recorder;
 use crate::registry::Registry;
-use crate::reload::{self, Reloader, SetFilter, Trigger};
+use crate::reload::{self, Reloader, SetFilter};
 use crate::snapshot::Snapshot;
+use crate::tls;
+use crate::traces::{self, Traces};
 use crate::usage::Calibration;
 use crate::withdraw;
 use crate::worker::Crew;
+use ending::{Estate, wind_down};
 
 /// Why the gateway does not run.
 #[derive(Debug)]
@@ -67,6 +75,8 @@ pub struct Start {
     pub listener: Option<std::net::TcpListener>,
     /// Lets the log filter be changed.
     pub filter: Option<SetFilter>,
+    /// Takes over from the process that runs on the same state, if there is one.
+    pub replace: bool,
 }
 
 /// Where the gateway listens.
@@ -97,8 +107,7 @@ pub struct Server {
     partners: std::net::TcpListener,
     admin: Vec<(Bound, Scope)>,
     workers: usize,
-    audit: AuditLog,
-    marks: Marks,
+    estate: Estate,
     stop: UnboundedReceiver<()>,
     addresses: Addresses,
 }
@@ -115,30 +124,45 @@ impl Server {
     /// # Errors
     /// [`NotRunning`], with everything that is wrong.
     pub fn prepare(start: Start) -> Result<Server, NotRunning> {
-        let Start { config, clock, listener, filter } = start;
+        let Start { config, clock, listener, filter, replace } = start;
+        if cfg!(feature = "fips") && !tls::is_fips() {
+            return Err(unusable("this was built for a FIPS module, and the provider of cryptography says it is none"));
+        }
         let now = clock.now();
         let policy = policy::load(&config, None, now).map_err(|mistakes| NotRunning::Mistakes(Box::new(mistakes)))?;
         let settings = policy.settings.clone();
         let numbers = Numbers::open(&settings.state).map_err(unusable)?;
         let policy = policy.hold_to(&numbers.believed());
         let policy = policy.map_err(|mistakes| NotRunning::Mistakes(Box::new(mistakes)))?;
-        let bind =
-            |address| std::net::TcpListener::bind(address).map_err(|error| unusable(format!("{address}: {error}")));
-        let partners = listener.map_or_else(|| bind(settings.address), Ok)?;
+        let mut before = if replace { knock(&settings.state)? } else { None };
+        let at = |address| move |error| unusable(format!("{address}: {error}"));
+        let (partners, given) =
+            handover::partners(&mut before, listener, settings.address).map_err(at(settings.address))?;
         let metrics = Metrics::new().map_err(unusable)?;
         let withdrawals: Arc<ArcSwap<Revocations>> = Arc::default();
         let snapshot = Snapshot::new(policy, reload::revoked(&withdrawals), &metrics, None).map_err(unusable)?;
-        let (mut admin, admin_url) = admin_listeners(&snapshot)?;
-        let metrics_only = settings.admin.metrics.map(bind).transpose()?;
+        let (mut admin, admin_url) = admin_listeners(&snapshot, &mut before)?;
+        let metrics_at = settings.admin.metrics;
+        let metrics_only = metrics_at
+            .map(|address| handover::plain(&mut before, Role::Metrics, address).map_err(at(address)))
+            .transpose()?;
         let scraped = metrics_only.as_ref().map(std::net::TcpListener::local_addr).transpose().map_err(unusable)?;
         admin.extend(metrics_only.map(|listener| (Bound::Plain(listener), Scope::Metrics)));
+        let traces = traces(&snapshot.policy.log).map_err(unusable)?;
+        let lobby = lobby(&partners, given, &admin).map_err(unusable)?;
+        // Everything that can be wrong was found by now: the other process is not disturbed for nothing.
+        let stream = before.map(Predecessor::succeed).transpose();
+        let stream = stream.map_err(|error| unusable(format!("the running gateway does not hand over: {error}")))?;
         let withdrawn = Kept::withdrawals(&settings.state);
         let (ledger, marks) = Marks::open(&settings.state, &clock).map_err(unusable)?;
         let revoked = withdrawn.load(Revocations::from_bytes).map_err(unusable)?;
         withdrawals.store(Arc::new(revoked.unwrap_or_default()));
         numbers.keep(&snapshot.policy.believed).map_err(unusable)?;
         let audit = start_audit(&snapshot.policy, &clock, &config)?;
-        let recorder = Recorder::new(audit.journal().clone(), metrics, clock.clone());
+        let doorstep = Doorstep::open(&settings.state)
+            .inspect_err(|error| tracing::warn!(%error, "this process cannot be replaced while it runs"))
+            .ok();
+        let recorder = Recorder::tracing(audit.journal().clone(), metrics, clock.clone(), traces);
         let gateway = Arc::new(Gateway {
             snapshot: ArcSwap::from_pointee(snapshot),
             revocations: withdrawals,
@@ -160,13 +184,16 @@ impl Server {
             withdrawn,
             started: now.wall,
             writing: tokio::sync::Mutex::default(),
+            left: AtomicBool::new(false),
             stop: ask_to_stop,
         });
         let partners_at = partners.local_addr().map_err(unusable)?;
         let addresses = Addresses { partners: partners_at, admin: admin_url, metrics: scraped };
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let workers = if settings.workers == 0 { cores } else { settings.workers };
-        Ok(Server { gateway, reloader, desk, partners, admin, workers, audit, marks, stop, addresses })
+        let elder = stream.map(|stream| Elder::attend(stream, gateway.clone())).transpose().map_err(unusable)?;
+        let estate = Estate { marks, audit, doorstep, lobby: Arc::new(lobby), elder, admin: Vec::new() };
+        Ok(Server { gateway, reloader, desk, partners, admin, workers, estate, stop, addresses })
     }
 
     /// Where it listens.
@@ -185,7 +212,7 @@ impl Server {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build_local(tokio::runtime::LocalOptions::default())?;
-        let Server { gateway, reloader, desk, partners, admin, audit, marks, mut stop, addresses, .. } = self;
+        let Server { gateway, reloader, desk, partners, admin, mut estate, mut stop, addresses, .. } = self;
         runtime.block_on(async {
             for (bound, scope) in admin {
                 let listener = match bound {
@@ -193,20 +220,24 @@ impl Server {
                     Bound::Plain(listener) => Listener::Plain(adopt(listener)?),
                     Bound::Unix(socket) => socket.listen()?,
                 };
-                tokio::task::spawn_local(admin::serve(listener, desk.clone(), scope));
+                estate.admin.push(tokio::task::spawn_local(admin::serve(listener, desk.clone(), scope)));
             }
             tokio::task::spawn_local(reloader.clone().watch());
             tokio::task::spawn_local(watch_time(gateway.clone()));
             let listener = adopt(partners)?;
             shutdown.ready(&addresses)?;
-            let ending = wind_down(&gateway, &reloader, &mut stop, &mut shutdown);
+            estate.elder.iter().for_each(Elder::serving);
+            let ending = wind_down(&desk, &mut estate, &mut stop, &mut shutdown);
             let ((), ()) = tokio::join!(ending, door::open(listener, &gateway, &crews));
             Ok::<(), io::Error>(())
         })?;
         withdraw::end_all(&gateway);
         crews.into_iter().for_each(Crew::finish);
-        drop((reloader, desk));
+        let Estate { marks, audit, doorstep, elder, .. } = estate;
+        elder.into_iter().for_each(Elder::end);
+        drop((reloader, desk, doorstep));
         audit.stop();
+        gateway.recorder.traces.finish();
         marks.close().map_err(io::Error::other)
     }
 }
@@ -226,6 +257,9 @@ pub trait Shutdown {
 
     /// Drain began, with so many streams open.
     fn draining(&self, _streams: usize) {}
+
+    /// The process of this id serves in this one's place.
+    fn succeeded(&self, _pid: u32) {}
 }
 
 /// A wish of whoever runs the process.
@@ -235,54 +269,6 @@ pub enum Wish {
     Stop,
     /// Reload the configuration.
     Reload,
-}
-
-/// Waits for the wish to stop, then drains. A second signal ends it at once.
-async fn wind_down(
-    gateway: &Arc<Gateway>,
-    reloader: &Arc<Reloader>,
-    stop: &mut UnboundedReceiver<()>,
-    shutdown: &mut impl Shutdown,
-) {
-    // Who asked on the admin side is on record already.
-    let by_signal = loop {
-        tokio::select! {
-            _ = stop.recv() => break false,
-            wish = shutdown.next() => match wish {
-                Wish::Stop => break true,
-                Wish::Reload => { reloader.reload(Trigger::Signal, "signal").await; }
-            },
-        }
-    };
-    let drain = gateway.current().policy.listen.drain;
-    let streams = gateway.registry.stream_count();
-    if by_signal {
-        let told = Drained { by: "signal", streams };
-        gateway.recorder.journal.event(crate::audit::Event::Drain, Fields::of(&told));
-    }
-    tracing::info!(streams, "draining");
-    shutdown.draining(streams);
-    let empty = async {
-        while gateway.registry.connection_count() > 0 {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    };
-    // A drain that an operator asked for is no signal: whoever then stops the process, as service managers do, joins in.
-    let mut more = if by_signal { 1 } else { 2 };
-    let again = async {
-        while more > 0 {
-            if shutdown.next().await == Wish::Stop {
-                more -= 1;
-            }
-        }
-    };
-    tokio::select! {
-        () = gateway.drain.run(drain.delay, drain.deadline, empty) => {}
-        () = again => {
-            gateway.drain.advance(Phase::Ended);
-        }
-    }
-    withdraw::end_all(gateway);
 }
 
 /// Certificates expire, grants end: both cut without anybody doing anything.
@@ -323,21 +309,63 @@ fn adopt(listener: std::net::TcpListener) -> io::Result<TcpListener> {
     TcpListener::from_std(listener)
 }
 
+/// Where spans go: where the configuration says, or else where OpenTelemetry's own variable does.
+fn traces(log: &LogSettings) -> Result<Traces, String> {
+    let standard = || std::env::var("OTEL_EXPORTER_OTLP_ENDPOINT").ok().filter(|_| traces::BUILT);
+    log.otlp.clone().or_else(standard).map_or_else(|| Ok(Traces::default()), |endpoint| Traces::to(&endpoint))
+}
+
+/// The process that runs on the state, if there is one.
+fn knock(state: &Path) -> Result<Taken, NotRunning> {
+    let found = Predecessor::knock(state).map_err(|error| unusable(format!("the running gateway: {error}")))?;
+    match &found {
+        Some(before) => tracing::info!(version = before.version(), "taking over from the gateway that runs"),
+        None => tracing::info!("no gateway runs on this state: starting as usual"),
+    }
+    Ok(found)
+}
+
+/// What a successor is offered: a handle on every listener.
+fn lobby(partners: &std::net::TcpListener, given: bool, admin: &[(Bound, Scope)]) -> io::Result<Lobby> {
+    let mut lobby = Lobby::default();
+    let mut offer = |role, listener: &std::net::TcpListener, given| {
+        let address = listener.local_addr()?.to_string();
+        lobby.offer(Listening { role, address, given }, listener.try_clone()?);
+        Ok::<_, io::Error>(())
+    };
+    offer(Role::Partners, partners, given)?;
+    for (bound, _) in admin {
+        match bound {
+            Bound::Tcp(listener, _) => offer(Role::Admin, listener, false)?,
+            Bound::Plain(listener) => offer(Role::Metrics, listener, false)?,
+            Bound::Unix(_) => {}
+        }
+    }
+    for (bound, _) in admin {
+        if let Bound::Unix(socket) = bound {
+            let address = format!("unix:{}", socket.path().display());
+            lobby.offer(Listening { role: Role::Admin, address, given: false }, socket.listener()?);
+            lobby.with_file(socket.stays());
+        }
+    }
+    Ok(lobby)
+}
+
 type AdminBound = (Vec<(Bound, Scope)>, String);
 
-fn admin_listeners(snapshot: &Snapshot) -> Result<AdminBound, NotRunning> {
+fn admin_listeners(snapshot: &Snapshot, before: &mut Taken) -> Result<AdminBound, NotRunning> {
     let tls = snapshot.operators.clone();
     match &snapshot.policy.settings.admin.address {
         AdminAddress::Tcp(address) => {
-            let listener =
-                std::net::TcpListener::bind(address).map_err(|error| unusable(format!("{address}: {error}")))?;
+            let listener = handover::plain(before, Role::Admin, *address)
+                .map_err(|error| unusable(format!("{address}: {error}")))?;
             let scheme = if tls.is_some() { "https" } else { "http" };
             let url = format!("{scheme}://{}", listener.local_addr().map_err(unusable)?);
             Ok((vec![(Bound::Tcp(listener, tls), Scope::All)], url))
         }
         AdminAddress::Unix(path) => {
             let url = format!("unix:{}", path.display());
-            let socket = UnixSocket::bind(path).map_err(|error| unusable(format!("{url}: {error}")))?;
+            let socket = handover::adopt_admin(before, path).map_err(|error| unusable(format!("{url}: {error}")))?;
             Ok((vec![(Bound::Unix(socket), Scope::All)], url))
         }
     }

@@ -115,8 +115,14 @@ impl Shutdown for Never {
 #[ignore = "the process that the tests of this file start"]
 fn the_gateway_that_is_counted() {
     let Some(config) = std::env::var_os(COUNTED) else { return };
-    let server =
-        Server::prepare(Start { config: config.into(), clock: Clock::system(), listener: None, filter: None }).unwrap();
+    let server = Server::prepare(Start {
+        config: config.into(),
+        clock: Clock::system(),
+        listener: None,
+        replace: false,
+        filter: None,
+    })
+    .unwrap();
     let (ready, told) = std::sync::mpsc::channel();
     std::thread::spawn(move || server.run(Never(ready)).unwrap());
     println!("address {}", told.recv().unwrap());

@@ -1,6 +1,7 @@
 //! What operators do: reload, drain, revoke, restore, change the log filter.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use hyper::StatusCode;
@@ -168,6 +169,9 @@ fn doubt(desk: &Desk, kind: RevocationKind, target: &str) -> Option<String> {
 /// Writes down what is withdrawn now. What others withdrew meanwhile is in it, so an older state never comes last.
 async fn keep(desk: &Desk) -> bool {
     let _turn = desk.writing.lock().await;
+    if desk.left.load(Ordering::Acquire) {
+        return false;
+    }
     let (place, bytes) = (desk.withdrawn.clone(), desk.gateway.revocations.load().to_bytes());
     matches!(tokio::task::spawn_blocking(move || place.save(&bytes)).await, Ok(Ok(())))
 }

@@ -2,10 +2,11 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{ALLOW, AUTHORIZATION, HOST, HeaderValue, ORIGIN};
+use http::header::{ALLOW, AUTHORIZATION, CONNECTION, HOST, HeaderValue, ORIGIN};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -129,6 +130,11 @@ where
 }
 
 async fn answer(desk: &Arc<Desk>, scope: Scope, visitor: &Visitor, request: Request<Incoming>) -> Answer {
+    if desk.left.load(Ordering::Acquire) {
+        let mut response: Answer = text(StatusCode::SERVICE_UNAVAILABLE, "another process took over: connect again\n");
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        return response;
+    }
     let (head, body) = request.into_parts();
     // Metrics and probes are asked for under whatever name the network has for us.
     if scope == Scope::All && !visitor.settled && !host_is_ours(&head.headers) {

@@ -15,6 +15,7 @@ pub use listener::{Listener, Scope, serve};
 pub use socket::UnixSocket;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use bytes::Bytes;
 use http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
@@ -38,6 +39,8 @@ pub struct Desk {
     pub started: Wall,
     /// One withdrawal is written at a time, the latest last.
     pub writing: tokio::sync::Mutex<()>,
+    /// Another process serves operators by now: nothing may change here any more.
+    pub left: AtomicBool,
     /// Asks for the stop after a drain.
     pub stop: tokio::sync::mpsc::UnboundedSender<()>,
 }

@@ -7,6 +7,8 @@ use std::io::{self, ErrorKind};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::Mode;
 
@@ -22,6 +24,7 @@ pub struct UnixSocket {
 pub struct SocketFile {
     path: PathBuf,
     which: (u64, u64),
+    stays: Arc<AtomicBool>,
 }
 
 impl UnixSocket {
@@ -43,8 +46,40 @@ impl UnixSocket {
         let listener = UnixListener::bind(path);
         rustix::process::umask(before);
         let listener = listener?;
-        let which = identity(&std::fs::symlink_metadata(path)?);
-        Ok(UnixSocket { listener, file: SocketFile { path: path.to_owned(), which } })
+        UnixSocket::adopt(listener, path)
+    }
+
+    /// Takes over a socket that is bound at `path` already.
+    ///
+    /// # Errors
+    /// When no socket is there any more.
+    pub fn adopt(listener: UnixListener, path: &Path) -> io::Result<UnixSocket> {
+        let there = std::fs::symlink_metadata(path)?;
+        if !there.file_type().is_socket() {
+            return Err(io::Error::new(ErrorKind::NotFound, "the socket's file is gone"));
+        }
+        let (which, stays) = (identity(&there), Arc::default());
+        Ok(UnixSocket { listener, file: SocketFile { path: path.to_owned(), which, stays } })
+    }
+
+    /// Where it is bound.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.file.path
+    }
+
+    /// Another handle on the listener, for a process that takes it over.
+    ///
+    /// # Errors
+    /// When there are no descriptors left.
+    pub fn listener(&self) -> io::Result<UnixListener> {
+        self.listener.try_clone()
+    }
+
+    /// What to set when the file belongs to another process: it is not removed then.
+    #[must_use]
+    pub fn stays(&self) -> Arc<AtomicBool> {
+        self.file.stays.clone()
     }
 
     /// Hands it to the runtime that this is called in.
@@ -68,7 +103,8 @@ fn identity(metadata: &Metadata) -> (u64, u64) {
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        if std::fs::symlink_metadata(&self.path).is_ok_and(|there| identity(&there) == self.which) {
+        let ours = std::fs::symlink_metadata(&self.path).is_ok_and(|there| identity(&there) == self.which);
+        if ours && !self.stays.load(Ordering::Acquire) {
             let _ = std::fs::remove_file(&self.path);
         }
     }

@@ -248,7 +248,7 @@ impl Members {
 
 /// A JSON string. Names and words, which is what nearly all are, hold nothing that must be escaped.
 fn push_text(into: &mut Vec<u8>, text: &str) {
-    let plain = |byte: u8| (byte >= b' ') & (byte != b'"') & (byte != b'\\');
+    let plain = |byte: u8| !matches!(byte, ..b' ' | b'"' | b'\\');
     if text.bytes().fold(true, |so_far, byte| so_far & plain(byte)) {
         into.push(b'"');
         into.extend_from_slice(text.as_bytes());

@@ -27,6 +27,10 @@ pub struct Args {
     /// The configuration
     #[arg(short, long, default_value = "config/portcullis.toml", value_name = "FILE")]
     config: PathBuf,
+
+    /// Take over from the gateway that runs on the same state, without a gap
+    #[arg(long)]
+    replace: bool,
 }
 
 /// Runs the gateway.
@@ -38,7 +42,8 @@ pub fn run(args: &Args) -> Done {
     // A socket that was handed over and cannot be used would otherwise stand there unserved.
     let listener = listenfd::ListenFd::from_env().take_tcp_listener(0);
     let listener = listener.map_err(|error| complain(format_args!("the socket of LISTEN_FDS: {error}")))?;
-    let server = match Server::prepare(Start { config: args.config.clone(), clock, listener, filter }) {
+    let start = Start { config: args.config.clone(), clock, listener, filter, replace: args.replace };
+    let server = match Server::prepare(start) {
         Ok(server) => server,
         Err(NotRunning::Mistakes(mistakes)) => {
             tell(mistakes.render(super::colour(&std::io::stderr())));
@@ -99,7 +104,7 @@ fn notify(state: &[NotifyState<'_>]) {
     };
 }
 
-/// SIGTERM and SIGINT stop, SIGHUP reloads; systemd's watchdog is told that the main loop turns.
+/// SIGTERM and SIGINT stop, SIGHUP reloads, SIGUSR2 starts a successor; systemd's watchdog is told that the main loop turns.
 #[derive(Default)]
 struct Signals(Option<Sources>);
 
@@ -107,18 +112,20 @@ struct Sources {
     terminate: Signal,
     interrupt: Signal,
     hangup: Signal,
+    replace: Signal,
     watchdog: Option<Interval>,
 }
 
 impl Sources {
     fn open() -> std::io::Result<Sources> {
-        let [terminate, interrupt, hangup] =
-            [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()].map(signal);
+        let [terminate, interrupt, hangup, replace] =
+            [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup(), SignalKind::user_defined2()]
+                .map(signal);
         // Twice in the time allowed, as sd_watchdog_enabled(3) advises.
         let watchdog = sd_notify::watchdog_enabled()
             .filter(|allowed| !allowed.is_zero())
             .map(|allowed| interval(allowed.div_f64(2.0).max(Duration::from_millis(1))));
-        Ok(Sources { terminate: terminate?, interrupt: interrupt?, hangup: hangup?, watchdog })
+        Ok(Sources { terminate: terminate?, interrupt: interrupt?, hangup: hangup?, replace: replace?, watchdog })
     }
 
     async fn next(&mut self) -> Wish {
@@ -133,9 +140,29 @@ impl Sources {
                 _ = self.terminate.recv() => break Wish::Stop,
                 _ = self.interrupt.recv() => break Wish::Stop,
                 _ = self.hangup.recv() => break Wish::Reload,
+                _ = self.replace.recv() => start_successor(),
                 () = alive => notify(&[NotifyState::Watchdog]),
             }
         }
+    }
+}
+
+/// Starts whatever lies by now where this program came from, with the same arguments; it does the rest. What is wrong
+/// with it, it says itself.
+fn start_successor() {
+    let mut words = std::env::args_os();
+    let Some(program) = words.next() else { return };
+    let mut words: Vec<_> = words.collect();
+    if !words.iter().any(|word| word == "--replace") {
+        words.push("--replace".into());
+    }
+    let mut command = tokio::process::Command::new(&program);
+    // The sockets of LISTEN_FDS come with everything else; the watchdog is whoever's is told to be the main process.
+    command.args(words).stdin(std::process::Stdio::null()).env_remove("WATCHDOG_PID");
+    match command.spawn() {
+        // Waiting for its end is the runtime's business.
+        Ok(child) => tracing::info!(pid = child.id(), "a successor starts"),
+        Err(error) => tracing::error!(%error, program = %program.display(), "no successor starts"),
     }
 }
 
@@ -154,6 +181,10 @@ impl Shutdown for Signals {
             Some(sources) => sources.next().await,
             None => std::future::pending().await,
         }
+    }
+
+    fn succeeded(&self, pid: u32) {
+        notify(&[NotifyState::MainPid(pid)]);
     }
 
     fn draining(&self, streams: usize) {

@@ -39,12 +39,14 @@ pub fn man() -> Done {
 pub fn version(args: &VersionArgs) -> Done {
     let (version, provider) = (env!("CARGO_PKG_VERSION"), crate::tls::PROVIDER);
     let (revision, rustc) = (env!("PORTCULLIS_REVISION"), env!("PORTCULLIS_RUSTC"));
+    let fips = crate::tls::is_fips();
     if args.json {
         return say(json!({
-            "version": version, "revision": revision, "rustc": rustc, "tls_provider": provider, "fips": false,
+            "version": version, "revision": revision, "rustc": rustc, "tls_provider": provider, "fips": fips,
         }));
     }
-    say(format_args!("portcullis {version} (revision {revision}, rustc {rustc}, {provider})"))
+    let module = if fips { " with its FIPS module" } else { ", no FIPS module" };
+    say(format_args!("portcullis {version} (revision {revision}, rustc {rustc}, {provider}{module})"))
 }
 
 /// Serves the mock model until it is interrupted.

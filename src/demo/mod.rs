@@ -62,7 +62,8 @@ fn demo(args: &Args) -> Result<bool, String> {
     progress(args, "mock model");
     files::configuration(&dir, mock, port(8443)?, port(9443)?)?;
     let config = dir.join("portcullis.toml");
-    let server = Server::prepare(Start { config, clock, listener: None, filter: None }).map_err(text)?;
+    let server =
+        Server::prepare(Start { config, clock, listener: None, filter: None, replace: false }).map_err(text)?;
     let addresses = server.addresses().clone();
     progress(args, "gateway");
     if args.check {

@@ -4,6 +4,7 @@
 //! one packs and retires, one hands checkpoints outside; only the first is ever waited for. What a line is, and how
 //! it is chained, lives in [`crate::audit`]; nothing here knows what the fields mean.
 
+mod courier;
 pub mod examine;
 mod handoff;
 mod inbox;
@@ -42,6 +43,7 @@ use zeroize::Zeroizing;
 pub use self::journal::{AuditUnavailable, Counters, Journal, Place};
 pub use self::outside::Outside;
 
+use self::courier::Courier;
 use self::inbox::{Inbox, Orders};
 use self::notary::{Desk, Hands, Notary};
 use self::sealer::Sealer;
@@ -51,6 +53,7 @@ use self::writer::{Open, Writer};
 use crate::audit::identity::BodySecret;
 use crate::audit::{Fields, Kind, VerifyingKey, line};
 use crate::clock::Clock;
+use crate::keeper::heir::Heir;
 use crate::peer::Sha256;
 
 /// What becomes of requests whose accepted line cannot be written.
@@ -213,6 +216,23 @@ impl AuditLog {
         &self.key
     }
 
+    /// Writes what was told, a `stop` line and a last checkpoint, and lets go of the files: lines told from now on are
+    /// handed to the process that took over.
+    ///
+    /// # Errors
+    /// When there is no thread for that; the log is closed then.
+    pub fn hand_over(&mut self, heir: Arc<Heir>) -> io::Result<()> {
+        self.stopping.store(true, Ordering::Release);
+        self.inbox.order(Orders { hand_over: true, ..Orders::default() });
+        // A place outside may take its time; it has what it was handed.
+        let post = self.threads.pop();
+        self.join();
+        self.threads.extend(post);
+        let courier = Courier { inbox: Arc::clone(&self.inbox), heir };
+        self.threads.push(spawn("audit-hand-on", move || courier.run())?);
+        Ok(())
+    }
+
     /// Writes what was told, a `stop` line and a last checkpoint, and closes the files. Lines told afterwards are
     /// lost and counted as failed.
     pub fn stop(mut self) {
@@ -221,7 +241,11 @@ impl AuditLog {
 
     fn finish(&mut self) {
         self.stopping.store(true, Ordering::Release);
-        self.inbox.order(Orders { checkpoint: false, stop: true });
+        self.inbox.order(Orders { stop: true, ..Orders::default() });
+        self.join();
+    }
+
+    fn join(&mut self) {
         for thread in self.threads.drain(..) {
             if thread.join().is_err() {
                 tracing::error!("a thread of the audit log panicked");

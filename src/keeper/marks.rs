@@ -8,10 +8,14 @@ mod store;
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::mpsc::{Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use parking_lot::Mutex;
+
 use crate::clock::Clock;
+use crate::keeper::heir::{Heir, Saying};
 use crate::ledger::Ledger;
 use crate::ledger::bell::Bell;
 use crate::ledger::marks::{Batch, Restored};
@@ -20,6 +24,8 @@ use store::{Store, trusted};
 
 /// How often marks are looked at when nobody hurries.
 const BEAT: Duration = Duration::from_millis(250);
+/// How often a successor is told, and asked whether anything was withdrawn.
+const BEAT_ABROAD: Duration = Duration::from_millis(50);
 
 /// The durable ledger's keeper: dropping it closes the store as [`Marks::close`] does, without saying how it went.
 #[derive(Debug)]
@@ -27,6 +33,14 @@ pub struct Marks {
     bell: Arc<Bell>,
     thread: Option<JoinHandle<Result<(), MarksError>>>,
     fresh: bool,
+    bequest: Arc<Mutex<Option<Bequest>>>,
+}
+
+/// Who goes on with the marks, and who waits for the file to be free.
+#[derive(Debug)]
+struct Bequest {
+    heir: Arc<Heir>,
+    free: Sender<Result<(), MarksError>>,
 }
 
 impl Marks {
@@ -45,17 +59,31 @@ impl Marks {
         store.forget(&history)?;
         let bell = Arc::new(Bell::new(opened.wall));
         let ledger = Arc::new(Ledger::durable(Restored::new(marks, opened), Arc::clone(&bell)));
-        let keeper = Keeper { ledger: Arc::clone(&ledger), bell: Arc::clone(&bell), clock: clock.clone() };
+        let bequest: Arc<Mutex<Option<Bequest>>> = Arc::default();
+        let (left, bell_here) = (Arc::clone(&bequest), Arc::clone(&bell));
+        let keeper = Keeper { ledger: Arc::clone(&ledger), bell: bell_here, clock: clock.clone(), bequest: left };
         let thread = std::thread::Builder::new().name("quota-marks".into());
         let failed = store.error(Trouble::NoThread);
         let thread = thread.spawn(move || keeper.run(store)).map_err(|_| failed)?;
-        Ok((ledger, Marks { bell, thread: Some(thread), fresh }))
+        Ok((ledger, Marks { bell, thread: Some(thread), fresh, bequest }))
     }
 
     /// Whether there was nothing to go on from: the file was made now.
     #[must_use]
     pub fn is_fresh(&self) -> bool {
         self.fresh
+    }
+
+    /// Writes every mark, open reservations in full, and lets go of the file: from now on `heir` is told what is used,
+    /// and asked for more.
+    ///
+    /// # Errors
+    /// [`MarksError`] when the last write failed, or the thread is gone: then the marks stay where they are.
+    pub fn hand_over(&self, heir: Arc<Heir>) -> Result<(), MarksError> {
+        let (free, freed) = channel();
+        *self.bequest.lock() = Some(Bequest { heir, free });
+        self.bell.ring();
+        freed.recv().unwrap_or_else(|_| Err(MarksError { file: "quota.redb".into(), trouble: Trouble::NoThread }))
     }
 
     /// Writes every mark exactly and lets go of the file. Nothing can be admitted against the ledger afterwards.
@@ -90,15 +118,37 @@ struct Keeper {
     ledger: Arc<Ledger>,
     bell: Arc<Bell>,
     clock: Clock,
+    bequest: Arc<Mutex<Option<Bequest>>>,
 }
 
 impl Keeper {
     fn run(self, mut store: Store) -> Result<(), MarksError> {
         while self.bell.listen(BEAT) {
+            let bequest = self.bequest.lock().take();
+            if let Some(Bequest { heir, free }) = bequest {
+                let written = self.raise(&mut store, self.ledger.gather_last(&self.bell, self.clock.now()));
+                if written.is_ok() {
+                    let _ = free.send(store.close());
+                    self.serve(&heir);
+                    return Ok(());
+                }
+                let _ = free.send(written);
+            }
             let _ = self.raise(&mut store, self.ledger.gather(&self.bell, self.clock.now()));
         }
         let closed = self.raise(&mut store, self.ledger.gather_last(&self.bell, self.clock.now()));
         closed.and_then(|()| store.close())
+    }
+
+    /// Tells `heir` what is used until the end, the last of it last.
+    fn serve(&self, heir: &Heir) {
+        let mut goes_on = true;
+        while goes_on {
+            goes_on = self.bell.listen(BEAT_ABROAD);
+            let mut reports = self.ledger.gather_abroad(&self.bell, self.clock.now());
+            let reply = heir.tell(&Saying::Used(std::mem::take(&mut reports.told)));
+            reports.decide(&self.bell, reply.as_ref().map(|reply| reply.granted.as_slice()));
+        }
     }
 
     fn raise(&self, store: &mut Store, batch: Batch) -> Result<(), MarksError> {

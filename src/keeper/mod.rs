@@ -4,6 +4,8 @@
 //! judgement is made here. Audit and marks have threads of their own, so that neither waits for the other's fsync.
 
 pub mod audit;
+pub mod doorstep;
+pub mod heir;
 pub mod kept;
 pub mod marks;
 pub mod numbers;

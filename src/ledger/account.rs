@@ -10,10 +10,10 @@ use jiff::tz::TimeZone;
 
 use super::bell::Bell;
 use super::latch::{Latch, Latched};
-use super::lease::Lease;
+use super::lease::{Abroad, Lease, Moved};
 use super::meter::{Leak, Meter};
 use super::window::{Ends, day_after, month_after};
-use crate::clock::Wall;
+use crate::clock::{Mono, Wall};
 use crate::limits::{Charge, Level, Scope, Seat, Unit};
 use crate::names::OrgId;
 
@@ -149,6 +149,14 @@ impl State {
         self.seats.get_mut(seat.0 as usize)?.as_mut().map(|slot| &mut slot.counters)
     }
 
+    /// The counters of `scope`, wherever they wait; new ones wait until a policy asks for them.
+    pub(super) fn of_scope(&mut self, scope: &Scope) -> Option<&mut Counters> {
+        if !self.slots_mut().any(|slot| slot.scope == *scope) {
+            self.waiting.push(Slot { scope: scope.clone(), counters: Counters::default() });
+        }
+        self.slots_mut().find(|slot| slot.scope == *scope).map(|slot| &mut slot.counters)
+    }
+
     /// Every scope that was ever counted.
     pub(super) fn slots_mut(&mut self) -> impl Iterator<Item = &mut Slot> {
         self.seats.iter_mut().flatten().chain(self.waiting.iter_mut())
@@ -220,6 +228,10 @@ pub(super) struct Counters {
     pub(super) month: Tally,
     /// Requests under way.
     pub(super) streams: u64,
+    /// Requests under way in a process that was replaced by this one.
+    pub(super) elsewhere: u64,
+    /// Requests under way that a successor was told of last.
+    pub(super) told: u64,
     /// How much more may be charged before the durable marks must rise.
     pub(super) lease: Lease,
 }
@@ -274,6 +286,10 @@ impl Counters {
         self.day.settle(reserved, actual, day);
         self.month.settle(reserved, actual, month);
         let (mut back, mut unmoved) = (**unused, self.running);
+        let whole = matches!((day, month), (TallySettling::Whole, TallySettling::Whole));
+        if whole {
+            self.lease.gave_back(&back);
+        }
         for (index, since) in moved {
             unmoved &= !(1 << index);
             if let (Some((unit, _)), Some(meter)) = (metered_at(index), self.meters.get_mut(index)) {
@@ -283,8 +299,40 @@ impl Counters {
         }
         // A meter that runs only since the reservation was made never held it.
         let back = Bits(unmoved).filter_map(metered_at).fold(back, |back, (unit, _)| back.with(unit, 0));
-        let whole = matches!((day, month), (TallySettling::Whole, TallySettling::Whole));
         if whole { back } else { Charge::ZERO }
+    }
+
+    /// Lets every meter drain as it did, where nobody reads them any more: a settlement gives back what stands.
+    pub(super) fn drain_on(&mut self, now: Mono) {
+        for (index, meter) in self.meters.iter_mut().enumerate().filter(|(index, _)| self.running & (1 << index) != 0) {
+            if let Some((_, leak)) = metered_at(index) {
+                meter.drain_on(leak, now);
+            }
+        }
+    }
+
+    /// Counts what a process tells that was replaced by this one. `same` says whether both count in the same windows;
+    /// nothing is taken back where they do not.
+    ///
+    /// What was taken over was added first, and drains first: what a meter was given since is left alone.
+    pub(super) fn count_for(&mut self, told: &Abroad, same: bool) {
+        let less = |moved: &Moved| if same { moved.less } else { Charge::ZERO };
+        let (of_meters, of_tallies) = (less(&told.meters), less(&told.tallies));
+        for tally in [&mut self.day, &mut self.month] {
+            tally.settled = tally.settled.plus(&told.tallies.more).minus(&of_tallies);
+        }
+        let (mut everywhere, running) = (of_meters, self.running);
+        for (index, meter) in self.meters.iter_mut().enumerate().filter(|(index, _)| running & (1 << index) != 0) {
+            if let Some((unit, _)) = metered_at(index) {
+                let back = meter.settle(of_meters.get(unit), 0, 0);
+                meter.add(told.meters.more.get(unit));
+                everywhere = everywhere.with(unit, everywhere.get(unit).min(back));
+            }
+        }
+        // The meters are told of more than the tallies, never of less.
+        self.lease.spend(&told.meters.more);
+        self.lease.give_back(&everywhere);
+        self.lease.gave_back(&told.meters.more.minus(&told.tallies.more).plus(&of_tallies));
     }
 
     /// Begins a window: nothing is charged in it yet.

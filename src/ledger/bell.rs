@@ -76,7 +76,7 @@ impl Bell {
     }
 
     /// Asks the keeper to hurry.
-    pub(super) fn ring(&self) {
+    pub(crate) fn ring(&self) {
         self.rung.lock().now = true;
         self.heard.notify_one();
     }

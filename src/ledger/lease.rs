@@ -21,6 +21,8 @@ pub(super) struct Lease {
     owed: Charge,
     /// Charged since the last gathering.
     spent: Charge,
+    /// What has moved since a successor was told last.
+    flow: Flow,
     /// Charged from one gathering to the next, of late: the higher of the last such time and half of this.
     pace: Charge,
     /// Asked for by those who wait.
@@ -42,6 +44,40 @@ struct Offer {
     paid: Charge,
     /// What it knows.
     known: Known,
+}
+
+/// What moves in one scope.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+struct Flow {
+    charged: Charge,
+    /// What came back in every counter: never more than any meter gave back.
+    back: Charge,
+    /// What came back in the tallies of day and month, which give back all that was not used.
+    unused: Charge,
+}
+
+/// What a successor is told of one scope, and asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Abroad {
+    /// What its meters must count more than it was told last.
+    pub(super) meters: Moved,
+    /// What its tallies must.
+    pub(super) tallies: Moved,
+    /// To be counted as well, if it may be used.
+    pub(super) wanted: Charge,
+}
+
+/// A difference: of each unit one of the two is nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Moved {
+    pub(super) more: Charge,
+    pub(super) less: Charge,
+}
+
+impl Moved {
+    fn from(up: &Charge, down: &Charge) -> Moved {
+        Moved { more: up.minus(down), less: down.minus(up) }
+    }
 }
 
 /// What a mark must know of a scope before anything is charged there: without it, a start would lose what the lease
@@ -73,17 +109,24 @@ impl Lease {
         }
         self.room = self.room.minus(charge);
         self.spent = self.spent.plus(charge);
+        self.flow.charged = self.flow.charged.plus(charge);
         fitted
     }
 
     /// Takes back what was charged and stands in no counter any more.
     pub(super) fn give_back(&mut self, charge: &Charge) {
         self.spent = self.spent.minus(charge);
+        self.flow.back = self.flow.back.plus(charge);
         let rest = charge.minus(&self.owed);
         self.owed = self.owed.minus(charge);
         let room = self.room.plus(&rest);
         self.room =
             if room.fits_in(&self.most) { room } else { Charge::of_each(|u| room.get(u).min(self.most.get(u))) };
+    }
+
+    /// Notes what the tallies gave back, which may be more than came back in every counter.
+    pub(super) fn gave_back(&mut self, unused: &Charge) {
+        self.flow.unused = self.flow.unused.plus(unused);
     }
 
     /// Asks for room for `charge` beside what others asked for; `headroom` is all that limits could ever let through.
@@ -115,6 +158,30 @@ impl Lease {
         self.size = size;
         self.most = Charge::of_each(|unit| self.most.get(unit).min(size.get(unit)));
         Some(size)
+    }
+
+    /// As [`Lease::gather`], when a successor keeps the marks. No room is kept that nobody waits for: what is unused is
+    /// the successor's to give out. None when there is nothing to tell.
+    pub(super) fn gather_abroad(&mut self, now: Known) -> Option<Abroad> {
+        let wanted = std::mem::take(&mut self.wanted);
+        let asked = std::mem::take(&mut self.asked);
+        let Flow { charged, back, unused } = std::mem::take(&mut self.flow);
+        let meters = Moved::from(&charged, &back.plus(&self.size));
+        let tallies = Moved::from(&charged, &unused.plus(&self.size));
+        (self.spent, self.room, self.size, self.most) = (Charge::ZERO, Charge::ZERO, wanted, Charge::ZERO);
+        if !asked && meters == Moved::default() && tallies == Moved::default() {
+            return None;
+        }
+        self.offered = Some(Offer { more: wanted, paid: self.owed, known: now });
+        Some(Abroad { meters, tallies, wanted })
+    }
+
+    /// Says whether the successor granted what was wanted of it.
+    pub(super) fn decide_abroad(&mut self, granted: bool) {
+        if !granted {
+            (self.offered, self.size) = (None, Charge::ZERO);
+        }
+        self.decide(granted);
     }
 
     /// Says what became of the mark that was gathered last.

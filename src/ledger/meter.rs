@@ -120,6 +120,11 @@ impl Meter {
         self.last = now;
     }
 
+    /// As [`Meter::drain`], at the rate at which it drained last.
+    pub(super) fn drain_on(&mut self, leak: Leak, now: Mono) {
+        self.drain(&Flow { leak, rate: self.rate, since: Mono(0), slowest: self.rate }, now);
+    }
+
     fn leak(&mut self, flow: &Flow, now: Mono) {
         let time = now.0 - self.last.0;
         let slow = flow.since.0.clamp(self.last.0, now.0) - self.last.0;

@@ -7,6 +7,7 @@
 //! Nothing here does I/O: durable marks are gathered and handed to the keeper, and an admission that outruns them
 //! says so ([`Verdict::NeedsStore`]).
 
+pub(crate) mod abroad;
 mod account;
 pub(crate) mod bell;
 mod hold;
@@ -278,14 +279,20 @@ impl Ledger {
     /// Finds an account by name, or opens it, and remembers its seat.
     #[cold]
     fn open(&self, level: &Level, timezone: &TimeZone, now: Now) -> Arc<Account> {
+        self.named(&level.org, Some(level), timezone, now)
+    }
+
+    fn named(&self, org: &OrgId, level: Option<&Level>, timezone: &TimeZone, now: Now) -> Arc<Account> {
         let mut restored = self.restored.lock();
         let mut directory = Directory::clone(&self.directory.load());
-        let account = directory.names.entry(level.org.clone()).or_insert_with(|| {
-            let state = restored.account(&level.org, timezone, now);
-            Arc::new(Account::new(level.org.clone(), state, self.bell.clone()))
+        let account = directory.names.entry(org.clone()).or_insert_with(|| {
+            let state = restored.account(org, timezone, now);
+            Arc::new(Account::new(org.clone(), state, self.bell.clone()))
         });
         let account = Arc::clone(account);
-        directory.enter(level.account, &account);
+        if let Some(level) = level {
+            directory.enter(level.account, &account);
+        }
         self.directory.store(Arc::new(directory));
         account
     }

@@ -57,7 +57,9 @@ impl Reading {
                 let (charged, reserved) = counters.charged_in(tally, unit);
                 Reading::Budget { most, charged, reserved, ends }
             }
-            (Measure::Concurrent, Allowance::Concurrent(most)) => Reading::Streams { most, live: counters.streams },
+            (Measure::Concurrent, Allowance::Concurrent(most)) => {
+                Reading::Streams { most, live: counters.streams.saturating_add(counters.elsewhere) }
+            }
             _ => Reading::Closed,
         }
     }

@@ -2,6 +2,7 @@
 
 mod calendar;
 mod crash;
+mod handover;
 mod interleavings;
 mod machine;
 mod model;

@@ -107,7 +107,8 @@ impl Metrics {
         let unknown = Arc::new(OrgSeries::of(&families, "unknown")?);
         let (version, revision, rustc) =
             (env!("CARGO_PKG_VERSION"), env!("PORTCULLIS_REVISION"), env!("PORTCULLIS_RUSTC"));
-        families.build_info.with_label_values(&[version, revision, rustc, "aws-lc-rs", "false"]).set(1);
+        let fips = if aws_lc_rs::try_fips_mode().is_ok() { "true" } else { "false" };
+        families.build_info.with_label_values(&[version, revision, rustc, "aws-lc-rs", fips]).set(1);
         // Zeros exist before the first event, so that the first event is an increase.
         Handshake::ALL.iter().for_each(|result| drop(families.handshakes.with_label_values(&[result.as_str()])));
         for trigger in ["signal", "http", "watch"] {

@@ -69,6 +69,12 @@ impl ListenerSeries {
         Standing::of(&self.active)
     }
 
+    /// How many connections there are, from the door on.
+    #[must_use]
+    pub fn standing(&self) -> i64 {
+        self.active.get()
+    }
+
     /// A connection was turned away because no place was left.
     pub fn turned_away(&self) {
         self.full.inc();

@@ -209,7 +209,8 @@ fn networks(identity: &super::org::Identity) -> String {
 
 /// What is fixed when the process starts: addresses, thread counts, paths, the log's form, and what the audit log is.
 fn needs_restart(name: &str) -> bool {
-    let place = ["listen.address", "listen.workers", "admin.address", "admin.metrics", "quota.state", "log.format"];
+    let place =
+        ["listen.address", "listen.workers", "admin.address", "admin.metrics", "quota.state", "log.format", "log.otlp"];
     place.contains(&name) || ["audit.directory", "audit.origin", "audit.signing_key"].contains(&name)
 }
 

@@ -107,6 +107,7 @@ pub(super) fn place(policy: &Policy) -> BTreeMap<String, String> {
     audit(&policy.audit, &mut rule);
     rule("log.format", if policy.log.json { "json" } else { "text" }.into());
     rule("log.filter", policy.log.filter.clone());
+    rule("log.otlp", policy.log.otlp.clone().unwrap_or_else(|| "none".into()));
     rules
 }
 

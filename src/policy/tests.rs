@@ -119,6 +119,22 @@ fn ten_mistakes_are_told_at_once_and_no_secret_with_them() {
     assert!(!text.contains("canary") && !mistakes.to_json().to_string().contains("canary"), "{text}");
 }
 
+#[test]
+fn spans_go_only_where_this_build_can_send_them() {
+    for (collector, fine) in
+        [("http://127.0.0.1:4318", true), ("https://127.0.0.1:4318", false), ("http://collector.example", false)]
+    {
+        let dir = example();
+        edit(&dir, "portcullis.toml", "filter = \"info\"", &format!("filter = \"info\"\notlp = \"{collector}\""));
+        let read = reload(&dir, None, at(0));
+        assert_eq!(read.is_ok(), fine && crate::traces::BUILT, "{collector}");
+        if let Err(mistakes) = read {
+            let said = if crate::traces::BUILT { "no collector's address" } else { "--features otlp" };
+            assert!(mistakes.render(false).contains(said), "{}", mistakes.render(false));
+        }
+    }
+}
+
 /// The seat and the allowance of acme's requests a minute.
 fn rate(policy: &Policy) -> Option<(u32, u64, u64, u64)> {
     let org = policy.org("acme")?;

@@ -19,6 +19,12 @@ use rustls::crypto::CryptoProvider;
 /// The cryptographic provider, as `version` and metrics name it.
 pub const PROVIDER: &str = "aws-lc-rs";
 
+/// Whether what the provider computes is computed in a FIPS module: the provider's own word, not the build's wish.
+#[must_use]
+pub fn is_fips() -> bool {
+    provider().fips()
+}
+
 /// One provider for both sides: post-quantum key exchange first.
 fn provider() -> Arc<CryptoProvider> {
     static PROVIDER: LazyLock<Arc<CryptoProvider>> =

@@ -109,7 +109,7 @@ impl Queue {
         self.flood = entries.iter().map(Entry::flood).sum();
         self.stopped = self.orders.stop;
         let stop = self.orders.stop;
-        std::mem::replace(&mut self.orders, Orders { checkpoint: false, stop })
+        std::mem::replace(&mut self.orders, Orders { stop, ..Orders::default() })
     }
 }
 
@@ -118,6 +118,8 @@ impl Queue {
 pub(super) struct Orders {
     /// Sign a checkpoint now.
     pub(super) checkpoint: bool,
+    /// Write what is here, then leave the queue to another thread.
+    pub(super) hand_over: bool,
     /// Write what is here, then stop.
     pub(super) stop: bool,
 }
@@ -181,7 +183,7 @@ impl Inbox {
     /// Keeps the log by other rules from now on, which begins with a checkpoint.
     pub(super) fn follow(&self, rules: Rules) {
         self.rules.store(Arc::new(rules));
-        self.order(Orders { checkpoint: true, stop: false });
+        self.order(Orders { checkpoint: true, ..Orders::default() });
     }
 
     /// Whether lines get through at present.
@@ -250,9 +252,15 @@ impl Inbox {
     pub(super) fn order(&self, orders: Orders) {
         let mut queue = self.queue.lock();
         queue.orders.checkpoint |= orders.checkpoint;
+        queue.orders.hand_over |= orders.hand_over;
         queue.orders.stop |= orders.stop;
         let ring = queue.writer != Writer::Busy;
         self.ring(queue, ring);
+    }
+
+    /// Queues a line of a process that this one replaced.
+    pub(super) fn pass_on(&self, kind: Kind, fields: Fields) {
+        self.put(Entry { at: self.clock.now().wall, told: Told::Plain(kind), fields });
     }
 
     fn put(&self, entry: Entry) {
@@ -278,7 +286,8 @@ impl Inbox {
     /// The keeper's half: appends what is here to `entries`, after waiting for `patience` at most.
     pub(super) fn take(&self, entries: &mut Vec<Entry>, patience: Duration) -> Orders {
         let mut queue = self.queue.lock();
-        if queue.waiting == 0 && !queue.orders.stop && !queue.orders.checkpoint {
+        let Orders { checkpoint, hand_over, stop } = queue.orders;
+        if queue.waiting == 0 && !(checkpoint || hand_over || stop) {
             queue.writer = Writer::Gathering;
             let asleep = |queue: &mut Queue| queue.writer != Writer::Busy;
             self.bell.wait_while_for(&mut queue, asleep, patience.min(GATHER));
@@ -295,7 +304,7 @@ impl Inbox {
     pub(super) fn take_after(&self, entries: &mut Vec<Entry>, pause: Duration) -> Orders {
         let mut queue = self.queue.lock();
         queue.writer = Writer::Busy;
-        self.bell.wait_while_for(&mut queue, |queue| !queue.orders.stop, pause);
+        self.bell.wait_while_for(&mut queue, |queue| !queue.orders.stop && !queue.orders.hand_over, pause);
         queue.empty_into(entries)
     }
 

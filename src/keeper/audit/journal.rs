@@ -16,7 +16,7 @@ use super::handoff::{Lane, Leaving, Outcome, Ticket};
 use super::inbox::{Inbox, Orders};
 use super::{Body, OnFailure, Rules};
 use crate::audit::identity::{BodyIdentity, BodySecret};
-use crate::audit::{Event, Fields};
+use crate::audit::{Event, Fields, Kind};
 use crate::clock::Wall;
 use crate::names::OrgId;
 use crate::outcome::{Code, Ending};
@@ -126,8 +126,19 @@ impl Journal {
     pub fn event(&self, event: Event, fields: Fields) {
         self.inbox.tell(event, fields);
         if !event.floods() {
-            self.inbox.order(Orders { checkpoint: true, stop: false });
+            self.inbox.order(Orders { checkpoint: true, ..Orders::default() });
         }
+    }
+
+    /// The place of a request whose accepted line a replaced process wrote.
+    pub fn adopt(&self, seq: u64) -> Place {
+        self.inbox.tally.open.fetch_add(1, Ordering::Relaxed);
+        Place { inbox: Some(Arc::clone(&self.inbox)), seq: Some(seq) }
+    }
+
+    /// Writes another line of a replaced process.
+    pub fn pass_on(&self, kind: Kind, fields: Fields) {
+        self.inbox.pass_on(kind, fields);
     }
 
     /// Whether accepted lines get through at present; readiness and alerts follow it.

@@ -35,6 +35,10 @@ pub(super) struct Sealer {
     pub(super) stopping: Arc<AtomicBool>,
 }
 
+/// A rule of retention by which everything was removed that it does not keep.
+#[derive(PartialEq, Eq)]
+struct Applied(Option<Duration>);
+
 impl Sealer {
     /// Packs what earlier runs left, then what comes, until the notary is gone.
     pub(super) fn run(&self, current: Number, complete: &Receiver<Number>) {
@@ -50,7 +54,7 @@ impl Sealer {
                     }
                     current = number.next();
                 }
-                Err(RecvTimeoutError::Timeout) if kept == Some(self.inbox.rules().keep) => continue,
+                Err(RecvTimeoutError::Timeout) if kept == Some(Applied(self.inbox.rules().keep)) => continue,
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
             }
@@ -58,7 +62,7 @@ impl Sealer {
         }
     }
 
-    fn tidy(&self, current: Number) -> Option<Option<Duration>> {
+    fn tidy(&self, current: Number) -> Option<Applied> {
         let log = Log::open(&self.directory).ok()?;
         for segment in log.segments().iter().filter(|segment| !segment.sealed && segment.number < current) {
             if let Err(error) = self.seal(segment.number) {
@@ -103,15 +107,15 @@ impl Sealer {
 
     /// Removes the segments before `current` that hold only records older than retention asks for, and says by which
     /// rule; `None` where that has to be tried again: the note that a segment hangs on may be on its way.
-    fn retire(&self, current: Number) -> Option<Option<Duration>> {
+    fn retire(&self, current: Number) -> Option<Applied> {
         let rule = self.inbox.rules().keep;
-        let Some(keep) = rule else { return Some(None) };
+        let Some(keep) = rule else { return Some(Applied(None)) };
         let before = Wall(self.clock.now().wall.0.saturating_sub(i64::try_from(keep.as_nanos()).unwrap_or(i64::MAX)));
         if let Err(error) = self.retire_before(before, current) {
             tracing::warn!(%error, "old audit segments could not be retired");
             return None;
         }
-        Some(rule)
+        Some(Applied(rule))
     }
 
     fn retire_before(&self, before: Wall, current: Number) -> io::Result<()> {

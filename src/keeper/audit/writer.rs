@@ -22,6 +22,8 @@ use crate::clock::Wall;
 
 /// Lines formed and written at once, at most about so many bytes.
 const CHUNK: usize = 256 * 1024;
+/// A segment up to this length is read in no time.
+const SOON_READ: u64 = 1024 * 1024;
 /// Pause after a failed write.
 const RETRY: Duration = Duration::from_millis(100);
 /// Attempts to write what is left when stopping, each after such a pause.
@@ -111,7 +113,14 @@ impl<D: Disk> Writer<D> {
                 self.inbox.take(&mut self.backlog, patience)
             };
             self.rules = self.inbox.rules();
-            if orders.stop {
+            if orders.hand_over {
+                self.write_all();
+                // Whoever opens the log next reads its last segment, and many wait for that.
+                if self.open.length > SOON_READ && !self.open.torn {
+                    self.rotate();
+                }
+            }
+            if orders.stop || orders.hand_over {
                 return self.stop();
             }
             if self.pace.may_tell_dropped() {

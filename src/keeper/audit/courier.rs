@@ -1,0 +1,89 @@
+//! The keeper's thread after a hand-over: takes what workers left, hands it to the process that writes the log by now,
+//! and answers as the writer did.
+//!
+//! Nothing is written here. Reloads are told by the successor, who reads the same files; told twice they would look as
+//! if there had been two.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use serde_json::value::RawValue;
+
+use super::handoff::{Lane, Outcome};
+use super::inbox::{Entry, Inbox, Told};
+use super::journal::unforwarded;
+use crate::audit::{Fields, Kind};
+use crate::keeper::heir::{Heir, Line, Reply, Saying};
+
+/// The longest sleep.
+const IDLE: Duration = Duration::from_secs(3600);
+
+/// The thread's state.
+pub(super) struct Courier {
+    pub(super) inbox: Arc<Inbox>,
+    pub(super) heir: Arc<Heir>,
+}
+
+impl Courier {
+    /// Runs until the log is stopped.
+    pub(super) fn run(self) {
+        let mut bag = Vec::new();
+        loop {
+            let orders = self.inbox.take(&mut bag, IDLE);
+            bag.extend(self.inbox.take_dropped());
+            bag.retain(|entry| !matches!(&entry.told, Told::Plain(Kind::Reload)));
+            while !bag.is_empty() {
+                bag = self.deliver(&std::mem::take(&mut bag));
+            }
+            if orders.stop {
+                return;
+            }
+        }
+    }
+
+    /// Hands lines over, and answers those who wait; what comes back has to be delivered as well.
+    fn deliver(&self, bag: &[Entry]) -> Vec<Entry> {
+        let lines = bag.iter().map(line).collect();
+        let reply = self.heir.tell(&Saying::Lines(lines));
+        if reply.is_none() {
+            self.inbox.failing.store(true, Ordering::Release);
+            self.inbox.tally.failed.fetch_add(bag.len() as u64, Ordering::Relaxed);
+        }
+        let numbers = reply.as_ref().map(|Reply { numbers, .. }| numbers.as_slice()).unwrap_or_default();
+        let (mut lanes, mut unwanted): (Vec<Arc<Lane>>, _) = (Vec::new(), Vec::new());
+        for (number, entry) in bag.iter().enumerate() {
+            let Told::Accepted(ticket) = &entry.told else { continue };
+            let seq = numbers.get(number).copied().flatten();
+            match ticket.answer(seq.map_or(Outcome::Failed, Outcome::Written)) {
+                Ok(()) => {
+                    self.inbox.tally.open.fetch_add(u64::from(seq.is_some()), Ordering::Relaxed);
+                    if !lanes.iter().any(|known| Arc::ptr_eq(known, ticket.lane())) {
+                        lanes.push(Arc::clone(ticket.lane()));
+                    }
+                }
+                Err(leaving) => unwanted.extend(seq.map(|seq| {
+                    let fields = unforwarded(leaving);
+                    Entry { at: entry.at, told: Told::Closed(seq), fields }
+                })),
+            }
+        }
+        lanes.iter().for_each(|lane| lane.wake_one());
+        unwanted
+    }
+}
+
+fn line(entry: &Entry) -> Line {
+    let (kind, accepted) = match &entry.told {
+        Told::Accepted(_) => (Kind::Accepted, None),
+        Told::Closed(accepted) => (Kind::Closed, Some(*accepted)),
+        Told::Plain(kind) => (*kind, None),
+    };
+    Line { kind, accepted, fields: raw(&entry.fields) }
+}
+
+/// The members as the object that they were made from.
+fn raw(fields: &Fields) -> Box<RawValue> {
+    let object = String::from_utf8([b"{", fields.members(), b"}"].concat()).ok();
+    object.and_then(|object| RawValue::from_string(object).ok()).unwrap_or_default()
+}

@@ -1,0 +1,186 @@
+//! How the gateway ends: a wish to stop, or a successor that knocks; then the drain, and what still has to be heard
+//! meanwhile.
+//!
+//! The first wish lets everybody finish, the second nobody. Who was replaced listens to its successor until the end:
+//! what operators withdraw there is cut here.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::task::JoinHandle;
+
+use super::{Shutdown, Wish};
+use crate::admin::Desk;
+use crate::audit::Fields;
+use crate::audit::told::Drained;
+use crate::drain::Phase;
+use crate::gateway::Gateway;
+use crate::handover::{self, Elder, Lobby};
+use crate::keeper::audit::AuditLog;
+use crate::keeper::doorstep::{Doorstep, Successor};
+use crate::keeper::heir::Heir;
+use crate::keeper::marks::Marks;
+use crate::policy::{Drain as Settings, Revocations};
+use crate::reload::Trigger;
+use crate::withdraw;
+
+/// How often it is looked whether everybody has left.
+const BEAT: Duration = Duration::from_millis(10);
+
+/// What only one process may have, and who wants it.
+pub(super) struct Estate {
+    pub(super) marks: Marks,
+    pub(super) audit: AuditLog,
+    pub(super) doorstep: Option<Doorstep>,
+    pub(super) lobby: Arc<Lobby>,
+    /// Whom this process replaced.
+    pub(super) elder: Option<Elder>,
+    /// The admin side, while it is this process's.
+    pub(super) admin: Vec<JoinHandle<()>>,
+}
+
+/// Why it ends.
+enum Occasion {
+    Signal,
+    Operator,
+    Replaced(Arc<Heir>, u32),
+}
+
+/// Waits for the wish to stop or for a successor, then drains. A second signal ends it at once.
+pub(super) async fn wind_down(
+    desk: &Desk,
+    estate: &mut Estate,
+    stop: &mut UnboundedReceiver<()>,
+    shutdown: &mut impl Shutdown,
+) {
+    let occasion = occasion(desk, estate, stop, shutdown).await;
+    let gateway = &desk.gateway;
+    let drain = gateway.current().policy.listen.drain;
+    let streams = gateway.registry.stream_count();
+    if matches!(occasion, Occasion::Signal) {
+        told(gateway, "signal", streams);
+    }
+    tracing::info!(streams, "draining");
+    let (heir, pid) = match occasion {
+        Occasion::Replaced(heir, pid) => (Some(heir), pid),
+        Occasion::Signal | Occasion::Operator => (None, 0),
+    };
+    // A successor is ready in this process's place; service managers need not hear of the rest.
+    let settings = if heir.is_some() { Settings { delay: Duration::ZERO, ..drain } } else { drain };
+    if heir.is_none() {
+        shutdown.draining(streams);
+    }
+    let elder = estate.elder.as_ref();
+    let empty = async {
+        while is_occupied(gateway, heir.is_some()) || elder.is_some_and(|elder| !elder.is_over()) {
+            tokio::time::sleep(BEAT).await;
+        }
+    };
+    // A drain that an operator asked for is no signal: whoever then stops the process, as service managers do, joins in.
+    let by_operator = heir.is_none() && gateway.drain.phase() >= Phase::Unready;
+    let mut more = if by_operator { 2 } else { 1 };
+    // The successor says when it serves, when it ends, and who may not stay.
+    let mut announced = false;
+    let again = async {
+        while more > 0 {
+            tokio::select! {
+                wish = shutdown.next() => more -= i32::from(wish == Wish::Stop),
+                () = tokio::time::sleep(BEAT), if heir.is_some() => {
+                    let Some(heir) = &heir else { continue };
+                    if heir.serves() && !std::mem::replace(&mut announced, true) {
+                        shutdown.succeeded(pid);
+                    }
+                    follow(gateway, heir);
+                    if heir.ends() {
+                        return;
+                    }
+                }
+            }
+        }
+    };
+    tokio::select! {
+        () = gateway.drain.run(settings.delay, settings.deadline, empty) => {}
+        () = again => {
+            gateway.drain.advance(Phase::Ended);
+        }
+    }
+    withdraw::end_all(gateway);
+}
+
+/// Waits for what ends the service.
+async fn occasion(
+    desk: &Desk,
+    estate: &mut Estate,
+    stop: &mut UnboundedReceiver<()>,
+    shutdown: &mut impl Shutdown,
+) -> Occasion {
+    let mut knock = Box::pin(successor(estate));
+    loop {
+        tokio::select! {
+            // Who asked on the admin side is on record already.
+            _ = stop.recv() => return Occasion::Operator,
+            wish = shutdown.next() => match wish {
+                Wish::Stop => return Occasion::Signal,
+                Wish::Reload => { desk.reloader.reload(Trigger::Signal, "signal").await; }
+            },
+            who = &mut knock => {
+                let pid = who.pid;
+                match hand_over(desk, estate, who).await {
+                    Ok(heir) => return Occasion::Replaced(heir, pid),
+                    Err(error) => tracing::error!(%error, pid, "not replaced: this process goes on"),
+                }
+                knock = Box::pin(successor(estate));
+            }
+        }
+    }
+}
+
+/// Who wants to take over, some day.
+fn successor(estate: &Estate) -> impl Future<Output = Successor> + use<> {
+    let listener = estate.doorstep.as_ref().and_then(|doorstep| doorstep.listener().ok());
+    handover::successor(listener, estate.lobby.clone())
+}
+
+/// Lets the successor have everything that only one can have. Workers go on meanwhile; what needs a line or a mark
+/// waits until the successor has both.
+async fn hand_over(desk: &Desk, estate: &mut Estate, successor: Successor) -> std::io::Result<Arc<Heir>> {
+    // What an operator withdrew last is on disk before the successor reads it, and nothing is written after that.
+    let _turn = desk.writing.lock().await;
+    let gateway = &desk.gateway;
+    let Estate { marks, audit, doorstep, lobby, admin, .. } = estate;
+    let by = format!("process {} takes over", successor.pid);
+    let announce = || told(gateway, &by, gateway.registry.stream_count());
+    let heir = handover::leave(successor, doorstep, lobby, marks, audit, announce)?;
+    desk.left.store(true, Ordering::Release);
+    admin.drain(..).for_each(|serving| serving.abort());
+    gateway.drain.advance(Phase::Draining);
+    Ok(heir)
+}
+
+fn told(gateway: &Gateway, by: &str, streams: usize) {
+    gateway.recorder.journal.event(crate::audit::Event::Drain, Fields::of(&Drained { by, streams }));
+}
+
+/// Whether somebody is still here; who is replaced waits for those too who have not shaken hands, because nobody else
+/// will serve them.
+fn is_occupied(gateway: &Gateway, replaced: bool) -> bool {
+    gateway.registry.connection_count() > 0 || (replaced && gateway.recorder.metrics.partners().standing() > 0)
+}
+
+/// Cuts who was withdrawn at the successor.
+fn follow(gateway: &Gateway, heir: &Heir) {
+    let Some(told) = heir.revoked() else { return };
+    match Revocations::from_bytes(told.get().as_bytes()) {
+        Ok(revoked) => {
+            gateway.revocations.store(Arc::new(revoked));
+            withdraw::sweep(gateway);
+        }
+        // A later version may withdraw what this one does not know: better nobody than the wrong one.
+        Err(error) => {
+            tracing::error!(%error, "what was withdrawn cannot be read: everybody is cut");
+            gateway.drain.advance(Phase::Ended);
+        }
+    }
+}

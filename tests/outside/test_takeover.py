@@ -1,0 +1,274 @@
+"""A binary replaced under load: no request is lost, no stream is cut, nothing is counted twice or not at all.
+
+The same binary takes over from itself, by `run --replace` or on SIGUSR2; what it takes over is the running state.
+"""
+
+import re
+import signal
+import subprocess
+import threading
+import time
+
+import pytest
+from stage import BINARY, H1, Program, Stage, Streaming, chat, eventually, fetch, midday
+
+STREAM = "mock-tokens-240.tps-40"
+LIMITS = """\
+[limits]
+tokens_per_month = 100000000
+requests_per_day = 1000000
+concurrent_requests = 1000
+"""
+
+
+@pytest.fixture
+def one(stage):
+    return stage(
+        orgs={"acme": Stage.ACME + LIMITS, "globex": Stage.GLOBEX},
+        listen='drain = { delay = "0s", deadline = "60s" }',
+        quota=f'timezone = "{midday()}"\ndefault_output_reserve = 5000',
+    )
+
+
+def replace(one, how="--replace"):
+    """Another process takes over; returns the one before, which still finishes what it carries."""
+    before, number = one.gateway, getattr(one, "replaced", 0) + 1
+    one.replaced = number
+    if how == "--replace":
+        one.gateway = Program(one.folder, f"gateway-{number}", "run", "-c", "portcullis.toml", "--replace")
+        one.port = int(one.gateway.printed(r"partners on https://\S+:(\d+)"))
+        one.admin = "http://" + one.gateway.printed(r"admin on (?:http://)?(127\.0\.0\.1:\d+|unix:\S+)")
+    else:
+        before.signal(signal.SIGUSR2)
+        eventually(lambda: before.log.count("partners on https://") > number, what="the successor")
+    return before
+
+
+class Load(threading.Thread):
+    """Requests one after the other on a connection that is made anew whenever the gateway said it would close it."""
+
+    def __init__(self, one):
+        super().__init__(daemon=True)
+        self.one, self.over, self.done, self.slowest, self.failed = one, threading.Event(), 0, 0.0, []
+
+    def run(self):
+        connection = None
+        while not self.over.is_set():
+            began = time.monotonic()
+            try:
+                connection = connection or H1(self.one.connect())
+                answer = connection.ask(body=chat("mock-3"))
+                if answer.status != 200:
+                    self.failed.append((answer.status, answer.body))
+                self.done += 1
+            except (OSError, EOFError) as error:
+                self.failed.append(repr(error))
+                connection = None
+                continue
+            self.slowest = max(self.slowest, time.monotonic() - began)
+            if answer.headers.get("connection") == "close":
+                connection.close()
+                connection = None
+
+    def finish(self):
+        self.over.set()
+        self.join(20)
+        assert not self.is_alive()
+
+
+def used(one, unit):
+    return one.limit("acme", unit)["used"]
+
+
+def closed_once(one):
+    """Every accepted line of the log has one closing line; returns how many there are."""
+    lines = one.audit()
+    accepted = sorted(line["seq"] for line in lines if line["kind"] == "accepted")
+    assert sorted(line["accepted_seq"] for line in lines if line["kind"] == "closed") == accepted
+    return len(accepted)
+
+
+def test_a_binary_replaced_twice_under_load_loses_no_request_and_cuts_no_stream(one):
+    load = [Load(one) for _ in range(4)]
+    for thread in load:
+        thread.start()
+    streams, replaced = [Streaming(one, STREAM)], []
+    for _ in range(2):
+        enough = sum(thread.done for thread in load) + 40
+        eventually(lambda: sum(thread.done for thread in load) > enough or any(t.failed for t in load), what="load")
+        replaced.append(replace(one))
+        streams.append(Streaming(one, STREAM))
+    enough = sum(thread.done for thread in load) + 40
+    eventually(lambda: sum(thread.done for thread in load) > enough or any(t.failed for t in load), what="load")
+    for thread in load:
+        thread.finish()
+    assert [thread.failed for thread in load] == [[]] * 4
+    # The first stream began two processes ago.
+    assert [stream.wait(30) for stream in streams] == ["complete"] * 3
+    assert all(stream.text.endswith("data: [DONE]\n\n") for stream in streams)
+    for stream in streams:
+        stream.close()
+    for program in replaced:
+        assert program.wait(10) == 0, program.log
+    requests = sum(thread.done for thread in load) + 3
+    book = one.ledger()
+    assert book["totals"]["requests"] == requests
+    spent = sum(entry["input_tokens"] + entry["output_tokens"] for entry in book["requests"])
+    assert closed_once(one) == requests
+    assert used(one, "tokens_per_month") == spent
+    assert used(one, "requests_per_day") == requests
+    assert used(one, "concurrent_requests") == 0
+    assert one.gateway.end() == 0, one.gateway.log
+    assert one.run("audit", "verify", "audit").returncode == 0
+    assert len({line["boot"] for line in one.audit()}) == 3
+    print(f"slowest request: {max(thread.slowest for thread in load):.3f} s")
+
+
+def test_sigusr2_starts_what_lies_in_the_program_s_place_by_now(one):
+    stream = Streaming(one, STREAM)
+    before = replace(one, "SIGUSR2")
+    assert before.process.poll() is None
+    with H1(one.connect()) as new:
+        assert new.ask(body=chat()).headers.get("connection") != "close", "it is not the one that drains"
+    assert stream.wait(20) == "complete"
+    stream.close()
+    assert before.wait(10) == 0, before.log
+    # It is nobody's child by now, and ends as it is told.
+    assert one.run("drain", "--wait").returncode == 0
+    assert closed_once(one) == 2
+    assert one.run("audit", "verify", "audit").returncode == 0
+
+
+def test_a_successor_that_cannot_start_disturbs_nobody(one):
+    stream = Streaming(one, STREAM)
+    one.write_config(more="nonsense = true")
+    done = one.run("run", "-c", "portcullis.toml", "--replace")
+    assert (done.returncode, "nonsense" in done.stderr) == (1, True), done.stderr
+    one.write_config(more="", admin='metrics = "192.0.2.1:1"')
+    done = one.run("run", "-c", "portcullis.toml", "--replace")
+    assert (done.returncode, "192.0.2.1:1" in done.stderr) == (2, True), done.stderr
+    one.write_config(admin="")
+    with H1(one.connect()) as connection:
+        assert "close" not in connection.ask(body=chat()).headers.get("connection", "")
+    assert fetch(one.admin + "/readyz").status == 200
+    assert stream.wait(20) == "complete"
+    stream.close()
+    assert one.gateway.end() == 0
+    assert one.run("audit", "verify", "audit").returncode == 0
+
+
+def test_with_nobody_to_replace_it_is_an_ordinary_start(one):
+    one.gateway.end()
+    replace(one)
+    assert one.ask(body=chat()).status == 200
+    assert one.run("run", "-c", "portcullis.toml").returncode == 2, "without --replace the state is taken"
+    assert one.gateway.end() == 0
+
+
+def test_a_connection_of_the_old_process_is_served_once_more_and_counts_at_the_new_one(one):
+    with H1(one.connect()) as standing:
+        assert standing.ask(body=chat("mock-3")).status == 200
+        before = replace(one)
+        answer = standing.ask(body=chat("mock-3"))
+        assert (answer.status, answer.headers["connection"]) == (200, "close")
+    assert before.wait(10) == 0, before.log
+    assert used(one, "requests_per_day") == 2
+    spent = sum(entry["input_tokens"] + entry["output_tokens"] for entry in one.ledger()["requests"])
+    assert used(one, "tokens_per_month") == spent
+    assert closed_once(one) == 2
+    stop, start = [line["seq"] for line in one.audit() if line["kind"] in ("stop", "start")][1:]
+    seqs = [line["seq"] for line in one.audit() if line["kind"] == "accepted"]
+    assert seqs[0] < stop < start < seqs[1], "the second one is written by the new process"
+
+
+def test_two_processes_do_not_grant_what_is_there_once(stage):
+    hard = f'timezone = "{midday()}"\nenforce = "hard"\ndefault_output_reserve = 100'
+    one = stage(orgs={"acme": Stage.ACME + "[limits]\nrequests_per_day = 6\n"}, quota=hard)
+    standing = [H1(one.connect()) for _ in range(4)]
+    assert [connection.ask(body=chat()).status for connection in standing] == [200] * 4
+    replace(one)
+    with H1(one.connect()) as new:
+        assert [new.ask(body=chat()).status for _ in range(3)] == [200, 200, 429]
+    # The old process knew of two that were left.
+    assert {connection.ask(body=chat()).status for connection in standing} <= {429, 503}
+    assert used(one, "requests_per_day") == one.ledger()["totals"]["requests"] == 6
+    for connection in standing:
+        connection.close()
+
+
+def test_what_is_revoked_at_the_new_process_is_cut_at_the_old_one(one):
+    mine, other = Streaming(one, STREAM), Streaming(one, STREAM, certificate="globex")
+    before = replace(one)
+    began = time.monotonic()
+    assert one.run("revoke", "--org", "acme").returncode == 0
+    assert mine.wait(5) == "cut"
+    assert mine.ended_at - began < 2
+    assert other.ended is None
+    assert other.wait(20) == "complete"
+    mine.close(), other.close()
+    assert before.wait(10) == 0, before.log
+    (cut,) = [line for line in one.audit() if line.get("severed_by")]
+    assert cut["organization"] == "acme"
+    assert closed_once(one) == 2
+
+
+def test_the_deadline_of_the_old_process_holds_and_its_last_word_is_counted(stage):
+    one = stage(listen='drain = { delay = "0s", deadline = "1s" }', orgs={"acme": Stage.ACME + LIMITS})
+    stream = Streaming(one)
+    before = replace(one)
+    assert stream.wait(5) == "cut"
+    assert "stopping" in stream.text
+    stream.close()
+    assert before.wait(10) == 0, before.log
+    (line,) = [line for line in one.audit() if line["kind"] == "closed"]
+    assert line["ending"] == "drained"
+    assert used(one, "tokens_per_month") == line["usage"]["input"] + line["usage"]["output"]
+
+
+def test_whoever_stops_the_new_process_at_once_stops_the_old_one_too(one):
+    stream = Streaming(one)
+    before = replace(one)
+    one.gateway.signal(signal.SIGTERM)
+    eventually(lambda: fetch(one.admin + "/readyz").status == 503, what="the drain")
+    assert stream.ended is None, "it waits for the other's streams as for its own"
+    one.gateway.signal(signal.SIGTERM)
+    assert one.gateway.wait(10) == 0, one.gateway.log
+    assert before.wait(10) == 0, before.log
+    assert stream.wait() == "cut"
+    stream.close()
+    assert closed_once(one) == 1
+    assert one.run("audit", "verify", "audit").returncode == 0
+
+
+def test_a_new_process_that_is_killed_takes_no_stream_with_it_and_forgets_no_use(one):
+    stream = Streaming(one, STREAM)
+    reserved = one.limit("acme", "tokens_per_month")
+    reserved = reserved["used"] + reserved.get("reserved", 0)
+    before = replace(one)
+    one.gateway.kill()
+    assert stream.wait(20) == "complete"
+    stream.close()
+    assert before.wait(10) == 0, before.log
+    one.start()
+    assert used(one, "tokens_per_month") >= reserved > 0
+    assert one.ask(body=chat()).status == 200
+    assert one.gateway.end() == 0
+    assert one.run("audit", "verify", "audit").returncode == 0
+
+
+def test_the_admin_socket_changes_hands_as_well(one):
+    one.gateway.end()
+    one.write_config(admin="")
+    config = (one.folder / "portcullis.toml").read_text()
+    path = "unix:admin.sock"
+    (one.folder / "portcullis.toml").write_text(re.sub(r'(\[admin\]\naddress = )"[^"]*"', rf'\1"{path}"', config))
+    one.gateway = Program(one.folder, "gateway-unix", "run", "-c", "portcullis.toml")
+    one.port = int(one.gateway.printed(r"partners on https://\S+:(\d+)"))
+    status = [BINARY, "status", "--admin", path]
+    assert subprocess.run(status, cwd=one.folder).returncode == 0
+    before = replace(one)
+    assert before.wait(10) == 0, before.log
+    assert (one.folder / "admin.sock").exists(), "the old process leaves it to the new one"
+    assert subprocess.run(status, cwd=one.folder).returncode == 0
+    assert one.gateway.end() == 0
+    assert not (one.folder / "admin.sock").exists()

@@ -82,9 +82,16 @@ def used(one, unit):
 
 def closed_once(one):
     """Every accepted line of the log has one closing line; returns how many there are."""
-    lines = one.audit()
-    accepted = sorted(line["seq"] for line in lines if line["kind"] == "accepted")
-    assert sorted(line["accepted_seq"] for line in lines if line["kind"] == "closed") == accepted
+
+    def both():
+        lines = one.audit()
+        accepted = sorted(line["seq"] for line in lines if line["kind"] == "accepted")
+        return accepted, sorted(line["accepted_seq"] for line in lines if line["kind"] == "closed")
+
+    # A closing line is gathered for a moment before it is written.
+    eventually(lambda: len(both()[0]) == len(both()[1]), what="the last closing line")
+    accepted, closed = both()
+    assert closed == accepted
     return len(accepted)
 
 
@@ -207,9 +214,9 @@ def test_what_is_revoked_at_the_new_process_is_cut_at_the_old_one(one):
     assert other.wait(20) == "complete"
     mine.close(), other.close()
     assert before.wait(10) == 0, before.log
+    assert closed_once(one) == 2
     (cut,) = [line for line in one.audit() if line.get("severed_by")]
     assert cut["organization"] == "acme"
-    assert closed_once(one) == 2
 
 
 def test_the_deadline_of_the_old_process_holds_and_its_last_word_is_counted(stage):
@@ -220,6 +227,7 @@ def test_the_deadline_of_the_old_process_holds_and_its_last_word_is_counted(stag
     assert "stopping" in stream.text
     stream.close()
     assert before.wait(10) == 0, before.log
+    assert closed_once(one) == 1
     (line,) = [line for line in one.audit() if line["kind"] == "closed"]
     assert line["ending"] == "drained"
     assert used(one, "tokens_per_month") == line["usage"]["input"] + line["usage"]["output"]

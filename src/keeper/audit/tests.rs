@@ -218,7 +218,8 @@ fn a_shorter_retention_is_applied_without_waiting_for_another_segment() {
     eventually(|| segments() > 4);
     clock.advance(2 * day);
     log.journal().follow(rules(1));
-    eventually(|| segments() == 1);
+    // Where the last line ended a segment, nothing says yet that all of that segment is old: it stays.
+    eventually(|| segments() <= 2);
     log.stop();
     let (summary, _) = records(place.path());
     assert!(summary.first > 30 && summary.signed == summary.size);

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::time::sleep;
 
-use crate::gauge::now;
+use crate::gauge::{calm, now};
 use crate::growth::organizations;
 use crate::load::{self, Bout, Question, Run, kilobytes, steady};
 use crate::peers::{Peer, Running, two_organizations};
@@ -20,6 +20,9 @@ use crate::work::{Sizes, sound};
 const ORGANIZATIONS: usize = 10_000;
 /// Requests a second while a reload goes on: far from what a core can do.
 const CALM: f64 = 500.0;
+
+/// How long a measurement waits for others to be done.
+const QUIET: Duration = Duration::from_secs(30);
 
 /// What is strained with.
 pub struct Strain<'a> {
@@ -47,7 +50,7 @@ impl Strain<'_> {
         println!("start with {ORGANIZATIONS} organizations: {} ms", (now() - began) / 1000);
         let target = running.target(&place, false)?;
         let question = Question::usual();
-        let calm = steady(&target, 16, CALM, &question, sleep(Duration::from_secs(3))).await?;
+        let before = steady(&target, 16, CALM, &question, sleep(Duration::from_secs(3))).await?;
         let mut took = 0;
         let reload = async {
             sleep(Duration::from_millis(500)).await;
@@ -63,7 +66,7 @@ impl Strain<'_> {
         let busy = steady(&target, 16, CALM, &question, async { answer = reload.await }).await?;
         let answer = answer?;
         println!("reload: {} ms; {}", took / 1000, answer.chars().take(200).collect::<String>());
-        for (when, seen) in [("without", &calm), ("during", &busy)] {
+        for (when, seen) in [("without", &before), ("during", &busy)] {
             if let Some(wrong) = &seen.wrong {
                 return Err(io::Error::other(format!("{when} a reload: {wrong}")));
             }
@@ -90,8 +93,10 @@ impl Strain<'_> {
         let bout = self.bout(&place, &running);
         let target = running.target(&place, false)?;
         let usual = Question::usual();
+        calm(QUIET).await?;
         let peak = tell("64 connections", &load::closed_h1(&bout, &target, 64, &usual).await?)?;
         for connections in [128, 1000, 4000] {
+            calm(QUIET).await?;
             let run = load::closed_h1(&bout, &target, connections, &usual).await?;
             let good = tell(&format!("{connections} connections"), &run)?;
             println!("  {} of the peak", number(good / peak));
@@ -101,6 +106,7 @@ impl Strain<'_> {
         // The one that its day allows.
         H1::connect(&poor).await?.ask(&usual.request).await?;
         let refused = Question { status: 429, body: None, ..usual.clone() };
+        calm(QUIET).await?;
         let refusals = load::closed_h1(&bout, &poor, 64, &refused).await?;
         tell("refused, 64 connections", &refusals)?;
         let beside = load::closed_h1(&bout, &target, 64, &usual);

@@ -11,7 +11,7 @@ import time
 import hpack
 import pytest
 import test_door_h1 as h1
-from frames import FRAME, H2, PREFACE, fields
+from frames import H2, PREFACE, fields
 from hyperframe.frame import (
     ContinuationFrame, DataFrame, HeadersFrame, PingFrame, PriorityFrame, PushPromiseFrame,
     RstStreamFrame, SettingsFrame, WindowUpdateFrame,

@@ -12,6 +12,7 @@ use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use tokio::time::timeout;
 
+use crate::guard::framing::content_length;
 use crate::outcome::{Code, Refusal};
 
 /// Memory that all waiting request bodies share.
@@ -69,7 +70,7 @@ pub struct Whole {
 /// The length that a head states.
 #[must_use]
 pub fn stated(headers: &HeaderMap) -> Option<u64> {
-    headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+    content_length(headers.get(CONTENT_LENGTH)?.as_bytes())
 }
 
 /// What a body may be.

@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::chunked::Chunked;
+use super::framing::Chunked;
 use super::h1_head::{self, Crooked, Framing};
 use super::{Limits, Timer, Wait, Watch};
 use crate::outcome::{Code, Refusal};

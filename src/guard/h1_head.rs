@@ -2,6 +2,8 @@
 //!
 //! Pure functions: what is wrong is a sentence, what is right says how the body is framed.
 
+use super::framing::content_length;
+
 /// Bytes of a head, its end included.
 pub(super) const MOST_BYTES: usize = 16 * 1024;
 /// Lines of a head after the request line.
@@ -68,7 +70,8 @@ pub(super) fn check(head: &[u8]) -> Result<Framing, Crooked> {
             if length.is_some() {
                 return Err(Crooked::Form("There is more than one Content-Length."));
             }
-            length = Some(content_length(value)?);
+            let stated = content_length(value).ok_or(Crooked::Form("Content-Length is not a number."))?;
+            length = Some(stated);
         } else if name.eq_ignore_ascii_case(b"transfer-encoding") {
             if chunked || !value.eq_ignore_ascii_case(b"chunked") {
                 return Err(Crooked::Form("Transfer-Encoding may be exactly `chunked`, once."));
@@ -161,12 +164,4 @@ fn is_token(byte: u8) -> bool {
         set
     };
     byte < 128 && TOKEN >> byte & 1 == 1
-}
-
-fn content_length(value: &[u8]) -> Result<u64, Crooked> {
-    let wrong = Crooked::Form("Content-Length is not a number.");
-    if value.is_empty() || value.len() > 18 || !value.iter().all(u8::is_ascii_digit) {
-        return Err(wrong);
-    }
-    Ok(value.iter().fold(0, |number, digit| number * 10 + u64::from(digit - b'0')))
 }

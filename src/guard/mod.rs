@@ -5,7 +5,7 @@
 //! any other. The guards also run the clocks of a connection: for a head, and for a connection without a request. Whoever
 //! reads a body times it.
 
-pub mod chunked;
+pub mod framing;
 pub mod h1;
 mod h1_head;
 pub mod h2;

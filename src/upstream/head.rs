@@ -8,6 +8,7 @@ use http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_A
 use http::{HeaderMap, StatusCode};
 
 use super::framing::Framing;
+use crate::guard::framing::content_length;
 
 /// What crosses from the upstream's head to the client's, by name.
 const CROSS: [HeaderName; 7] = [
@@ -143,7 +144,7 @@ impl Fields {
             if self.length.is_some() {
                 return Err("more than one content-length".into());
             }
-            self.length = Some(length(line.value).ok_or("a content-length that is no number")?);
+            self.length = Some(content_length(line.value.trim_ascii()).ok_or("a content-length that is no number")?);
         } else if named("transfer-encoding") {
             if self.chunked || !value_is("chunked") {
                 return Err("a transfer-encoding other than chunked".into());
@@ -169,12 +170,6 @@ impl Fields {
 /// A field's value, sharing the head's bytes.
 fn value(head: &Bytes, part: &[u8]) -> Result<HeaderValue, String> {
     HeaderValue::from_maybe_shared(head.slice_ref(part)).map_err(|_| "a header value with control characters".into())
-}
-
-fn length(value: &[u8]) -> Option<u64> {
-    let value = value.trim_ascii();
-    let digits = !value.is_empty() && value.len() <= 18 && value.iter().all(u8::is_ascii_digit);
-    digits.then(|| value.iter().fold(0, |number, digit| number * 10 + u64::from(digit - b'0')))
 }
 
 #[cfg(test)]

@@ -1,6 +1,13 @@
-//! Chunked framing (RFC 9112 §7.1) byte by byte, of requests and of answers alike.
+//! How bodies are framed (RFC 9112 §6 and §7.1), of requests and of answers alike: a stated length, or chunks.
 //!
-//! A pure state machine: it says where data stands and what is wrong, and holds no byte.
+//! Pure: it says where data stands and what is wrong, and holds no byte.
+
+/// The number that a `Content-Length` states: digits and nothing else, fewer than would not fit.
+#[must_use]
+pub fn content_length(value: &[u8]) -> Option<u64> {
+    let digits = !value.is_empty() && value.len() <= 18 && value.iter().all(u8::is_ascii_digit);
+    digits.then(|| value.iter().fold(0, |number, digit| number * 10 + u64::from(digit - b'0')))
+}
 
 /// Where in chunked framing the next byte stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

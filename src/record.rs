@@ -24,7 +24,7 @@ use crate::outcome::{Code, Ending, Refusal};
 use crate::peer::Sha256;
 use crate::tokens::{Nano, Usage};
 use crate::traces::{Exchange, Traces};
-pub use line::Origin;
+pub use line::Party;
 use line::{End, Line};
 
 /// What every record needs at its opening and its close.
@@ -61,10 +61,10 @@ impl Recorder {
 
     /// Opens the record of a request that has just arrived.
     #[must_use]
-    pub fn open(self: &Arc<Self>, origin: &Origin, generation: u64, config_hash: Sha256) -> Record {
+    pub fn open(self: &Arc<Self>, party: &Party, generation: u64, config_hash: Sha256) -> Record {
         let story = Story {
             request_id: self.ids.next(),
-            origin: origin.clone(),
+            party: party.clone(),
             generation,
             config_hash,
             opened: self.clock.now(),
@@ -87,7 +87,7 @@ pub struct Record {
 
 struct Story {
     request_id: Arc<str>,
-    origin: Origin,
+    party: Party,
     generation: u64,
     config_hash: Sha256,
     opened: Now,
@@ -337,7 +337,7 @@ impl Story {
         let end = |ending| End { ending, status: facts.status, bytes_out: facts.bytes_out, duration: since(now) };
         let line = Line {
             request_id: &self.request_id,
-            origin: &self.origin,
+            party: &self.party,
             organization: facts.org.as_ref(),
             purpose: facts.purpose.as_ref(),
             case: facts.case.as_ref(),

@@ -26,7 +26,7 @@ use crate::identify::{self, Caller};
 use crate::outcome::{Code, Refusal};
 use crate::peer::Peer;
 use crate::policy::{Listen, Policy, Revocations};
-use crate::record::{Accepted, Origin, Record, Recorder};
+use crate::record::{Accepted, Party, Record, Recorder};
 use crate::registry::{Connection, StreamEntry, StreamFacts};
 use crate::reserve::Reserve;
 use crate::snapshot::Snapshot;
@@ -48,7 +48,7 @@ pub struct Station {
 pub struct Visit {
     pub(super) station: Rc<Station>,
     pub(super) connection: Arc<Connection>,
-    pub(super) origin: Origin,
+    pub(super) party: Party,
     pub(super) watch: Watch,
     pub(super) over: Cell<bool>,
 }
@@ -88,8 +88,8 @@ impl Visit {
     /// A connection's visit, before its guard is known.
     #[must_use]
     pub fn new(station: Rc<Station>, connection: Arc<Connection>) -> Visit {
-        let origin = Origin::of(&connection);
-        Visit { station, connection, origin, watch: Watch::default(), over: Cell::new(false) }
+        let party = Party::of(&connection);
+        Visit { station, connection, party, watch: Watch::default(), over: Cell::new(false) }
     }
 
     /// With its guard's watch.

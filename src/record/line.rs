@@ -1,7 +1,7 @@
 //! The shape of a request's lines. What stands in them is the record's affair; what is not known is left out.
 //!
 //! Two of these are written for every request, so they are written member by member, and what all requests of a
-//! connection have in common is written once ([`Origin`]).
+//! connection have in common is written once ([`Party`]).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,12 +19,12 @@ use crate::tokens::{Nano, Usage};
 
 /// What every record of one connection says of it: its number, where it comes from, and its certificate.
 #[derive(Debug, Clone)]
-pub struct Origin(Arc<Fields>);
+pub struct Party(Arc<Fields>);
 
-impl Origin {
+impl Party {
     /// The connection's.
     #[must_use]
-    pub fn of(connection: &Connection) -> Origin {
+    pub fn of(connection: &Connection) -> Party {
         let mut members = Members::with_capacity(384);
         members.number("connection", connection.id());
         if let Some(peer) = connection.peer() {
@@ -36,14 +36,14 @@ impl Origin {
             });
             members.text("authority", peer.authority().as_str());
         }
-        Origin(Arc::new(members.finish()))
+        Party(Arc::new(members.finish()))
     }
 }
 
 /// The members of `accepted`, `closed` and `refused` records.
 pub(super) struct Line<'a> {
     pub(super) request_id: &'a str,
-    pub(super) origin: &'a Origin,
+    pub(super) party: &'a Party,
     pub(super) organization: Option<&'a OrgId>,
     pub(super) purpose: Option<&'a PurposeId>,
     pub(super) case: Option<&'a CaseRef>,
@@ -80,7 +80,7 @@ impl Line<'_> {
     pub(super) fn fields(&self) -> Fields {
         let mut line = Members::with_capacity(1280);
         line.text("request_id", self.request_id);
-        line.again(&self.origin.0);
+        line.again(&self.party.0);
         line.some_text("organization", self.organization.map(OrgId::as_str));
         line.some_text("purpose", self.purpose.map(PurposeId::as_str));
         line.some_text("case", self.case.map(CaseRef::as_str));

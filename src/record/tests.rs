@@ -101,7 +101,7 @@ const BODY: &[u8] = br#"{"model":"gpt-5"}"#;
 
 /// One request of each fate.
 async fn requests(recorder: &Arc<Recorder>, connection: &Connection) {
-    let open = || recorder.open(&Origin::of(connection), 7, Sha256([3; 32]));
+    let open = || recorder.open(&Party::of(connection), 7, Sha256([3; 32]));
     let message = "no";
     drop(open().refuse(Refusal::new(Code::RouteNotFound, message)));
     for (ending, reason) in [(Ending::Complete, None), (Ending::Severed, Some(Code::OrganizationSuspended))] {

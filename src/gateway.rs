@@ -81,7 +81,7 @@ pub async fn serve(visit: Rc<Visit>, leash: Rc<Leash>, request: Request<Incoming
     let waits = head.headers.contains_key(http::header::EXPECT);
     let mut body = Some(body);
     let mut manner = Manner { problem_json: gate::wants_problem_json(&head), ..Manner::default() };
-    let record = visit.station.recorder.open(&visit.origin, policy.generation, policy.hash);
+    let record = visit.station.recorder.open(&visit.party, policy.generation, policy.hash);
     let mut story = Some(record);
     let underway = visit.watch.begin();
     let answered = {
@@ -318,8 +318,7 @@ fn permit(
 }
 
 fn edits(ask: &Ask, reserved: &Reserve) -> Edits {
-    let include_usage = ask.stream && !matches!(ask.usage_chunk, UsageChunk::Asked | UsageChunk::NotApplicable);
-    Edits { include_usage, output_maximum: reserved.held_to }
+    Edits { include_usage: edits_usage(ask), output_maximum: reserved.held_to }
 }
 
 /// The metered body of an answer.

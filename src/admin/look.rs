@@ -102,6 +102,7 @@ fn quotas(desk: &Desk) -> Vec<QuotaSample> {
     let policy = &gateway.current().policy;
     let now = gateway.clock.now();
     let exposure = Exposure::of(&gateway.registry, policy);
+    gateway.ledger.open_all(policy.orgs().map(|org| &org.own), &policy.quota.timezone, now);
     let mut samples = Vec::new();
     for org in policy.orgs() {
         for standing in gateway.ledger.level_standings(&org.own, &policy.quota.timezone, now) {
@@ -119,6 +120,7 @@ fn gather(desk: &Desk) -> Status {
     let now = gateway.clock.now();
     let streams = gateway.registry.streams();
     let revoked = gateway.revocations.load();
+    gateway.ledger.open_all(policy.orgs().map(|org| &org.own), &policy.quota.timezone, now);
     let mut by_org: BTreeMap<&str, usize> = BTreeMap::new();
     for stream in &streams {
         *by_org.entry(stream.facts.org.as_str()).or_default() += 1;

@@ -282,19 +282,47 @@ impl Ledger {
         self.named(&level.org, Some(level), timezone, now)
     }
 
+    /// Opens the accounts of many organizations at once: one by one, each would copy a directory that grows.
+    pub fn open_all<'a>(&self, levels: impl Iterator<Item = &'a Level>, timezone: &TimeZone, now: Now) {
+        let known = self.directory.load();
+        let missing: Vec<&Level> = levels.filter(|level| known.find(level).is_none()).collect();
+        if missing.is_empty() {
+            return;
+        }
+        let mut restored = self.restored.lock();
+        let mut directory = Directory::clone(&self.directory.load());
+        for level in missing {
+            let account = self.found(&level.org, &mut directory, &mut restored, timezone, now);
+            directory.enter(level.account, &account);
+        }
+        self.directory.store(Arc::new(directory));
+    }
+
     fn named(&self, org: &OrgId, level: Option<&Level>, timezone: &TimeZone, now: Now) -> Arc<Account> {
         let mut restored = self.restored.lock();
         let mut directory = Directory::clone(&self.directory.load());
-        let account = directory.names.entry(org.clone()).or_insert_with(|| {
-            let state = restored.account(org, timezone, now);
-            Arc::new(Account::new(org.clone(), state, self.bell.clone()))
-        });
-        let account = Arc::clone(account);
+        let account = self.found(org, &mut directory, &mut restored, timezone, now);
         if let Some(level) = level {
             directory.enter(level.account, &account);
         }
         self.directory.store(Arc::new(directory));
         account
+    }
+
+    /// The account in a directory that is about to be replaced, opened if it is not there.
+    fn found(
+        &self,
+        org: &OrgId,
+        directory: &mut Directory,
+        restored: &mut Restored,
+        timezone: &TimeZone,
+        now: Now,
+    ) -> Arc<Account> {
+        let account = directory.names.entry(org.clone()).or_insert_with(|| {
+            let state = restored.account(org, timezone, now);
+            Arc::new(Account::new(org.clone(), state, self.bell.clone()))
+        });
+        Arc::clone(account)
     }
 }
 

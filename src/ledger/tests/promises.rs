@@ -379,3 +379,16 @@ fn scopes_count_only_their_own_requests() {
     broken.levels[0].scopes = vec![(Seat(u32::MAX), scopes()[0].clone())].into();
     assert!(ask(&ledger, &broken, tokens(1), at(0)).is_err());
 }
+
+#[test]
+fn opening_many_accounts_at_once_leaves_those_alone_that_are_open() {
+    let (ledger, plan) = (Ledger::new(), alone(vec![budget(0, Unit::Tokens, Window::Day, 100)]));
+    ask(&ledger, &plan, tokens(60), at(0)).unwrap().settle(&tokens(60));
+    let level = plan.levels.first().unwrap();
+    let stranger = crate::limits::Level { org: "globex".parse().unwrap(), account: Seat(7), ..level.clone() };
+    for _ in 0..2 {
+        ledger.open_all([level, &stranger].into_iter(), &TimeZone::UTC, at(0));
+        let used = |level| ledger.level_standings(level, &TimeZone::UTC, at(0)).first().unwrap().used;
+        assert_eq!((used(level), used(&stranger)), (60, 0));
+    }
+}

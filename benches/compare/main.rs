@@ -42,7 +42,7 @@ use crate::place::Place;
 use crate::strain::Strain;
 use crate::table::Table;
 use crate::upstream::Upstream;
-use crate::work::{Sizes, Work};
+use crate::work::{RETRIES, Sizes, Work};
 
 /// Measures portcullis beside other gateways
 #[derive(Debug, Parser)]
@@ -88,8 +88,6 @@ enum What {
     Churn,
 }
 
-/// A disturbed run is repeated so many times.
-const RETRIES: usize = 2;
 /// How long a run waits for others to be done.
 const PATIENCE: Duration = Duration::from_secs(30);
 

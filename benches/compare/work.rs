@@ -125,6 +125,8 @@ impl Work {
     }
 }
 
+/// A disturbed run is repeated so many times.
+pub const RETRIES: usize = 2;
 /// A gateway that waits for load half of its time is woken for less work at once, which costs it more.
 const HALF: f64 = 0.5;
 /// Of the load's core; beyond it, chunks wait for the load to read them.

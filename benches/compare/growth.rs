@@ -46,14 +46,15 @@ impl Curve {
         [Curve::Organizations, Curve::Limits, Curve::Idle, Curve::Body, Curve::Chunk, Curve::Streams];
 
     fn sizes(self) -> Vec<usize> {
-        let most = files().saturating_sub(1000) as usize;
+        // Two files to a connection are what the gateway keeps room for.
+        let most = (files().saturating_sub(1000) / 2) as usize;
         match self {
             Curve::Organizations => vec![1, 10, 100, 1000, 10_000],
             Curve::Limits => vec![1, 10, 100, 1000],
             Curve::Idle => vec![10, 100, 1000, 10_000.min(most), 20_000.min(most)],
             Curve::Body => vec![1000, 10_000, 100_000, 1_000_000, 10_000_000],
             Curve::Chunk => vec![16, 256, 4096, 16_384, 65_536],
-            Curve::Streams => vec![1, 10, 100, 1000, 5000.min(most / 2)],
+            Curve::Streams => vec![1, 10, 100, 1000, 5000.min(most)],
         }
     }
 

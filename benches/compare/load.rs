@@ -187,10 +187,13 @@ impl Question {
 /// `connections` that ask, wait for the answer and ask again.
 pub async fn closed_h1(bout: &Bout<'_>, target: &Target, connections: usize, question: &Question) -> io::Result<Run> {
     let mut crew = Crew::new();
+    let ramp = Rc::new(Semaphore::new(RAMP));
     for _ in 0..connections {
-        let (tally, target, question) = (crew.tally.clone(), target.clone(), question.clone());
+        let (tally, target, question, ramp) = (crew.tally.clone(), target.clone(), question.clone(), ramp.clone());
         crew.spawn(async move {
+            let permit = ramp.acquire().await.map_err(io::Error::other)?;
             let mut connection = H1::connect(&target).await?;
+            drop(permit);
             tally.ready();
             while !tally.over.get() {
                 let began = now();

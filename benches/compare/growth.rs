@@ -106,7 +106,9 @@ impl Curve {
 /// Draws a curve, as a table.
 pub async fn draw(curve: Curve, upstream: &Rc<Upstream>, gateway: &str, seconds: f64) -> io::Result<String> {
     let mut points: Vec<Point> = Vec::new();
-    for size in curve.sizes() {
+    let mut sizes = curve.sizes();
+    sizes.dedup();
+    for size in sizes {
         let place = Place::make()?;
         curve.configure(&place, size)?;
         let mut tries = 0;

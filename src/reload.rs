@@ -3,6 +3,8 @@
 //! Loading reads files, so it happens on a thread that serves nobody. A mistake changes nothing, is told with its
 //! place, and is remembered.
 
+mod footprint;
+
 use std::collections::{HashSet, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -26,6 +28,7 @@ use crate::policy::{self, AuditSettings, Diff, Mistakes, Policy};
 use crate::snapshot::Snapshot;
 use crate::tls::Revoked;
 use crate::withdraw;
+use footprint::Footprint;
 
 /// What asked for a reload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,7 +71,7 @@ const REMEMBERED: usize = 50;
 const REST: Duration = Duration::from_millis(50);
 /// After which time a watch looks again when an organization's file is gone.
 const SECOND_LOOK: Duration = Duration::from_millis(500);
-/// How often files are read without any event, for file systems that send none.
+/// How often files are looked at without any event, for file systems that send none.
 const ANYWAY: Duration = Duration::from_secs(5);
 
 /// Reloads, one at a time.
@@ -80,6 +83,8 @@ pub struct Reloader {
     past: Mutex<VecDeque<Past>>,
     /// The mistakes that were told last, until the files are right again.
     told: Mutex<Option<String>>,
+    /// Kept until nobody else holds them: a worker that let go of ten thousand organizations last would stop for it.
+    retired: Mutex<Vec<Arc<Snapshot>>>,
     /// Lets the log filter be changed.
     filter: Option<SetFilter>,
 }
@@ -99,6 +104,7 @@ impl Reloader {
             turn: tokio::sync::Mutex::new(()),
             past,
             told: Mutex::default(),
+            retired: Mutex::default(),
             filter,
         })
     }
@@ -133,7 +139,19 @@ impl Reloader {
         let outcome = outcome.unwrap_or_else(Outcome::Rejected);
         self.tell(trigger, by, &outcome, now);
         self.keep_numbers().await;
+        if matches!(outcome, Outcome::Applied(_)) {
+            self.retired.lock().push(old);
+        }
+        self.let_go().await;
         outcome
+    }
+
+    /// Frees the snapshots that no request and no connection holds any more, on a thread that serves nobody.
+    async fn let_go(&self) {
+        let gone: Vec<_> = self.retired.lock().extract_if(.., |snapshot| Arc::strong_count(snapshot) == 1).collect();
+        if !gone.is_empty() {
+            let _ = tokio::task::spawn_blocking(move || drop(gone)).await;
+        }
     }
 
     /// Writes down how far the revocation lists have come. They are in force already: nobody who was revoked waits for a
@@ -247,14 +265,23 @@ impl Reloader {
         let mut watcher = watcher
             .inspect_err(|error| tracing::warn!(%error, "no file events; files are read every few seconds"))
             .ok();
-        let mut watched: Vec<PathBuf> = Vec::new();
+        let (mut watched, mut seen) = (Vec::<PathBuf>::new(), None);
+        // The first time before any event: a file may have changed between the start and the watch.
+        let mut called = true;
         loop {
+            let policy = self.gateway.current().policy.clone();
             if let Some(watcher) = &mut watcher {
-                follow(watcher, &mut watched, &self.gateway.current().policy);
+                follow(watcher, &mut watched, &policy);
             }
-            // The first time before any event: a file may have changed between the start and the watch.
-            self.reload(Trigger::Watch, "file watch").await;
-            rest(&mut inbox).await;
+            let look = tokio::task::spawn_blocking(move || Footprint::of(policy.directories())).await.ok().flatten();
+            // What was wrong may come right by time alone: a certificate that was not valid yet.
+            if called || look.is_none() || look != seen || self.told.lock().is_some() {
+                self.reload(Trigger::Watch, "file watch").await;
+                seen = look;
+            } else {
+                self.let_go().await;
+            }
+            called = rest(&mut inbox).await;
         }
     }
 }
@@ -335,15 +362,19 @@ fn follow(watcher: &mut notify::RecommendedWatcher, watched: &mut Vec<PathBuf>, 
     });
 }
 
-/// Waits for an event, and then until none has come for a moment.
-async fn rest(inbox: &mut UnboundedReceiver<()>) {
-    let _ = tokio::time::timeout(ANYWAY, inbox.recv()).await;
+/// Waits for an event, and then until none has come for a moment; whether there was one.
+async fn rest(inbox: &mut UnboundedReceiver<()>) -> bool {
+    let mut called = tokio::time::timeout(ANYWAY, inbox.recv()).await.is_ok_and(|event| event.is_some());
     for _ in 0..4 {
         match tokio::time::timeout(REST, inbox.recv()).await {
-            Ok(Some(())) => while inbox.try_recv().is_ok() {},
-            _ => return,
+            Ok(Some(())) => {
+                called = true;
+                while inbox.try_recv().is_ok() {}
+            }
+            _ => break,
         }
     }
+    called
 }
 
 /// What a reload's outcome is for programs: `{"result", "text", "changes" | "mistakes"}`.

@@ -1,6 +1,6 @@
 //! What operators see: probes, metrics, status.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt::Write as _;
 use std::sync::Arc;
 
@@ -102,9 +102,14 @@ fn quotas(desk: &Desk) -> Vec<QuotaSample> {
     let policy = &gateway.current().policy;
     let now = gateway.clock.now();
     let exposure = Exposure::of(&gateway.registry, policy);
-    gateway.ledger.open_all(policy.orgs().map(|org| &org.own), &policy.quota.timezone, now);
+    let metrics = &gateway.recorder.metrics;
+    // Whoever is shown is shown with everybody whose limits it is held against.
+    let line = |org: &Arc<policy::Org>| org.line().map(|org| org.id.clone()).collect::<Vec<_>>();
+    let shown: HashSet<_> = policy.orgs().filter(|org| metrics.shows(&org.id)).flat_map(line).collect();
+    let shown: Vec<_> = policy.orgs().filter(|org| shown.contains(&org.id)).collect();
+    gateway.ledger.open_all(shown.iter().map(|org| &org.own), &policy.quota.timezone, now);
     let mut samples = Vec::new();
-    for org in policy.orgs() {
+    for org in shown {
         for standing in gateway.ledger.level_standings(&org.own, &policy.quota.timezone, now) {
             samples.push(status::sample(&standing, exposure.beyond(&standing)));
         }

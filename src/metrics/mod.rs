@@ -33,6 +33,9 @@ use served::RouteSeries;
 const DAY: Duration = Duration::from_secs(24 * 3600);
 /// Certificates of one organization that are followed.
 const MOST_SEEN: usize = 1024;
+/// Up to so many organizations have every series before their first event. Of more only those are shown that came:
+/// a scrape should grow with who uses the gateway, not with who might.
+const FORESEEN: usize = 1000;
 
 /// When something that a policy trusts ends.
 #[derive(Debug, Clone, Copy)]
@@ -165,17 +168,25 @@ impl Metrics {
         self.models.entry(model.clone()).or_insert_with(fresh).clone()
     }
 
-    /// Says what is configured: its series exist from now on, others' end.
+    /// Whether an organization has series.
+    #[must_use]
+    pub fn shows(&self, org: &OrgId) -> bool {
+        self.orgs.contains_key(org)
+    }
+
+    /// Says what is configured: its series exist from now on, unless there are too many ([`FORESEEN`]); others' end.
     pub fn configured(&self, names: Configured<'_>) {
         let Configured { orgs, purposes, upstreams, models } = names;
         self.models.retain(|model, _| models.contains(model));
         *self.known_models.write() = models;
-        for org in orgs {
+        let foreseen = orgs.len() <= FORESEEN;
+        for org in orgs.iter().filter(|org| foreseen || self.shows(org)) {
             let series = self.org(org);
             purposes.iter().for_each(|purpose| drop(series.decisions(purpose)));
         }
+        let stay: HashSet<&OrgId> = orgs.iter().collect();
         self.orgs.retain(|org, series| {
-            let stays = orgs.contains(org);
+            let stays = stay.contains(org);
             if !stays {
                 series.remove(&self.families, org.as_str());
             }
@@ -198,8 +209,7 @@ impl Metrics {
     /// Refusals so far with this code, over all organizations.
     #[must_use]
     pub fn refusals(&self, code: Code) -> u64 {
-        let of = |org: &str| self.families.refusals.with_label_values(&[org, code.as_str()]).get();
-        self.orgs.iter().map(|entry| of(entry.key().as_str())).sum::<u64>() + of("unknown")
+        self.orgs.iter().map(|entry| entry.refusals(code)).sum::<u64>() + self.unknown.refusals(code)
     }
 
     /// An upstream's figures.

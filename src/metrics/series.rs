@@ -174,6 +174,11 @@ impl OrgSeries {
         }
     }
 
+    /// Refusals so far with this code; asking makes no series.
+    pub(super) fn refusals(&self, code: Code) -> u64 {
+        self.refusals.get(code as usize).and_then(OnceLock::get).map_or(0, IntCounter::get)
+    }
+
     fn refusal(&self, code: Code) -> Option<&IntCounter> {
         let cell = self.refusals.get(code as usize)?;
         Some(cell.get_or_init(|| self.families.refusals.with_label_values(&[&*self.org, code.as_str()])))

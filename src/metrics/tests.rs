@@ -51,3 +51,21 @@ fn organizations_begin_with_zeros_and_removed_ones_leave() {
     metrics.configured(Configured::default());
     assert!(!metrics.render().contains("org=\"acme\""));
 }
+
+#[test]
+fn of_very_many_organizations_those_are_shown_that_came() {
+    let metrics = Metrics::new().unwrap();
+    let orgs: Vec<OrgId> = (0..=FORESEEN).map(|n| format!("org-{n}").parse().unwrap()).collect();
+    let configured = |orgs| metrics.configured(Configured { orgs, ..Configured::default() });
+    configured(&orgs);
+    assert!(!metrics.render().contains("org=\"org-"));
+    metrics.org(&orgs[7]).refused(Code::RouteNotFound);
+    configured(&orgs);
+    let text = metrics.render();
+    assert!(text.contains("org=\"org-7\"") && !text.contains("org=\"org-8\""));
+    assert_eq!((metrics.refusals(Code::RouteNotFound), metrics.refusals(Code::Overloaded)), (1, 0));
+    assert_eq!(series(&metrics.render()), series(&text), "asking makes no series");
+    configured(&orgs[8..]);
+    let text = metrics.render();
+    assert!(!text.contains("org=\"org-7\"") && text.contains("org=\"org-8\""), "of fewer all are shown");
+}

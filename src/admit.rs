@@ -99,7 +99,9 @@ pub fn may_use(policy: &Policy, org: &Org, revoked: &Revocations, model: &str) -
 pub fn model(policy: &Policy, revoked: &Revocations, caller: &Caller, ask: &Ask) -> Result<Choice, Refusal> {
     let name = ask.model.as_str();
     let refuse = || {
-        let message = format!("The model {name} is not available to this organization: GET /v1/models lists yours.");
+        let message = format!(
+            "The model {name} is not available to this organization: GET /portcullis/v1/whoami shows what you may use."
+        );
         Refusal::new(Code::ModelNotPermitted, message).at("model")
     };
     if !may_use(policy, caller.org(), revoked, name) {

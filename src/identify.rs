@@ -58,9 +58,9 @@ pub fn identify(policy: &Policy, revoked: &Revocations, peer: &Peer, now: Wall) 
         return Err(Refusal::new(Code::GrantExpired, message));
     }
     if !identity.allows(peer.address().ip()) {
-        let message = "This certificate may not be used from this network.";
-        let detail = format!("from {}", peer.address().ip());
-        return Err(Refusal::new(Code::NetworkNotPermitted, message).for_operator(detail));
+        let from = peer.address().ip().to_canonical();
+        let message = format!("This certificate may not be used from {from}, which is where you come from.");
+        return Err(Refusal::new(Code::NetworkNotPermitted, message).for_operator(format!("from {from}")));
     }
     Ok(Caller { org: org.clone() })
 }

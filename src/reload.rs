@@ -3,8 +3,6 @@
 //! Loading reads files, so it happens on a thread that serves nobody. A mistake changes nothing, is told with its
 //! place, and is remembered.
 
-mod footprint;
-
 use std::collections::{HashSet, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -24,11 +22,10 @@ use crate::keeper::numbers::Numbers;
 use crate::metrics::{Configured, Ends};
 use crate::names::{AuthorityName, ModelName};
 use crate::peer::Leaf;
-use crate::policy::{self, AuditSettings, Diff, Mistakes, Policy};
+use crate::policy::{self, AuditSettings, Diff, Footprint, Mistakes, Policy};
 use crate::snapshot::Snapshot;
 use crate::tls::Revoked;
 use crate::withdraw;
-use footprint::Footprint;
 
 /// What asked for a reload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -265,13 +262,13 @@ impl Reloader {
         let mut watcher = watcher
             .inspect_err(|error| tracing::warn!(%error, "no file events; files are read every few seconds"))
             .ok();
-        let (mut watched, mut seen) = (Vec::<PathBuf>::new(), None);
+        let (mut watched, mut seen) = (Vec::<Watched>::new(), None);
         // The first time before any event: a file may have changed between the start and the watch.
         let mut called = true;
         loop {
             let policy = self.gateway.current().policy.clone();
             if let Some(watcher) = &mut watcher {
-                follow(watcher, &mut watched, &policy);
+                follow(watcher, &mut watched, policy.directories());
             }
             let look = tokio::task::spawn_blocking(move || Footprint::of(policy.directories())).await.ok().flatten();
             // What was wrong may come right by time alone: a certificate that was not valid yet.
@@ -346,20 +343,26 @@ fn mistake(message: &str) -> Mistakes {
     Mistakes { sources: Vec::new(), found }
 }
 
+/// A directory that is watched, by name and inode: one that was put in its place would not be.
+type Watched = (PathBuf, u64);
+
 /// Watches the directories of all files: a file that is replaced by a rename is another file.
-fn follow(watcher: &mut notify::RecommendedWatcher, watched: &mut Vec<PathBuf>, policy: &Policy) {
-    for directory in policy.directories() {
-        if !watched.contains(directory) && watcher.watch(directory, RecursiveMode::NonRecursive).is_ok() {
-            watched.push(directory.clone());
-        }
-    }
-    watched.retain(|directory| {
-        let stays = policy.directories().contains(directory);
+fn follow(watcher: &mut notify::RecommendedWatcher, watched: &mut Vec<Watched>, directories: &[PathBuf]) {
+    watched.retain(|(directory, was)| {
+        let stays = directories.contains(directory) && policy::inode(directory) == Some(*was);
         if !stays {
             let _ = watcher.unwatch(directory);
         }
         stays
     });
+    for directory in directories {
+        if let Some(inode) = policy::inode(directory)
+            && !watched.iter().any(|(known, _)| known == directory)
+            && watcher.watch(directory, RecursiveMode::NonRecursive).is_ok()
+        {
+            watched.push((directory.clone(), inode));
+        }
+    }
 }
 
 /// Waits for an event, and then until none has come for a moment; whether there was one.

@@ -109,7 +109,12 @@ impl Admin {
     ) -> Result<(StatusCode, Bytes), Unreachable> {
         match tokio::time::timeout(Duration::from_secs(60), self.exchange(method, path, body)).await {
             Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(error)) => Err(Unreachable(format!("{}: {error}", self.url))),
+            Ok(Err(error)) => {
+                let absent = matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound);
+                let hint =
+                    if absent { "; does a gateway run there? --admin or PORTCULLIS_ADMIN says where" } else { "" };
+                Err(Unreachable(format!("{}: {error}{hint}", self.url)))
+            }
             Err(_) => Err(Unreachable(format!("{}: no answer within a minute", self.url))),
         }
     }

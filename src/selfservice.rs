@@ -12,7 +12,7 @@ use crate::gate::Gated;
 use crate::identify::Caller;
 use crate::ledger::Ledger;
 use crate::peer::Peer;
-use crate::policy::Org;
+use crate::policy::{self, Org};
 use crate::record::Record;
 use crate::snapshot::Snapshot;
 
@@ -72,6 +72,7 @@ fn whoami(snapshot: &Snapshot, org: &Org, peer: &Peer) -> Value {
         "certificate": {"sha256": leaf.sha256, "uri": leaf.uri, "not_after": leaf.not_after.to_string()},
         "purposes": org.purposes.iter().filter_map(purpose).collect::<Vec<_>>(),
         "models": org.usable(&policy.models),
+        "model_patterns": org.wider().map(policy::Pattern::as_str).collect::<Vec<_>>(),
         "valid": {"from": date(org.valid.0), "until": date(org.valid.1)},
         "generation": policy.generation,
     })

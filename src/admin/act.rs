@@ -121,17 +121,17 @@ async fn change(desk: &Arc<Desk>, by: &str, body: &Bytes, revoke: bool) -> Answe
         return json(StatusCode::INTERNAL_SERVER_ERROR, &json!({"text": message, "streams": streams}));
     }
     let verb = if revoke { "revoked" } else { "restored" };
+    tracing::warn!(kind = kind.as_str(), target = %target, by, reason, streams, connections, "access {verb}");
     let before = match (changed, revoke) {
         (true, _) => "",
         (false, true) => " (it was already)",
         (false, false) => " (it was not revoked)",
     };
     let doubt = (changed == revoke).then(|| doubt(desk, kind, &target)).flatten();
-    let sentence = format!(
-        "{verb} {} {target}{before}: {streams} streams and {connections} connections cut\n{}",
-        kind.as_str(),
-        doubt.as_deref().unwrap_or_default()
-    );
+    let cut = format!(": {streams} streams and {connections} connections cut");
+    let cut = if revoke { cut } else { String::new() };
+    let doubted = doubt.as_deref().unwrap_or_default();
+    let sentence = format!("{verb} {} {target}{before}{cut}\n{doubted}", kind.as_str());
     let known = doubt.is_none();
     let answer =
         json!({"text": sentence, "changed": changed, "known": known, "streams": streams, "connections": connections});

@@ -15,7 +15,7 @@ use super::{Answer, Desk, answer, page, text};
 use crate::descriptors::places;
 use crate::drain::Phase;
 use crate::metrics::{AuditCounters, QuotaSample};
-use crate::outcome::Code;
+use crate::outcome::{Code, Handshake};
 use crate::policy::{self, RevocationKind};
 
 /// Answers a GET.
@@ -156,23 +156,6 @@ fn gather(desk: &Desk) -> Status {
         age_seconds: now.mono.since(stream.since.mono).as_secs_f64(),
         output_tokens: stream.output_tokens(),
     };
-    let mut certificates = vec![status::Certificate {
-        kind: "server".into(),
-        name: policy.server_names.first().cloned().unwrap_or_default(),
-        ends: policy.identity.not_after().to_string(),
-    }];
-    for authority in policy.authorities.iter() {
-        let name = authority.name().to_string();
-        certificates.push(status::Certificate {
-            kind: "authority".into(),
-            name,
-            ends: authority.not_after().to_string(),
-        });
-        for crl in authority.crls() {
-            let (name, ends) = (crl.issuer().to_owned(), crl.next_update().to_string());
-            certificates.push(status::Certificate { kind: "crl".into(), name, ends });
-        }
-    }
     let upstream = |endpoint: &Arc<crate::upstream::Endpoint>| json!({"name": endpoint.name(), "healthy": endpoint.series().is_healthy()});
     Status {
         version: env!("CARGO_PKG_VERSION").into(),
@@ -187,9 +170,38 @@ fn gather(desk: &Desk) -> Status {
             .map(|code| (code.to_string(), gateway.recorder.metrics.refusals(*code)))
             .filter(|(_, count)| *count > 0)
             .collect(),
-        certificates,
+        handshakes_refused: Handshake::ALL
+            .iter()
+            .filter(|result| **result != Handshake::Ok)
+            .map(|result| (result.to_string(), gateway.recorder.metrics.handshakes(*result)))
+            .filter(|(_, count)| *count > 0)
+            .collect(),
+        certificates: certificates(policy),
         revoked: revoked.all().iter().map(|entry| serde_json::to_value(entry).unwrap_or_default()).collect(),
         upstreams: snapshot.endpoints.iter().map(upstream).collect(),
         reloads: desk.reloader.past().iter().map(|past| serde_json::to_value(past).unwrap_or_default()).collect(),
     }
+}
+
+/// What expires, and when.
+fn certificates(policy: &policy::Policy) -> Vec<status::Certificate> {
+    let mut certificates = vec![status::Certificate {
+        kind: "server".into(),
+        name: policy.server_names.first().cloned().unwrap_or_default(),
+        ends: policy.identity.not_after().to_string(),
+    }];
+    for authority in policy.authorities.iter() {
+        let name = authority.name().to_string();
+        certificates.push(status::Certificate {
+            kind: "authority".into(),
+            name,
+            ends: authority.not_after().to_string(),
+        });
+        for crl in authority.crls() {
+            let name = format!("{} ({})", crl.issuer(), authority.name());
+            let ends = crl.next_update().to_string();
+            certificates.push(status::Certificate { kind: "crl".into(), name, ends });
+        }
+    }
+    certificates
 }

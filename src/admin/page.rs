@@ -167,6 +167,9 @@ fn refusals(into: &mut String, status: &Status) {
     for (code, count) in &status.refusals {
         let _ = write!(into, "<tr><td>{}<td class=\"number\">{count}", safe(code));
     }
+    for (result, count) in &status.handshakes_refused {
+        let _ = write!(into, "<tr><td>handshake: {}<td class=\"number\">{count}", safe(result));
+    }
     into.push_str("</tbody></table></section>");
 }
 

@@ -30,6 +30,9 @@ pub struct Status {
     pub streams: Vec<LiveStream>,
     /// Refusals so far, by code.
     pub refusals: BTreeMap<String, u64>,
+    /// Handshakes refused so far, by result.
+    #[serde(default)]
+    pub handshakes_refused: BTreeMap<String, u64>,
     /// What expires.
     pub certificates: Vec<Certificate>,
     /// What was revoked by hand.
@@ -143,9 +146,16 @@ pub fn render_text(status: &Status) -> String {
             );
         }
     }
-    if !status.refusals.is_empty() {
-        let list: Vec<String> = status.refusals.iter().map(|(code, count)| format!("{code} {count}")).collect();
-        let _ = writeln!(text, "\nrefusals: {}", list.join(", "));
+    for (what, counts) in [("refusals", &status.refusals), ("refused handshakes", &status.handshakes_refused)] {
+        if !counts.is_empty() {
+            let list: Vec<String> = counts.iter().map(|(why, count)| format!("{why} {count}")).collect();
+            let _ = writeln!(text, "\n{what}: {}", list.join(", "));
+        }
+    }
+    for entry in &status.revoked {
+        let part = |key: &str| entry.get(key).and_then(Value::as_str).unwrap_or("-");
+        let (kind, target) = (part("kind"), part("target"));
+        let _ = writeln!(text, "revoked: {kind} {target} since {}: {}", part("since"), part("reason"));
     }
     for certificate in &status.certificates {
         let _ = writeln!(text, "{} {} ends {}", certificate.kind, certificate.name, certificate.ends);
@@ -160,19 +170,19 @@ pub fn render_text(status: &Status) -> String {
 /// Organizations as a tree of parents: each with its depth, children after their parent.
 #[must_use]
 pub fn tree(organizations: &[Organization]) -> Vec<(usize, &Organization)> {
-    fn below<'a>(
-        all: &'a [Organization],
-        parent: Option<&str>,
-        depth: usize,
-        into: &mut Vec<(usize, &'a Organization)>,
-    ) {
-        for org in all.iter().filter(|org| org.parent.as_deref() == parent) {
+    type Members<'a> = BTreeMap<Option<&'a str>, Vec<&'a Organization>>;
+    fn below<'a>(members: &Members<'a>, parent: Option<&str>, depth: usize, into: &mut Vec<(usize, &'a Organization)>) {
+        for org in members.get(&parent).into_iter().flatten() {
             into.push((depth, org));
-            below(all, Some(&org.id), depth + 1, into);
+            below(members, Some(&org.id), depth + 1, into);
         }
     }
+    let mut members = Members::new();
+    for org in organizations {
+        members.entry(org.parent.as_deref()).or_default().push(org);
+    }
     let mut ordered = Vec::with_capacity(organizations.len());
-    below(organizations, None, 0, &mut ordered);
+    below(&members, None, 0, &mut ordered);
     ordered
 }
 

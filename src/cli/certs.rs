@@ -1,4 +1,4 @@
-//! `portcullis certs`: the certificates of a small programme: one authority, partners, a revocation list.
+//! `portcullis certs`: the certificates of a small programme: an authority, partners, a revocation list.
 //!
 //! Keys are written for their owner alone and are never overwritten. The list of what was revoked is the CRL itself.
 
@@ -22,7 +22,7 @@ use x509_parser::prelude::FromDer;
 
 use super::{Done, complain, say};
 use crate::clock::{Clock, Wall};
-use crate::names::OrgId;
+use crate::names::{AuthorityName, OrgId};
 use crate::trust::issue::{DevAuthority, Holder};
 
 /// Arguments of `portcullis certs`.
@@ -31,6 +31,9 @@ pub struct Args {
     /// Where certificates and keys are
     #[arg(long, default_value = "certs", global = true, value_name = "DIR")]
     dir: PathBuf,
+    /// Whose key signs: the authority in NAME-ca.pem, NAME-ca.key and NAME.crl
+    #[arg(long, default_value = "partners", global = true, value_name = "NAME")]
+    authority: AuthorityName,
     #[command(subcommand)]
     what: What,
 }
@@ -45,6 +48,8 @@ enum What {
         #[command(flatten)]
         lasts: Lasts,
     },
+    /// Make another authority, beside the one that is to end: `--authority partners-2027`
+    Authority,
     /// Issue a partner's certificate
     Issue {
         /// The organization
@@ -62,9 +67,12 @@ enum What {
         /// A partner: same URI, new key
         #[arg(long, group = "whose")]
         org: Option<OrgId>,
-        /// The server: same names, same key
+        /// The server: same key, same names unless others are given
         #[arg(long, group = "whose")]
         server: bool,
+        /// Names of the server from now on
+        #[arg(long = "server-name", requires = "server", value_name = "NAME")]
+        servers: Vec<String>,
         #[command(flatten)]
         lasts: Lasts,
     },
@@ -109,61 +117,109 @@ impl Lasts {
 
 /// Does what is asked.
 pub fn run(args: &Args) -> Done {
-    let (dir, now) = (args.dir.as_path(), Clock::system().now().wall);
+    let now = Clock::system().now().wall;
+    let dir = args.dir.as_path();
+    let files = Files { dir, authority: &args.authority };
     match &args.what {
-        What::Init { servers, lasts } => init(dir, servers, *lasts, now),
+        What::Init { servers, lasts } => init(files, servers, *lasts, now),
+        What::Authority => {
+            files.free(&[])?;
+            files.begin(now)?;
+            let (list, made) = (files.list(), files.certificate());
+            say(format_args!("made the authority {} and its empty list {}", made.display(), list.display()))
+        }
         What::Issue { org, uri, lasts } => {
             let uri = uri.clone().unwrap_or_else(|| format!("spiffe://partners/{org}"));
-            issue(dir, org, &uri, org.as_str(), *lasts, now)
+            issue(files, org, &uri, org.as_str(), *lasts, now)
         }
         What::Renew { org: Some(org), lasts, .. } => {
             let uri = uri_of(&latest(dir, org)?)?;
-            issue(dir, org, &uri, &format!("{org}-{}", now.seconds()), *lasts, now)
+            issue(files, org, &uri, &format!("{org}-{}", now.seconds()), *lasts, now)
         }
-        What::Renew { org: None, lasts, .. } => renew_server(dir, *lasts, now),
-        What::Revoke { file } => list::sign(dir, Some(file), now),
-        What::Crl => list::sign(dir, None, now),
+        What::Renew { org: None, servers, lasts, .. } => renew_server(files, servers, *lasts, now),
+        What::Revoke { file } => list::sign(files, Some(file), now),
+        What::Crl => list::sign(files, None, now),
         What::Show { file, json } => show::run(file, *json),
     }
 }
 
-/// Makes an authority, a server certificate and an empty list.
-fn init(dir: &Path, servers: &[String], lasts: Lasts, now: Wall) -> Done {
-    let lasts = lasts.within(now.plus(AUTHORITY), now)?;
-    // All before any: half an authority would block the next try.
-    for name in ["partners-ca.key", "partners-ca.pem", "server.key", "server.pem", list::FILE] {
-        let path = dir.join(name);
-        if path.symlink_metadata().is_ok() {
-            return Err(complain(format_args!("{} exists already: nothing was made", path.display())));
+/// Where one authority's files are.
+#[derive(Debug, Clone, Copy)]
+struct Files<'a> {
+    dir: &'a Path,
+    authority: &'a AuthorityName,
+}
+
+impl Files<'_> {
+    fn certificate(self) -> PathBuf {
+        self.dir.join(format!("{}-ca.pem", self.authority))
+    }
+
+    fn key(self) -> PathBuf {
+        self.dir.join(format!("{}-ca.key", self.authority))
+    }
+
+    fn list(self) -> PathBuf {
+        self.dir.join(format!("{}.crl", self.authority))
+    }
+
+    /// All before any: half an authority would block the next try.
+    fn free(self, others: &[&str]) -> Done {
+        let own = [self.key(), self.certificate(), self.list()];
+        let others = others.iter().map(|name| self.dir.join(name));
+        match own.into_iter().chain(others).find(|path| path.symlink_metadata().is_ok()) {
+            Some(path) => Err(complain(format_args!("{} exists already: nothing was made", path.display()))),
+            None => Ok(()),
         }
     }
-    std::fs::create_dir_all(dir).map_err(|error| complain(format_args!("{}: {error}", dir.display())))?;
-    let authority = DevAuthority::create("Portcullis partners", now, AUTHORITY).map_err(complain)?;
+
+    /// Makes the authority and its first list, which is empty.
+    fn begin(self, now: Wall) -> Result<DevAuthority, ExitCode> {
+        let dir = self.dir;
+        std::fs::create_dir_all(dir).map_err(|error| complain(format_args!("{}: {error}", dir.display())))?;
+        let name = format!("Portcullis {}", self.authority);
+        let authority = DevAuthority::create(&name, now, AUTHORITY).map_err(complain)?;
+        write_pair(dir, &format!("{}-ca", self.authority), &authority.key(), authority.certificate())?;
+        list::begin(self, &authority, now)?;
+        Ok(authority)
+    }
+
+    /// The authority, and when it ends.
+    fn load(self) -> Result<(DevAuthority, Wall), ExitCode> {
+        let hint = |error| complain(format_args!("{error}; `portcullis certs init` makes an authority"));
+        let certificate = read(&self.certificate()).map_err(hint)?;
+        let key = read(&self.key()).map_err(hint)?;
+        let authority = DevAuthority::load(&certificate, &key).map_err(complain)?;
+        let ends = parsed(&first(&self.certificate())?, |parsed| parsed.validity().not_after.timestamp())?;
+        Ok((authority, Wall::from_seconds(ends)))
+    }
+}
+
+/// Makes an authority, a server certificate and an empty list.
+fn init(files: Files<'_>, servers: &[String], lasts: Lasts, now: Wall) -> Done {
+    let lasts = lasts.within(now.plus(AUTHORITY), now)?;
+    files.free(&["server.key", "server.pem"])?;
+    let authority = files.begin(now)?;
     let names: Vec<&str> = servers.iter().map(String::as_str).collect();
     let server = authority.issue(&Holder::Server(&names), now, lasts).map_err(complain)?;
-    write_pair(dir, "partners-ca", &authority.key(), authority.certificate())?;
-    write_pair(dir, "server", &server.key, &server.certificate)?;
-    list::begin(dir, &authority, now)?;
-    let (servers, shown) = (servers.join(", "), dir.display());
+    write_pair(files.dir, "server", &server.key, &server.certificate)?;
+    let (servers, shown) = (servers.join(", "), files.dir.display());
     say(format_args!("made an authority, a server certificate for {servers} and an empty CRL in {shown}"))
 }
 
-/// The authority, and when it ends.
-fn authority(dir: &Path) -> Result<(DevAuthority, Wall), ExitCode> {
-    let hint = |error| complain(format_args!("{error}; run `portcullis certs init` first"));
-    let certificate = read(&dir.join("partners-ca.pem")).map_err(hint)?;
-    let key = read(&dir.join("partners-ca.key")).map_err(hint)?;
-    let authority = DevAuthority::load(&certificate, &key).map_err(complain)?;
-    let ends = parsed(&first(&dir.join("partners-ca.pem"))?, |parsed| parsed.validity().not_after.timestamp())?;
-    Ok((authority, Wall::from_seconds(ends)))
-}
-
-fn issue(dir: &Path, org: &OrgId, uri: &str, name: &str, lasts: Lasts, now: Wall) -> Done {
-    let (authority, ends) = authority(dir)?;
+fn issue(files: Files<'_>, org: &OrgId, uri: &str, name: &str, lasts: Lasts, now: Wall) -> Done {
+    let (authority, ends) = files.load()?;
     let lasts = lasts.within(ends, now)?;
+    let made = files.dir.join(format!("{name}.pem"));
+    if name == org.as_str() && made.symlink_metadata().is_ok() {
+        let made = made.display();
+        return Err(complain(format_args!(
+            "{made} exists already; `portcullis certs renew --org {org}` makes the next"
+        )));
+    }
     let pair = authority.issue(&Holder::Partner { uri, name: org.as_str() }, now, lasts).map_err(complain)?;
-    write_pair(dir, name, &pair.key, &pair.certificate)?;
-    say(format_args!("issued {} ({uri})", dir.join(format!("{name}.pem")).display()))
+    write_pair(files.dir, name, &pair.key, &pair.certificate)?;
+    say(format_args!("issued {} ({uri}), signed by {}", made.display(), files.authority))
 }
 
 /// A partner's last certificate: what `renew` made, newest first, and what `issue` made.
@@ -194,22 +250,25 @@ fn uri_of(der: &CertificateDer<'_>) -> Result<String, ExitCode> {
 }
 
 /// One file changes, and that in one step: a gateway that watches never sees a certificate without its key.
-fn renew_server(dir: &Path, lasts: Lasts, now: Wall) -> Done {
-    let (authority, ends) = authority(dir)?;
+fn renew_server(files: Files<'_>, servers: &[String], lasts: Lasts, now: Wall) -> Done {
+    let (authority, ends) = files.load()?;
     let lasts = lasts.within(ends, now)?;
-    let path = dir.join("server.pem");
-    let servers: Vec<String> = names(&first(&path)?)?
-        .into_iter()
-        .filter_map(|name| match name {
-            Name::Server(name) => Some(name),
-            Name::Uri(_) => None,
-        })
-        .collect();
-    let key = read(&dir.join("server.key")).map_err(complain)?;
+    let path = files.dir.join("server.pem");
+    let servers = if servers.is_empty() { servers_of(&first(&path)?)? } else { servers.to_owned() };
+    let key = read(&files.dir.join("server.key")).map_err(complain)?;
     let holders: Vec<&str> = servers.iter().map(String::as_str).collect();
     let certificate = authority.certify(&Holder::Server(&holders), &key, now, lasts).map_err(complain)?;
     replace(&path, &certificate)?;
-    say(format_args!("renewed {} for {}, until {}", path.display(), servers.join(", "), now.plus(lasts)))
+    let (path, servers, signer, ends) = (path.display(), servers.join(", "), files.authority, now.plus(lasts));
+    say(format_args!("renewed {path} for {servers}, signed by {signer}, until {ends}"))
+}
+
+fn servers_of(der: &CertificateDer<'_>) -> Result<Vec<String>, ExitCode> {
+    let servers = names(der)?.into_iter().filter_map(|name| match name {
+        Name::Server(name) => Some(name),
+        Name::Uri(_) => None,
+    });
+    Ok(servers.collect())
 }
 
 /// A name that a certificate holds.

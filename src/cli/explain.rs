@@ -13,10 +13,11 @@ use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 use serde_json::json;
 
-use super::{Done, REFUSED, complain, say};
+use super::{Done, REFUSED, complain, say, tell};
 use crate::ask::Route;
 use crate::clock::{Clock, Wall};
 use crate::identify::{self, Caller};
+use crate::keeper::kept::Kept;
 use crate::names::PurposeId;
 use crate::outcome::{Code, Handshake, Refusal};
 use crate::peer::Peer;
@@ -50,6 +51,14 @@ pub struct Args {
     json: bool,
 }
 
+/// What is judged by.
+struct Grounds<'a> {
+    policy: &'a Policy,
+    /// What was revoked by command, as the state directory has it.
+    withdrawn: Arc<Revocations>,
+    now: Wall,
+}
+
 /// A decision, and the rule that made it.
 struct Decision {
     code: String,
@@ -69,7 +78,17 @@ pub fn run(args: &Args) -> Done {
     let pem = std::fs::read(&args.cert).map_err(|error| error.to_string());
     let certificate = pem.and_then(|pem| CertificateDer::from_pem_slice(&pem).map_err(|error| error.to_string()));
     let certificate = certificate.map_err(|error| complain(format_args!("{}: {error}", args.cert.display())))?;
-    let decided = decide(args, &policy, &certificate, Clock::system().now().wall);
+    let withdrawn = Kept::withdrawals(&policy.settings.state).load(Revocations::from_bytes);
+    let withdrawn = withdrawn.unwrap_or_else(|error| {
+        tell(format_args!("portcullis: what was revoked by command is left out: {error}\n"));
+        None
+    });
+    let grounds = Grounds {
+        policy: &policy,
+        withdrawn: Arc::new(withdrawn.unwrap_or_default()),
+        now: Clock::system().now().wall,
+    };
+    let decided = decide(args, &grounds, &certificate);
     let (allowed, Decision { code, text, rule }) = match decided {
         Ok(decision) => (true, decision),
         Err(decision) => (false, decision),
@@ -86,37 +105,38 @@ pub fn run(args: &Args) -> Done {
 }
 
 /// Judges in the gateway's order: handshake, route, organization, purpose, case, model.
-fn decide(args: &Args, policy: &Policy, certificate: &CertificateDer<'_>, now: Wall) -> Result<Decision, Decision> {
-    let (peer, networks) = handshake(policy, certificate, now)?;
+fn decide(args: &Args, grounds: &Grounds<'_>, certificate: &CertificateDer<'_>) -> Result<Decision, Decision> {
+    let (peer, networks) = handshake(grounds, certificate)?;
     let route = Route::ALL.into_iter().find(|route| route.path() == args.path);
     let route = route.ok_or_else(|| Decision::new(Code::RouteNotFound, format!("{} is no route", args.path), None))?;
-    let caller = caller(policy, &peer, now)?;
+    let caller = caller(grounds, &peer)?;
     let org = caller.org();
     if !route.is_forwarded() {
         return Ok(Decision::new("ok", format!("{} may read {}{networks}", org.id, args.path), None));
     }
-    let purpose = purpose(args, policy, &caller)?;
+    let purpose = purpose(args, grounds, &caller)?;
     let rule = format!("org/{}/purposes/{purpose}", org.id);
     let Some(model) = &args.model else {
         let text = format!("{} may pursue this purpose{networks}; name a model to judge it too", org.id);
         return Ok(Decision::new("ok", text, Some(rule)));
     };
-    let rule = granted(policy, org, route, model)?;
+    let rule = granted(grounds, org, route, model)?;
     let text = format!("{} may use {model} for this purpose, within its limits{networks}", org.id);
     Ok(Decision::new("ok", text, Some(rule)))
 }
 
 /// What a handshake with this certificate proves, and from where alone, in words for the answer.
-fn handshake(policy: &Policy, certificate: &CertificateDer<'_>, now: Wall) -> Result<(Peer, String), Decision> {
+fn handshake(grounds: &Grounds<'_>, certificate: &CertificateDer<'_>) -> Result<(Peer, String), Decision> {
+    let (policy, withdrawn) = (grounds.policy, grounds.withdrawn.clone());
     let acceptance = Acceptance::new(Terms {
         identity: policy.identity.clone(),
         authorities: policy.authorities.clone(),
         server_names: policy.server_names.clone(),
         explain: policy.explain_missing,
         longest: policy.longest_certificate,
-        revoked: Arc::new(|_, _| false),
+        revoked: Arc::new(move |authority, leaf| withdrawn.certificate(authority.as_str(), leaf)),
     });
-    let verdict = acceptance.judge(certificate, now).map_err(|turned| {
+    let verdict = acceptance.judge(certificate, grounds.now).map_err(|turned| {
         let rule = match (turned.result, turned.authority) {
             (Handshake::UnknownIssuer, _) => Some("client_auth".to_owned()),
             (Handshake::Revoked | Handshake::Other, Some(authority)) => Some(format!("authority/{authority}/crl")),
@@ -135,8 +155,9 @@ fn handshake(policy: &Policy, certificate: &CertificateDer<'_>, now: Wall) -> Re
     Ok((Peer::proved(verdict.authority, verdict.authority_spki, verdict.leaf, (address, 0).into()), said))
 }
 
-fn caller(policy: &Policy, peer: &Peer, now: Wall) -> Result<Caller, Decision> {
-    identify::identify(policy, &Revocations::default(), peer, now).map_err(|refusal| {
+fn caller(grounds: &Grounds<'_>, peer: &Peer) -> Result<Caller, Decision> {
+    let Grounds { policy, ref withdrawn, now } = *grounds;
+    identify::identify(policy, withdrawn, peer, now).map_err(|refusal| {
         let owner = match policy.owner(peer.authority(), peer.leaf()) {
             Owner::One(org, _) => Some(org),
             Owner::Nobody | Owner::Many => None,
@@ -161,7 +182,8 @@ fn caller(policy: &Policy, peer: &Peer, now: Wall) -> Result<Caller, Decision> {
 }
 
 /// Reads the purpose and the case as the gateway would from a request, and judges them.
-fn purpose(args: &Args, policy: &Policy, caller: &Caller) -> Result<PurposeId, Decision> {
+fn purpose(args: &Args, grounds: &Grounds<'_>, caller: &Caller) -> Result<PurposeId, Decision> {
+    let policy = grounds.policy;
     let mut headers = HeaderMap::new();
     let case_header = HeaderName::from_static("portcullis-case");
     let given = [(policy.purpose_header.clone(), &args.purpose), (case_header, &args.case)];
@@ -173,7 +195,7 @@ fn purpose(args: &Args, policy: &Policy, caller: &Caller) -> Result<PurposeId, D
     let refused = |refusal: Refusal, rule| Decision::new(refusal.code, refusal.message, rule);
     let declared = gate::declared(&headers, &policy.purpose_header).map_err(|refusal| refused(refusal, None))?;
     let purpose = declared.purpose.clone();
-    admit::purpose(policy, &Revocations::default(), caller, declared).map_err(|refusal| {
+    admit::purpose(policy, &grounds.withdrawn, caller, declared).map_err(|refusal| {
         let rule = match refusal.code {
             Code::PurposeUnknown => "catalog".to_owned(),
             Code::PurposeNotPermitted => format!("org/{}/purposes", caller.org().id),
@@ -185,11 +207,16 @@ fn purpose(args: &Args, policy: &Policy, caller: &Caller) -> Result<PurposeId, D
 }
 
 /// The rule that grants the model.
-fn granted(policy: &Policy, org: &Org, route: Route, model: &str) -> Result<String, Decision> {
+fn granted(grounds: &Grounds<'_>, org: &Org, route: Route, model: &str) -> Result<String, Decision> {
+    let policy = grounds.policy;
     let group = policy.models.group_of(model).map(|group| &group.id);
     if let Some(holder) = org.line().find(|org| !org.models.covers(model, group)) {
         let text = format!("the model {model} is not granted to {}", holder.id);
         return Err(Decision::new(Code::ModelNotPermitted, text, Some(format!("org/{}/models", holder.id))));
+    }
+    if !admit::may_use(policy, org, &grounds.withdrawn, model) {
+        let text = format!("the model {model} was revoked by command");
+        return Err(Decision::new(Code::ModelNotPermitted, text, None));
     }
     let dialect = route.dialect();
     if policy.models.upstream_for(dialect, model).is_none() {

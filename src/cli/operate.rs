@@ -226,7 +226,9 @@ fn post(admin: &Admin, path: &str, body: Option<String>, as_json: bool) -> Done 
     let raw = String::from_utf8_lossy(&body);
     let value: Value = serde_json::from_slice(&body).unwrap_or_else(|_| json!({ "text": raw }));
     let text = value.get("text").and_then(Value::as_str).unwrap_or(&raw).trim_end();
-    let said = match (as_json, status.is_success()) {
+    // A name that nobody has is in force for whoever comes, but nobody was cut off: a script must not take it for done.
+    let done = status.is_success() && value.get("known") != Some(&Value::Bool(false));
+    let said = match (as_json, done) {
         (true, _) => say(&raw),
         (false, true) => say(text),
         (false, false) => {
@@ -234,5 +236,5 @@ fn post(admin: &Admin, path: &str, body: Option<String>, as_json: bool) -> Done 
             Ok(())
         }
     };
-    if status.is_success() { said } else { Err(ExitCode::from(REFUSED)) }
+    if done { said } else { Err(ExitCode::from(REFUSED)) }
 }

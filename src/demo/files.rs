@@ -22,7 +22,7 @@ pub(super) fn certificates(dir: &Path, now: Wall) -> Result<(), String> {
     std::fs::create_dir_all(dir.join("orgs.d")).map_err(text)?;
     std::fs::create_dir_all(dir.join("certs")).map_err(text)?;
     let certs = dir.join("certs");
-    if certs.join("ready").exists() {
+    if certs.join("ready").exists() && certs.join("partners-ca.key").exists() {
         return Ok(());
     }
     let partners = DevAuthority::create("Portcullis demo partners", now, LASTS).map_err(text)?;
@@ -37,7 +37,9 @@ pub(super) fn certificates(dir: &Path, now: Wall) -> Result<(), String> {
     put(&certs, "globex", &holder(&partners, "globex")?)?;
     put(&certs, "stranger", &holder(&strangers, "acme")?)?;
     write(&certs.join("ca.pem"), partners.certificate(), 0o644)?;
-    write(&certs.join("ca.key"), &partners.key(), 0o600)?;
+    // Where `certs` looks for them: whoever wants to can issue, renew and revoke here.
+    write(&certs.join("partners-ca.pem"), partners.certificate(), 0o644)?;
+    write(&certs.join("partners-ca.key"), &partners.key(), 0o600)?;
     write(&certs.join("partners.crl"), &partners.crl(&[], 1, now, LASTS).map_err(text)?, 0o644)?;
     write(&certs.join("ready"), "made by portcullis demo\n", 0o644)
 }
@@ -105,7 +107,7 @@ server_names = ["localhost"]
 drain        = { deadline = "5s" }
 
 [client_auth]
-authorities = [{ name = "partners", file = "certs/ca.pem", crl = "certs/partners.crl" }]
+authorities = [{ name = "partners", file = "certs/partners-ca.pem", crl = "certs/partners.crl" }]
 
 [admin]
 address = "{admin}"

@@ -239,6 +239,12 @@ impl Metrics {
         }
     }
 
+    /// Handshakes so far that ended so.
+    #[must_use]
+    pub fn handshakes(&self, result: Handshake) -> u64 {
+        self.families.handshakes.with_label_values(&[result.as_str()]).get()
+    }
+
     /// An exchange ended; `route` is known unless it was refused before.
     pub fn exchange(&self, route: Option<Route>, status: u16, took: Duration, bytes_in: u64, bytes_out: u64) {
         let series = self.route(route);
@@ -289,7 +295,9 @@ impl Metrics {
                 Ends::Authority(name, at) => (authority_cert, name, at),
                 Ends::Crl(issuer, at) => (crl_next, issuer, at),
             };
-            family.with_label_values(&[name]).set(at.seconds());
+            // Lists of one name are told as the first that ends.
+            let gauge = family.with_label_values(&[name]);
+            gauge.set(if gauge.get() == 0 { at.seconds() } else { gauge.get().min(at.seconds()) });
         }
     }
 

@@ -7,6 +7,7 @@
 mod compile;
 mod diff;
 mod file;
+mod footprint;
 mod limits;
 mod listen;
 mod mask;
@@ -17,6 +18,7 @@ mod revocations;
 mod summary;
 
 pub use diff::{Change, Diff, named};
+pub use footprint::{Footprint, inode};
 pub use limits::Written;
 pub use listen::{AdminAddress, AdminSettings, AuditSettings, Drain, Listen, LogSettings, Quota, Settings};
 pub use mistake::{Mistake, Mistakes, Place, Source, closest};

@@ -148,6 +148,11 @@ impl Org {
         self.line().all(|org| org.models.covers(model, group))
     }
 
+    /// The patterns that grant it models whose names nobody has listed.
+    pub fn wider(&self) -> impl Iterator<Item = &Pattern> {
+        self.models.patterns.iter().filter(|pattern| pattern.concrete().is_none())
+    }
+
     /// The concrete models that it may use.
     #[must_use]
     pub fn usable(&self, models: &Models) -> Vec<ModelName> {

@@ -164,9 +164,16 @@ impl Turned {
             webpki::Error::CrlExpired { .. } | webpki::Error::UnknownRevocationStatus => Handshake::Other,
             _ => Handshake::BadCertificate,
         };
-        let detail = match result {
-            Handshake::Other => {
+        let detail = match error {
+            webpki::Error::CrlExpired { .. } | webpki::Error::UnknownRevocationStatus => {
                 format!("{authority}: its revocation list is stale, or does not reach this certificate")
+            }
+            webpki::Error::UnknownIssuer | webpki::Error::InvalidSignatureForPublicKey => {
+                format!("{authority} did not sign it")
+            }
+            webpki::Error::CaUsedAsEndEntity => format!("{authority}: it is an authority's certificate"),
+            webpki::Error::RequiredEkuNotFoundContext(_) => {
+                format!("{authority}: it is not for clients (no extended key usage clientAuth)")
             }
             _ => format!("{authority}: {error}"),
         };

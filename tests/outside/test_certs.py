@@ -3,7 +3,9 @@
 import datetime
 import json
 import os
+import pathlib
 import re
+import ssl
 import stat
 import subprocess
 import time
@@ -357,6 +359,34 @@ def test_a_renewed_partner_overlaps_with_its_old_certificate(programme):
     assert programme.ask(body=chat(), certificate="next").status == 200
 
 
+def test_partners_move_to_another_authority_by_the_commands_of_the_chapter(programme):
+    stream = Streaming(programme)
+    done(programme.certs("authority", "--authority", "partners-2027"))
+    assert programme.certs("authority", "--authority", "partners-2027").returncode == 2
+    said = done(programme.certs("renew", "--org", "acme", "--authority", "partners-2027"))
+    name = re.search(r"(acme-\S+)\.pem", said).group(1)
+    for suffix in (".pem", ".key"):
+        (programme.folder / f"next{suffix}").write_bytes((programme.place / f"{name}{suffix}").read_bytes())
+    place, config = programme.place, programme.folder / "portcullis.toml"
+    both = f'{{ name = "partners-2027", file = "{place}/partners-2027-ca.pem", crl = "{place}/partners-2027.crl" }}]'
+    replace(config, re.sub(r"(authorities = .*)\]", rf"\1, {both}", config.read_text()).encode())
+    acme = programme.folder / "orgs.d/acme.toml"
+    identity = '\n[[identity]]\nauthority = "partners-2027"\nuri = "spiffe://partners/acme"\n'
+    replace(acme, (acme.read_text() + identity).encode())
+    reload(programme)
+    assert programme.ask(body=chat()).status == programme.ask(body=chat(), certificate="next").status == 200
+    for issuer in ("CN=Portcullis partners", "CN=Portcullis partners-2027"):
+        assert programme.metric("portcullis_crl_next_update_timestamp_seconds", issuer=issuer) > time.time()
+    done(programme.certs("revoke", "--authority", "partners-2027", f"certs/{name}.pem"))
+    shown = json.loads(done(programme.certs("show", "certs/partners-2027.crl", "--json")))
+    assert (shown["kind"], shown["number"], len(shown["revoked"])) == ("revocation list", "2", 1)
+    reload(programme)
+    with programme.connect("next") as connection, pytest.raises(ssl.SSLError, match="(?i)alert"):
+        connection.recv(1)
+    seen = len(stream.pieces)
+    eventually(lambda: len(stream.pieces) > seen + 3, what="more of the stream under the old authority")
+
+
 # Rotations with other tools' certificates.
 
 
@@ -464,3 +494,25 @@ def test_the_servers_certificate_moves_to_another_authority_under_open_streams(s
     assert len(ends) == 1 and ends[0].startswith(
         datetime.datetime.fromtimestamp(gauge, datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%S")
     )
+
+
+# The README, as it stands.
+
+
+def test_the_readmes_example_and_its_commands_make_a_gateway(certs):
+    text = (pathlib.Path(__file__).parents[2] / "README.md").read_text()
+    files = dict(re.findall(r"```toml\n# (config/[\w./]+)[^\n]*\n(.*?)```", text, re.DOTALL))
+    assert len(files) == 2
+    for name, content in files.items():
+        path = certs.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+    done(certs("init", "--server", "gateway.example"))
+    done(certs("issue", "--org", "acme", "--days", "90"))
+    line = re.search(r"portcullis (explain -c config/portcullis.toml [^`]+)`", text).group(1)
+    environment = os.environ | {"OPENAI_API_KEY": "sk-none"}
+    for command in ("check -c config/portcullis.toml", line):
+        said = subprocess.run(
+            [BINARY, *command.split()], cwd=certs.folder, env=environment, capture_output=True, text=True, timeout=20
+        )
+        assert said.returncode == 0, (command, said.stdout, said.stderr)

@@ -649,6 +649,28 @@ def test_explain_and_the_gateway_agree(place, running, arguments, outcome):
     assert outcome == 200 or told["code"] == answer.headers["portcullis-reason"]
 
 
+@pytest.mark.parametrize(
+    ("target", "code"),
+    [
+        (["--cert", "acme.pem"], "revoked"),
+        (["--org", "acme"], "organization_suspended"),
+        (["--purpose", "research"], "purpose_not_permitted"),
+        (["--model", "mock-1"], "model_not_permitted"),
+    ],
+)
+def test_what_was_revoked_by_command_is_refused_offline_too(running, target, code):
+    explain = lambda: running.run("explain", "-c", "portcullis.toml", "--cert", "acme.pem", "--json", *FULL)
+    assert json.loads(explain().stdout)["allowed"]
+    try:
+        assert running.run("revoke", *target).returncode == 0
+        told = json.loads(explain().stdout)
+        assert (told["allowed"], told["code"]) == (False, code)
+        assert target[0] == "--cert" or f" {target[1]} since " in running.run("status").stdout
+    finally:
+        running.run("restore", *target)
+    assert json.loads(explain().stdout)["allowed"]
+
+
 def test_the_route_is_judged_before_the_organization(place):
     place.edit("orgs.d/acme.toml", "partners/acme", "partners/other")
     told = json.loads(place.explain("--json", *FULL, "--path", "/v1/nothing").stdout)
@@ -713,7 +735,7 @@ def test_a_gateway_that_is_not_there_is_exit_2_and_named(place, arguments):
     assert place.run(*arguments, PORTCULLIS_ADMIN=url).returncode == 2
 
 
-@pytest.mark.parametrize("url", ["127.0.0.1:9443", "ftp://127.0.0.1", "unix:/nowhere/admin.sock", "http://", ""])
+@pytest.mark.parametrize("url", ["127.0.0.1:1", "ftp://127.0.0.1", "unix:/nowhere/admin.sock", "http://", ""])
 def test_an_odd_admin_address_is_exit_2_with_a_sentence(place, url):
     done = place.run("status", "--admin", url)
     assert done.returncode == 2 and len(done.stderr) > 20 and "panicked" not in done.stderr
@@ -845,6 +867,7 @@ def test_a_name_that_nobody_has_is_said_to_be_unknown(running):
         done = running.run("revoke", "--org", "acmee")
         assert "acmee" in done.stdout + done.stderr
         assert re.search(r"unknown|no organization|not configured|nobody|did you mean", done.stdout + done.stderr), done
+        assert done.returncode == 1, "a script must not go on"
     finally:
         running.run("restore", "--org", "acmee")
 

@@ -116,6 +116,9 @@ struct Glance {
     purpose: Option<String>,
     model: Option<String>,
     ending: Option<String>,
+    target: Option<String>,
+    result: Option<String>,
+    detail: Option<String>,
     reason: Option<String>,
     status: Option<Value>,
     request_id: Option<String>,
@@ -130,8 +133,8 @@ fn show(record: &[u8], json: bool) -> io::Result<()> {
     };
     write!(out, "{:>8}  {}  {:<17}", head.seq, head.time, head.kind.as_str())?;
     let status = glance.status.map(|status| status.to_string());
-    let words =
-        [glance.organization, glance.purpose, glance.model, glance.ending, glance.reason, status, glance.request_id];
+    let Glance { organization, purpose, model, ending, target, result, detail, reason, request_id, .. } = glance;
+    let words = [organization, purpose, model, ending, target, result, detail, reason, status, request_id];
     for word in words.into_iter().flatten() {
         write!(out, "  {}", word.escape_debug())?;
     }

@@ -6,10 +6,12 @@ use std::time::Duration;
 
 use rustls_pki_types::CertificateRevocationListDer;
 use rustls_pki_types::pem::PemObject;
+use serde_json::{Value, json};
 use x509_parser::prelude::FromDer;
 use x509_parser::revocation_list::CertificateRevocationList;
+use x509_parser::time::ASN1Time;
 
-use super::{authority, first, parsed, read, replace};
+use super::{Files, first, parsed, read, replace};
 use crate::cli::{Done, REFUSED, complain, say, tell};
 use crate::clock::Wall;
 use crate::trust;
@@ -17,25 +19,22 @@ use crate::trust::issue::{DevAuthority, Withdrawn};
 
 /// How long a list is fresh.
 const FRESH: Duration = Duration::from_secs(30 * super::DAY);
-/// Its file.
-pub(super) const FILE: &str = "partners.crl";
-
 /// Signs the first list, which is empty.
-pub(super) fn begin(dir: &Path, authority: &DevAuthority, now: Wall) -> Done {
-    replace(&dir.join(FILE), &authority.crl(&[], 1, now, FRESH).map_err(complain)?)
+pub(super) fn begin(files: Files<'_>, authority: &DevAuthority, now: Wall) -> Done {
+    replace(&files.list(), &authority.crl(&[], 1, now, FRESH).map_err(complain)?)
 }
 
 /// Signs the list again, with one more certificate if one is given.
-pub(super) fn sign(dir: &Path, file: Option<&Path>, now: Wall) -> Done {
-    let path = dir.join(FILE);
-    let (authority, _) = authority(dir)?;
+pub(super) fn sign(files: Files<'_>, file: Option<&Path>, now: Wall) -> Done {
+    let path = files.list();
+    let (authority, _) = files.load()?;
     let (mut revoked, number) = listed(&path)?;
     if let Some(file) = file {
         let certificate = first(file)?;
-        if !trust::is_issued_by(&certificate, &first(&dir.join("partners-ca.pem"))?) {
+        if !trust::is_issued_by(&certificate, &first(&files.certificate())?) {
             // Its number would mean another certificate here, or none: nothing would be revoked.
-            let (file, dir) = (file.display(), dir.display());
-            tell(format_args!("portcullis: {file} was not issued by the authority in {dir}; nothing was revoked\n"));
+            let (file, other) = (file.display(), files.certificate());
+            tell(format_args!("portcullis: {file} was not issued by {}; nothing was revoked\n", other.display()));
             return Err(ExitCode::from(REFUSED));
         }
         let serial = parsed(&certificate, |certificate| certificate.raw_serial().to_vec())?;
@@ -48,16 +47,42 @@ pub(super) fn sign(dir: &Path, file: Option<&Path>, now: Wall) -> Done {
     say(format_args!("{}: number {}, {} revoked", path.display(), number + 1, revoked.len()))
 }
 
+/// What the list in a file says, and whether it is fresh.
+pub(super) fn describe(file: &Path, now: Wall) -> Result<(Value, bool), ExitCode> {
+    opened(file, |crl| {
+        let date = |at: ASN1Time| Wall::from_seconds(at.timestamp());
+        let upcoming = crl.next_update().map(date);
+        let revoked = crl.iter_revoked_certificates().map(
+            |entry| json!({"serial": entry.raw_serial_as_string(), "at": date(entry.revocation_date).to_string()}),
+        );
+        let value = json!({
+            "kind": "revocation list",
+            "issuer": crl.issuer().to_string(),
+            "number": crl.crl_number().map(ToString::to_string),
+            "this_update": date(crl.last_update()).to_string(),
+            "next_update": upcoming.map(|at| at.to_string()),
+            "revoked": revoked.collect::<Vec<_>>(),
+        });
+        (value, upcoming.is_some_and(|at| at > now))
+    })
+}
+
 fn listed(path: &Path) -> Result<(Vec<Withdrawn>, u64), ExitCode> {
+    opened(path, |crl| {
+        let entries = crl.iter_revoked_certificates().map(|entry| Withdrawn {
+            serial: entry.raw_serial().to_vec(),
+            at: Wall::from_seconds(entry.revocation_date.timestamp()),
+            reason: entry.reason_code().map(|(_, reason)| reason.0),
+        });
+        let number = crl.crl_number().and_then(|number| u64::try_from(number.clone()).ok()).unwrap_or(0);
+        (entries.collect(), number)
+    })
+}
+
+fn opened<T>(path: &Path, look: impl FnOnce(&CertificateRevocationList<'_>) -> T) -> Result<T, ExitCode> {
     let odd = |error: &dyn std::fmt::Display| complain(format_args!("{}: {error}", path.display()));
     let pem = read(path).map_err(complain)?;
     let der = CertificateRevocationListDer::from_pem_slice(pem.as_bytes()).map_err(|error| odd(&error))?;
     let (_, crl) = CertificateRevocationList::from_der(&der).map_err(|error| odd(&error))?;
-    let entries = crl.iter_revoked_certificates().map(|entry| Withdrawn {
-        serial: entry.raw_serial().to_vec(),
-        at: Wall::from_seconds(entry.revocation_date.timestamp()),
-        reason: entry.reason_code().map(|(_, reason)| reason.0),
-    });
-    let number = crl.crl_number().and_then(|number| u64::try_from(number.clone()).ok()).unwrap_or(0);
-    Ok((entries.collect(), number))
+    Ok(look(&crl))
 }

@@ -1,22 +1,28 @@
-//! `certs show`: what a certificate says, and whether it fits what it is for.
+//! `certs show`: what a certificate or a list says, and whether it fits what it is for.
 
 use std::path::Path;
 use std::process::ExitCode;
 
-use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, CertificateRevocationListDer};
 use serde_json::{Value, json};
 use x509_parser::certificate::X509Certificate;
 
-use super::{first, parsed};
-use crate::cli::{Done, REFUSED, say};
-use crate::clock::Wall;
+use super::{first, list, parsed, read};
+use crate::cli::{Done, REFUSED, complain, say};
+use crate::clock::{Clock, Wall};
 use crate::peer::Sha256;
 use crate::trust::leaf;
 
-/// Shows a certificate: exit 0 when a gateway would take it, 1 when not.
+/// Shows a certificate or a list: exit 0 when a gateway would take it, 1 when not.
 pub(super) fn run(file: &Path, as_json: bool) -> Done {
-    let der = first(file)?;
-    let (value, fine) = parsed(&der, |certificate| describe(&der, certificate))?;
+    let pem = read(file).map_err(complain)?;
+    let (value, fine) = if CertificateRevocationListDer::from_pem_slice(pem.as_bytes()).is_ok() {
+        list::describe(file, Clock::system().now().wall)?
+    } else {
+        let der = first(file)?;
+        parsed(&der, |certificate| describe(&der, certificate))?
+    };
     let said = if as_json {
         say(&value)
     } else {

@@ -6,7 +6,7 @@ use crate::cli::Done;
 const NOW: Wall = Wall(1_795_000_000_000_000_000);
 
 fn command(dir: &Path, what: What) -> Done {
-    run(&Args { dir: dir.to_owned(), what })
+    run(&Args { dir: dir.to_owned(), authority: "partners".parse().unwrap(), what })
 }
 
 fn programme(dir: &Path) {
@@ -19,7 +19,12 @@ fn acme(uri: Option<&str>) -> What {
 }
 
 fn renewal(org: Option<&str>) -> What {
-    What::Renew { org: org.map(|org| org.parse().unwrap()), server: org.is_none(), lasts: Lasts { days: 90 } }
+    What::Renew {
+        org: org.map(|org| org.parse().unwrap()),
+        server: org.is_none(),
+        servers: Vec::new(),
+        lasts: Lasts { days: 90 },
+    }
 }
 
 fn listed(dir: &Path) -> Vec<(Vec<u8>, i64)> {
@@ -61,8 +66,9 @@ fn a_revocation_keeps_its_day_and_is_of_our_own_certificates_only() {
     let foreign = theirs.path().join("acme.pem");
     assert!(command(ours.path(), What::Revoke { file: foreign }).is_err());
     assert!(listed(ours.path()).is_empty());
-    list::sign(ours.path(), Some(&ours.path().join("acme.pem")), NOW).unwrap();
-    list::sign(ours.path(), None, NOW.plus(Duration::from_secs(DAY))).unwrap();
+    let files = Files { dir: ours.path(), authority: &"partners".parse().unwrap() };
+    list::sign(files, Some(&ours.path().join("acme.pem")), NOW).unwrap();
+    list::sign(files, None, NOW.plus(Duration::from_secs(DAY))).unwrap();
     assert_eq!(listed(ours.path()).iter().map(|(_, day)| *day).collect::<Vec<_>>(), [NOW.seconds()]);
 }
 
@@ -78,4 +84,25 @@ fn a_failed_issue_leaves_nothing_and_nothing_outlasts_its_authority() {
     let long = What::Issue { org: "acme".parse().unwrap(), uri: None, lasts: Lasts { days: 36_500 } };
     assert!(command(dir, long).is_err());
     command(dir, acme(None)).unwrap();
+}
+
+#[test]
+fn a_second_authority_stands_beside_the_first_and_signs_what_it_is_asked_to() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    programme(dir);
+    command(dir, acme(Some("spiffe://elsewhere/acme"))).unwrap();
+    let next = |what| run(&Args { dir: dir.to_owned(), authority: "partners-2027".parse().unwrap(), what });
+    next(What::Authority).unwrap();
+    assert!(next(What::Authority).is_err(), "what is there stays");
+    next(renewal(Some("acme"))).unwrap();
+    let newest = latest(dir, &"acme".parse().unwrap()).unwrap();
+    let issued_by = |file: &str| crate::trust::is_issued_by(&newest, &first(&dir.join(file)).unwrap());
+    assert!(issued_by("partners-2027-ca.pem") && !issued_by("partners-ca.pem"));
+    assert_eq!(uri_of(&newest).unwrap(), "spiffe://elsewhere/acme");
+    let subject = |file: &str| parsed(&first(&dir.join(file)).unwrap(), |parsed| parsed.subject().to_string()).unwrap();
+    assert_ne!(subject("partners-2027-ca.pem"), subject("partners-ca.pem"), "lists are told apart by their issuer");
+    let servers = vec!["gateway.example".to_owned()];
+    next(What::Renew { org: None, server: true, servers: servers.clone(), lasts: Lasts { days: 30 } }).unwrap();
+    assert_eq!(servers_of(&first(&dir.join("server.pem")).unwrap()).unwrap(), servers);
 }

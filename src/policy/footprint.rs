@@ -7,15 +7,16 @@ use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Names, inodes, lengths and times of everything in some directories, symbolic links followed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Footprint(u64);
+pub struct Footprint(u64);
 
 impl Footprint {
     /// None when a directory cannot be read.
-    pub(super) fn of(directories: &[PathBuf]) -> Option<Footprint> {
+    #[must_use]
+    pub fn of(directories: &[PathBuf]) -> Option<Footprint> {
         let mut sum = 0_u64;
         for directory in directories {
             for entry in fs::read_dir(directory).ok()? {
@@ -25,6 +26,12 @@ impl Footprint {
         }
         Some(Footprint(sum))
     }
+}
+
+/// Which directory stands under a name: another in its place has another number.
+#[must_use]
+pub fn inode(directory: &Path) -> Option<u64> {
+    fs::metadata(directory).map(|about| about.ino()).ok()
 }
 
 fn trace(entry: &fs::DirEntry) -> io::Result<u64> {

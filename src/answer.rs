@@ -95,24 +95,36 @@ pub struct Manner {
     pub problem_json: bool,
     /// The request's id, where its record is closed already.
     pub id: Option<Arc<str>>,
-    /// Who asks, once a limit refused.
-    pub caller: Option<OrgId>,
+    /// What kept it out, once a limit refused.
+    pub short: Option<Short>,
+}
+
+/// A request that a limit keeps out.
+#[derive(Debug)]
+pub struct Short {
+    /// Who asks.
+    pub caller: OrgId,
+    /// What it was held against.
+    pub plan: Arc<Plan>,
     /// How the limits stand then.
     pub standings: Vec<Standing>,
     /// Which one refused.
-    pub violated: Option<Arc<LimitId>>,
+    pub violated: Arc<LimitId>,
 }
 
-/// A refusal as a response.
+impl Short {
+    fn policy_name(&self) -> String {
+        let limit = &self.violated;
+        let owner = self.standings.iter().find(|standing| standing.id == *limit).map(|standing| &standing.org);
+        dialect::policy_name(u8::from(owner != Some(&self.caller)), &limit.scope, limit.measure)
+    }
+}
+
+/// A refusal as a response, under a policy of the generation given.
 #[must_use]
-pub fn refusal(refusal: &Refusal, id: &str, manner: &Manner) -> Response<GateBody> {
+pub fn refusal(refusal: &Refusal, id: &str, manner: &Manner, (shelf, generation): (&Shelf, u64)) -> Response<GateBody> {
     let dialect = manner.route.map_or(Dialect::OpenAi, Route::dialect);
-    let violated = manner.violated.iter().map(|limit| {
-        let owner = manner.standings.iter().find(|standing| standing.id == *limit).map(|standing| &standing.org);
-        let above = u8::from(owner != manner.caller.as_ref());
-        dialect::policy_name(above, &limit.scope, limit.measure)
-    });
-    let violated: Vec<String> = violated.collect();
+    let violated: Vec<String> = manner.short.iter().map(Short::policy_name).collect();
     let form = dialect::Form {
         dialect,
         request_id: id,
@@ -125,9 +137,8 @@ pub fn refusal(refusal: &Refusal, id: &str, manner: &Manner) -> Response<GateBod
     let mut response = Response::new(GateBody::whole(envelope.body));
     *response.status_mut() = envelope.status;
     *response.headers_mut() = envelope.headers;
-    if let Some(caller) = &manner.caller {
-        let views: Vec<LimitView<'_>> = manner.standings.iter().map(|standing| view(standing, caller)).collect();
-        dialect::limit_headers(dialect, &views, &Fixed::of(&views), response.headers_mut());
+    if let Some(Short { caller, plan, standings, .. }) = &manner.short {
+        limits(response.headers_mut(), dialect, standings, caller, (shelf, generation, plan));
     }
     if closes(refusal.code) {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));

@@ -21,7 +21,7 @@ use hyper::body::Incoming;
 use hyper::{Request, Response};
 
 use crate::admit::{self, Choice, Permitted};
-use crate::answer::{self, GateBody, Manner};
+use crate::answer::{self, GateBody, Manner, Short};
 use crate::ask::{Ask, Route, UsageChunk};
 use crate::audit::told::HandshakeRefused;
 use crate::audit::{Event, Fields};
@@ -89,16 +89,20 @@ pub async fn serve(visit: Rc<Visit>, leash: Rc<Leash>, request: Request<Incoming
         let mut work = Box::pin(exchange(&visit, &snapshot, &leash, head, &mut body, &mut story, &mut manner));
         poll_fn(|cx| contained(|| work.as_mut().poll(cx))).await
     };
+    let slower = visit.impatience(answered.as_ref().err());
     let mut response = match answered {
         Ok(response) => response,
-        Err(refusal) => match story.take() {
-            Some(record) => {
-                let (id, refusal) = record.refuse(refusal);
-                answer::refusal(&refusal, &id, &manner)
-            }
-            None => answer::refusal(&refusal, manner.id.as_deref().unwrap_or_default(), &manner),
-        },
+        Err(refusal) => {
+            let (id, refusal) = match story.take() {
+                Some(record) => record.refuse(refusal),
+                None => (manner.id.take().unwrap_or_default(), refusal),
+            };
+            answer::refusal(&refusal, &id, &manner, (&visit.station.shelf, policy.generation))
+        }
     };
+    if let Some(slower) = slower {
+        tokio::time::sleep(slower).await;
+    }
     visit.over.set(visit.connection.peer().is_none());
     let closes = visit::leave_unread(body, old, waits).await;
     if old && (closes || visit.gateway().drain.phase() >= Phase::Draining) {
@@ -221,7 +225,7 @@ impl Gateway {
     async fn reserve(
         &self,
         caller: &Caller,
-        plan: &Plan,
+        plan: &Arc<Plan>,
         snapshot: &Snapshot,
         reserved: &Reserve,
         manner: &mut Manner,
@@ -230,10 +234,14 @@ impl Gateway {
         let demand = Demand { plan, charge: reserved.charge, timezone };
         let denied = |denial| match denial {
             Denial::Short(shortfall) => {
-                manner.standings = self.ledger.standings(plan, timezone, self.clock.now());
-                manner.violated = Some(shortfall.id.clone());
-                manner.caller = Some(caller.org().id.clone());
-                answer::short(&shortfall, &caller.org().id)
+                let refused = answer::short(&shortfall, &caller.org().id);
+                manner.short = Some(Short {
+                    caller: caller.org().id.clone(),
+                    plan: plan.clone(),
+                    standings: self.ledger.standings(plan, timezone, self.clock.now()),
+                    violated: shortfall.id,
+                });
+                refused
             }
             Denial::StoreDown => {
                 let message =

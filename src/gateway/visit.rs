@@ -51,7 +51,15 @@ pub struct Visit {
     pub(super) party: Party,
     pub(super) watch: Watch,
     pub(super) over: Cell<bool>,
+    /// Requests in a row that a limit kept out.
+    pub(super) short: Cell<u32>,
 }
+
+/// So many requests in a row may meet a limit before answers to them come more slowly …
+const FREE: u32 = 8;
+/// … at most by this: a client that is told to wait and asks on at once costs others little, and one that waits never
+/// notices.
+const SLOWEST: Duration = Duration::from_millis(50);
 
 /// How much of a request body that nobody wants is read at most, and for how long.
 const UNREAD: u64 = 64 * 1024;
@@ -89,7 +97,7 @@ impl Visit {
     #[must_use]
     pub fn new(station: Rc<Station>, connection: Arc<Connection>) -> Visit {
         let party = Party::of(&connection);
-        Visit { station, connection, party, watch: Watch::default(), over: Cell::new(false) }
+        Visit { station, connection, party, watch: Watch::default(), over: Cell::new(false), short: Cell::new(0) }
     }
 
     /// With its guard's watch.
@@ -127,6 +135,15 @@ impl Visit {
     #[must_use]
     pub fn listen(&self) -> Listen {
         self.gateway().current().policy.listen.clone()
+    }
+
+    /// By how much an answer has to wait, now that this one is a refusal or none.
+    pub(super) fn impatience(&self, refused: Option<&Refusal>) -> Option<Duration> {
+        let short = refused.is_some_and(|refusal| refusal.code.on_the_wire().0 == 429);
+        let row = if short { self.short.get().saturating_add(1) } else { 0 };
+        self.short.set(row);
+        let over = row.checked_sub(FREE + 1)?;
+        Some(SLOWEST.min(Duration::from_millis(2) * 2_u32.saturating_pow(over.min(8))))
     }
 
     pub(super) fn peer(&self) -> Result<&crate::peer::Peer, Refusal> {

@@ -493,6 +493,33 @@ def test_bodies_beyond_the_memory_are_refused_until_there_is_room(stage):
     assert one.metric("portcullis_request_refusals_total", reason="overloaded") == 1
 
 
+def test_whoever_does_not_wait_when_told_to_is_made_to(stage):
+    """On one connection, one request in ten seconds: the first refusals are told as they come, those after them more slowly."""
+    limits = "[limits]\nrequests_per_minute = { limit = 6, burst = 1 }\n"
+    one = stage(orgs={"acme": Stage.ACME + limits, "globex": Stage.GLOBEX})
+    with H1(one.connect()) as connection:
+
+        def row(length):
+            began = time.monotonic()
+            for _ in range(length):
+                connection.send(connection.head(body=chat()))
+                status, headers = connection.read_head()
+                assert status == 429
+                connection.read_body(headers)
+            return time.monotonic() - began
+
+        connection.send(connection.head(body=chat()))
+        status, headers = connection.read_head()
+        assert status == 200
+        connection.read_body(headers)
+        prompt, slowed = row(8), row(20)
+        assert slowed > 13 * 0.05, "from then on, most of them took their 50 ms"
+        assert slowed / 20 > prompt / 8
+        with H1(one.connect()) as other:
+            other.send(other.head(body=chat()))
+            assert other.read_head()[0] == 429
+
+
 def unready(stage):
     answer = fetch(stage.admin + "/readyz")
     return answer.body.decode() if answer.status == 503 else ""

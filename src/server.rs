@@ -213,7 +213,7 @@ impl Server {
             .enable_all()
             .build_local(tokio::runtime::LocalOptions::default())?;
         let Server { gateway, reloader, desk, partners, admin, mut estate, mut stop, addresses, .. } = self;
-        runtime.block_on(async {
+        let ended = runtime.block_on(async {
             for (bound, scope) in admin {
                 let listener = match bound {
                     Bound::Tcp(listener, tls) => Listener::Tcp(adopt(listener)?, tls),
@@ -228,8 +228,8 @@ impl Server {
             shutdown.ready(&addresses)?;
             estate.elder.iter().for_each(Elder::serving);
             let ending = wind_down(&desk, &mut estate, &mut stop, &mut shutdown);
-            let ((), ()) = tokio::join!(ending, door::open(listener, &gateway, &crews));
-            Ok::<(), io::Error>(())
+            let (ended, ()) = tokio::join!(ending, door::open(listener, &gateway, &crews));
+            Ok::<_, io::Error>(ended)
         })?;
         withdraw::end_all(&gateway);
         crews.into_iter().for_each(Crew::finish);
@@ -238,7 +238,8 @@ impl Server {
         drop((reloader, desk, doorstep));
         audit.stop();
         gateway.recorder.traces.finish();
-        marks.close().map_err(io::Error::other)
+        marks.close().map_err(io::Error::other)?;
+        ended
     }
 }
 

@@ -64,6 +64,7 @@ pub struct Heir {
     stream: Mutex<Option<UnixStream>>,
     serving: AtomicBool,
     ends: AtomicBool,
+    gone: AtomicBool,
     revoked: Mutex<Option<Box<RawValue>>>,
 }
 
@@ -75,8 +76,8 @@ impl Heir {
     pub fn new(stream: UnixStream) -> io::Result<Heir> {
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.set_write_timeout(Some(PATIENCE))?;
-        let (serving, ends, revoked) = (AtomicBool::new(false), AtomicBool::new(false), Mutex::default());
-        Ok(Heir { stream: Mutex::new(Some(stream)), serving, ends, revoked })
+        let [serving, ends, gone] = [(); 3].map(|()| AtomicBool::new(false));
+        Ok(Heir { stream: Mutex::new(Some(stream)), serving, ends, gone, revoked: Mutex::default() })
     }
 
     /// Says something and waits for the answer. After a failure nothing more is said: what the successor heard of it
@@ -96,6 +97,7 @@ impl Heir {
             Err(error) => {
                 tracing::error!(%error, "the process that took over is gone: what is still used stays reserved in full");
                 *stream = None;
+                self.gone.store(true, Ordering::Relaxed);
                 None
             }
         }
@@ -111,6 +113,12 @@ impl Heir {
     #[must_use]
     pub fn serves(&self) -> bool {
         self.serving.load(Ordering::Relaxed)
+    }
+
+    /// Whether it is gone, as far as was heard.
+    #[must_use]
+    pub fn is_gone(&self) -> bool {
+        self.gone.load(Ordering::Relaxed)
     }
 
     /// Whether it ends.

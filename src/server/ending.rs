@@ -4,6 +4,8 @@
 //! The first wish lets everybody finish, the second nobody. Who was replaced listens to its successor until the end:
 //! what operators withdraw there is cut here.
 
+use std::cell::Cell;
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -49,12 +51,15 @@ enum Occasion {
 }
 
 /// Waits for the wish to stop or for a successor, then drains. A second signal ends it at once.
+///
+/// # Errors
+/// When the successor took everything over and was gone before it served: nobody serves now.
 pub(super) async fn wind_down(
     desk: &Desk,
     estate: &mut Estate,
     stop: &mut UnboundedReceiver<()>,
     shutdown: &mut impl Shutdown,
-) {
+) -> io::Result<()> {
     let occasion = occasion(desk, estate, stop, shutdown).await;
     // Nobody is offered a listener any more, and a handle on one would keep the closed door ajar.
     estate.lobby = Arc::default();
@@ -75,8 +80,11 @@ pub(super) async fn wind_down(
         shutdown.draining(streams);
     }
     let elder = estate.elder.as_ref();
+    // Who manages this process is told of the next one before this one ends, however little there is left to do.
+    let announced = Cell::new(heir.is_none());
+    let succeeded = || announced.get() || heir.as_ref().is_some_and(|heir| heir.is_gone());
     let empty = async {
-        while is_occupied(gateway, heir.is_some()) || elder.is_some_and(|elder| !elder.is_over()) {
+        while is_occupied(gateway, heir.is_some()) || elder.is_some_and(|elder| !elder.is_over()) || !succeeded() {
             tokio::time::sleep(BEAT).await;
         }
     };
@@ -84,14 +92,13 @@ pub(super) async fn wind_down(
     let by_operator = heir.is_none() && gateway.drain.phase() >= Phase::Unready;
     let mut more = if by_operator { 2 } else { 1 };
     // The successor says when it serves, when it ends, and who may not stay.
-    let mut announced = false;
     let again = async {
         while more > 0 {
             tokio::select! {
                 wish = shutdown.next() => more -= i32::from(wish == Wish::Stop),
                 () = tokio::time::sleep(BEAT), if heir.is_some() => {
                     let Some(heir) = &heir else { continue };
-                    if heir.serves() && !std::mem::replace(&mut announced, true) {
+                    if heir.serves() && !announced.replace(true) {
                         shutdown.succeeded(pid);
                     }
                     follow(gateway, heir);
@@ -109,6 +116,8 @@ pub(super) async fn wind_down(
         }
     }
     withdraw::end_all(gateway);
+    let served = announced.get() || heir.is_none_or(|heir| heir.ends());
+    if served { Ok(()) } else { Err(io::Error::other("the process that took over was gone before it served")) }
 }
 
 /// Waits for what ends the service.
@@ -147,7 +156,7 @@ fn successor(estate: &Estate) -> impl Future<Output = Successor> + use<> {
 
 /// Lets the successor have everything that only one can have. Workers go on meanwhile; what needs a line or a mark
 /// waits until the successor has both.
-async fn hand_over(desk: &Desk, estate: &mut Estate, successor: Successor) -> std::io::Result<Arc<Heir>> {
+async fn hand_over(desk: &Desk, estate: &mut Estate, successor: Successor) -> io::Result<Arc<Heir>> {
     // What an operator withdrew last is on disk before the successor reads it, and nothing is written after that.
     let _turn = desk.writing.lock().await;
     let gateway = &desk.gateway;

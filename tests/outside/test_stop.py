@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import pathlib
 import signal
 import socket
 import ssl
@@ -375,6 +376,18 @@ class Manager:
     def __exit__(self, *_):
         self.socket.close()
 
+    def hear_of(self, name, within=10.0):
+        """The lines of the first message that has one of this name, heard already or still to come."""
+        deadline = time.monotonic() + within
+        at = 0
+        while True:
+            for message in self.said[at:]:
+                if any(line.startswith(name + "=") for line in message.splitlines()):
+                    return message.splitlines()
+            at = len(self.said)
+            self.socket.settimeout(max(0.01, deadline - time.monotonic()))
+            self.said.append(self.socket.recv(4096).decode())
+
     def hear(self, line, within=10.0):
         """Waits for a message with this line; gives its lines as a dictionary."""
         deadline = time.monotonic() + within
@@ -430,6 +443,21 @@ def test_a_signal_right_after_readiness_is_heard(stage, manager, attempt):
     addresses(one)
     eventually(lambda: one.metric("portcullis_config_reloads_total", trigger="signal") == 1, what="the reload")
     assert one.gateway.end() == 0
+
+
+def test_a_gateway_that_carries_nothing_ends_after_its_successor_was_announced(stage, manager):
+    """A service manager that has heard of no other main process takes the end of this one for the end of the service."""
+    one = stage(start=False)
+    launch(one, NOTIFY_SOCKET=manager.path)
+    manager.hear("READY=1")
+    addresses(one)
+    one.gateway.signal(signal.SIGUSR2)
+    manager.hear("READY=1")
+    successor = next(part for part in (line.split("=", 1) for line in manager.hear_of("MAINPID")) if part[0] == "MAINPID")[1]
+    assert one.gateway.process.wait(10) == 0
+    assert int(successor) != one.gateway.process.pid
+    os.kill(int(successor), signal.SIGTERM)
+    eventually(lambda: not pathlib.Path(f"/proc/{successor}").exists(), what="the successor's end")
 
 
 def test_a_watchdog_is_fed(stage, manager):

@@ -256,7 +256,8 @@ def test_a_new_process_that_is_killed_takes_no_stream_with_it_and_forgets_no_use
     one.gateway.kill()
     assert stream.wait(20) == "complete"
     stream.close()
-    assert before.wait(10) == 0, before.log
+    # A failure where it had not heard yet that the new one served: then somebody has to start another.
+    assert before.wait(10) in (0, 2), before.log
     one.start()
     assert used(one, "tokens_per_month") >= reserved > 0
     assert one.ask(body=chat()).status == 200

@@ -66,7 +66,7 @@ pub use crate::audit::told::Reload as Past;
 const REMEMBERED: usize = 50;
 /// How long files must rest before they are read: an editor or a rename is rarely one event.
 const REST: Duration = Duration::from_millis(50);
-/// After which time a watch looks again when an organization's file is gone.
+/// After which time a watch looks again when an organization's file is gone, or more would be allowed than before.
 const SECOND_LOOK: Duration = Duration::from_millis(500);
 /// How often files are looked at without any event, for file systems that send none.
 const ANYWAY: Duration = Duration::from_secs(5);
@@ -126,9 +126,10 @@ impl Reloader {
         let (path, old, now) = (self.path.clone(), self.gateway.current(), self.gateway.clock.now());
         let before = old.policy.clone();
         let mut loaded = load(path.clone(), before.clone(), now).await;
-        // Editors and version control take a file away for a moment. A watch that finds an organization gone looks again
-        // before it cuts anybody off; whoever asks for a reload means what is there.
-        if trigger == Trigger::Watch && loaded.as_ref().is_ok_and(|policy| loses_somebody(&before, policy)) {
+        // Editors and version control take a file away for a moment, and half a file may be a whole one without its limits.
+        // A watch that finds such a thing looks again before it cuts anybody off or lets anybody loose; whoever asks for
+        // a reload means what is there.
+        if trigger == Trigger::Watch && loaded.as_ref().is_ok_and(|policy| may_be_half_done(&before, policy)) {
             tokio::time::sleep(SECOND_LOOK).await;
             loaded = load(path, before, self.gateway.clock.now()).await;
         }
@@ -334,8 +335,10 @@ async fn load(path: PathBuf, before: Arc<Policy>, now: Now) -> Result<Policy, Mi
     loading.await.unwrap_or_else(|_| Err(failed()))
 }
 
-fn loses_somebody(old: &Policy, new: &Policy) -> bool {
-    old.orgs().any(|org| new.org(org.id.as_str()).is_none())
+fn may_be_half_done(old: &Policy, new: &Policy) -> bool {
+    let loses_somebody = || old.orgs().any(|org| new.org(org.id.as_str()).is_none());
+    let loosens = || Diff::between(old, new).changes.iter().any(|change| change.loosens);
+    old.hash != new.hash && (loses_somebody() || loosens())
 }
 
 fn mistake(message: &str) -> Mistakes {

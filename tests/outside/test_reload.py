@@ -155,6 +155,22 @@ def test_an_editor_that_takes_the_file_away_for_a_moment_cuts_nobody(stage):
     assert stream.ended is None, stream.text[-300:]
 
 
+def test_half_a_file_that_parses_lifts_no_limit(stage):
+    """Whoever writes a file in two goes may stop between the identity and the limits."""
+    one = stage(orgs={"acme": limited()})
+    whole = limited(900)
+    head, rest = whole.split("[limits]")
+    path = one.folder / "orgs.d/acme.toml"
+    with path.open("w") as file:
+        file.write(head)
+        file.flush()
+        time.sleep(0.3)  # The moment itself, not a wait for something.
+        file.write("[limits]" + rest)
+    eventually(lambda: per_minute(one) == 900, what="the new limit")
+    history = fetch(one.admin + "/status.json").json["reloads"]
+    assert not any("unlimited" in reload["text"] for reload in history), history
+
+
 def test_a_swapped_mount_of_kubernetes_is_live_again_and_again(tmp_path, stage):
     """The configuration's directory holds only links through `..data`, which is replaced by a rename."""
     one = stage(orgs={"acme": limited()}, start=False)
@@ -568,7 +584,7 @@ def read_streams(chosen, until, within=30.0):
 
 def test_two_hundred_open_streams_lose_no_frame_when_the_configuration_changes(stage):
     one = stage(orgs={"acme": limited(per_day=1000)}, mock=("--ttft", "0ms", "--tps", "0"))
-    streams = open_streams(one, 200, "mock-tokens-40.tps-20")
+    streams = open_streams(one, 200, "mock-tokens-120.tps-20")
     read_streams(streams, lambda bodies: all(b"data: " in body for body in bodies))
     assert one.metric("portcullis_streams_active", org="acme") == 200
     for wanted in (900, 500, 700):
@@ -581,7 +597,7 @@ def test_two_hundred_open_streams_lose_no_frame_when_the_configuration_changes(s
     texts = {b"".join(re.findall(rb'"content":"([^"]*)"', body)) for body in bodies}
     assert len(texts) == 1, "streams of one request differ"
     assert {(body.count(b'"content":"'), body.count(b"data: [DONE]")) for body in bodies} == {
-        (41, 1)
+        (121, 1)
     }  # The first is the role's.
     eventually(lambda: one.metric("portcullis_streams_total", org="acme", end="complete") == 200, what="200 endings")
 

@@ -282,6 +282,7 @@ impl Story {
     /// Moves the figures that the end of an exchange moves.
     fn count(&self, metrics: &Metrics, admitted: bool, ending: Ending, reason: Option<Code>, now: Now) {
         let Facts { route, model, status, settlement, reserved, bytes_in, bytes_out, .. } = &self.facts;
+        self.say(ending, reason, now);
         self.series.request(*route, *status);
         metrics.exchange(*route, *status, now.mono.since(self.opened.mono), *bytes_in, *bytes_out);
         if let (Some(route), Some(forwarded)) = (route, self.facts.forwarded) {
@@ -304,6 +305,24 @@ impl Story {
             self.series.charged(&figures, model, &settlement.usage, settlement.cost, settlement.kind);
             self.series.settled(reserved.map_or(0, |usage| usage.total()), settlement.usage.total());
         }
+    }
+
+    /// For whoever looks for a fault: `portcullis::record=debug` in the log's filter shows every exchange.
+    fn say(&self, ending: Ending, reason: Option<Code>, now: Now) {
+        let Facts { route, org, purpose, model, status, detail, .. } = &self.facts;
+        tracing::debug!(
+            request_id = &*self.request_id,
+            route = route.map(Route::as_str),
+            org = org.as_ref().map(OrgId::as_str),
+            purpose = purpose.as_ref().map(PurposeId::as_str),
+            model = model.as_ref().map(ModelName::as_str),
+            status,
+            %ending,
+            reason = reason.map(Code::as_str),
+            detail = detail.as_deref(),
+            took = ?now.mono.since(self.opened.mono),
+            "exchange ended"
+        );
     }
 
     /// What a span tells of it.

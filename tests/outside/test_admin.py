@@ -294,6 +294,20 @@ def test_a_body_without_end_is_not_read_to_its_end(shared):
     assert answer.status == 413
 
 
+def test_the_log_says_nothing_of_a_request_until_it_is_asked_to(stage):
+    one = stage()
+    for filter, told in (("info", False), ("portcullis::record=debug", True), ("info", False)):
+        assert fetch(one.admin + "/-/log", data={"filter": filter}, method="POST").status == 200
+        served, refused = one.ask(body=chat()), one.ask(body=chat(), portcullis_purpose="gardening")
+        assert (served.status, refused.status) == (200, 400)
+        for answer, sign in ((served, "complete"), (refused, "purpose_unknown")):
+            line = re.compile(rf".*{answer.headers['x-request-id']}.*{sign}.*")
+            if told:
+                eventually(lambda: line.search(one.gateway.log), 3, what="the line")  # noqa: B023
+            else:
+                assert answer.headers["x-request-id"] not in one.gateway.log
+
+
 def test_the_log_can_be_made_to_say_more_and_less(stage):
     one = stage()
     answer = fetch(one.admin + "/-/log", data={"filter": "trace"}, method="POST")

@@ -1,6 +1,6 @@
 //! Checks that need to see more than one organization, or an organization beside the catalogue.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use super::build::grant;
@@ -217,10 +217,10 @@ impl Checked<'_> {
 
     fn identities(&self, drafts: &[Draft]) {
         let mut seen: HashMap<(&AuthorityName, &Mark), (&OrgId, &Place)> = HashMap::new();
+        let parents: HashSet<&str> =
+            drafts.iter().filter_map(|draft| Some(draft.parent.as_ref()?.value.as_str())).collect();
         for draft in drafts {
-            let parents_somebody =
-                drafts.iter().any(|other| other.parent.as_ref().is_some_and(|at| at.value == draft.id.value.as_str()));
-            if draft.identities.is_empty() && !parents_somebody {
+            if draft.identities.is_empty() && !parents.contains(draft.id.value.as_str()) {
                 self.sink.odd(Some(&draft.place), format!("{} has no identity: nobody can be it", draft.id.value));
             }
             for IdentityDraft { identity, authority: authority_place, mark, .. } in &draft.identities {

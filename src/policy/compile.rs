@@ -17,6 +17,7 @@ use super::listen::{self, warn_soon};
 use super::mistake::Place;
 use super::models::{self};
 use super::org::{self, Draft};
+use super::summary::fixed;
 use super::{Files, Policy, Purpose};
 use crate::clock::Now;
 use crate::names::{AuthorityName, PurposeId};
@@ -114,6 +115,7 @@ impl Compiler<'_> {
             memory: built.memory,
             directories: self.files.directories(),
             base: self.files.base.clone(),
+            fixed: self.previous.map(|first| first.fixed.clone().unwrap_or_else(|| Arc::new(fixed(first)))),
         })
     }
 

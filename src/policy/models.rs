@@ -41,6 +41,13 @@ impl Pattern {
         self.0.find('*').unwrap_or(usize::MAX)
     }
 
+    /// Whether one name could match both, as far as their literal beginnings tell.
+    pub(super) fn may_meet(&self, other: &Pattern) -> bool {
+        let beginning = |pattern: &Pattern| pattern.0.split('*').next().unwrap_or_default().to_owned();
+        let (mine, theirs) = (beginning(self), beginning(other));
+        mine.starts_with(&theirs) || theirs.starts_with(&mine)
+    }
+
     /// Whether `name` matches, `*` standing for any run of characters.
     #[must_use]
     pub fn matches(&self, name: &str) -> bool {

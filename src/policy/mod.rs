@@ -7,6 +7,7 @@
 mod compile;
 mod diff;
 mod direction;
+mod ends;
 mod file;
 mod footprint;
 mod limits;

@@ -179,18 +179,21 @@ impl Models {
     }
 }
 
-/// Reads `[model.*]` and `[[upstream]]`.
-pub(super) fn read(root: &Table<'_>, files: &super::Files) -> Models {
+/// Reads `[model.*]` and `[[upstream]]`; and whether each of them was understood.
+pub(super) fn read(root: &Table<'_>, files: &super::Files) -> (Models, bool) {
+    let mut whole = true;
     let mut groups = Vec::new();
     let mut places: Vec<(Pattern, GroupId, Place)> = Vec::new();
     if let Some(models) = root.table("model") {
         for (name, entry) in models.entries() {
             let Some(table) = entry.as_table() else {
                 entry.mismatch("a table");
+                whole = false;
                 continue;
             };
-            if let Some(group) = group(&name, &table, &mut places) {
-                groups.push(Arc::new(group));
+            match group(&name, &table, &mut places) {
+                Some(group) => groups.push(Arc::new(group)),
+                None => whole = false,
             }
         }
     }
@@ -208,7 +211,8 @@ pub(super) fn read(root: &Table<'_>, files: &super::Files) -> Models {
             root.sink().wrong(Some(table.place()), "two upstreams have the same name", None);
         }
     }
-    Models { groups, upstreams }
+    whole &= !tables.is_empty() && upstreams.len() == tables.len();
+    (Models { groups, upstreams }, whole)
 }
 
 fn group(name: &At<String>, table: &Table<'_>, places: &mut Vec<(Pattern, GroupId, Place)>) -> Option<Group> {

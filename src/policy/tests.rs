@@ -135,6 +135,82 @@ fn spans_go_only_where_this_build_can_send_them() {
     }
 }
 
+#[test]
+fn a_mistake_is_told_without_what_only_follows_from_it() {
+    let told = |dir: &tempfile::TempDir| -> Vec<String> {
+        reload(dir, None, at(0)).unwrap_err().found.into_iter().map(|mistake| mistake.message).collect()
+    };
+    let dir = example();
+    edit(&dir, "portcullis.toml", "dialect = \"openai\"", "dialect = \"opneai\"");
+    assert_eq!(told(&dir), ["unknown dialect \"opneai\""]);
+
+    let dir = example();
+    edit(&dir, "orgs.d/national-cert.toml", "purposes = [", "purposes = = [");
+    let mistakes = told(&dir);
+    assert!(mistakes.iter().all(|message| !message.contains("missing") && !message.contains("no organization")));
+    edit(&dir, "orgs.d/globex.toml", "malware-analysis", "malware-analysys");
+    assert_eq!(told(&dir).len(), mistakes.len() + 1, "the other files are read on");
+
+    let dir = example();
+    edit(&dir, "portcullis.toml", "orgs = \"orgs.d\"", "orgs = = \"orgs.d\"");
+    edit(&dir, "orgs.d/globex.toml", "id       =", "ide =");
+    let mistakes = told(&dir);
+    assert!(mistakes.iter().any(|message| message.contains("unknown key `ide`")), "{mistakes:?}");
+    assert!(mistakes.iter().all(|message| !message.contains("catalogue") && !message.contains("[purpose]")));
+
+    let dir = example();
+    std::fs::remove_file(dir.path().join("certs/partners-ca.pem")).unwrap();
+    std::fs::remove_file(dir.path().join("certs/partners.crl")).unwrap();
+    let mistakes = told(&dir);
+    assert!(mistakes.len() == 2 && mistakes.iter().all(|message| message.contains("cannot read")), "{mistakes:?}");
+}
+
+#[test]
+fn oddities_are_told_at_their_lines() {
+    let odd = |dir: &tempfile::TempDir, now: Now| -> Vec<(String, String)> {
+        let policy = reload(dir, None, now).unwrap_or_else(|mistakes| panic!("{}", mistakes.render(false)));
+        let mistakes = Mistakes { sources: policy.sources.clone(), found: Vec::new() };
+        let told = policy.warnings.iter().map(|warning| {
+            let (file, line, _) = mistakes.line_of(warning.place.as_ref().expect(&warning.message)).unwrap();
+            let text = std::fs::read_to_string(file).unwrap();
+            (warning.message.clone(), text.lines().nth(line - 1).unwrap().to_owned())
+        });
+        told.collect()
+    };
+    let later = |days: u64| Now { mono: Mono(0), wall: NOW.plus(Duration::from_secs(days * 86_400)) };
+    let says = |told: &[(String, String)], message: &str, line: &str| {
+        assert!(
+            told.iter().any(|(said, at)| said.contains(message) && at.contains(line)),
+            "{message} {line} in {told:?}"
+        );
+    };
+    let dir = example();
+    assert!(odd(&dir, at(0)).is_empty());
+    let told = odd(&dir, later(150));
+    says(&told, "the grant of acme expires in ", "valid   = {");
+    let told = odd(&dir, later(350));
+    says(&told, "the grant of acme expired on ", "valid   = {");
+    says(&told, "the server's certificate expires in 1", "certificate  =");
+    says(&told, "a certificate of the authority partners expires in 1", "partners-ca.pem");
+    says(&told, "the next CRL of ", "partners.crl");
+
+    let dir = example();
+    edit(&dir, "portcullis.toml", "[purpose.catalog]", "[purpose.catalog]\nidle = \"Nothing\"");
+    edit(&dir, "orgs.d/national-cert.toml", "[limits]", "parent = \"state\"\n[limits]");
+    let state = "id = \"state\"\npurposes = [\"vulnerability-research\", \"malware-analysis\", \"incident-response\"]\n\
+        models = [\"*\"]\n[limits]\nrequests_per_minute = 500\ntokens_per_day = 4_000_000\n";
+    std::fs::write(dir.path().join("config/orgs.d/state.toml"), state).unwrap();
+    let told = odd(&dir, at(0));
+    says(&told, "nobody may use the purpose idle", "idle = ");
+    says(&told, "requests_per_minute is above that of the ancestor state", "requests_per_minute = 600");
+    says(&told, "tokens_per_day is above that of the parent state", "tokens_per_day = 50_000_000");
+    says(
+        &told,
+        "incident-response/tokens_per_day is above tokens_per_day of the ancestor state",
+        "tokens_per_day = 5_000_000",
+    );
+}
+
 /// The seat and the allowance of acme's requests a minute.
 fn rate(policy: &Policy) -> Option<(u32, u64, u64, u64)> {
     let org = policy.org("acme")?;

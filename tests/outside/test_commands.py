@@ -375,13 +375,44 @@ def not_for_that_name(place):
     return "gateway.example"
 
 
-ODD = [above_the_parent, nobody_can_be_it, unlimited, nobody_may, server_expires_soon, not_for_that_name]
+def admin_expires_soon(place):
+    expires_soon(place, "admin", ExtendedKeyUsageOID.SERVER_AUTH, dns=["localhost"])
+    tls = 'tls = { certificate = "admin.pem", private_key = "admin.key", client_authority = "partners.pem" }'
+    place.edit("portcullis.toml", "[admin]", f"[admin]\n{tls}")
+    return "the admin side's certificate expires in 2 days"
+
+
+def the_next_list_is_late(place):
+    authority = Authority(place.folder, "partners")
+    now = datetime.datetime.now(datetime.timezone.utc)
+    authority.crl(last=now - datetime.timedelta(days=5), upcoming=now + datetime.timedelta(days=2))
+    return "the next CRL of CN=partners is due in 47 hours"
+
+
+def the_grant_ends(place):
+    until = datetime.date.today() + datetime.timedelta(days=9)
+    place.edit("orgs.d/acme.toml", "purposes", f'valid = {{ until = "{until}" }}\npurposes')
+    return "the grant of acme expires in"
+
+
+ODD = [
+    above_the_parent,
+    nobody_can_be_it,
+    unlimited,
+    nobody_may,
+    server_expires_soon,
+    not_for_that_name,
+    admin_expires_soon,
+    the_next_list_is_late,
+    the_grant_ends,
+]
 
 
 @pytest.mark.parametrize("oddity", ODD)
 def test_what_is_legal_but_odd_is_a_warning(place, oddity):
     said = oddity(place)
     assert any(said in warning["message"] for warning in place.warnings()), place.warnings()
+    assert all(warning["line"] for warning in place.warnings()), place.warnings()
     human = place.check()
     assert human.returncode == 0 and "warning" in human.stderr and said in human.stderr
 

@@ -75,7 +75,7 @@ impl Compiler<'_> {
         let (models, models_known) = models::read(self.root, self.files);
         let (drafts, orgs_known) = self.drafts(&quota.timezone);
         self.root.finish();
-        // What a file says that could not be read to its end is not held against the others.
+        // A file that does not parse is not held against the others.
         if self.sink.is_broken(self.root.place().file) {
             return None;
         }

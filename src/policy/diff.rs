@@ -6,10 +6,10 @@ use std::collections::BTreeSet;
 
 use serde::Serialize;
 
-use super::Policy;
 use super::direction::{listed, loosens};
 use super::models::Upstream;
 use super::summary::{Summary, needs_restart};
+use super::{Org, Policy};
 use crate::limits::LimitId;
 use crate::trust::Secret;
 
@@ -44,7 +44,11 @@ impl Diff {
     /// Compares what is in force with a new policy, secrets included.
     #[must_use]
     pub fn between(old: &Policy, new: &Policy) -> Diff {
-        let mut diff = Diff::of(&Summary::in_force(old), &Summary::of(new));
+        // Of many organizations few differ; the others need no words.
+        let stays =
+            |org: &Org, other: &Policy| other.org(org.id.as_str()).is_some_and(|other| other.says_the_same_as(org));
+        let runs = Summary::only(old, |org| !stays(org, new)).with_what_started(old);
+        let mut diff = Diff::of(&runs, &Summary::only(new, |org| !stays(org, old)));
         for name in secrets(old, new) {
             let restart = needs_restart(&name);
             diff.changes.push(Change { text: format!("{name}: replaced"), loosens: false, restart });

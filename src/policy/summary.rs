@@ -34,8 +34,13 @@ impl Summary {
     /// Summarizes a policy as its files say it.
     #[must_use]
     pub fn of(policy: &Policy) -> Summary {
+        Summary::only(policy, |_| true)
+    }
+
+    /// The same, but of organizations only some.
+    pub(super) fn only(policy: &Policy, some: impl Fn(&Org) -> bool) -> Summary {
         let mut rules = place(policy);
-        for org in policy.orgs() {
+        for org in policy.orgs().filter(|org| some(org)) {
             organization(org, |name, value| _ = rules.insert(format!("{}: {name}", org.id), value));
         }
         Summary { generation: policy.generation, hash: policy.hash.to_string(), rules }
@@ -44,11 +49,14 @@ impl Summary {
     /// Summarizes what runs: what needs a restart is as the process found it when it started.
     #[must_use]
     pub fn in_force(policy: &Policy) -> Summary {
-        let mut summary = Summary::of(policy);
-        if let Some(fixed) = &policy.fixed {
-            summary.rules.extend(fixed.iter().map(|(name, value)| (name.clone(), value.clone())));
-        }
-        summary
+        Summary::of(policy).with_what_started(policy)
+    }
+
+    /// What needs a restart is told as the process found it.
+    pub(super) fn with_what_started(mut self, policy: &Policy) -> Summary {
+        let fixed = policy.fixed.iter().flat_map(|fixed| fixed.iter());
+        self.rules.extend(fixed.map(|(name, value)| (name.clone(), value.clone())));
+        self
     }
 
     /// For the wire.

@@ -43,9 +43,9 @@ pub(super) fn look(desk: &Arc<Desk>, scope: Scope, path: &str, query: Option<&st
     }
 }
 
-/// The resolved limits, for `check --against`.
+/// What runs, for `check --against`.
 fn summary(desk: &Desk) -> String {
-    policy::Summary::of(&desk.gateway.current().policy).to_json()
+    policy::Summary::in_force(&desk.gateway.current().policy).to_json()
 }
 
 fn ready(desk: &Desk, verbose: bool) -> Answer {

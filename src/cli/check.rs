@@ -5,12 +5,12 @@ use std::process::ExitCode;
 
 use clap::{Args as ClapArgs, ValueEnum};
 use hyper::{Method, StatusCode};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{Done, REFUSED, colour, complain, print, say, tell};
 use crate::clock::Clock;
 use crate::keeper::numbers::Numbers;
-use crate::policy::{self, Mistakes, Policy, Summary};
+use crate::policy::{self, Diff, Held, Mistakes, Policy, Summary};
 use crate::remote::{Access, Admin};
 
 /// Arguments of `portcullis check`.
@@ -52,7 +52,7 @@ pub fn run(args: &Args) -> Done {
             let number = mistakes.found.len();
             let word = if number == 1 { "mistake" } else { "mistakes" };
             tell(mistakes.render(colour(&std::io::stderr())));
-            tell(format_args!("{number} {word}; nothing was changed\n"));
+            tell(format_args!("{number} {word}\n"));
         }
         ExitCode::from(REFUSED)
     })?;
@@ -61,12 +61,16 @@ pub fn run(args: &Args) -> Done {
     let changes = changes.map_err(complain)?;
     if as_json {
         let mistakes = Mistakes { sources: policy.sources.clone(), found: policy.warnings.clone() };
-        return say(json!({"valid": true, "warnings": mistakes.to_json(), "rules": summary.rules, "changes": changes}));
+        let changes = changes.map(|diff| diff.changes);
+        let limits: Vec<Value> = Held::all(&policy).iter().map(Held::to_json).collect();
+        let (warnings, rules) = (mistakes.to_json(), summary.rules);
+        let told = json!({"valid": true, "warnings": warnings, "rules": rules, "limits": limits, "changes": changes});
+        return say(told);
     }
     let mistakes = Mistakes { sources: policy.sources.clone(), found: Vec::new() };
     tell(mistakes.render_warnings(&policy.warnings, colour(&std::io::stderr())));
-    print(summary.render())?;
-    match changes.as_deref() {
+    print(Held::all(&policy).iter().map(Held::render).collect::<Vec<_>>().join("\n"))?;
+    match changes.as_ref().map(|diff| diff.changes.as_slice()) {
         None => {}
         Some([]) => say("\nnothing would change")?,
         Some(changes) => {
@@ -74,7 +78,9 @@ pub fn run(args: &Args) -> Done {
             changes.iter().try_for_each(|change| say(format_args!("  {change}")))?;
         }
     }
-    say(format_args!("\nvalid: {} organizations, {} purposes", policy.orgs().count(), policy.purposes.len()))
+    let counted = |number: usize, one: &str| format!("{number} {one}{}", if number == 1 { "" } else { "s" });
+    let (orgs, purposes) = (policy.orgs().count(), policy.purposes.len());
+    say(format_args!("\nvalid: {}, {}", counted(orgs, "organization"), counted(purposes, "purpose")))
 }
 
 /// Holds it to what the gateway believed, where its state can be read from here.
@@ -85,12 +91,12 @@ fn held(policy: Policy) -> Result<Policy, Mistakes> {
     }
 }
 
-fn against(admin: &Admin, summary: &Summary) -> Result<Vec<String>, String> {
+fn against(admin: &Admin, summary: &Summary) -> Result<Diff, String> {
     let answer = admin.call(Method::GET, "/policy.json", None);
     match answer.map_err(|error| error.to_string())? {
         (StatusCode::OK, body) => {
             let running: Summary = serde_json::from_slice(&body).map_err(|error| format!("{admin}: {error}"))?;
-            Ok(running.changes(summary))
+            Ok(Diff::of(&running, summary))
         }
         (status, _) => Err(format!("{admin}: {status}")),
     }

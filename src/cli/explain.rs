@@ -11,17 +11,17 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use ipnet::IpNet;
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{Done, REFUSED, complain, say, tell};
 use crate::ask::Route;
 use crate::clock::{Clock, Wall};
 use crate::identify::{self, Caller};
 use crate::keeper::kept::Kept;
-use crate::names::PurposeId;
+use crate::names::{OrgId, PurposeId};
 use crate::outcome::{Code, Handshake, Refusal};
 use crate::peer::Peer;
-use crate::policy::{Org, Owner, Policy, Revocations, Status};
+use crate::policy::{Binding, Org, Owner, Policy, Revocations, Status};
 use crate::tls::{Acceptance, Terms};
 use crate::{admit, gate};
 
@@ -64,11 +64,13 @@ struct Decision {
     code: String,
     text: String,
     rule: Option<String>,
+    /// What the request is held against, where it came so far: whose request, and the limits.
+    held: Option<(OrgId, Vec<Binding>)>,
 }
 
 impl Decision {
     fn new(code: impl Display, text: impl Into<String>, rule: Option<String>) -> Decision {
-        Decision { code: code.to_string(), text: text.into(), rule }
+        Decision { code: code.to_string(), text: text.into(), rule, held: None }
     }
 }
 
@@ -89,17 +91,19 @@ pub fn run(args: &Args) -> Done {
         now: Clock::system().now().wall,
     };
     let decided = decide(args, &grounds, &certificate);
-    let (allowed, Decision { code, text, rule }) = match decided {
+    let (allowed, Decision { code, text, rule, held }) = match decided {
         Ok(decision) => (true, decision),
         Err(decision) => (false, decision),
     };
     let place = rule.and_then(|rule| policy.locate(&rule));
     let said = if args.json {
-        say(json!({"allowed": allowed, "code": code, "text": text, "place": place}))
+        let limits: Option<Vec<Value>> = held.map(|(_, limits)| limits.iter().map(Binding::to_json).collect());
+        say(json!({"allowed": allowed, "code": code, "text": text, "place": place, "limits": limits}))
     } else {
         let verdict = if allowed { "allowed" } else { "refused" };
         let place = place.map(|place| format!("\ndecided by {place}")).unwrap_or_default();
-        say(format_args!("{verdict}: {text} ({code}){place}"))
+        let limits = held.map(|(org, limits)| format!("\nheld against:\n{}", Binding::render(&limits, &org)));
+        say(format_args!("{verdict}: {text} ({code}){place}{}", limits.unwrap_or_default().trim_end()))
     };
     if allowed { said } else { Err(ExitCode::from(REFUSED)) }
 }
@@ -122,7 +126,9 @@ fn decide(args: &Args, grounds: &Grounds<'_>, certificate: &CertificateDer<'_>) 
     };
     let rule = granted(grounds, org, route, model)?;
     let text = format!("{} may use {model} for this purpose, within its limits{networks}", org.id);
-    Ok(Decision::new("ok", text, Some(rule)))
+    let group = grounds.policy.models.group_of(model).map(|group| &group.id);
+    let held = Some((org.id.clone(), Binding::of(org, &purpose, group)));
+    Ok(Decision { held, ..Decision::new("ok", text, Some(rule)) })
 }
 
 /// What a handshake with this certificate proves, and from where alone, in words for the answer.

@@ -11,12 +11,14 @@ use std::sync::Arc;
 use http::HeaderName;
 
 use self::build::build;
-use self::checks::Checked;
+use self::checks::{Checked, Known};
+use super::ends::{warn_of_lists, warn_soon};
 use super::file::{Sink, Table, parse};
-use super::listen::{self, warn_soon};
+use super::listen;
 use super::mistake::Place;
-use super::models::{self};
+use super::models::{self, Models};
 use super::org::{self, Draft};
+use super::summary::fixed;
 use super::{Files, Policy, Purpose};
 use crate::clock::Now;
 use crate::names::{AuthorityName, PurposeId};
@@ -43,6 +45,13 @@ fn text(path: &Path, files: &Files) -> Result<String, String> {
     String::from_utf8(bytes).map_err(|_| "it is not UTF-8 text".to_owned())
 }
 
+/// Who may vouch for partners.
+struct Authorities {
+    loaded: Vec<Arc<Authority>>,
+    /// Whether these are all that are named.
+    whole: bool,
+}
+
 struct Compiler<'a> {
     root: &'a Table<'a>,
     files: &'a Files,
@@ -58,16 +67,21 @@ impl Compiler<'_> {
         let listen = self.root.required_table("listen").map(|table| listen::listen(&table));
         let identity = listen.as_ref().and_then(|read| self.server_identity(read));
         let (authorities, auth) = self.authorities();
-        let admin = listen::admin(self.root, self.files);
+        let admin = listen::admin(self.root, self.files, self.now.wall);
         let (quota, state) = listen::quota(self.root, self.files);
         let (audit, audit_directory) = listen::audit(self.root, self.files);
         let log = listen::log(self.root);
         let (purpose_header, purposes) = self.purposes();
-        let models = models::read(self.root, self.files);
-        let drafts = self.drafts(&quota.timezone);
+        let (models, models_known) = models::read(self.root, self.files);
+        let (drafts, orgs_known) = self.drafts(&quota.timezone);
         self.root.finish();
-        let checked = Checked { sink: self.sink, purposes: &purposes, models: &models, authorities: &authorities };
-        checked.check(&drafts);
+        // A file that does not parse is not held against the others.
+        if self.sink.is_broken(self.root.place().file) {
+            return None;
+        }
+        let known = Known { models: models_known, authorities: authorities.whole, orgs: orgs_known };
+        self.check(&drafts, &purposes, &models, &authorities.loaded, known);
+        let authorities = authorities.loaded;
         // From here on references are followed: only what was found right may be.
         if !self.sink.mistakes.borrow().is_empty() {
             return None;
@@ -75,7 +89,9 @@ impl Compiler<'_> {
         let listen = listen?;
         let built = build(&drafts, &models, self.previous.map(|policy| &policy.memory), self.now);
         let identity = identity?;
-        warn_soon(self.sink, "the server's certificate", identity.not_after(), self.now.wall);
+        if let Some(at) = &listen.certificate {
+            warn_soon(self.sink, &at.place, "the server's certificate", identity.not_after(), self.now.wall);
+        }
         let mut places = self.places.take();
         places.extend(Checked::places(&drafts));
         let hash = self.files.hash();
@@ -114,7 +130,21 @@ impl Compiler<'_> {
             memory: built.memory,
             directories: self.files.directories(),
             base: self.files.base.clone(),
+            fixed: self.previous.map(|first| first.fixed.clone().unwrap_or_else(|| Arc::new(fixed(first)))),
         })
+    }
+
+    /// Holds the files to each other.
+    fn check(
+        &self,
+        drafts: &[Draft],
+        purposes: &BTreeMap<PurposeId, Purpose>,
+        models: &Models,
+        authorities: &[Arc<Authority>],
+        known: Known,
+    ) {
+        let (places, now) = (&self.places.borrow(), self.now.wall);
+        Checked { sink: self.sink, purposes, models, authorities, known, places, now }.check(drafts);
     }
 
     /// Remembers where a rule stands, for explanations.
@@ -150,9 +180,10 @@ impl Compiler<'_> {
         }
     }
 
-    fn authorities(&self) -> (Vec<Arc<Authority>>, listen::ClientAuth) {
+    fn authorities(&self) -> (Authorities, listen::ClientAuth) {
         let nothing = listen::ClientAuth { required: true, explain: false, longest: None };
-        let Some(table) = self.root.required_table("client_auth") else { return (Vec::new(), nothing) };
+        let none = Authorities { loaded: Vec::new(), whole: false };
+        let Some(table) = self.root.required_table("client_auth") else { return (none, nothing) };
         let auth = listen::client_auth(&table);
         self.note("client_auth", table.place());
         let rules = Rules { revocation_required: auth.required };
@@ -174,17 +205,20 @@ impl Compiler<'_> {
                 );
                 self.sink.wrong(Some(entry.place()), what, None);
             }
-            let name = authority.name();
-            warn_soon(
-                self.sink,
-                &format!("a certificate of the authority {name}"),
-                authority.not_after(),
-                self.now.wall,
-            );
+            let (name, now) = (authority.name(), self.now.wall);
+            let place = |rule: String| self.places.borrow().get(&rule).cloned();
+            if let Some(file) = place(format!("authority/{name}")) {
+                let what = format!("a certificate of the authority {name}");
+                warn_soon(self.sink, &file, &what, authority.not_after(), now);
+            }
+            if let Some(crl) = place(format!("authority/{name}/crl")) {
+                warn_of_lists(self.sink, &crl, authority.crls(), now);
+            }
             loaded.push(Arc::new(authority));
         }
         table.finish();
-        (loaded, auth)
+        let whole = !tables.is_empty() && loaded.len() == tables.len();
+        (Authorities { loaded, whole }, auth)
     }
 
     fn authority(&self, table: &Table<'_>, rules: Rules) -> Option<Authority> {
@@ -203,11 +237,9 @@ impl Compiler<'_> {
         if let Some(crl) = &crl {
             self.note(format!("authority/{name}/crl"), &crl.place);
         }
-        let pem = self.files.read(&file, self.sink)?;
-        let list = match &crl {
-            Some(at) => Some(self.files.read(at, self.sink)?),
-            None => None,
-        };
+        let pem = self.files.read(&file, self.sink);
+        let list = crl.as_ref().map(|at| self.files.read(at, self.sink));
+        let (Some(pem), Some(list)) = (pem, list.map_or(Some(None), |list| list.map(Some))) else { return None };
         match Authority::load(name, &pem, list.as_deref(), rules, &self.believed, self.now.wall) {
             Ok(authority) => Some(authority),
             Err(flaws) => {
@@ -256,17 +288,19 @@ impl Compiler<'_> {
         (header.map_or(default, |at| at.value), purposes)
     }
 
-    /// Every organization's file, in order of name.
-    fn drafts(&self, timezone: &jiff::tz::TimeZone) -> Vec<Draft> {
+    /// Every organization's file, in order of name; and whether all could be read.
+    fn drafts(&self, timezone: &jiff::tz::TimeZone) -> (Vec<Draft>, bool) {
         let at = self.root.text("orgs");
         let directory = self.files.resolve(at.as_ref().map_or("orgs.d", |at| at.value.as_str()));
         let place = at.as_ref().map(|at| &at.place);
         let listing = std::fs::read_dir(&directory).and_then(Iterator::collect::<Result<Vec<_>, _>>);
         let mut paths: Vec<_> = match listing {
             Ok(entries) => entries.into_iter().map(|entry| entry.path()).collect(),
+            // Where the main file breaks off before it says where they are, that is the one mistake.
+            Err(_) if place.is_none() && self.sink.is_broken(self.root.place().file) => return (Vec::new(), false),
             Err(error) => {
                 self.sink.wrong(place, format!("cannot read {}: {error}", directory.display()), None);
-                return Vec::new();
+                return (Vec::new(), false);
             }
         };
         let hidden = |path: &Path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'));
@@ -275,14 +309,17 @@ impl Compiler<'_> {
         if paths.is_empty() {
             self.sink.odd(place, format!("{} holds no organization", directory.display()));
         }
-        paths.iter().filter_map(|path| self.draft(path, timezone)).collect()
+        let drafts: Vec<Draft> = paths.iter().filter_map(|path| self.draft(path, timezone)).collect();
+        let whole = drafts.len() == paths.len();
+        (drafts, whole)
     }
 
     fn draft(&self, path: &Path, timezone: &jiff::tz::TimeZone) -> Option<Draft> {
         match text(path, self.files) {
             Ok(text) => {
                 let file = self.sink.add(path, &text);
-                parse(file, &text, self.sink, |table| org::read(table, timezone))
+                let draft = parse(file, &text, self.sink, |table| org::read(table, timezone));
+                draft.filter(|_| !self.sink.is_broken(file))
             }
             Err(error) => {
                 self.sink.wrong(None, format!("cannot read {}: {error}", path.display()), None);

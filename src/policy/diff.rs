@@ -1,14 +1,16 @@
-//! What a reload changes, in words: `acme: requests_per_minute 600 → 900`.
+//! What changes, in words: `acme: requests_per_minute 600 → 900`; of a reload, and before one.
+//!
+//! Both are told from the same rules, so that what `check` announces is what a reload says. It changes nothing itself.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use serde::Serialize;
 
+use super::direction::{listed, loosens};
 use super::models::Upstream;
-use super::org::{Org, Status};
-use super::summary::{self, amount};
-use super::{Policy, Written};
-use crate::limits::{Enforce, LimitId};
+use super::summary::{Summary, needs_restart};
+use super::{Org, Policy};
+use crate::limits::LimitId;
 use crate::trust::Secret;
 
 /// One change.
@@ -22,6 +24,15 @@ pub struct Change {
     pub restart: bool,
 }
 
+/// One sentence; marked where it loosens, and where it waits for a restart.
+impl std::fmt::Display for Change {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mark = if self.loosens { "  (loosens)" } else { "" };
+        let later = if self.restart { "  (needs a restart: not applied)" } else { "" };
+        write!(f, "{}{mark}{later}", self.text)
+    }
+}
+
 /// All changes between two policies.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
 pub struct Diff {
@@ -30,168 +41,139 @@ pub struct Diff {
 }
 
 impl Diff {
-    /// Compares two policies.
+    /// Compares what is in force with a new policy, secrets included.
     #[must_use]
     pub fn between(old: &Policy, new: &Policy) -> Diff {
+        // Of many organizations few differ; the others need no words.
+        let stays =
+            |org: &Org, other: &Policy| other.org(org.id.as_str()).is_some_and(|other| other.says_the_same_as(org));
+        let runs = Summary::only(old, |org| !stays(org, new)).with_what_started(old);
+        let mut diff = Diff::of(&runs, &Summary::only(new, |org| !stays(org, old)));
+        for name in secrets(old, new) {
+            let restart = needs_restart(&name);
+            diff.changes.push(Change { text: format!("{name}: replaced"), loosens: false, restart });
+        }
+        diff
+    }
+
+    /// Compares what two summaries tell: the place first, then organizations.
+    #[must_use]
+    pub fn of(old: &Summary, new: &Summary) -> Diff {
         let mut diff = Diff::default();
-        diff.place(old, new);
-        diff.purposes(old, new);
-        let ids: BTreeSet<_> = old.orgs().chain(new.orgs()).map(|org| org.id.clone()).collect();
-        for id in ids {
-            match (old.org(id.as_str()), new.org(id.as_str())) {
-                (None, Some(_)) => diff.say(format!("{id}: added"), true),
-                (Some(_), None) => diff.say(format!("{id}: removed"), false),
-                (Some(before), Some(after)) => diff.org(before, after),
-                (None, None) => {}
+        let (before, after) = (Whole::all(old), Whole::all(new));
+        let names: BTreeSet<&String> = old.rules.keys().chain(new.rules.keys()).collect();
+        let (orgs, place): (Vec<&String>, Vec<&String>) = names.into_iter().partition(|name| name.contains(": "));
+        let mut told = BTreeSet::new();
+        for name in place.into_iter().chain(orgs) {
+            let (was, is) = (old.rules.get(name).map(String::as_str), new.rules.get(name).map(String::as_str));
+            match Whole::of(name) {
+                // What comes or goes as a whole is one change, not one for each of its rules.
+                Some(whole) if before.contains(&whole) != after.contains(&whole) => {
+                    let comes = after.contains(&whole);
+                    let text = format!("{}{}: {}", whole.kind, whole.name, if comes { "added" } else { "removed" });
+                    if told.insert(whole) {
+                        diff.say(text, comes);
+                    }
+                }
+                _ => diff.rule(name, was, is),
             }
         }
         diff
     }
 
-    /// One sentence a line; loosening ones are marked.
+    /// One sentence a line.
     #[must_use]
     pub fn render(&self) -> String {
         if self.changes.is_empty() {
             return "nothing changed in meaning\n".into();
         }
-        let line = |change: &Change| {
-            let mark = if change.loosens { "  (loosens)" } else { "" };
-            let later = if change.restart { "  (needs a restart: not applied)" } else { "" };
-            format!("{}{mark}{later}\n", change.text)
-        };
-        self.changes.iter().map(line).collect()
+        self.changes.iter().map(|change| format!("{change}\n")).collect()
     }
 
     fn say(&mut self, text: String, loosens: bool) {
         self.changes.push(Change { text, loosens, restart: false });
     }
 
-    fn moved(&mut self, what: &str, old: &str, new: &str, loosens: bool) {
-        if old != new {
-            self.say(format!("{what} {old} → {new}"), loosens);
+    fn rule(&mut self, name: &str, old: Option<&str>, new: Option<&str>) {
+        if old == new {
+            return;
         }
-    }
-
-    fn place(&mut self, old: &Policy, new: &Policy) {
-        let (before, after) = (summary::place(old), summary::place(new));
-        for (name, change) in summary::changes(&before, &after) {
-            // These have sentences of their own.
-            if name.starts_with("client_auth.authorities.") || name.starts_with("purpose.catalog.") {
-                continue;
+        if let (Some(was), Some(is)) = (listed(name, old), listed(name, new)) {
+            // `acme: purposes` are added and removed one by one: `acme: purpose research removed`.
+            let what = if name.contains(": ") { name.trim_end_matches('s') } else { name };
+            is.iter()
+                .filter(|item| !was.contains(item))
+                .for_each(|item| self.say(format!("{what} {item} added"), true));
+            was.iter()
+                .filter(|item| !is.contains(item))
+                .for_each(|item| self.say(format!("{what} {item} removed"), false));
+            return;
+        }
+        let loosens = loosens(name, old, new);
+        let text = match (old, new) {
+            (None, Some(value)) if is_identity(name) => format!("{name}{} added", narrowed(value)),
+            (Some(value), None) if is_identity(name) => format!("{name}{} removed", narrowed(value)),
+            _ => {
+                let nothing = absent(name);
+                format!("{} {} → {}", said(name), old.unwrap_or(nothing), new.unwrap_or(nothing))
             }
-            let said = if name == "listen.certificate" { "server certificate replaced:" } else { name };
-            let loosens = match name {
-                "quota.enforce" => new.quota.enforce != Enforce::Hard,
-                "audit.on_failure" => !new.audit.closed,
-                "audit.durability" => !new.audit.power,
-                "audit.keep" => new.audit.keep < old.audit.keep,
-                _ => false,
-            };
-            self.changes.push(Change { text: format!("{said} {change}"), loosens, restart: needs_restart(name) });
-        }
-        for name in secrets(old, new) {
-            let restart = needs_restart(&name);
-            self.changes.push(Change { text: format!("{name}: replaced"), loosens: false, restart });
-        }
-        self.authorities(old, new);
-    }
-
-    fn authorities(&mut self, old: &Policy, new: &Policy) {
-        let list = |policy: &Policy| -> BTreeMap<String, String> {
-            let described = policy.authorities.iter().map(|authority| {
-                let crls: Vec<String> =
-                    authority.crls().iter().map(|crl| format!("CRL until {}", crl.next_update())).collect();
-                (authority.name().to_string(), format!("{} {}", authority.spki_sha256(), crls.join(" ")))
-            });
-            described.collect()
         };
-        let (before, after) = (list(old), list(new));
-        for name in before.keys().chain(after.keys()).collect::<BTreeSet<_>>() {
-            match (before.get(name), after.get(name)) {
-                (None, Some(_)) => self.say(format!("authority {name}: added"), true),
-                (Some(_), None) => self.say(format!("authority {name}: removed"), false),
-                (Some(was), Some(is)) if was != is => self.say(format!("authority {name}: key or CRL changed"), false),
-                _ => {}
-            }
-        }
+        self.changes.push(Change { text, loosens, restart: needs_restart(name) });
+    }
+}
+
+/// Something that comes and goes as a whole, with all of its rules.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Whole<'a> {
+    kind: &'static str,
+    name: &'a str,
+}
+
+impl<'a> Whole<'a> {
+    fn all(summary: &'a Summary) -> BTreeSet<Whole<'a>> {
+        summary.rules.keys().filter_map(|rule| Whole::of(rule)).collect()
     }
 
-    fn purposes(&mut self, old: &Policy, new: &Policy) {
-        let before: BTreeSet<_> = old.purposes.keys().cloned().collect();
-        let after: BTreeSet<_> = new.purposes.keys().cloned().collect();
-        after.difference(&before).for_each(|id| self.say(format!("purpose {id}: added"), true));
-        before.difference(&after).for_each(|id| self.say(format!("purpose {id}: removed"), false));
-        for (id, purpose) in &new.purposes {
-            let Some(was) = old.purposes.get(id) else { continue };
-            if was.case_required != purpose.case_required {
-                let word = if purpose.case_required { "required" } else { "optional" };
-                self.say(format!("purpose {id}: case {word}"), !purpose.case_required);
-            }
+    /// What a rule belongs to.
+    fn of(rule: &'a str) -> Option<Whole<'a>> {
+        if let Some((name, _)) = rule.split_once(": ") {
+            return Some(Whole { kind: "", name });
         }
+        let single = [("authority ", "client_auth.authorities."), ("purpose ", "purpose.catalog.")];
+        let single = single.into_iter().find_map(|(kind, table)| Some(Whole { kind, name: rule.strip_prefix(table)? }));
+        let many = [("upstream ", "upstream."), ("model group ", "model.")];
+        let of = |(kind, table)| Some(Whole { kind, name: rule.strip_prefix(table)?.rsplit_once('.')?.0 });
+        single.or_else(|| many.into_iter().find_map(of))
     }
+}
 
-    fn org(&mut self, old: &Org, new: &Org) {
-        let id = &new.id;
-        let active = new.status == Status::Active;
-        let word = |status: Status| if status == Status::Active { "active" } else { "suspended" };
-        self.moved(&format!("{id}: status"), word(old.status), word(new.status), active);
-        let parent =
-            |org: &Org| org.ancestors.first().map_or_else(|| "none".to_owned(), |parent| parent.id.to_string());
-        self.moved(&format!("{id}: parent"), &parent(old), &parent(new), new.ancestors.is_empty());
-        if old.valid.0 != new.valid.0 {
-            let start = |org: &Org| org.valid.0.map_or_else(|| "the beginning".to_owned(), |from| from.to_string());
-            self.say(format!("{id}: valid from {} → {}", start(old), start(new)), new.valid.0 < old.valid.0);
-        }
-        if old.valid.1 != new.valid.1 {
-            let end = |org: &Org| org.valid.1.map_or_else(|| "no end".to_owned(), |until| until.to_string());
-            let longer = new.valid.1.is_none() || new.valid.1 > old.valid.1;
-            self.say(format!("{id}: valid until {} → {}", end(old), end(new)), longer);
-        }
-        let listed = |purposes: &[crate::names::PurposeId]| purposes.iter().map(ToString::to_string).collect();
-        self.set(&format!("{id}: purpose"), &listed(&old.purposes), &listed(&new.purposes));
-        let granted = |org: &Org| -> BTreeSet<String> {
-            let groups = org.models.groups.iter().map(ToString::to_string);
-            groups.chain(org.models.patterns.iter().map(|pattern| pattern.as_str().to_owned())).collect()
-        };
-        self.set(&format!("{id}: model"), &granted(old), &granted(new));
-        let shown = |org: &Org| -> BTreeSet<String> {
-            let identities = org.identities.iter();
-            identities
-                .map(|identity| format!("{} {}{}", identity.authority, identity.mark, networks(identity)))
-                .collect()
-        };
-        self.set(&format!("{id}: identity"), &shown(old), &shown(new));
-        self.limits(old, new);
+/// A rule's name in a sentence.
+fn said(name: &str) -> String {
+    match Whole::of(name) {
+        _ if name == "listen.certificate" => "server certificate replaced:".into(),
+        Some(Whole { kind: kind @ ("authority " | "purpose "), name }) => format!("{kind}{name}:"),
+        _ => name.to_owned(),
     }
+}
 
-    fn set(&mut self, what: &str, old: &BTreeSet<String>, new: &BTreeSet<String>) {
-        new.difference(old).for_each(|one| self.say(format!("{what} {one} added"), true));
-        old.difference(new).for_each(|one| self.say(format!("{what} {one} removed"), false));
+/// What a rule that nobody wrote comes down to.
+fn absent(name: &str) -> &'static str {
+    match name.split_once(": ").map(|(_, rule)| rule) {
+        None => "(nothing)",
+        Some("parent" | "contact") => "none",
+        Some("valid from") => "the beginning",
+        Some("valid until") => "no end",
+        Some(_) => "unlimited",
     }
+}
 
-    fn limits(&mut self, old: &Org, new: &Org) {
-        let by_id = |org: &Org| -> BTreeMap<LimitId, Written> {
-            org.written.iter().map(|written| (written.id.clone(), written.clone())).collect()
-        };
-        let (before, after) = (by_id(old), by_id(new));
-        for limit in before.keys().chain(after.keys()).collect::<BTreeSet<_>>() {
-            let name = format!("{}: {}", new.id, named(limit));
-            match (before.get(limit), after.get(limit)) {
-                (None, Some(is)) => self.say(format!("{name} unlimited → {}", amount(is)), false),
-                (Some(was), None) => self.say(format!("{name} {} → unlimited", amount(was)), true),
-                (Some(was), Some(is)) if was != is => {
-                    let looser = is.amount > was.amount || is.burst > was.burst || (is.shadow && !was.shadow);
-                    self.say(format!("{name} {} → {}", amount(was), amount(is)), looser);
-                }
-                _ => {}
-            }
-        }
-        if old.connections != new.connections {
-            let word = |cap: Option<u64>| cap.map_or_else(|| "unlimited".to_owned(), |cap| cap.to_string());
-            let text = format!("{}: connections {} → {}", new.id, word(old.connections), word(new.connections));
-            self.say(text, new.connections.is_none() || new.connections > old.connections);
-        }
-    }
+fn is_identity(name: &str) -> bool {
+    name.split_once(": ").is_some_and(|(_, rule)| rule.starts_with("identity "))
+}
+
+/// Where an identity may come from, where that is not anywhere.
+fn narrowed(networks: &str) -> String {
+    if networks == "from anywhere" { String::new() } else { format!(" {networks}") }
 }
 
 /// A limit with its scope, as in `incident-response/frontier/cost_per_day`.
@@ -200,18 +182,6 @@ pub fn named(limit: &LimitId) -> String {
     let scope =
         [limit.scope.purpose.as_ref().map(ToString::to_string), limit.scope.model.as_ref().map(ToString::to_string)];
     scope.into_iter().flatten().chain([limit.measure.to_string()]).collect::<Vec<_>>().join("/")
-}
-
-fn networks(identity: &super::org::Identity) -> String {
-    let list: Vec<String> = identity.networks.iter().map(ToString::to_string).collect();
-    if list.is_empty() { String::new() } else { format!(" from {}", list.join(", ")) }
-}
-
-/// What is fixed when the process starts: addresses, thread counts, paths, the log's form, and what the audit log is.
-fn needs_restart(name: &str) -> bool {
-    let place =
-        ["listen.address", "listen.workers", "admin.address", "admin.metrics", "quota.state", "log.format", "log.otlp"];
-    place.contains(&name) || ["audit.directory", "audit.origin", "audit.signing_key"].contains(&name)
 }
 
 /// Secrets whose values differ: what a rule cannot show.

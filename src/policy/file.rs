@@ -23,6 +23,8 @@ pub struct Sink {
     pub mistakes: RefCell<Vec<Mistake>>,
     /// Legal, but odd.
     pub warnings: RefCell<Vec<Mistake>>,
+    /// The files that do not parse.
+    broken: RefCell<BTreeSet<usize>>,
 }
 
 impl Sink {
@@ -42,6 +44,11 @@ impl Sink {
         let mut sources = self.sources.borrow_mut();
         sources.push(Source { path: path.to_owned(), text: text.to_owned() });
         sources.len() - 1
+    }
+
+    /// Whether a file does not parse: what is missing there may only not have been understood.
+    pub fn is_broken(&self, file: usize) -> bool {
+        self.broken.borrow().contains(&file)
     }
 
     /// `file:line:column` of a place.
@@ -83,16 +90,18 @@ pub struct Table<'a> {
     asked: RefCell<BTreeSet<String>>,
 }
 
-/// Parses a file, noting every syntax error, and hands its root to `read`.
+/// Parses a file, noting every syntax error, and hands its root to `read`. Of a file that does not parse, nothing else
+/// is noted: it would be wrong only because of that.
 pub fn parse<T>(file: usize, text: &str, sink: &Sink, read: impl FnOnce(&Table<'_>) -> T) -> T {
     let (root, errors) = DeTable::parse_recoverable(text);
     let mut literal = Vec::new();
     mask::secrets(root.get_ref(), &mut literal);
     sink.hide(file, literal);
-    if !errors.is_empty()
-        && let Some(source) = sink.sources.borrow_mut().get_mut(file)
-    {
-        mask::lines(&mut source.text);
+    if !errors.is_empty() {
+        sink.broken.borrow_mut().insert(file);
+        if let Some(source) = sink.sources.borrow_mut().get_mut(file) {
+            mask::lines(&mut source.text);
+        }
     }
     for error in errors {
         let span = error.span().unwrap_or(0..0);
@@ -100,7 +109,14 @@ pub fn parse<T>(file: usize, text: &str, sink: &Sink, read: impl FnOnce(&Table<'
     }
     let place = Place { file, span: 0..0 };
     let table = Table { map: root.get_ref(), place, sink, asked: RefCell::default() };
-    read(&table)
+    let noted = sink.mistakes.borrow().len();
+    let read = read(&table);
+    if sink.is_broken(file) {
+        let follows = |mistake: &Mistake| mistake.place.as_ref().is_some_and(|place| place.file == file);
+        let later = sink.mistakes.borrow_mut().split_off(noted);
+        sink.mistakes.borrow_mut().extend(later.into_iter().filter(|mistake| !follows(mistake)));
+    }
+    read
 }
 
 impl<'a> Table<'a> {

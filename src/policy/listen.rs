@@ -7,11 +7,13 @@ use std::time::Duration;
 use jiff::tz::TimeZone;
 
 use super::Files;
-use super::file::{At, Sink, Table};
+use super::ends::warn_soon;
+use super::file::{At, Table};
 use super::models::is_private;
+use crate::clock::Wall;
 use crate::limits::Enforce;
 use crate::traces::BUILT;
-use crate::trust::Secret;
+use crate::trust::{Secret, ends};
 
 /// What needs a restart.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -240,7 +242,7 @@ fn names(table: &Table<'_>) -> Vec<At<String>> {
 }
 
 /// Reads `[admin]`.
-pub(super) fn admin(root: &Table<'_>, files: &Files) -> AdminSettings {
+pub(super) fn admin(root: &Table<'_>, files: &Files, now: Wall) -> AdminSettings {
     let default = AdminAddress::Tcp(SocketAddr::from(([127, 0, 0, 1], 9443)));
     let Some(table) = root.table("admin") else {
         return AdminSettings { address: default, tls: None, token: None, metrics: None };
@@ -251,9 +253,17 @@ pub(super) fn admin(root: &Table<'_>, files: &Files) -> AdminSettings {
         None => at.value.parse().map(AdminAddress::Tcp),
     });
     let tls = table.table("tls").and_then(|tls| {
-        let file = |key: &str| tls.required(key).and_then(|at| files.read(&at, tls.sink()));
+        let file = |key: &str, what: &str| {
+            let at = tls.required(key)?;
+            let pem = files.read(&at, tls.sink())?;
+            if let Some(ends) = ends(&pem) {
+                warn_soon(tls.sink(), &at.place, what, ends, now);
+            }
+            Some(pem)
+        };
         let key = tls.required("private_key").and_then(|at| files.key(&at, tls.sink()));
-        let read = (file("certificate"), key, file("client_authority"));
+        let certificate = file("certificate", "the admin side's certificate");
+        let read = (certificate, key, file("client_authority", "the authority of the operators' certificates"));
         tls.finish();
         match read {
             (Some(certificate), Some(key), Some(authority)) => Some((certificate, key, authority)),
@@ -416,13 +426,5 @@ pub(super) fn client_auth(table: &Table<'_>) -> ClientAuth {
         required: word(table, "revocation", &[("required", true), ("if_present", false)], true),
         explain: word(table, "on_missing", &[("reject", false), ("explain", true)], false),
         longest: table.duration("max_certificate_lifetime"),
-    }
-}
-
-/// Notes certificates that end soon.
-pub(super) fn warn_soon(sink: &Sink, what: &str, ends: crate::clock::Wall, now: crate::clock::Wall) {
-    let left = now.until(ends);
-    if left < seconds(30 * 86_400) {
-        sink.odd(None, format!("{what} expires in {} days ({ends})", left.as_secs() / 86_400));
     }
 }

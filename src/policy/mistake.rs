@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use annotate_snippets::{AnnotationKind, Level, Renderer, Snippet};
+use annotate_snippets::{AnnotationKind, Group, Level, Renderer, Snippet};
 use serde_json::{Value, json};
 
 /// A file that was read.
@@ -66,7 +66,7 @@ impl Mistakes {
             let title = level.primary_title(mistake.message.as_str());
             let placed = mistake.place.as_ref().and_then(|place| Some((self.sources.get(place.file)?, place)));
             let mut group = match placed {
-                None => title.element(Level::NOTE.message("in the configuration as a whole")),
+                None => Group::with_title(title),
                 Some((source, place)) => {
                     let span = clamp(&place.span, source.text.len());
                     let snippet = Snippet::source(source.text.as_str())

@@ -6,6 +6,8 @@
 
 mod compile;
 mod diff;
+mod direction;
+mod ends;
 mod file;
 mod footprint;
 mod limits;
@@ -14,6 +16,7 @@ mod mask;
 mod mistake;
 mod models;
 mod org;
+mod resolved;
 mod revocations;
 mod summary;
 
@@ -24,6 +27,7 @@ pub use listen::{AdminAddress, AdminSettings, AuditSettings, Drain, Listen, LogS
 pub use mistake::{Mistake, Mistakes, Place, Source, closest};
 pub use models::{Group, Models, Pattern, Upstream};
 pub use org::{Identity, Mark, ModelGrant, Org, Status};
+pub use resolved::{Binding, Held};
 pub use revocations::{Kind as RevocationKind, Revocations, Revoked};
 pub use summary::Summary;
 
@@ -101,6 +105,8 @@ pub struct Policy {
     memory: limits::Memory,
     directories: Vec<PathBuf>,
     base: PathBuf,
+    /// What needs a restart, as the process found it when it started; none where that is what stands here.
+    fixed: Option<Arc<BTreeMap<String, String>>>,
 }
 
 /// Whom a certificate belongs to.

@@ -41,6 +41,13 @@ impl Pattern {
         self.0.find('*').unwrap_or(usize::MAX)
     }
 
+    /// Whether one name could match both, as far as their literal beginnings tell.
+    pub(super) fn may_meet(&self, other: &Pattern) -> bool {
+        let beginning = |pattern: &Pattern| pattern.0.split('*').next().unwrap_or_default().to_owned();
+        let (mine, theirs) = (beginning(self), beginning(other));
+        mine.starts_with(&theirs) || theirs.starts_with(&mine)
+    }
+
     /// Whether `name` matches, `*` standing for any run of characters.
     #[must_use]
     pub fn matches(&self, name: &str) -> bool {
@@ -172,18 +179,21 @@ impl Models {
     }
 }
 
-/// Reads `[model.*]` and `[[upstream]]`.
-pub(super) fn read(root: &Table<'_>, files: &super::Files) -> Models {
+/// Reads `[model.*]` and `[[upstream]]`; and whether each of them was understood.
+pub(super) fn read(root: &Table<'_>, files: &super::Files) -> (Models, bool) {
+    let mut whole = true;
     let mut groups = Vec::new();
     let mut places: Vec<(Pattern, GroupId, Place)> = Vec::new();
     if let Some(models) = root.table("model") {
         for (name, entry) in models.entries() {
             let Some(table) = entry.as_table() else {
                 entry.mismatch("a table");
+                whole = false;
                 continue;
             };
-            if let Some(group) = group(&name, &table, &mut places) {
-                groups.push(Arc::new(group));
+            match group(&name, &table, &mut places) {
+                Some(group) => groups.push(Arc::new(group)),
+                None => whole = false,
             }
         }
     }
@@ -201,7 +211,8 @@ pub(super) fn read(root: &Table<'_>, files: &super::Files) -> Models {
             root.sink().wrong(Some(table.place()), "two upstreams have the same name", None);
         }
     }
-    Models { groups, upstreams }
+    whole &= !tables.is_empty() && upstreams.len() == tables.len();
+    (Models { groups, upstreams }, whole)
 }
 
 fn group(name: &At<String>, table: &Table<'_>, places: &mut Vec<(Pattern, GroupId, Place)>) -> Option<Group> {

@@ -130,6 +130,22 @@ impl Org {
         self.plans.get(&(purpose.clone(), group.cloned()))
     }
 
+    /// Whether its file says the same as another.
+    pub(super) fn says_the_same_as(&self, other: &Org) -> bool {
+        let parent = |org: &Org| org.ancestors.first().map(|parent| parent.id.clone());
+        self.id == other.id
+            && self.name == other.name
+            && self.status == other.status
+            && parent(self) == parent(other)
+            && self.valid == other.valid
+            && self.purposes == other.purposes
+            && self.models == other.models
+            && self.contact == other.contact
+            && self.identities == other.identities
+            && self.connections == other.connections
+            && self.written == other.written
+    }
+
     /// The organization and its ancestors, the nearest first.
     pub fn line(&self) -> impl Iterator<Item = &Org> {
         std::iter::once(self).chain(self.ancestors.iter().map(AsRef::as_ref))

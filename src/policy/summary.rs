@@ -1,5 +1,4 @@
-//! A policy in resolved form, small enough to be sent: what `check` and `config show` print, and what `check` compares
-//! with what runs.
+//! A policy in resolved form, small enough to be sent: what `config show` prints, and what every difference is told from.
 //!
 //! Every setting has its rule, also where nobody wrote it, named as the configuration names it. Secrets are said to be
 //! set, never shown.
@@ -32,14 +31,32 @@ pub struct Summary {
 }
 
 impl Summary {
-    /// Summarizes a policy.
+    /// Summarizes a policy as its files say it.
     #[must_use]
     pub fn of(policy: &Policy) -> Summary {
+        Summary::only(policy, |_| true)
+    }
+
+    /// The same, but of organizations only some.
+    pub(super) fn only(policy: &Policy, some: impl Fn(&Org) -> bool) -> Summary {
         let mut rules = place(policy);
-        for org in policy.orgs() {
+        for org in policy.orgs().filter(|org| some(org)) {
             organization(org, |name, value| _ = rules.insert(format!("{}: {name}", org.id), value));
         }
         Summary { generation: policy.generation, hash: policy.hash.to_string(), rules }
+    }
+
+    /// Summarizes what runs: what needs a restart is as the process found it when it started.
+    #[must_use]
+    pub fn in_force(policy: &Policy) -> Summary {
+        Summary::of(policy).with_what_started(policy)
+    }
+
+    /// What needs a restart is told as the process found it.
+    pub(super) fn with_what_started(mut self, policy: &Policy) -> Summary {
+        let fixed = policy.fixed.iter().flat_map(|fixed| fixed.iter());
+        self.rules.extend(fixed.map(|(name, value)| (name.clone(), value.clone())));
+        self
     }
 
     /// For the wire.
@@ -53,29 +70,22 @@ impl Summary {
     pub fn render(&self) -> String {
         self.rules.iter().map(|(rule, value)| format!("{rule} = {value}\n")).collect()
     }
-
-    /// What changes on the way from `self` to `new`, one line a rule.
-    #[must_use]
-    pub fn changes(&self, new: &Summary) -> Vec<String> {
-        changes(&self.rules, &new.rules).into_iter().map(|(name, change)| format!("{name} {change}")).collect()
-    }
 }
 
-/// The rules that differ, each with a sentence `old → new`.
-pub(super) fn changes<'a>(
-    old: &'a BTreeMap<String, String>,
-    new: &'a BTreeMap<String, String>,
-) -> BTreeMap<&'a str, String> {
-    let nothing = "(nothing)".to_owned();
-    let compared = |name: &'a String| {
-        let (was, is) = (old.get(name).unwrap_or(&nothing), new.get(name).unwrap_or(&nothing));
-        (was != is).then(|| (name.as_str(), format!("{was} → {is}")))
-    };
-    old.keys().chain(new.keys()).filter_map(compared).collect()
+/// What is fixed when the process starts: addresses, thread counts, paths, the log's form, and what the audit log is.
+pub(super) fn needs_restart(name: &str) -> bool {
+    let place =
+        ["listen.address", "listen.workers", "admin.address", "admin.metrics", "quota.state", "log.format", "log.otlp"];
+    place.contains(&name) || ["audit.directory", "audit.origin", "audit.signing_key"].contains(&name)
+}
+
+/// What a policy says of all that.
+pub(super) fn fixed(policy: &Policy) -> BTreeMap<String, String> {
+    place(policy).into_iter().filter(|(name, _)| needs_restart(name)).collect()
 }
 
 /// Everything but organizations.
-pub(super) fn place(policy: &Policy) -> BTreeMap<String, String> {
+fn place(policy: &Policy) -> BTreeMap<String, String> {
     let mut rules = BTreeMap::new();
     let mut rule = |name: &str, value: String| _ = rules.insert(name.to_owned(), value);
     let settings = &policy.settings;

@@ -135,6 +135,82 @@ fn spans_go_only_where_this_build_can_send_them() {
     }
 }
 
+#[test]
+fn a_mistake_is_told_without_what_only_follows_from_it() {
+    let told = |dir: &tempfile::TempDir| -> Vec<String> {
+        reload(dir, None, at(0)).unwrap_err().found.into_iter().map(|mistake| mistake.message).collect()
+    };
+    let dir = example();
+    edit(&dir, "portcullis.toml", "dialect = \"openai\"", "dialect = \"opneai\"");
+    assert_eq!(told(&dir), ["unknown dialect \"opneai\""]);
+
+    let dir = example();
+    edit(&dir, "orgs.d/national-cert.toml", "purposes = [", "purposes = = [");
+    let mistakes = told(&dir);
+    assert!(mistakes.iter().all(|message| !message.contains("missing") && !message.contains("no organization")));
+    edit(&dir, "orgs.d/globex.toml", "malware-analysis", "malware-analysys");
+    assert_eq!(told(&dir).len(), mistakes.len() + 1, "the other files are read on");
+
+    let dir = example();
+    edit(&dir, "portcullis.toml", "orgs = \"orgs.d\"", "orgs = = \"orgs.d\"");
+    edit(&dir, "orgs.d/globex.toml", "id       =", "ide =");
+    let mistakes = told(&dir);
+    assert!(mistakes.iter().any(|message| message.contains("unknown key `ide`")), "{mistakes:?}");
+    assert!(mistakes.iter().all(|message| !message.contains("catalogue") && !message.contains("[purpose]")));
+
+    let dir = example();
+    std::fs::remove_file(dir.path().join("certs/partners-ca.pem")).unwrap();
+    std::fs::remove_file(dir.path().join("certs/partners.crl")).unwrap();
+    let mistakes = told(&dir);
+    assert!(mistakes.len() == 2 && mistakes.iter().all(|message| message.contains("cannot read")), "{mistakes:?}");
+}
+
+#[test]
+fn oddities_are_told_at_their_lines() {
+    let odd = |dir: &tempfile::TempDir, now: Now| -> Vec<(String, String)> {
+        let policy = reload(dir, None, now).unwrap_or_else(|mistakes| panic!("{}", mistakes.render(false)));
+        let mistakes = Mistakes { sources: policy.sources.clone(), found: Vec::new() };
+        let told = policy.warnings.iter().map(|warning| {
+            let (file, line, _) = mistakes.line_of(warning.place.as_ref().expect(&warning.message)).unwrap();
+            let text = std::fs::read_to_string(file).unwrap();
+            (warning.message.clone(), text.lines().nth(line - 1).unwrap().to_owned())
+        });
+        told.collect()
+    };
+    let later = |days: u64| Now { mono: Mono(0), wall: NOW.plus(Duration::from_secs(days * 86_400)) };
+    let says = |told: &[(String, String)], message: &str, line: &str| {
+        assert!(
+            told.iter().any(|(said, at)| said.contains(message) && at.contains(line)),
+            "{message} {line} in {told:?}"
+        );
+    };
+    let dir = example();
+    assert!(odd(&dir, at(0)).is_empty());
+    let told = odd(&dir, later(150));
+    says(&told, "the grant of acme expires in ", "valid   = {");
+    let told = odd(&dir, later(350));
+    says(&told, "the grant of acme expired on ", "valid   = {");
+    says(&told, "the server's certificate expires in 1", "certificate  =");
+    says(&told, "a certificate of the authority partners expires in 1", "partners-ca.pem");
+    says(&told, "the next CRL of ", "partners.crl");
+
+    let dir = example();
+    edit(&dir, "portcullis.toml", "[purpose.catalog]", "[purpose.catalog]\nidle = \"Nothing\"");
+    edit(&dir, "orgs.d/national-cert.toml", "[limits]", "parent = \"state\"\n[limits]");
+    let state = "id = \"state\"\npurposes = [\"vulnerability-research\", \"malware-analysis\", \"incident-response\"]\n\
+        models = [\"*\"]\n[limits]\nrequests_per_minute = 500\ntokens_per_day = 4_000_000\n";
+    std::fs::write(dir.path().join("config/orgs.d/state.toml"), state).unwrap();
+    let told = odd(&dir, at(0));
+    says(&told, "nobody may use the purpose idle", "idle = ");
+    says(&told, "requests_per_minute is above that of the ancestor state", "requests_per_minute = 600");
+    says(&told, "tokens_per_day is above that of the parent state", "tokens_per_day = 50_000_000");
+    says(
+        &told,
+        "incident-response/tokens_per_day is above tokens_per_day of the ancestor state",
+        "tokens_per_day = 5_000_000",
+    );
+}
+
 /// The seat and the allowance of acme's requests a minute.
 fn rate(policy: &Policy) -> Option<(u32, u64, u64, u64)> {
     let org = policy.org("acme")?;
@@ -227,15 +303,141 @@ fn the_summary_holds_every_setting_and_the_difference_names_it() {
     edit(&dir, "key", "1234", "5678");
     edit(&dir, "orgs.d/acme.toml", "[[identity]]", "[[identity]]\nnetworks = [\"192.0.2.7\"]");
     let second = reload(&dir, Some(&first), at(1)).unwrap();
-    let changes = summary.changes(&Summary::of(&second));
-    assert!(changes.contains(&"listen.max_body 16MiB → 1KiB".to_owned()), "{changes:?}");
-    assert!(changes.iter().any(|change| change.starts_with("acme: identity") && change.contains("192.0.2.7")));
+    let announced = Diff::of(&summary, &Summary::of(&second)).render();
     let told = Diff::between(&first, &second).render();
     for said in [
         "listen.max_body 16MiB → 1KiB\n",
         "listen.workers 0 → 3  (needs a restart: not applied)",
-        "upstream.openai.api_key: replaced",
+        "acme: identity partners spiffe://partners/acme from anywhere → from 192.0.2.7/32\n",
     ] {
-        assert!(told.contains(said), "{said} in\n{told}");
+        assert!(told.contains(said) && announced.contains(said), "{said} in\n{told}and in\n{announced}");
     }
+    assert!(told.contains("upstream.openai.api_key: replaced"), "{told}");
+}
+
+#[test]
+fn what_loosens_is_marked_and_what_tightens_is_not() {
+    let cases: [(&str, &str, &str, &str); 14] = [
+        (
+            "portcullis.toml",
+            "revocation  = \"required\"",
+            "revocation = \"if_present\"",
+            "required → if_present  (loosens)",
+        ),
+        ("portcullis.toml", "enforce = \"bounded\"", "enforce = \"post\"", "quota.enforce bounded → post  (loosens)"),
+        ("portcullis.toml", "enforce = \"bounded\"", "enforce = \"hard\"", "quota.enforce bounded → hard\n"),
+        (
+            "portcullis.toml",
+            "match = [\"gpt-5*\"]",
+            "match = [\"gpt-5*\", \"o*\"]",
+            "model.frontier.match o* added  (loosens)",
+        ),
+        ("portcullis.toml", "output = \"15.00\"", "output = \"1.50\"", "output 1.50  (loosens)"),
+        ("portcullis.toml", "output = \"15.00\"", "output = \"16.00\"", "output 16.00\n"),
+        ("portcullis.toml", "cache_write = 1 }", "cache_write = 0.5 }", "cache_write 0.50  (loosens)"),
+        ("orgs.d/acme.toml", "connections = 64\n", "", "acme: connections 64 → unlimited  (loosens)"),
+        ("orgs.d/globex.toml", "[limits]", "[limits]\nconnections = 64", "globex: connections unlimited → 64\n"),
+        (
+            "orgs.d/acme.toml",
+            "[[identity]]",
+            "[[identity]]\nnetworks = [\"192.0.2.7\"]",
+            "anywhere → from 192.0.2.7/32\n",
+        ),
+        ("orgs.d/globex.toml", "parent   = \"national-cert\"\n", "", "globex: parent national-cert → none  (loosens)"),
+        (
+            "orgs.d/acme.toml",
+            "ops@acme.example",
+            "soc@acme.example",
+            "acme: contact ops@acme.example → soc@acme.example\n",
+        ),
+        (
+            "orgs.d/globex.toml",
+            "id       = \"globex\"",
+            "id = \"initech\"",
+            "globex: removed\ninitech: added  (loosens)\n",
+        ),
+        (
+            "portcullis.toml",
+            "[model.small]",
+            "[model.other]\nmatch = [\"o*\"]\n[model.small]",
+            "model group other: added  (loosens)",
+        ),
+    ];
+    for (file, from, to, said) in cases {
+        let dir = example();
+        let old = reload(&dir, None, at(0)).unwrap();
+        edit(&dir, file, from, to);
+        let new = reload(&dir, Some(&old), at(1)).unwrap_or_else(|mistakes| panic!("{to}: {}", mistakes.render(false)));
+        let (told, announced) = (Diff::between(&old, &new), Diff::of(&Summary::of(&old), &Summary::of(&new)));
+        assert!(told.render().contains(said), "{said} in\n{}", told.render());
+        assert_eq!(told, announced);
+    }
+}
+
+#[test]
+fn what_a_request_is_held_against_holds_every_ancestors_limits_and_stands_once() {
+    let dir = example();
+    edit(&dir, "orgs.d/national-cert.toml", "[limits]", "parent = \"state\"\n[limits]");
+    let state = "id = \"state\"\npurposes = [\"vulnerability-research\", \"malware-analysis\", \"incident-response\"]\n\
+        models = [\"*\"]\n[model.frontier.limits]\nrequests_per_hour = 9000\n";
+    std::fs::write(dir.path().join("config/orgs.d/state.toml"), state).unwrap();
+    let policy = reload(&dir, None, at(0)).unwrap_or_else(|mistakes| panic!("{}", mistakes.render(false)));
+    let blocks: Vec<String> = Held::all(&policy).iter().map(Held::render).collect();
+    let titles: Vec<&str> = blocks.iter().filter_map(|block| block.lines().next()).collect();
+    let expected = [
+        "acme: vulnerability-research × frontier",
+        "acme: vulnerability-research × small",
+        "acme: incident-response × frontier",
+        "acme: incident-response × small",
+        "globex: any purpose, any model",
+    ];
+    assert_eq!(titles, expected);
+    let told = "\
+acme: incident-response × frontier
+  requests_per_second                              20  burst 40
+  requests_per_minute                             600
+  tokens_per_minute                           200_000
+  tokens_per_day                           20_000_000
+  cost_per_month                              2500.00
+  concurrent_requests                              20
+  frontier/tokens_per_minute                   50_000
+  incident-response/tokens_per_day          5_000_000
+  incident-response/frontier/cost_per_day       40.00
+  connections                                      64
+  tokens_per_day                           50_000_000  of national-cert
+  cost_per_month                             10000.00  of national-cert
+  frontier/requests_per_hour                     9000  of state
+";
+    assert_eq!(blocks[2], told);
+    assert!(blocks[4].contains("tokens_per_day        1_000_000  shadow\n"), "{}", blocks[4]);
+    edit(&dir, "orgs.d/acme.toml", "[model.frontier.limits]\ntokens_per_minute = 50_000\n", "");
+    edit(&dir, "orgs.d/acme.toml", "[purpose.incident-response.model.frontier.limits]\ncost_per_day = \"40.00\"", "");
+    std::fs::remove_file(dir.path().join("config/orgs.d/state.toml")).unwrap();
+    edit(&dir, "orgs.d/national-cert.toml", "parent = \"state\"\n", "");
+    let policy = reload(&dir, None, at(0)).unwrap_or_else(|mistakes| panic!("{}", mistakes.render(false)));
+    let blocks: Vec<String> = Held::all(&policy).iter().map(Held::render).collect();
+    assert!(blocks[0].starts_with("acme: vulnerability-research × any model\n"), "{}", blocks[0]);
+    assert!(blocks[1].starts_with("acme: incident-response × any model\n"), "{}", blocks[1]);
+}
+
+#[test]
+fn what_needs_a_restart_stays_in_force_as_the_process_found_it() {
+    let dir = example();
+    let first = reload(&dir, None, at(0)).unwrap();
+    edit(&dir, "portcullis.toml", "0.0.0.0:8443", "0.0.0.0:9999");
+    edit(&dir, "portcullis.toml", "\"16MiB\"", "\"1KiB\"");
+    let second = reload(&dir, Some(&first), at(1)).unwrap();
+    let third = reload(&dir, Some(&second), at(2)).unwrap();
+    let later = "listen.address 0.0.0.0:8443 → 0.0.0.0:9999  (needs a restart: not applied)\n";
+    for policy in [&second, &third] {
+        let runs = Summary::in_force(policy);
+        assert_eq!(runs.rules.get("listen.address").unwrap(), "0.0.0.0:8443");
+        assert_eq!(runs.rules.get("listen.max_body").unwrap(), "1KiB");
+        assert_eq!(Diff::of(&runs, &Summary::of(policy)).render(), later);
+    }
+    assert!(Diff::between(&first, &second).render().contains(later));
+    assert_eq!(Diff::between(&second, &third).render(), later);
+    edit(&dir, "portcullis.toml", "0.0.0.0:9999", "0.0.0.0:8443");
+    let fourth = reload(&dir, Some(&third), at(3)).unwrap();
+    assert_eq!(Diff::between(&third, &fourth).render(), "nothing changed in meaning\n");
 }

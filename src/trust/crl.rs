@@ -29,6 +29,7 @@ pub struct Crl {
     /// What its number counts for: the key that signs, and the scope where lists are partitioned.
     pub(super) series: Sha256,
     pub(super) number: Vec<u8>,
+    this_update: Wall,
     next_update: Wall,
 }
 
@@ -37,6 +38,12 @@ impl Crl {
     #[must_use]
     pub fn issuer(&self) -> &str {
         &self.issuer
+    }
+
+    /// When it was issued.
+    #[must_use]
+    pub fn this_update(&self) -> Wall {
+        self.this_update
     }
 
     /// When it has to be followed by the next.
@@ -103,8 +110,9 @@ fn one(der: &[u8], issuers: &[Issuer], believed: &Believed, now: Wall) -> Result
     if !is_signed_by(&parsed, &issuer.spki) {
         return Err(flaw(format!("the CRL says it is issued by {named}, but is not signed by its key")));
     }
-    if wall(parsed.last_update()) > now {
-        return Err(flaw(format!("the CRL of {named} is valid only from {}", wall(parsed.last_update()))));
+    let this_update = wall(parsed.last_update());
+    if this_update > now {
+        return Err(flaw(format!("the CRL of {named} is valid only from {this_update}")));
     }
     let next_update =
         parsed.next_update().map(wall).ok_or_else(|| flaw(format!("the CRL of {named} has no nextUpdate")))?;
@@ -115,7 +123,8 @@ fn one(der: &[u8], issuers: &[Issuer], believed: &Believed, now: Wall) -> Result
     let number = number.ok_or_else(|| flaw(format!("the CRL of {named} has no number")))?;
     let owned = OwnedCertRevocationList::from_der(der).map_err(|error| flaw(format!("the CRL of {named}: {error}")))?;
     let series = series(&issuer.spki, &parsed);
-    let crl = Crl { list: owned.into(), issuer: named, issuer_raw: raw.to_vec(), series, number, next_update };
+    let (list, issuer_raw) = (owned.into(), raw.to_vec());
+    let crl = Crl { list, issuer: named, issuer_raw, series, number, this_update, next_update };
     believed.rolled_back(&crl).map_or(Ok(crl), |wrong| Err(flaw(wrong)))
 }
 

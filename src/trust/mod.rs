@@ -81,6 +81,14 @@ pub fn is_issued_by(certificate: &[u8], authority: &[u8]) -> bool {
         && crl::verifies(content, &certificate.signature_algorithm.algorithm, signature, authority.public_key().raw)
 }
 
+/// When the first of the certificates in a PEM file ends.
+#[must_use]
+pub fn ends(pem: &[u8]) -> Option<Wall> {
+    let found = certificates(pem, Subject::Certificate).ok()?;
+    let end = |der: &CertificateDer<'_>| Some(wall(X509Certificate::from_der(der).ok()?.1.validity().not_after));
+    found.iter().filter_map(end).min()
+}
+
 fn wall(time: x509_parser::time::ASN1Time) -> Wall {
     Wall::from_seconds(time.timestamp())
 }

@@ -4,13 +4,16 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use super::build::grant;
+use crate::clock::Wall;
 use crate::limits::{Measure, Unit};
 use crate::names::{AuthorityName, GroupId, OrgId, PurposeId};
-use crate::policy::Purpose;
-use crate::policy::file::Sink;
+use crate::policy::ends::warn_soon;
+use crate::policy::file::{At, Sink};
+use crate::policy::limits::Written;
 use crate::policy::mistake::{Place, closest};
 use crate::policy::models::{Group, Models, Pattern};
 use crate::policy::org::{Draft, IdentityDraft, Mark};
+use crate::policy::{Purpose, named};
 use crate::trust::Authority;
 
 /// Checks across organizations.
@@ -19,6 +22,18 @@ pub(super) struct Checked<'a> {
     pub purposes: &'a BTreeMap<PurposeId, Purpose>,
     pub models: &'a Models,
     pub authorities: &'a [Arc<Authority>],
+    pub known: Known,
+    /// Where the rules of the main file are.
+    pub places: &'a HashMap<String, Place>,
+    pub now: Wall,
+}
+
+/// Of what everything is known that the files name. Where something could not be read, its absence is no second mistake.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Known {
+    pub models: bool,
+    pub authorities: bool,
+    pub orgs: bool,
 }
 
 impl Checked<'_> {
@@ -35,6 +50,10 @@ impl Checked<'_> {
             self.grants(draft);
             self.scopes(draft);
             self.parent(draft, &by_id);
+            if let (_, Some(until)) = draft.valid {
+                let place = draft.valid_place.as_ref().unwrap_or(&draft.id.place);
+                warn_soon(self.sink, place, &format!("the grant of {}", draft.id.value), until, self.now);
+            }
             if draft.limits.written.is_empty() && draft.parent.is_none() {
                 self.sink.odd(Some(&draft.place), format!("{} has no limits", draft.id.value));
             }
@@ -42,7 +61,8 @@ impl Checked<'_> {
         self.identities(drafts);
         for purpose in self.purposes.keys() {
             if !drafts.iter().any(|draft| draft.purposes.iter().any(|at| at.value == *purpose)) {
-                self.sink.odd(None, format!("nobody may use the purpose {purpose}"));
+                let place = self.places.get(&format!("catalog/{purpose}"));
+                self.sink.odd(place, format!("nobody may use the purpose {purpose}"));
             }
         }
     }
@@ -84,7 +104,7 @@ impl Checked<'_> {
                 let speaks = [crate::ask::Dialect::OpenAi, crate::ask::Dialect::Anthropic];
                 speaks.into_iter().any(|dialect| self.models.upstream_for(dialect, name.as_str()).is_some())
             });
-            if !routed {
+            if !routed && self.known.models {
                 let meant = closest(&at.value, self.models.groups().iter().map(|group| group.id.as_str()));
                 let hint = meant.map(|meant| format!("did you mean the group \"{meant}\"?"));
                 let what = format!("\"{}\" is neither a group nor a model that an upstream serves", at.value);
@@ -106,6 +126,7 @@ impl Checked<'_> {
                 );
             }
             if let Some(group) = &scope.model
+                && self.known.models
                 && self.models.group(group.as_str()).is_none()
             {
                 let meant = closest(group.as_str(), self.models.groups().iter().map(|group| group.id.as_str()));
@@ -138,6 +159,7 @@ impl Checked<'_> {
             let group = self.models.group(&at.value).or_else(|| self.models.group_of(&at.value));
             match group {
                 Some(group) => without(group),
+                None if !self.known.models => None,
                 None => {
                     let hint = format!(
                         "grant a group instead: [model.NAME] with match = [{:?}] and a price_per_mtok",
@@ -152,7 +174,7 @@ impl Checked<'_> {
     fn parent(&self, draft: &Draft, by_id: &HashMap<&str, &Draft>) {
         let Some(at) = &draft.parent else { return };
         let mut line = vec![draft.id.value.as_str()];
-        let mut next = Some(at);
+        let (mut next, mut above) = (Some(at), Vec::new());
         while let Some(at) = next {
             if line.contains(&at.value.as_str()) {
                 self.sink.wrong(
@@ -163,6 +185,9 @@ impl Checked<'_> {
                 return;
             }
             let Some(parent) = by_id.get(at.value.as_str()) else {
+                if !self.known.orgs {
+                    return;
+                }
                 let meant = closest(&at.value, by_id.keys().copied());
                 let hint = meant.map(|meant| format!("did you mean \"{meant}\"?"));
                 self.sink.wrong(Some(&at.place), format!("there is no organization \"{}\"", at.value), hint);
@@ -171,9 +196,11 @@ impl Checked<'_> {
             if line.len() == 1 {
                 self.within(draft, parent);
             }
+            above.push(*parent);
             line.push(at.value.as_str());
             next = parent.parent.as_ref();
         }
+        self.within_bounds(draft, &above);
     }
 
     /// A grant may not go beyond the parent's.
@@ -200,17 +227,32 @@ impl Checked<'_> {
                 self.sink.wrong(Some(&at.place), format!("the parent {whose} is not granted \"{}\"", at.value), None);
             }
         }
-        let (from, until) = parent.valid;
-        let early = from.is_some_and(|from| draft.valid.0.is_some_and(|mine| mine < from));
-        let late = until.is_some_and(|until| draft.valid.1.is_some_and(|mine| mine > until));
-        if early || late {
+    }
+
+    /// Dates and numbers are compared with those of every ancestor, the nearest first: one between may have none.
+    fn within_bounds(&self, draft: &Draft, above: &[&Draft]) {
+        let shown = |index: usize, whose: &OrgId| format!("{} {whose}", if index == 0 { "parent" } else { "ancestor" });
+        let above = || above.iter().enumerate();
+        let is_beyond = |(_, above): &(usize, &&Draft)| {
+            let ((from, until), (mine_from, mine_until)) = (above.valid, draft.valid);
+            let early = from.zip(mine_from).is_some_and(|(from, mine)| mine < from);
+            early || until.zip(mine_until).is_some_and(|(until, mine)| mine > until)
+        };
+        if let Some((index, bound)) = above().find(is_beyond) {
             let place = draft.valid_place.as_ref().unwrap_or(&draft.id.place);
-            self.sink.wrong(Some(place), format!("the grant goes beyond that of the parent {whose}"), None);
+            let whose = shown(index, &bound.id.value);
+            self.sink.wrong(Some(place), format!("the grant goes beyond that of the {whose}"), None);
         }
         for at in &draft.limits.written {
-            let above = parent.limits.written.iter().find(|held| held.value.id == at.value.id);
-            if above.is_some_and(|above| above.value.amount < at.value.amount) {
-                self.sink.odd(Some(&at.place), format!("{} is above that of the parent {whose}", at.value.id.measure));
+            let lower = |held: &&At<Written>| is_lower(&held.value, &at.value);
+            let of = |(index, above): (usize, &&Draft)| {
+                let held = above.limits.written.iter().filter(lower).min_by_key(|held| held.value.amount)?;
+                Some((shown(index, &above.id.value), named(&held.value.id)))
+            };
+            if let Some((whose, theirs)) = above().find_map(of) {
+                let mine = named(&at.value.id);
+                let theirs = if mine == theirs { "that".to_owned() } else { theirs };
+                self.sink.odd(Some(&at.place), format!("{mine} is above {theirs} of the {whose}"));
             }
         }
     }
@@ -225,7 +267,7 @@ impl Checked<'_> {
             }
             for IdentityDraft { identity, authority: authority_place, mark, .. } in &draft.identities {
                 let authority = &identity.authority;
-                if !self.authorities.is_empty() && !self.authorities.iter().any(|known| known.name() == authority) {
+                if self.known.authorities && !self.authorities.iter().any(|known| known.name() == authority) {
                     let meant = closest(authority.as_str(), self.authorities.iter().map(|known| known.name().as_str()));
                     let hint = meant.map(|meant| format!("did you mean \"{meant}\"?"));
                     self.sink.wrong(Some(authority_place), format!("there is no authority \"{authority}\""), hint);
@@ -238,4 +280,14 @@ impl Checked<'_> {
             }
         }
     }
+}
+
+/// Whether every request that `mine` counts also meets `held`, which allows less.
+fn is_lower(held: &Written, mine: &Written) -> bool {
+    let (wide, narrow) = (&held.id.scope, &mine.id.scope);
+    held.id.measure == mine.id.measure
+        && (wide.purpose.is_none() || wide.purpose == narrow.purpose)
+        && (wide.model.is_none() || wide.model == narrow.model)
+        && !held.shadow
+        && held.amount < mine.amount
 }

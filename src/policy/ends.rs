@@ -1,0 +1,45 @@
+//! What ends: certificates, grants, revocation lists. Each is noted while there is still time to replace it.
+//!
+//! Notes are warnings; what has ended and must not have is a mistake, and is found where it is loaded.
+
+use std::time::Duration;
+
+use super::file::Sink;
+use super::mistake::Place;
+use crate::clock::Wall;
+use crate::trust::Crl;
+
+/// Seconds.
+const DAY: u64 = 86_400;
+
+/// What is noted ahead of its end.
+const AHEAD: Duration = Duration::from_secs(30 * DAY);
+
+/// Notes what has ended or ends soon: a certificate, a grant.
+pub(super) fn warn_soon(sink: &Sink, place: &Place, what: &str, ends: Wall, now: Wall) {
+    let left = now.until(ends);
+    if ends <= now {
+        sink.odd(Some(place), format!("{what} expired on {ends}"));
+    } else if left < AHEAD {
+        sink.odd(Some(place), format!("{what} expires in {} ({ends})", span(left)));
+    }
+}
+
+/// Notes revocation lists whose next one should be here soon. A list that lives for days is fresh with less before it
+/// than one that lives for months.
+pub(super) fn warn_of_lists(sink: &Sink, place: &Place, lists: &[Crl], now: Wall) {
+    for list in lists {
+        let (left, life) = (now.until(list.next_update()), list.this_update().until(list.next_update()));
+        if left < life / 10 || (left < Duration::from_secs(3 * DAY) && left < life / 2) {
+            let what = format!("the next CRL of {} is due in {} ({})", list.issuer(), span(left), list.next_update());
+            sink.odd(Some(place), what);
+        }
+    }
+}
+
+/// Whole days; hours where there are fewer than two.
+fn span(left: Duration) -> String {
+    let seconds = left.as_secs();
+    let (number, unit) = if seconds >= 2 * DAY { (seconds / DAY, "day") } else { (seconds / 3600, "hour") };
+    format!("{number} {unit}{}", if number == 1 { "" } else { "s" })
+}

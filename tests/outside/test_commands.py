@@ -1,6 +1,7 @@
 """Every command as a person or a script meets it: exit codes, JSON, hints, and no secret on any screen."""
 
 import datetime
+import fcntl
 import json
 import os
 import pty
@@ -8,7 +9,10 @@ import re
 import shutil
 import signal
 import socket
+import struct
 import subprocess
+import termios
+import time
 
 import pytest
 from cryptography.x509.oid import ExtendedKeyUsageOID
@@ -782,6 +786,76 @@ def test_status_can_be_watched(running, form):
         watching.stdout.close()
         # The next painting finds nobody to read it.
         assert watching.wait(5) in (0, -13)
+
+
+def test_status_shows_what_the_page_shows(running):
+    """Upstreams, what is revoked, what was refused, clocks, bars, and how the last reloads went."""
+    for _ in range(9):
+        running.ask(body=chat(), certificate="globex")
+    running.ask(body=chat(), portcullis_purpose="forbidden")
+    running.run("revoke", "--purpose", "incident", "--reason", "a drill", check=True)
+    try:
+        text = running.run("status").stdout
+    finally:
+        running.run("restore", "--purpose", "incident", check=True)
+    now = running.status()
+    assert "openai answers" in text and "revoked: purpose incident since" in text and "purpose_not_permitted" in text
+    assert re.search(r"\[#+\.+\] +\d+ % requests_per_minute +\d of 60, whole again in \d+ s", text)
+    assert re.search(rf"reload \S+ .* policy {now['generation']} \({now['config_hash'][:12]}\)", text) or not now["reloads"]
+    assert "partner acme ends" in text
+
+
+def watched(one, rows, columns):
+    """`status --watch` on a terminal of that size, and the end at which it is read."""
+    controller, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+    process = subprocess.Popen(
+        [BINARY, "status", "--watch", "--admin", one.admin], stdin=terminal, stdout=terminal, stderr=terminal
+    )
+    os.close(terminal)
+    return process, controller
+
+
+def painted(controller, wanted, within=15):
+    """The first whole painting that `wanted` is true of."""
+    deadline, shown = time.monotonic() + within, ""
+    while time.monotonic() < deadline:
+        shown += os.read(controller, 65536).decode()
+        for screen in shown.split("\x1b[H\x1b[J")[1:-1]:
+            if wanted(screen):
+                return screen.replace("\r\n", "\n")
+    raise AssertionError(shown[-2000:])
+
+
+def test_watching_fits_the_screen_shows_the_fullest_first_and_outlives_a_restart(stage):
+    orgs = {f"org-{number:02}": Stage.ACME.replace("acme", f"org-{number:02}") + "[limits]\nrequests_per_minute = 9\n"
+            for number in range(40)}  # fmt: skip
+    orgs["zulu"] = Stage.GLOBEX.replace("globex", "zulu") + "[limits]\nrequests_per_hour = 2\n"
+    one = stage(orgs=orgs)
+    one.partners.leaf("zulu", uri="spiffe://partners/zulu")
+    for _ in range(3):
+        one.ask(body=chat(), certificate="zulu")
+    process, controller = watched(one, 20, 90)
+    try:
+        screen = painted(controller, lambda screen: "ORGANIZATION" in screen)
+        lines = screen.rstrip("\n").split("\n")
+        assert len(lines) <= 19 and max(map(len, lines)) <= 90, screen
+        first = lines[[line.startswith("ORGANIZATION") for line in lines].index(True) + 1]
+        assert first.startswith("zulu"), screen
+        assert re.search(r"… and \d+ more organizations", screen) and "rate_limit_exceeded" in screen
+        port = int(one.admin.rsplit(":", 1)[1])
+        one.gateway.end()
+        lost = painted(controller, lambda screen: "NOT REACHABLE, TRYING AGAIN" in screen)
+        assert "zulu" in lost, "what it said last is still there"
+        path = one.folder / "portcullis.toml"
+        path.write_text(path.read_text().replace('[admin]\naddress = "127.0.0.1:0"', f'[admin]\naddress = "127.0.0.1:{port}"'))
+        one.start()
+        painted(controller, lambda screen: screen.startswith("portcullis "))
+        process.send_signal(signal.SIGINT)
+        assert process.wait(5) == -signal.SIGINT
+    finally:
+        process.kill()
+        os.close(controller)
 
 
 def in_a_terminal(arguments, folder, **environment):

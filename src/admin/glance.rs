@@ -178,6 +178,16 @@ pub fn left(status: &Status, instant: &str) -> Option<i64> {
     Some(then.as_second() - now.as_second())
 }
 
+/// `in 3 h 2 min` or `5 s ago`; the instant itself when the gateway did not say what time it is.
+#[must_use]
+pub fn when(status: &Status, instant: &str) -> String {
+    match left(status, instant) {
+        Some(left) if left >= 0 => format!("in {}", span(left)),
+        Some(left) => format!("{} ago", span(left)),
+        None => instant.to_owned(),
+    }
+}
+
 /// How bad it is: what the shipped alerts call it, as a word for styles.
 #[must_use]
 pub fn pressing(status: &Status, certificate: &Certificate) -> &'static str {
@@ -279,7 +289,7 @@ mod tests {
         let all = [organization("acme", None, "active", limits)];
         let rows = tree(&all);
         let row = rows.first().unwrap();
-        assert_eq!(row.gauges.get(row.fullest().unwrap()).map(|gauge| gauge.percent()), Some("50 %".into()));
+        assert_eq!(row.gauges.get(row.fullest().unwrap()).map(Gauge::percent), Some("50 %".into()));
         let full: Vec<&str> = nearly_full(&rows).iter().map(|(_, gauge)| gauge.name.as_str()).collect();
         assert_eq!(full, ["tokens_per_day"]);
     }

@@ -38,8 +38,6 @@ function readable(root) {
       rest.before(time);
       if (limit) {
         time.textContent = left(found[0]) > 0 ? away(found[0]) : "now";
-      } else if (within.closest(".strip")) {
-        time.textContent = away(found[0]);
       } else {
         time.textContent = `${found[0].slice(0, 16).replace("T", " ")} UTC`;
         time.after(Object.assign(document.createElement("small"), { textContent: ` ${away(found[0])}` }));

@@ -8,7 +8,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use serde_json::Value;
 
-use super::glance::{self, Row, part, short};
+use super::glance::{self, Row, part, short, when};
 use super::status::{Certificate, LiveStream, Status};
 
 /// A rendered page and the policy under which a browser may show it.
@@ -141,10 +141,10 @@ fn strip(into: &mut String, status: &Status, rows: &[Row<'_>]) {
     into.push_str("<nav class=\"strip\" aria-label=\"At a glance\"><ul>");
     let last = status.reloads.first().filter(|last| part(last, "result") == "rejected");
     match (last, glance::in_force(status)) {
-        (Some(last), _) => item(into, "bad", "reloads", "Last reload", "rejected", part(last, "at")),
+        (Some(last), _) => item(into, "bad", "reloads", "Last reload", "rejected", &when(status, part(last, "at"))),
         (None, Some(brought)) => {
             let policy = format!("policy {} applied", status.generation);
-            item(into, "good", "reloads", "Configuration", &policy, part(brought, "at"));
+            item(into, "good", "reloads", "Configuration", &policy, &when(status, part(brought, "at")));
         }
         (None, None) => item(into, "good", "reloads", "Configuration", "as at the start", ""),
     }
@@ -162,7 +162,7 @@ fn strip(into: &mut String, status: &Status, rows: &[Row<'_>]) {
             "soon" => "warn",
             _ => "good",
         };
-        item(into, class, "expiry", "Ends next", &format!("{} {}", next.kind, next.name), &next.ends);
+        item(into, class, "expiry", "Ends next", &format!("{} {}", next.kind, next.name), &when(status, &next.ends));
     }
     item(into, "", "streams", "Live streams", &status.streams.len().to_string(), "");
     let refused = status.refusals.values().chain(status.handshakes_refused.values()).sum::<u64>();

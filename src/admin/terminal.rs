@@ -4,7 +4,7 @@
 
 use std::fmt::Write as _;
 
-use super::glance::{self, Gauge, Row, part, short};
+use super::glance::{self, Gauge, Row, part, short, when};
 use super::status::{LiveStream, Status};
 
 /// A screen to fit.
@@ -61,7 +61,7 @@ fn whole(status: &Status, rows: &[Row<'_>]) -> Vec<String> {
     text.extend(revoked(status));
     for certificate in glance::ending(status) {
         let (kind, name, ends) = (&certificate.kind, &certificate.name, &certificate.ends);
-        text.push(format!("{kind} {name} ends {ends}{}{}", within(status, ends), mark(status, certificate)));
+        text.push(format!("{kind} {name} ends {ends}, {}{}", when(status, ends), mark(status, certificate)));
     }
     text.push(String::new());
     text.extend(status.reloads.iter().take(RELOADS).map(|entry| reload(status, entry)));
@@ -76,7 +76,7 @@ fn fitted(status: &Status, rows: &[Row<'_>], height: usize) -> Vec<String> {
     let mut text = vec![title(status), configuration(status), upstreams(status)];
     if let Some(next) = glance::ending(status).first() {
         let (kind, name, mark) = (&next.kind, &next.name, mark(status, next));
-        text.push(format!("ends next: {kind} {name}{}{mark}", within(status, &next.ends)));
+        text.push(format!("ends next: {kind} {name} {}{mark}", when(status, &next.ends)));
     }
     text.extend(counts(status));
     let mut revoked = revoked(status);
@@ -133,9 +133,9 @@ fn title(status: &Status) -> String {
 fn configuration(status: &Status) -> String {
     match (status.reloads.first(), glance::in_force(status)) {
         (Some(last), _) if part(last, "result") == "rejected" => {
-            format!("LAST RELOAD REJECTED{}; {}", within(status, part(last, "at")), first_line(part(last, "text")))
+            format!("LAST RELOAD REJECTED {}; {}", when(status, part(last, "at")), first_line(part(last, "text")))
         }
-        (_, Some(brought)) => format!("policy {} applied{}", status.generation, within(status, part(brought, "at"))),
+        (_, Some(brought)) => format!("policy {} applied {}", status.generation, when(status, part(brought, "at"))),
         _ => format!("policy {}, since the start", status.generation),
     }
 }
@@ -189,15 +189,6 @@ fn reload(status: &Status, entry: &serde_json::Value) -> String {
         part(entry, "trigger"),
         part(entry, "by")
     )
-}
-
-/// `, in 3 h 2 min` or `, 5 s ago`; nothing when the gateway did not say what time it is.
-fn within(status: &Status, instant: &str) -> String {
-    match glance::left(status, instant) {
-        Some(left) if left >= 0 => format!(", in {}", glance::span(left)),
-        Some(left) => format!(", {} ago", glance::span(left)),
-        None => String::new(),
-    }
 }
 
 fn mark(status: &Status, certificate: &super::status::Certificate) -> &'static str {

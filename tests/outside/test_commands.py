@@ -154,14 +154,55 @@ def test_completions_know_the_commands(place, shell, sign):
         assert parsed.returncode == 0, parsed.stderr
 
 
-def test_the_manual_page_can_be_read(place):
+def every_command(place, *above):
+    """The words of every command, and what its help says."""
+    text = place.run(*above, "--help").stdout
+    below = re.search(r"^Commands:\n((?:  .*\n)+)", text, re.M)
+    yield above, text
+    for name in re.findall(r"^  (\w+)", below[1], re.M) if below else []:
+        if name != "help":
+            yield from every_command(place, *above, name)
+
+
+def readable_page(page):
+    """What `man` makes of it; its warnings are faults."""
+    shown = subprocess.run(["man", "--warnings", "-l", "-P", "cat", page], capture_output=True, text=True, timeout=20,
+                           env=os.environ | {"MANWIDTH": "400", "LC_ALL": "C.UTF-8"})  # fmt: skip
+    assert (shown.returncode, shown.stderr) == (0, "")
+    return shown.stdout
+
+
+def test_the_manual_holds_every_command_and_option(place):
     done = place.run("man")
     assert done.returncode == 0 and done.stdout.lstrip().startswith((".ie", ".TH")), done.stdout[:80]
+    if not shutil.which("man"):
+        pytest.skip("man is not here")
+    page = place.folder / "portcullis.1"
+    page.write_text(done.stdout)
+    shown = readable_page(page)
+    commands = list(every_command(place))
+    assert len(commands) > 25
+    for words, text in commands[1:]:
+        heading = " ".join(["portcullis", *words]).upper()
+        assert f"\n{heading}\n" in shown, heading
+        own = shown.split(f"\n{heading}\n")[1].split("\nPORTCULLIS ")[0]
+        missing = [option for option in re.findall(r"^ +(?:-\w, )?(--[\w-]+)", text, re.M) if option not in own]
+        assert not missing, (heading, missing)
+    for heading in ("ENVIRONMENT", "FILES", "EXIT STATUS"):
+        assert f"\n{heading}\n" in shown
+    assert "portcullis-run(1)" not in shown, "a page that is not there"
+
+
+def test_the_manual_can_be_a_page_for_each_command(place):
+    assert place.run("man", "--dir", "pages").returncode == 0
+    pages = {page.name for page in (place.folder / "pages").iterdir()}
+    assert {"portcullis.1", "portcullis-run.1", "portcullis-certs-issue.1"} <= pages
+    root = (place.folder / "pages/portcullis.1").read_text()
+    named = {name.replace("\\-", "-") + ".1" for name in re.findall(r"(portcullis\\?-[\w\\-]+)\(1\)", root)}
+    assert named and named <= pages
     if shutil.which("man"):
-        page = place.folder / "portcullis.1"
-        page.write_text(done.stdout)
-        shown = subprocess.run(["man", "-l", "-P", "cat", page], capture_output=True, text=True, timeout=20)
-        assert shown.returncode == 0 and "explain" in shown.stdout
+        for page in pages:
+            readable_page(place.folder / "pages" / page)
 
 
 MANY_LINES = [
@@ -520,6 +561,14 @@ def test_the_schema_is_json_and_knows_every_table(place):
     assert {"orgs", "listen", "client_auth", "admin", "purpose", "upstream", "model", "quota", "audit", "log"} <= set(
         schema["properties"]
     )
+
+
+def test_a_wrong_configuration_is_told_to_programs_as_check_tells_it(place):
+    spoil(place)
+    told = [json.loads(place.run(*command, "-c", "portcullis.toml", "--json").stdout)
+            for command in (["check"], ["config", "show"], ["explain", "--cert", "acme.pem"])]  # fmt: skip
+    assert told[0]["mistakes"] and told[0]["valid"] is False
+    assert told[1] == told[0] and told[2] == told[0]
 
 
 def test_show_gives_the_resolved_rules_and_no_secret(place):
@@ -1053,6 +1102,28 @@ def test_what_the_demo_prints_can_be_pasted(started, tmp_path):
     assert b"acme" in fetch(status + "/").body
     demo.signal(signal.SIGINT)
     assert demo.wait(10) == 0, demo.log
+
+
+def test_every_metric_that_the_readme_praises_is_there_after_one_plain_and_one_streamed_request(started, tmp_path):
+    demo = started("demo", "--dir", tmp_path / "demo")
+    demo.printed(r"(Ctrl-C stops)")
+    plain, streamed = [line.strip() for line in demo.log.splitlines() if line.strip().startswith("curl")][:2]
+    for line in (plain, streamed):
+        subprocess.run(["bash", "-c", line.replace("curl", "curl -sS", 1)], check=True, capture_output=True, timeout=30)
+    status = re.search(r"Status: (http://\S+)", demo.log).group(1)
+    readme = (ROOT / "README.md").read_text().split("### Metrics")[1].split("###")[0]
+    praised = set(re.findall(r"`(portcullis_\w+)", "".join(re.findall(r"^\| .*", readme, re.M))))
+    assert len(praised) > 30
+
+    def absent():
+        text = fetch(status + "/metrics").body.decode()
+        # A family without a sample is as good as none.
+        return {name for name in praised if not re.search(rf"^{name}(_bucket)?(\{{|\s)", text, re.M)}
+
+    deadline = time.monotonic() + 5
+    while absent() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert absent() == set()
 
 
 def test_two_demos_do_not_get_in_each_others_way(started, tmp_path):

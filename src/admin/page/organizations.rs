@@ -21,9 +21,9 @@ pub(super) fn section(into: &mut String, rows: &[Row<'_>], many: bool) {
     for row in rows {
         head(into, row);
         if many {
-            fullest(into, row)
+            fullest(into, row);
         } else {
-            row.gauges.iter().for_each(|gauge| bar(into, gauge))
+            row.gauges.iter().for_each(|gauge| bar(into, gauge));
         }
         into.push_str("</td></tr>");
     }

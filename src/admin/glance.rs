@@ -178,11 +178,12 @@ pub fn left(status: &Status, instant: &str) -> Option<i64> {
     Some(then.as_second() - now.as_second())
 }
 
-/// `in 3 h 2 min` or `5 s ago`; the instant itself when the gateway did not say what time it is.
+/// `in 3 h 2 min`, `now` or `5 s ago`; the instant itself when the gateway did not say what time it is.
 #[must_use]
 pub fn when(status: &Status, instant: &str) -> String {
     match left(status, instant) {
-        Some(left) if left >= 0 => format!("in {}", span(left)),
+        Some(0) => "now".into(),
+        Some(left) if left > 0 => format!("in {}", span(left)),
         Some(left) => format!("{} ago", span(left)),
         None => instant.to_owned(),
     }

@@ -282,6 +282,19 @@ def test_what_shuts_out_a_lead_is_said_of_its_members_and_shadows_are_marked(bro
     assert re.search(r"acme +revoked \(national-cert\)", text) and re.search(r"tokens_per_day .*\(shadow\)", text)
 
 
+def test_a_reload_that_was_rejected_is_the_first_thing_one_sees(browser, stage):
+    one = stage()
+    one.write_org("acme", "id = 7")
+    assert one.run("reload").returncode == 1
+    loaded(browser, one)
+    first = "const one = document.querySelector('.strip li'); return [one.className, one.innerText]"
+    kind, text = browser.run(first)
+    assert kind == "bad" and "rejected" in text
+    one.write_org("acme", Stage.ACME.replace("Acme", "The Acme"))
+    one.run("reload")
+    eventually(lambda: browser.run(first)[0] == "good", what="the mended configuration")
+
+
 def test_reloads_say_what_became_of_them(browser, busy):
     loaded(browser, busy)
     entries = browser.run(

@@ -12,9 +12,11 @@ use super::exposure::Exposure;
 use super::listener::Scope;
 use super::status::{self, Status};
 use super::{Answer, Desk, answer, page, text};
+use crate::clock::Wall;
 use crate::descriptors::places;
 use crate::drain::Phase;
 use crate::metrics::{AuditCounters, QuotaSample};
+use crate::names::OrgId;
 use crate::outcome::{Code, Handshake};
 use crate::policy::{self, RevocationKind};
 
@@ -162,6 +164,7 @@ fn gather(desk: &Desk) -> Status {
         generation: policy.generation,
         config_hash: policy.hash.to_string(),
         started_at: desk.started.to_string(),
+        time: now.wall.to_string(),
         draining: gateway.drain.phase() > Phase::Serving,
         organizations: policy.orgs().map(organization).collect(),
         streams: streams.iter().map(live).collect(),
@@ -176,7 +179,7 @@ fn gather(desk: &Desk) -> Status {
             .map(|result| (result.to_string(), gateway.recorder.metrics.handshakes(*result)))
             .filter(|(_, count)| *count > 0)
             .collect(),
-        certificates: certificates(policy),
+        certificates: certificates(policy, &gateway.recorder.metrics.partners_end(now.wall)),
         revoked: revoked.all().iter().map(|entry| serde_json::to_value(entry).unwrap_or_default()).collect(),
         upstreams: snapshot.endpoints.iter().map(upstream).collect(),
         reloads: desk.reloader.past().iter().map(|past| serde_json::to_value(past).unwrap_or_default()).collect(),
@@ -184,7 +187,7 @@ fn gather(desk: &Desk) -> Status {
 }
 
 /// What expires, and when.
-fn certificates(policy: &policy::Policy) -> Vec<status::Certificate> {
+fn certificates(policy: &policy::Policy, partners: &[(OrgId, Wall)]) -> Vec<status::Certificate> {
     let mut certificates = vec![status::Certificate {
         kind: "server".into(),
         name: policy.server_names.first().cloned().unwrap_or_default(),
@@ -203,5 +206,10 @@ fn certificates(policy: &policy::Policy) -> Vec<status::Certificate> {
             certificates.push(status::Certificate { kind: "crl".into(), name, ends });
         }
     }
+    certificates.extend(partners.iter().map(|(org, ends)| status::Certificate {
+        kind: "partner".into(),
+        name: org.to_string(),
+        ends: ends.to_string(),
+    }));
     certificates
 }

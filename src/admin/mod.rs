@@ -5,11 +5,13 @@
 
 mod act;
 mod exposure;
+pub mod glance;
 mod listener;
 mod look;
 pub mod page;
 mod socket;
 pub mod status;
+pub mod terminal;
 
 pub use listener::{Listener, Scope, serve};
 pub use socket::UnixSocket;

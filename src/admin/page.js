@@ -47,34 +47,6 @@ function readable(root) {
   }
 }
 
-function polish(root) {
-  for (const table of root.querySelectorAll("table")) {
-    const heads = [...table.querySelectorAll("thead th")];
-    table.classList.toggle("wide", heads.length > 3);
-    for (const cells of [heads, ...[...table.tBodies[0].rows].map((row) => [...row.cells])]) {
-      cells.forEach((cell, index) => {
-        const label = heads[index]?.textContent;
-        if (label && cell.tagName === "TD") cell.dataset.label = label;
-        cell.classList.toggle("number", ["Streams", "Age", "Tokens", "Count"].includes(label));
-      });
-    }
-  }
-  readable(root);
-  for (const meter of root.querySelectorAll("meter")) {
-    meter.low = meter.max * 0.8;
-    meter.high = meter.max * 0.95;
-    meter.optimum = 0;
-    meter.setAttribute("aria-label", meter.previousElementSibling?.textContent ?? "used");
-  }
-  for (const time of root.querySelectorAll("td > time")) {
-    const days = left(time.dateTime) / DAY;
-    if (days < 14) time.parentElement.classList.add(days < 1 ? "over" : "soon");
-  }
-  for (const summary of root.querySelectorAll("summary")) {
-    if (summary.textContent.includes("rejected")) summary.classList.add("rejected");
-  }
-}
-
 // Makes `into` look like `from` and leaves every node in place that can stay.
 function morph(into, from) {
   if (into.nodeName !== from.nodeName) {
@@ -95,10 +67,13 @@ function morph(into, from) {
   fresh.forEach((node, index) => (index < old.length ? morph(old[index], node) : into.append(node)));
 }
 
+// Whoever fits, and everybody below one whose name fits.
 function filter() {
   const wanted = document.getElementById("filter").value.trim().toLowerCase();
   const rows = [...main.querySelectorAll("tr[data-org]")];
-  for (const row of rows) row.hidden = !row.textContent.toLowerCase().includes(wanted);
+  const fits = (node) => node.textContent.toLowerCase().includes(wanted);
+  const leads = new Set(rows.filter((row) => fits(row.cells[0])).map((row) => row.dataset.org));
+  for (const row of rows) row.hidden = !(fits(row) || row.dataset.above.split(" ").some((lead) => leads.has(lead)));
   const shown = rows.filter((row) => !row.hidden).length;
   main.querySelector(".filter output").value = wanted ? `${shown} of ${rows.length}` : "";
 }
@@ -107,12 +82,11 @@ const lost = Object.assign(document.createElement("p"), { className: "alarm lost
 lost.setAttribute("role", "alert");
 
 function prepare(root) {
-  polish(root);
+  readable(root);
   root.querySelector(".filter").append(document.createElement("output"));
   root.querySelector("header").after(lost.cloneNode());
 }
 
-const title = (details) => details.querySelector("summary time")?.dateTime;
 let since = Date.now();
 
 async function refresh() {
@@ -121,11 +95,13 @@ async function refresh() {
     const answer = await fetch("/", { cache: "no-store", signal: AbortSignal.timeout(5000) });
     if (!answer.ok) throw new Error(answer.status);
     behind = Date.parse(answer.headers.get("date")) - Date.now() || 0;
-    const fresh = new DOMParser().parseFromString(await answer.text(), "text/html").getElementById("main");
+    const page = new DOMParser().parseFromString(await answer.text(), "text/html");
+    const fresh = page.getElementById("main");
     prepare(fresh);
-    const open = new Set([...main.querySelectorAll("details[open]")].map(title));
+    const open = new Set([...main.querySelectorAll("details[open]")].map((details) => details.dataset.key));
     morph(main, fresh);
-    main.querySelectorAll("details").forEach((details) => { details.open = open.has(title(details)); });
+    main.querySelectorAll("details").forEach((details) => { details.open = open.has(details.dataset.key); });
+    document.title = page.title;
     filter();
     since = Date.now();
   } catch {

@@ -1,12 +1,15 @@
-//! The status page: one document, rendered here, that works without scripts and refreshes itself.
+//! The status page: one document, rendered here, that works without scripts and refreshes itself. It can change nothing.
 
-use std::fmt::Write as _;
+mod organizations;
+
+use std::fmt::{Display, Write as _};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use serde_json::Value;
 
-use super::status::{Status, tree};
+use super::glance::{self, Row, part, short, when};
+use super::status::{Certificate, LiveStream, Status};
 
 /// A rendered page and the policy under which a browser may show it.
 pub struct Page {
@@ -23,13 +26,23 @@ const SCRIPT: &str = include_str!("page.js");
 #[must_use]
 pub fn render(status: &Status) -> Page {
     let mut body = String::new();
+    let rows = glance::tree(&status.organizations);
+    let many = rows.len() > organizations::MANY;
     header(&mut body, status);
-    organizations(&mut body, status);
+    strip(&mut body, status, &rows);
+    // Few organizations are what the page is about; many would bury all the rest.
+    if !many {
+        organizations::section(&mut body, &rows, many);
+    }
     streams(&mut body, status);
+    upstreams(&mut body, status);
     refusals(&mut body, status);
     expiry(&mut body, status);
     revoked(&mut body, status);
     reloads(&mut body, status);
+    if many {
+        organizations::section(&mut body, &rows, many);
+    }
     // A browser's tab is where draining is noticed.
     let title = if status.draining { "Portcullis (draining)" } else { "Portcullis" };
     let html = format!(
@@ -64,106 +77,177 @@ fn safe(text: &str) -> String {
     out
 }
 
+/// A name that may break where its words end, and nowhere else.
+fn breakable(name: &str) -> String {
+    safe(name).replace('_', "_<wbr>")
+}
+
+/// Columns of numbers.
+const NUMBERS: [&str; 4] = ["Streams", "Age", "Tokens", "Count"];
+
+/// Opens a table. More than three columns are cards on a phone, where each cell says its column's name.
+fn open_table(into: &mut String, heads: &[&str]) {
+    into.push_str(if heads.len() > 3 { "<table class=\"wide\"><thead><tr>" } else { "<table><thead><tr>" });
+    for head in heads {
+        let _ =
+            write!(into, "<th scope=\"col\"{}>{head}", if NUMBERS.contains(head) { " class=\"number\"" } else { "" });
+    }
+    into.push_str("</thead><tbody>");
+}
+
+const CLOSE_TABLE: &str = "</tbody></table>";
+
+/// A cell under the column `head`; `content` is markup.
+fn cell(into: &mut String, head: &str, content: impl Display) {
+    let class = if NUMBERS.contains(&head) { " class=\"number\"" } else { "" };
+    let _ = write!(into, "<td data-label=\"{head}\"{class}>{content}</td>");
+}
+
+/// A table of which only the first `shown` lines are unfolded.
+fn folded<T>(into: &mut String, heads: &[&str], all: &[T], shown: usize, key: &str, row: impl Fn(&mut String, &T)) {
+    let (first, rest) = all.split_at_checked(shown).unwrap_or((all, &[]));
+    open_table(into, heads);
+    first.iter().for_each(|one| row(into, one));
+    into.push_str(CLOSE_TABLE);
+    if !rest.is_empty() {
+        let _ = write!(into, "<details data-key=\"{key}\"><summary>and {} more</summary>", rest.len());
+        open_table(into, heads);
+        rest.iter().for_each(|one| row(into, one));
+        into.push_str("</tbody></table></details>");
+    }
+}
+
 fn header(into: &mut String, status: &Status) {
     let draining = if status.draining {
         "<p class=\"alarm\" role=\"alert\">Draining: no new connections are taken.</p>"
     } else {
         ""
     };
-    let hash = status.config_hash.get(..12).unwrap_or(&status.config_hash);
     let _ = write!(
         into,
         "<header><h1>Portcullis</h1><p>{} · policy {} <code>{}</code> · since {}</p></header>{draining}",
         safe(&status.version),
         status.generation,
-        safe(hash),
+        safe(short(&status.config_hash)),
         safe(&status.started_at)
     );
 }
 
-fn organizations(into: &mut String, status: &Status) {
-    into.push_str(
-        "<section><h2>Organizations</h2><label class=\"filter\">Filter <input id=\"filter\" type=\"search\"></label>",
-    );
-    into.push_str("<table><thead><tr><th>Organization<th>Status<th>Streams<th>Limits</thead><tbody>");
-    for (depth, org) in tree(&status.organizations) {
-        let _ = write!(
-            into,
-            "<tr data-org=\"{}\"><th scope=\"row\" class=\"depth{}\">{}<br><small>{}</small></th><td class=\"{}\">{}</td><td class=\"number\">{}</td><td>",
-            safe(&org.id),
-            depth.min(4),
-            safe(&org.id),
-            safe(&org.name),
-            safe(&org.status),
-            safe(&org.status),
-            org.streams
-        );
-        for limit in &org.limits {
-            bar(into, limit);
+/// Limits that the strip names.
+const NAMED: usize = 8;
+
+/// What somebody who was woken wants to know first, each with the way to where it stands.
+fn strip(into: &mut String, status: &Status, rows: &[Row<'_>]) {
+    into.push_str("<nav class=\"strip\" aria-label=\"At a glance\"><ul>");
+    let last = status.reloads.first().filter(|last| part(last, "result") == "rejected");
+    match (last, glance::in_force(status)) {
+        (Some(last), _) => item(into, "bad", "reloads", "Last reload", "rejected", &when(status, part(last, "at"))),
+        (None, Some(brought)) => {
+            let policy = format!("policy {} applied", status.generation);
+            item(into, "good", "reloads", "Configuration", &policy, &when(status, part(brought, "at")));
         }
-        into.push_str("</td></tr>");
+        (None, None) => item(into, "good", "reloads", "Configuration", "as at the start", ""),
     }
-    into.push_str("</tbody></table></section>");
+    let (silent, all) = glance::silent(status);
+    match silent.as_slice() {
+        [] => item(into, "good", "upstreams", "Upstreams", &format!("{all} of {all} answer"), ""),
+        names => {
+            let told = format!("{} of {all} answer", all - names.len());
+            item(into, "bad", "upstreams", "Upstreams", &told, &format!("not {}", names.join(", ")));
+        }
+    }
+    if let Some(next) = glance::ending(status).first() {
+        let class = match glance::pressing(status, next) {
+            "over" => "bad",
+            "soon" => "warn",
+            _ => "good",
+        };
+        item(into, class, "expiry", "Ends next", &format!("{} {}", next.kind, next.name), &when(status, &next.ends));
+    }
+    item(into, "", "streams", "Live streams", &status.streams.len().to_string(), "");
+    let refused = status.refusals.values().chain(status.handshakes_refused.values()).sum::<u64>();
+    item(into, "", "refusals", "Refused so far", &refused.to_string(), "");
+    if !status.revoked.is_empty() {
+        item(into, "warn", "revoked", "Revoked by hand", &status.revoked.len().to_string(), "");
+    }
+    nearly_full(into, rows);
+    into.push_str("</ul></nav>");
 }
 
-fn bar(into: &mut String, limit: &Value) {
-    let text = |key: &str| match limit.get(key) {
-        Some(Value::String(text)) => text.clone(),
-        Some(Value::Null) | None => String::new(),
-        Some(other) => other.to_string(),
-    };
-    let number = |key: &str| text(key).parse::<f64>().unwrap_or(0.0);
-    let (used, most) = (number("used") + number("reserved"), number("limit"));
-    let scope =
-        |key: &str| limit.pointer(&format!("/scope/{key}")).and_then(Value::as_str).map(|part| format!("{part} / "));
-    let name = format!("{}{}{}", scope("purpose").unwrap_or_default(), scope("model").unwrap_or_default(), text("id"));
-    let (resets, reserved) = (text("resets_at"), text("reserved"));
-    // What is full again has nothing to wait for.
-    let until = if resets.is_empty() || used <= 0.0 { String::new() } else { format!(", whole again {resets}") };
-    let held = if number("reserved") > 0.0 { format!(" + {reserved} reserved") } else { String::new() };
-    let most = most.max(1.0);
+fn item(into: &mut String, class: &str, anchor: &str, what: &str, word: &str, more: &str) {
+    let more = if more.is_empty() { String::new() } else { format!(" <span>{}</span>", safe(more)) };
     let _ = write!(
         into,
-        "<div class=\"limit\"><span>{name}</span><meter min=\"0\" max=\"{most}\" low=\"{}\" high=\"{}\" optimum=\"0\" \
-         value=\"{}\" aria-label=\"{name}\">{taken}</meter><small>{taken}{} of {}{}</small></div>",
-        most * 0.8,
-        most * 0.95,
-        used.min(most),
-        safe(&held),
-        safe(&text("limit")),
-        safe(&until),
-        name = safe(&name),
-        taken = safe(&text("used")),
+        "<li class=\"{class}\"><a href=\"#{anchor}\"><small>{what}</small> <strong>{}</strong>{more}</a></li>",
+        safe(word)
     );
+}
+
+fn nearly_full(into: &mut String, rows: &[Row<'_>]) {
+    let full = glance::nearly_full(rows);
+    let class = if full.iter().any(|(_, gauge)| gauge.ratio() >= 1.0 && !gauge.shadow) {
+        "bad"
+    } else if full.is_empty() {
+        "good"
+    } else {
+        "warn"
+    };
+    let _ = write!(into, "<li class=\"full {class}\"><small>Limits above 90 %</small> ");
+    if full.is_empty() {
+        into.push_str("<strong>none</strong>");
+    }
+    for (row, gauge) in full.iter().take(NAMED) {
+        let (org, shadow) = (safe(&row.org.id), if gauge.shadow { ", shadow" } else { "" });
+        let (name, percent) = (breakable(&gauge.name), gauge.percent());
+        let _ = write!(into, "<a href=\"#org-{org}\"><strong>{org}</strong> {name} {percent}{shadow}</a> ");
+    }
+    let more = full.len().saturating_sub(NAMED);
+    if more > 0 {
+        let _ = write!(into, "<a href=\"#organizations\">and {more} more</a>");
+    }
+    into.push_str("</li>");
 }
 
 /// Streams that are listed; a page is for people.
 const LISTED: usize = 500;
+/// Lines of a table that stand open.
+const OPEN: usize = 20;
 
 fn streams(into: &mut String, status: &Status) {
-    let _ = write!(into, "<section><h2>Live streams ({})</h2>", status.streams.len());
-    into.push_str("<table><thead><tr><th>Request<th>Organization<th>Purpose<th>Model<th>Age<th>Tokens</thead><tbody>");
-    for stream in status.streams.iter().take(LISTED) {
-        let _ = write!(
-            into,
-            "<tr><td><code>{}</code><td>{}<td>{}<td>{}<td class=\"number\">{:.0} s<td class=\"number\">{}",
-            safe(&stream.request_id),
-            safe(&stream.organization),
-            safe(&stream.purpose),
-            safe(&stream.model),
-            stream.age_seconds,
-            stream.output_tokens
-        );
-    }
+    let _ = write!(into, "<section id=\"streams\"><h2>Live streams ({})</h2>", status.streams.len());
+    let listed = status.streams.get(..LISTED).unwrap_or(&status.streams);
+    let heads = ["Request", "Organization", "Purpose", "Model", "Age", "Tokens"];
+    folded(into, &heads, listed, OPEN, "streams", |into, stream: &LiveStream| {
+        let _ = write!(into, "<tr><td data-label=\"Request\"><code>{}</code></td>", safe(&stream.request_id));
+        cell(into, "Organization", safe(&stream.organization));
+        cell(into, "Purpose", safe(&stream.purpose));
+        cell(into, "Model", safe(&stream.model));
+        cell(into, "Age", format_args!("{:.0} s", stream.age_seconds));
+        // Metered on the way; what counts is what the model reports at the end.
+        cell(into, "Tokens", format_args!("≈{}", stream.output_tokens));
+        into.push_str("</tr>");
+    });
     let more = status.streams.len().saturating_sub(LISTED);
     if more > 0 {
-        let _ = write!(into, "<tr><td colspan=\"6\">and {more} more");
+        let _ = write!(into, "<p>and {more} that are not listed</p>");
+    }
+    into.push_str("</section>");
+}
+
+fn upstreams(into: &mut String, status: &Status) {
+    into.push_str("<section id=\"upstreams\" class=\"half\"><h2>Upstreams</h2>");
+    open_table(into, &["Name", "State"]);
+    for upstream in &status.upstreams {
+        let healthy = upstream.get("healthy") == Some(&Value::Bool(true));
+        let (class, word) = if healthy { ("active", "answers") } else { ("suspended", "does not answer") };
+        let _ = write!(into, "<tr><th scope=\"row\">{}<td class=\"{class}\">{word}", safe(part(upstream, "name")));
     }
     into.push_str("</tbody></table></section>");
 }
 
 fn refusals(into: &mut String, status: &Status) {
-    into.push_str("<section><h2>Refusals</h2><table><thead><tr><th>Reason<th>Count</thead><tbody>");
+    into.push_str("<section id=\"refusals\" class=\"half\"><h2>Refusals</h2>");
+    open_table(into, &["Reason", "Count"]);
     for (code, count) in &status.refusals {
         let _ = write!(into, "<tr><td>{}<td class=\"number\">{count}", safe(code));
     }
@@ -174,61 +258,68 @@ fn refusals(into: &mut String, status: &Status) {
 }
 
 fn expiry(into: &mut String, status: &Status) {
+    into.push_str("<section id=\"expiry\"><h2>Certificates and revocation lists</h2>");
+    let all = glance::ending(status);
+    folded(into, &["Kind", "Name", "Ends"], &all, OPEN, "expiry", |into, certificate: &&Certificate| {
+        let (kind, name, ends) = (safe(&certificate.kind), safe(&certificate.name), safe(&certificate.ends));
+        let class = glance::pressing(status, certificate);
+        let _ = write!(into, "<tr><td>{kind}<td>{name}<td class=\"{class}\">{ends}");
+    });
     into.push_str(
-        "<section><h2>Certificates and revocation lists</h2><table><thead><tr><th>Kind<th>Name<th>Ends</thead><tbody>",
+        "<p class=\"note\">A partner's is the first to end of those that it used within a day.</p></section>",
     );
-    for certificate in &status.certificates {
-        let _ = write!(
-            into,
-            "<tr><td>{}<td>{}<td>{}",
-            safe(&certificate.kind),
-            safe(&certificate.name),
-            safe(&certificate.ends)
-        );
-    }
-    into.push_str("</tbody></table><h2>Upstreams</h2><table><tbody>");
-    for upstream in &status.upstreams {
-        let name = upstream.get("name").and_then(Value::as_str).unwrap_or_default();
-        let healthy = upstream.get("healthy") == Some(&Value::Bool(true));
-        let word = if healthy { "answers" } else { "does not answer" };
-        let _ = write!(
-            into,
-            "<tr><th scope=\"row\">{}<td class=\"{}\">{word}",
-            safe(name),
-            if healthy { "active" } else { "suspended" }
-        );
-    }
-    into.push_str("</tbody></table></section>");
 }
 
 fn revoked(into: &mut String, status: &Status) {
     if status.revoked.is_empty() {
         return;
     }
-    into.push_str(
-        "<section><h2>Revoked by hand</h2><table><thead><tr><th>Kind<th>Target<th>Since<th>Reason</thead><tbody>",
-    );
-    for entry in &status.revoked {
-        let part = |key: &str| safe(entry.get(key).and_then(Value::as_str).unwrap_or_default());
-        let (kind, target, since, reason) = (part("kind"), part("target"), part("since"), part("reason"));
-        let _ = write!(into, "<tr><td>{kind}<td><code>{target}</code><td>{since}<td>{reason}");
-    }
-    into.push_str("</tbody></table></section>");
+    into.push_str("<section id=\"revoked\"><h2>Revoked by hand</h2>");
+    let heads = ["Kind", "Target", "Since", "Reason"];
+    folded(into, &heads, &status.revoked, OPEN, "revoked", |into, entry: &Value| {
+        into.push_str("<tr>");
+        cell(into, "Kind", safe(part(entry, "kind")));
+        cell(into, "Target", format_args!("<code>{}</code>", safe(part(entry, "target"))));
+        cell(into, "Since", safe(part(entry, "since")));
+        cell(into, "Reason", safe(part(entry, "reason")));
+        into.push_str("</tr>");
+    });
+    into.push_str("</section>");
 }
 
 fn reloads(into: &mut String, status: &Status) {
-    into.push_str("<section><h2>Reloads</h2>");
-    for reload in &status.reloads {
-        let part = |key: &str| safe(reload.get(key).and_then(Value::as_str).unwrap_or_default());
-        let _ = write!(
-            into,
-            "<details><summary>{} {} ({}, {})</summary><pre>{}</pre></details>",
-            part("at"),
-            part("result"),
-            part("trigger"),
-            part("by"),
-            part("text")
+    into.push_str("<section id=\"reloads\"><h2>Reloads</h2>");
+    if status.reloads.is_empty() {
+        into.push_str("<p class=\"note\">none since the start</p>");
+    }
+    let current = glance::in_force(status);
+    for entry in &status.reloads {
+        let of = |key: &str| safe(part(entry, key));
+        let (class, word) = match part(entry, "result") {
+            "rejected" => ("rejected", "rejected"),
+            "applied" if current.is_some_and(|brought| std::ptr::eq(brought, entry)) => {
+                ("current", "applied, in force")
+            }
+            "applied" => ("applied", "applied"),
+            other => ("unchanged", other),
+        };
+        let (text, generation) = (of("text"), entry.get("generation").map(ToString::to_string).unwrap_or_default());
+        // A refused one left in force what was.
+        let held = if class == "rejected" { "still policy" } else { "policy" };
+        let line = format!(
+            "{} <b class=\"{class}\">{}</b> {held} {generation} <code>{}</code> <small>{}, {}</small>",
+            of("at"),
+            safe(word),
+            safe(short(part(entry, "hash"))),
+            of("trigger"),
+            of("by")
         );
+        let _ = if text.trim().is_empty() {
+            write!(into, "<p class=\"reload\">{line}</p>")
+        } else {
+            let key = of("at");
+            write!(into, "<details data-key=\"{key}\"><summary>{line}</summary><pre>{text}</pre></details>")
+        };
     }
     into.push_str("</section>");
 }

@@ -16,6 +16,7 @@ use std::time::Duration;
 use clap::{ArgGroup, Args as ClapArgs, Subcommand};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
+use serde_json::{Value, json};
 use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::FromDer;
@@ -34,6 +35,9 @@ pub struct Args {
     /// Whose key signs: the authority in NAME-ca.pem, NAME-ca.key and NAME.crl
     #[arg(long, default_value = "partners", global = true, value_name = "NAME")]
     authority: AuthorityName,
+    /// Print JSON
+    #[arg(long, global = true)]
+    json: bool,
     #[command(subcommand)]
     what: What,
 }
@@ -56,7 +60,7 @@ enum What {
         #[arg(long)]
         org: OrgId,
         /// Its URI [default: <spiffe://partners/ORG>]
-        #[arg(long)]
+        #[arg(long, value_parser = uri)]
         uri: Option<String>,
         #[command(flatten)]
         lasts: Lasts,
@@ -87,9 +91,6 @@ enum What {
     Show {
         /// The certificate
         file: PathBuf,
-        /// Print JSON
-        #[arg(long)]
-        json: bool,
     },
 }
 
@@ -120,13 +121,14 @@ pub fn run(args: &Args) -> Done {
     let now = Clock::system().now().wall;
     let dir = args.dir.as_path();
     let files = Files { dir, authority: &args.authority };
-    match &args.what {
+    let made = match &args.what {
         What::Init { servers, lasts } => init(files, servers, *lasts, now),
         What::Authority => {
             files.free(&[])?;
             files.begin(now)?;
             let (list, made) = (files.list(), files.certificate());
-            say(format_args!("made the authority {} and its empty list {}", made.display(), list.display()))
+            let text = format!("made the authority {} and its empty list {}", made.display(), list.display());
+            Ok(Made { text, value: files.told(now.plus(AUTHORITY)) })
         }
         What::Issue { org, uri, lasts } => {
             let uri = uri.clone().unwrap_or_else(|| format!("spiffe://partners/{org}"));
@@ -139,8 +141,33 @@ pub fn run(args: &Args) -> Done {
         What::Renew { org: None, servers, lasts, .. } => renew_server(files, servers, *lasts, now),
         What::Revoke { file } => list::sign(files, Some(file), now),
         What::Crl => list::sign(files, None, now),
-        What::Show { file, json } => show::run(file, *json),
-    }
+        What::Show { file } => return show::run(file, args.json),
+    }?;
+    if args.json { say(made.value) } else { say(made.text) }
+}
+
+/// What was made: a sentence for people, and the same for programs.
+#[derive(Debug)]
+struct Made {
+    text: String,
+    value: Value,
+}
+
+/// An instant as certificates and lists hold it: in whole seconds.
+fn written(at: Wall) -> String {
+    Wall::from_seconds(at.seconds()).to_string()
+}
+
+/// A URI in RFC 3986's characters: it stands in a certificate, and a partner is known by it.
+fn uri(text: &str) -> Result<String, &'static str> {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~:/?#[]@!$&'()*+,;=%".contains(&byte);
+    let scheme = |name: &str| {
+        name.starts_with(|first: char| first.is_ascii_alphabetic())
+            && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte))
+    };
+    let parts = text.split_once(':').filter(|(name, rest)| scheme(name) && !rest.is_empty());
+    let fine = parts.is_some_and(|(_, rest)| rest.bytes().all(allowed));
+    if fine { Ok(text.to_owned()) } else { Err("it is no URI such as spiffe://partners/acme") }
 }
 
 /// Where one authority's files are.
@@ -161,6 +188,17 @@ impl Files<'_> {
 
     fn list(self) -> PathBuf {
         self.dir.join(format!("{}.crl", self.authority))
+    }
+
+    /// What it consists of, for programs.
+    fn told(self, ends: Wall) -> Value {
+        json!({
+            "authority": self.authority,
+            "certificate": self.certificate(),
+            "key": self.key(),
+            "crl": self.list(),
+            "not_after": written(ends),
+        })
     }
 
     /// All before any: half an authority would block the next try.
@@ -196,18 +234,29 @@ impl Files<'_> {
 }
 
 /// Makes an authority, a server certificate and an empty list.
-fn init(files: Files<'_>, servers: &[String], lasts: Lasts, now: Wall) -> Done {
+fn init(files: Files<'_>, servers: &[String], lasts: Lasts, now: Wall) -> Result<Made, ExitCode> {
     let lasts = lasts.within(now.plus(AUTHORITY), now)?;
     files.free(&["server.key", "server.pem"])?;
     let authority = files.begin(now)?;
     let names: Vec<&str> = servers.iter().map(String::as_str).collect();
     let server = authority.issue(&Holder::Server(&names), now, lasts).map_err(complain)?;
     write_pair(files.dir, "server", &server.key, &server.certificate)?;
+    let value = json!({
+        "authority": files.told(now.plus(AUTHORITY)),
+        "server": {
+            "certificate": files.dir.join("server.pem"),
+            "key": files.dir.join("server.key"),
+            "names": servers,
+            "not_after": written(now.plus(lasts)),
+            "signer": files.authority,
+        },
+    });
     let (servers, shown) = (servers.join(", "), files.dir.display());
-    say(format_args!("made an authority, a server certificate for {servers} and an empty CRL in {shown}"))
+    let text = format!("made an authority, a server certificate for {servers} and an empty CRL in {shown}");
+    Ok(Made { text, value })
 }
 
-fn issue(files: Files<'_>, org: &OrgId, uri: &str, name: &str, lasts: Lasts, now: Wall) -> Done {
+fn issue(files: Files<'_>, org: &OrgId, uri: &str, name: &str, lasts: Lasts, now: Wall) -> Result<Made, ExitCode> {
     let (authority, ends) = files.load()?;
     let lasts = lasts.within(ends, now)?;
     let made = files.dir.join(format!("{name}.pem"));
@@ -219,7 +268,15 @@ fn issue(files: Files<'_>, org: &OrgId, uri: &str, name: &str, lasts: Lasts, now
     }
     let pair = authority.issue(&Holder::Partner { uri, name: org.as_str() }, now, lasts).map_err(complain)?;
     write_pair(files.dir, name, &pair.key, &pair.certificate)?;
-    say(format_args!("issued {} ({uri}), signed by {}", made.display(), files.authority))
+    let value = json!({
+        "organization": org,
+        "certificate": made,
+        "key": files.dir.join(format!("{name}.key")),
+        "uri": uri,
+        "not_after": written(now.plus(lasts)),
+        "signer": files.authority,
+    });
+    Ok(Made { text: format!("issued {} ({uri}), signed by {}", made.display(), files.authority), value })
 }
 
 /// A partner's last certificate: what `renew` made, newest first, and what `issue` made.
@@ -250,7 +307,7 @@ fn uri_of(der: &CertificateDer<'_>) -> Result<String, ExitCode> {
 }
 
 /// One file changes, and that in one step: a gateway that watches never sees a certificate without its key.
-fn renew_server(files: Files<'_>, servers: &[String], lasts: Lasts, now: Wall) -> Done {
+fn renew_server(files: Files<'_>, servers: &[String], lasts: Lasts, now: Wall) -> Result<Made, ExitCode> {
     let (authority, ends) = files.load()?;
     let lasts = lasts.within(ends, now)?;
     let path = files.dir.join("server.pem");
@@ -259,8 +316,10 @@ fn renew_server(files: Files<'_>, servers: &[String], lasts: Lasts, now: Wall) -
     let holders: Vec<&str> = servers.iter().map(String::as_str).collect();
     let certificate = authority.certify(&Holder::Server(&holders), &key, now, lasts).map_err(complain)?;
     replace(&path, &certificate)?;
-    let (path, servers, signer, ends) = (path.display(), servers.join(", "), files.authority, now.plus(lasts));
-    say(format_args!("renewed {path} for {servers}, signed by {signer}, until {ends}"))
+    let (signer, ends) = (files.authority, written(now.plus(lasts)));
+    let text = format!("renewed {} for {}, signed by {signer}, until {ends}", path.display(), servers.join(", "));
+    let value = json!({"certificate": path, "names": servers, "not_after": ends, "signer": signer});
+    Ok(Made { text, value })
 }
 
 fn servers_of(der: &CertificateDer<'_>) -> Result<Vec<String>, ExitCode> {

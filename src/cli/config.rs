@@ -1,4 +1,4 @@
-//! `portcullis config`: the schema, a commented default, and the resolved form.
+//! `portcullis config`: the schemas, a commented default, and the resolved form.
 
 use std::path::PathBuf;
 
@@ -9,6 +9,8 @@ use crate::policy::Summary;
 
 /// The schema of the main file, for editors.
 pub const SCHEMA: &str = include_str!("../../config/schema.json");
+/// The schema of a partner's file, for editors.
+pub const ORG_SCHEMA: &str = include_str!("../../config/org.schema.json");
 /// The shipped example, which holds every setting with its default.
 pub const DEFAULT: &str = include_str!("../../config/portcullis.toml");
 
@@ -21,8 +23,12 @@ pub struct Args {
 
 #[derive(Debug, Subcommand)]
 enum What {
-    /// The JSON Schema
-    Schema,
+    /// The JSON Schema, for editors
+    Schema {
+        /// Of a partner's file in orgs.d instead of the main file
+        #[arg(long)]
+        org: bool,
+    },
     /// A commented configuration with every default
     Default,
     /// The resolved configuration, without secrets
@@ -39,10 +45,10 @@ enum What {
 /// Prints what is asked for.
 pub fn run(args: &Args) -> Done {
     match &args.what {
-        What::Schema => print(SCHEMA),
+        What::Schema { org } => print(if *org { ORG_SCHEMA } else { SCHEMA }),
         What::Default => print(DEFAULT),
         What::Show { config, json } => {
-            let summary = Summary::of(&super::loaded(config)?);
+            let summary = Summary::of(&super::loaded(config, *json)?);
             if *json { say(summary.to_json()) } else { print(summary.render()) }
         }
     }

@@ -76,7 +76,7 @@ impl Decision {
 
 /// Explains a decision: exit 0 when allowed, 1 when refused.
 pub fn run(args: &Args) -> Done {
-    let policy = super::loaded(&args.config)?;
+    let policy = super::loaded(&args.config, args.json)?;
     let pem = std::fs::read(&args.cert).map_err(|error| error.to_string());
     let certificate = pem.and_then(|pem| CertificateDer::from_pem_slice(&pem).map_err(|error| error.to_string()));
     let certificate = certificate.map_err(|error| complain(format_args!("{}: {error}", args.cert.display())))?;

@@ -8,6 +8,7 @@ mod certs;
 mod check;
 mod config;
 mod explain;
+mod man;
 mod operate;
 mod run;
 mod shell;
@@ -61,8 +62,8 @@ enum Command {
     Mock(mock::Args),
     /// Shell completions
     Completions(shell::CompletionsArgs),
-    /// The manual page
-    Man,
+    /// The manual page, in roff
+    Man(man::Args),
     /// Version and build
     Version(shell::VersionArgs),
 }
@@ -85,7 +86,7 @@ pub fn main() -> ExitCode {
         Command::Config(args) => config::run(&args),
         Command::Mock(args) => shell::mock(&args),
         Command::Completions(args) => shell::completions(&args),
-        Command::Man => shell::man(),
+        Command::Man(args) => man::run(&args),
         Command::Version(args) => shell::version(&args),
     };
     done.err().unwrap_or(ExitCode::SUCCESS)
@@ -141,14 +142,19 @@ fn readable(config: &Path) -> Done {
     read.map(drop).map_err(|error| complain(format_args!("{}: {error}", config.display())))
 }
 
-/// The policy of a configuration; its mistakes are printed.
+/// The policy of a configuration; its mistakes are printed, for programs in the form that `check` has for them.
 ///
 /// # Errors
 /// The exit code.
-fn loaded(config: &Path) -> Result<Policy, ExitCode> {
+fn loaded(config: &Path, as_json: bool) -> Result<Policy, ExitCode> {
     readable(config)?;
     policy::load(config, None, Clock::system().now()).map_err(|mistakes| {
-        tell(mistakes.render(colour(&std::io::stderr())));
+        if as_json {
+            // What is wrong stays wrong, whether or not anybody reads it to its end.
+            let _ = say(serde_json::json!({"valid": false, "mistakes": mistakes.to_json()}));
+        } else {
+            tell(mistakes.render(colour(&std::io::stderr())));
+        }
         ExitCode::from(REFUSED)
     })
 }

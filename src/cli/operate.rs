@@ -10,7 +10,8 @@ use hyper::{Method, StatusCode};
 use serde_json::{Value, json};
 
 use super::{Done, REFUSED, complain, print, say, tell};
-use crate::admin::status::{Status, render_text};
+use crate::admin::status::Status;
+use crate::admin::terminal::{Screen, render};
 use crate::peer::Sha256;
 use crate::remote::Admin;
 use crate::trust;
@@ -127,14 +128,14 @@ fn is_draining(admin: &Admin) -> bool {
 
 /// Shows the gateway's state, once or again and again.
 pub fn status(args: &StatusArgs) -> Done {
+    let mut shown = Shown::default();
     loop {
-        let body = get(&args.admin)?;
-        if args.json {
-            say(String::from_utf8_lossy(&body))?;
-        } else {
-            let status = serde_json::from_slice(&body)
-                .map_err(|error| complain(format_args!("the gateway's status is of another form: {error}")))?;
-            paint(&status, args.watch)?;
+        let told = fetched(&args.admin).and_then(|body| shown.show(&body, args));
+        match told {
+            Ok(done) => done?,
+            // At this address nobody ever was: that is a mistake, not a restart.
+            Err(error) if !args.watch || !shown.reached => return Err(complain(error)),
+            Err(error) => shown.lose(&error, args)?,
         }
         if !args.watch {
             return Ok(());
@@ -143,21 +144,79 @@ pub fn status(args: &StatusArgs) -> Done {
     }
 }
 
-/// The gateway's state, as it sends it.
-fn get(admin: &Admin) -> Result<Bytes, ExitCode> {
-    match admin.call(Method::GET, "/status.json", None) {
-        Ok((StatusCode::OK, body)) => Ok(body),
-        Ok((status, body)) => Err(complain(format_args!("{status}: {}", String::from_utf8_lossy(&body)))),
-        Err(error) => Err(complain(error)),
+/// What `status` showed last, so that a gateway that restarts does not take it away.
+#[derive(Default)]
+struct Shown {
+    reached: bool,
+    lost: bool,
+    last: Option<Status>,
+}
+
+impl Shown {
+    fn show(&mut self, body: &[u8], args: &StatusArgs) -> Result<Done, String> {
+        let done = if args.json {
+            say(String::from_utf8_lossy(body))
+        } else {
+            let status = serde_json::from_slice(body);
+            let status = status.map_err(|error| format!("the gateway's status is of another form: {error}"))?;
+            let screen = screen(args);
+            let text = render(&status, screen);
+            self.last = Some(status);
+            paint(screen, &text)
+        };
+        (self.reached, self.lost) = (true, false);
+        Ok(done)
+    }
+
+    /// Says once into a pipe, and on a screen above what was there last, that nobody answers.
+    fn lose(&mut self, error: &str, args: &StatusArgs) -> Done {
+        let first = !std::mem::replace(&mut self.lost, true);
+        let Some(Screen { width, height }) = screen(args) else {
+            if first {
+                tell(format_args!("portcullis: not reachable, trying again: {error}\n"));
+            }
+            return Ok(());
+        };
+        let rest = Screen { width, height: height.saturating_sub(2) };
+        let last = self.last.as_ref().map(|status| render(status, Some(rest))).unwrap_or_default();
+        let said: String = format!("NOT REACHABLE, TRYING AGAIN: {error}").chars().take(width).collect();
+        paint(Some(rest), &format!("{said}\n\n{last}"))
     }
 }
 
-fn paint(status: &Status, watch: bool) -> Done {
-    if watch && std::io::stdout().is_terminal() {
+/// The screen to fit, when somebody watches on one.
+fn screen(args: &StatusArgs) -> Option<Screen> {
+    let out = std::io::stdout();
+    if !args.watch || args.json || !out.is_terminal() {
+        return None;
+    }
+    let size = rustix::termios::tcgetwinsize(&out).ok();
+    let told = |name: &str| std::env::var(name).ok()?.parse().ok();
+    let width = size.map(|size| usize::from(size.ws_col)).filter(|width| *width > 0).or_else(|| told("COLUMNS"));
+    let height = size.map(|size| usize::from(size.ws_row)).filter(|height| *height > 0).or_else(|| told("LINES"));
+    // The last line is the cursor's.
+    Some(Screen { width: width.unwrap_or(80), height: height.unwrap_or(24).saturating_sub(1) })
+}
+
+fn fetched(admin: &Admin) -> Result<Bytes, String> {
+    match admin.call(Method::GET, "/status.json", None) {
+        Ok((StatusCode::OK, body)) => Ok(body),
+        Ok((status, body)) => Err(format!("{status}: {}", String::from_utf8_lossy(&body))),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+/// The gateway's state, as it sends it.
+fn get(admin: &Admin) -> Result<Bytes, ExitCode> {
+    fetched(admin).map_err(complain)
+}
+
+fn paint(screen: Option<Screen>, text: &str) -> Done {
+    if screen.is_some() {
         // Home, and clear to the end of the screen: no flicker, no scroll-back full of copies.
         print("\u{1b}[H\u{1b}[J")?;
     }
-    say(render_text(status))
+    print(text)
 }
 
 /// Withdraws access, or lists what is withdrawn.

@@ -37,7 +37,7 @@ pub struct Args {
 pub fn run(args: &Args) -> Done {
     protect();
     stretch();
-    let filter = start_log(&super::loaded(&args.config)?.log);
+    let filter = start_log(&super::loaded(&args.config, false)?.log);
     let clock = Clock::system();
     // A socket that was handed over and cannot be used would otherwise stand there unserved.
     let listener = listenfd::ListenFd::from_env().take_tcp_listener(0);

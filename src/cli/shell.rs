@@ -1,4 +1,4 @@
-//! `completions`, `man`, `version` and `mock`: small commands that need no gateway.
+//! `completions`, `version` and `mock`: small commands that need no gateway.
 
 use clap::{Args, CommandFactory};
 use clap_complete::Shell;
@@ -26,13 +26,6 @@ pub fn completions(args: &CompletionsArgs) -> Done {
     let mut script = Vec::new();
     clap_complete::generate(args.shell, &mut Cli::command(), "portcullis", &mut script);
     print(String::from_utf8_lossy(&script))
-}
-
-/// Prints the manual page, in roff.
-pub fn man() -> Done {
-    let mut page = Vec::new();
-    clap_mangen::Man::new(Cli::command()).render(&mut page).map_err(complain)?;
-    print(String::from_utf8_lossy(&page))
 }
 
 /// Prints the version.

@@ -312,13 +312,22 @@ impl Metrics {
     /// Sets each organization's gauge to the earliest end among the certificates that it used within a day.
     pub fn client_certificates(&self, now: Wall) {
         self.families.client_cert.reset();
+        for (org, earliest) in self.partners_end(now) {
+            self.families.client_cert.with_label_values(&[org.as_str()]).set(earliest.seconds());
+        }
+    }
+
+    /// Each organization with the earliest end among the certificates that it used within a day; older ones are forgotten.
+    #[must_use]
+    pub fn partners_end(&self, now: Wall) -> Vec<(OrgId, Wall)> {
+        let mut ends = Vec::new();
         self.seen.retain(|org, seen| {
             seen.retain(|_, one| one.at.until(now) < DAY);
-            if let Some(earliest) = seen.values().map(|one| one.not_after).min() {
-                self.families.client_cert.with_label_values(&[org.as_str()]).set(earliest.seconds());
-            }
-            !seen.is_empty() && self.orgs.contains_key(org)
+            let earliest = seen.values().map(|one| one.not_after).min();
+            ends.extend(earliest.map(|earliest| (org.clone(), earliest)));
+            earliest.is_some() && self.orgs.contains_key(org)
         });
+        ends
     }
 
     /// Whether the gateway drains.

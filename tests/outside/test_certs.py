@@ -516,3 +516,36 @@ def test_the_readmes_example_and_its_commands_make_a_gateway(certs):
             [BINARY, *command.split()], cwd=certs.folder, env=environment, capture_output=True, text=True, timeout=20
         )
         assert said.returncode == 0, (command, said.stdout, said.stderr)
+
+
+def test_programs_are_told_what_was_made(certs):
+    def told(*arguments):
+        done = certs(*arguments, "--json")
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    made = told("init", "--server", "gateway.example")
+    assert made["server"]["names"] == ["gateway.example"] and made["server"]["signer"] == "partners"
+    files = [made["authority"][name] for name in ("certificate", "key", "crl")] + [made["server"]["certificate"], made["server"]["key"]]
+    issued = told("issue", "--org", "acme")
+    assert (issued["organization"], issued["uri"], issued["signer"]) == ("acme", "spiffe://partners/acme", "partners")
+    shown = told("show", issued["certificate"])
+    assert shown["not_after"] == issued["not_after"]
+    renewed = told("renew", "--org", "acme", "--days", "30")
+    assert renewed["uri"] == issued["uri"] and renewed["certificate"] != issued["certificate"]
+    server = told("renew", "--server")
+    assert server["names"] == ["gateway.example"] and server["not_after"] > issued["not_after"][:10]
+    other = told("--authority", "partners-2027", "authority")
+    files += [issued["certificate"], issued["key"], renewed["certificate"], renewed["key"], other["certificate"], other["crl"]]
+    assert all((certs.folder / file).exists() for file in files), files
+    assert told("revoke", issued["certificate"])["revoked"] == 1
+    again = told("crl")
+    assert (again["revoked"], again["number"], again["signer"]) == (1, 3, "partners")
+
+
+@pytest.mark.parametrize("uri", ["not a uri", "acme", "spiffe:", "://acme", "1a://acme", "spiffe://pärtners/acme", "x y:z", ""])
+def test_what_is_no_uri_gets_no_certificate(certs, uri):
+    assert certs("init").returncode == 0
+    done = certs("issue", "--org", "acme", "--uri", uri)
+    assert done.returncode == 2 and "spiffe://partners/acme" in done.stderr
+    assert not (certs.folder / "certs" / "acme.pem").exists()

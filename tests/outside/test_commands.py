@@ -1,6 +1,7 @@
 """Every command as a person or a script meets it: exit codes, JSON, hints, and no secret on any screen."""
 
 import datetime
+import fcntl
 import json
 import os
 import pty
@@ -8,7 +9,10 @@ import re
 import shutil
 import signal
 import socket
+import struct
 import subprocess
+import termios
+import time
 
 import pytest
 from cryptography.x509.oid import ExtendedKeyUsageOID
@@ -150,14 +154,55 @@ def test_completions_know_the_commands(place, shell, sign):
         assert parsed.returncode == 0, parsed.stderr
 
 
-def test_the_manual_page_can_be_read(place):
+def every_command(place, *above):
+    """The words of every command, and what its help says."""
+    text = place.run(*above, "--help").stdout
+    below = re.search(r"^Commands:\n((?:  .*\n)+)", text, re.M)
+    yield above, text
+    for name in re.findall(r"^  (\w+)", below[1], re.M) if below else []:
+        if name != "help":
+            yield from every_command(place, *above, name)
+
+
+def readable_page(page):
+    """What `man` makes of it; its warnings are faults."""
+    shown = subprocess.run(["man", "--warnings", "-l", "-P", "cat", page], capture_output=True, text=True, timeout=20,
+                           env=os.environ | {"MANWIDTH": "400", "LC_ALL": "C.UTF-8"})  # fmt: skip
+    assert (shown.returncode, shown.stderr) == (0, "")
+    return shown.stdout
+
+
+def test_the_manual_holds_every_command_and_option(place):
     done = place.run("man")
     assert done.returncode == 0 and done.stdout.lstrip().startswith((".ie", ".TH")), done.stdout[:80]
+    if not shutil.which("man"):
+        pytest.skip("man is not here")
+    page = place.folder / "portcullis.1"
+    page.write_text(done.stdout)
+    shown = readable_page(page)
+    commands = list(every_command(place))
+    assert len(commands) > 25
+    for words, text in commands[1:]:
+        heading = " ".join(["portcullis", *words]).upper()
+        assert f"\n{heading}\n" in shown, heading
+        own = shown.split(f"\n{heading}\n")[1].split("\nPORTCULLIS ")[0]
+        missing = [option for option in re.findall(r"^ +(?:-\w, )?(--[\w-]+)", text, re.M) if option not in own]
+        assert not missing, (heading, missing)
+    for heading in ("ENVIRONMENT", "FILES", "EXIT STATUS"):
+        assert f"\n{heading}\n" in shown
+    assert "portcullis-run(1)" not in shown, "a page that is not there"
+
+
+def test_the_manual_can_be_a_page_for_each_command(place):
+    assert place.run("man", "--dir", "pages").returncode == 0
+    pages = {page.name for page in (place.folder / "pages").iterdir()}
+    assert {"portcullis.1", "portcullis-run.1", "portcullis-certs-issue.1"} <= pages
+    root = (place.folder / "pages/portcullis.1").read_text()
+    named = {name.replace("\\-", "-") + ".1" for name in re.findall(r"(portcullis\\?-[\w\\-]+)\(1\)", root)}
+    assert named and named <= pages
     if shutil.which("man"):
-        page = place.folder / "portcullis.1"
-        page.write_text(done.stdout)
-        shown = subprocess.run(["man", "-l", "-P", "cat", page], capture_output=True, text=True, timeout=20)
-        assert shown.returncode == 0 and "explain" in shown.stdout
+        for page in pages:
+            readable_page(place.folder / "pages" / page)
 
 
 MANY_LINES = [
@@ -618,6 +663,14 @@ def test_the_schema_is_json_and_knows_every_table(place):
     )
 
 
+def test_a_wrong_configuration_is_told_to_programs_as_check_tells_it(place):
+    spoil(place)
+    told = [json.loads(place.run(*command, "-c", "portcullis.toml", "--json").stdout)
+            for command in (["check"], ["config", "show"], ["explain", "--cert", "acme.pem"])]  # fmt: skip
+    assert told[0]["mistakes"] and told[0]["valid"] is False
+    assert told[1] == told[0] and told[2] == told[0]
+
+
 def test_show_gives_the_resolved_rules_and_no_secret(place):
     (place.folder / "key").write_text(SECRET)
     (place.folder / "key").chmod(0o600)
@@ -884,6 +937,76 @@ def test_status_can_be_watched(running, form):
         assert watching.wait(5) in (0, -13)
 
 
+def test_status_shows_what_the_page_shows(running):
+    """Upstreams, what is revoked, what was refused, clocks, bars, and how the last reloads went."""
+    for _ in range(9):
+        running.ask(body=chat(), certificate="globex")
+    running.ask(body=chat(), portcullis_purpose="forbidden")
+    running.run("revoke", "--purpose", "incident", "--reason", "a drill", check=True)
+    try:
+        text = running.run("status").stdout
+    finally:
+        running.run("restore", "--purpose", "incident", check=True)
+    now = running.status()
+    assert "openai answers" in text and "revoked: purpose incident since" in text and "purpose_not_permitted" in text
+    assert re.search(r"\[#+\.+\] +\d+ % requests_per_minute +\d of 60, whole again in \d+ s", text)
+    assert re.search(rf"reload \S+ .* policy {now['generation']} \({now['config_hash'][:12]}\)", text) or not now["reloads"]
+    assert "partner acme ends" in text
+
+
+def watched(one, rows, columns):
+    """`status --watch` on a terminal of that size, and the end at which it is read."""
+    controller, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+    process = subprocess.Popen(
+        [BINARY, "status", "--watch", "--admin", one.admin], stdin=terminal, stdout=terminal, stderr=terminal
+    )
+    os.close(terminal)
+    return process, controller
+
+
+def painted(controller, wanted, within=15):
+    """The first whole painting that `wanted` is true of."""
+    deadline, shown = time.monotonic() + within, ""
+    while time.monotonic() < deadline:
+        shown += os.read(controller, 65536).decode()
+        for screen in shown.split("\x1b[H\x1b[J")[1:-1]:
+            if wanted(screen):
+                return screen.replace("\r\n", "\n")
+    raise AssertionError(shown[-2000:])
+
+
+def test_watching_fits_the_screen_shows_the_fullest_first_and_outlives_a_restart(stage):
+    orgs = {f"org-{number:02}": Stage.ACME.replace("acme", f"org-{number:02}") + "[limits]\nrequests_per_minute = 9\n"
+            for number in range(40)}  # fmt: skip
+    orgs["zulu"] = Stage.GLOBEX.replace("globex", "zulu") + "[limits]\nrequests_per_hour = 2\n"
+    one = stage(orgs=orgs)
+    one.partners.leaf("zulu", uri="spiffe://partners/zulu")
+    for _ in range(3):
+        one.ask(body=chat(), certificate="zulu")
+    process, controller = watched(one, 20, 90)
+    try:
+        screen = painted(controller, lambda screen: "ORGANIZATION" in screen)
+        lines = screen.rstrip("\n").split("\n")
+        assert len(lines) <= 19 and max(map(len, lines)) <= 90, screen
+        first = lines[[line.startswith("ORGANIZATION") for line in lines].index(True) + 1]
+        assert first.startswith("zulu"), screen
+        assert re.search(r"… and \d+ more organizations", screen) and "rate_limit_exceeded" in screen
+        port = int(one.admin.rsplit(":", 1)[1])
+        one.gateway.end()
+        lost = painted(controller, lambda screen: "NOT REACHABLE, TRYING AGAIN" in screen)
+        assert "zulu" in lost, "what it said last is still there"
+        path = one.folder / "portcullis.toml"
+        path.write_text(path.read_text().replace('[admin]\naddress = "127.0.0.1:0"', f'[admin]\naddress = "127.0.0.1:{port}"'))
+        one.start()
+        painted(controller, lambda screen: screen.startswith("portcullis "))
+        process.send_signal(signal.SIGINT)
+        assert process.wait(5) == -signal.SIGINT
+    finally:
+        process.kill()
+        os.close(controller)
+
+
 def in_a_terminal(arguments, folder, **environment):
     """The exit code and everything a terminal would have shown."""
     controller, terminal = pty.openpty()
@@ -1079,6 +1202,28 @@ def test_what_the_demo_prints_can_be_pasted(started, tmp_path):
     assert b"acme" in fetch(status + "/").body
     demo.signal(signal.SIGINT)
     assert demo.wait(10) == 0, demo.log
+
+
+def test_every_metric_that_the_readme_praises_is_there_after_one_plain_and_one_streamed_request(started, tmp_path):
+    demo = started("demo", "--dir", tmp_path / "demo")
+    demo.printed(r"(Ctrl-C stops)")
+    plain, streamed = [line.strip() for line in demo.log.splitlines() if line.strip().startswith("curl")][:2]
+    for line in (plain, streamed):
+        subprocess.run(["bash", "-c", line.replace("curl", "curl -sS", 1)], check=True, capture_output=True, timeout=30)
+    status = re.search(r"Status: (http://\S+)", demo.log).group(1)
+    readme = (ROOT / "README.md").read_text().split("### Metrics")[1].split("###")[0]
+    praised = set(re.findall(r"`(portcullis_\w+)", "".join(re.findall(r"^\| .*", readme, re.M))))
+    assert len(praised) > 30
+
+    def absent():
+        text = fetch(status + "/metrics").body.decode()
+        # A family without a sample is as good as none.
+        return {name for name in praised if not re.search(rf"^{name}(_bucket)?(\{{|\s)", text, re.M)}
+
+    deadline = time.monotonic() + 5
+    while absent() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert absent() == set()
 
 
 def test_two_demos_do_not_get_in_each_others_way(started, tmp_path):

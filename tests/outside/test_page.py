@@ -5,6 +5,7 @@ PICTURES=FOLDER keeps the two pictures that docs/images shows.
 
 import os
 import pathlib
+import re
 import time
 
 import pytest
@@ -249,6 +250,96 @@ def test_assistive_technology_is_told_what_the_eye_sees(browser, busy):
     assert any(role in ("searchbox", "textbox") and name.startswith("Filter") for role, name in told)
 
 
+def test_the_strip_says_first_what_is_urgent_and_leads_there(browser, busy):
+    loaded(browser, busy)
+    tiles = browser.run(
+        "return [...document.querySelectorAll('.strip li')].map(one => [one.className, one.innerText, "
+        "[...one.querySelectorAll('a')].map(link => document.querySelector(link.getAttribute('href'))?.tagName)])"
+    )
+    told = {text.split("\n")[0].split(" init")[0]: (kind, text, leads) for kind, text, leads in tiles}
+    assert told["Upstreams"][0] == "bad" and "anthropic" in told["Upstreams"][1]
+    assert told["Configuration"][0] == "good" and "policy 2 applied" in told["Configuration"][1]
+    assert told["Ends next"][0] == "warn" and "localhost" in told["Ends next"][1]
+    (full,) = [one for one in tiles if "full" in one[0].split()]
+    assert "globex tokens_per_day 94" in full[1] and "TR" in full[2]
+    for _, text, leads in tiles:
+        assert leads and None not in leads, text
+    assert browser.run("return document.querySelector('.strip').getBoundingClientRect().bottom < 400")
+
+
+def test_what_shuts_out_a_lead_is_said_of_its_members_and_shadows_are_marked(browser, stage):
+    shadow = ACME.replace("tokens_per_day = 320_000", "tokens_per_day = { limit = 320_000, shadow = true }")
+    one = stage(orgs=ORGS | {"acme": shadow}, more=PRICED)
+    one.run("revoke", "--org", "national-cert", check=True)
+    loaded(browser, one)
+    standing = "return document.querySelector(`[data-org=\"${arguments[0]}\"] td`).innerText"
+    assert browser.run(standing, "acme") == "revoked (national-cert)"
+    assert browser.run(standing, "initech") == "active"
+    assert browser.run("return document.querySelectorAll('td.active').length") == 1 + 2, "initech and two upstreams"
+    shown = browser.run("return [...document.querySelectorAll('[data-org=acme] em')].map(one => one.parentElement.innerText)")
+    assert shown == ["tokens_per_day shadow"]
+    text = one.run("status").stdout
+    assert re.search(r"acme +revoked \(national-cert\)", text) and re.search(r"tokens_per_day .*\(shadow\)", text)
+
+
+def test_a_reload_that_was_rejected_is_the_first_thing_one_sees(browser, stage):
+    one = stage()
+    one.write_org("acme", "id = 7")
+    assert one.run("reload").returncode == 1
+    loaded(browser, one)
+    first = "const one = document.querySelector('.strip li'); return [one.className, one.innerText]"
+    kind, text = browser.run(first)
+    assert kind == "bad" and "rejected" in text
+    one.write_org("acme", Stage.ACME.replace("Acme", "The Acme"))
+    one.run("reload")
+    eventually(lambda: browser.run(first)[0] == "good", what="the mended configuration")
+
+
+def test_reloads_say_what_became_of_them(browser, busy):
+    loaded(browser, busy)
+    entries = browser.run(
+        "return [...document.querySelectorAll('#reloads :is(summary, .reload)')]"
+        ".map(one => [one.tagName, one.querySelector('b').className, one.innerText])"
+    )
+    kinds = {kind: tag for tag, kind, _ in entries}
+    assert [kind for _, kind, _ in entries].count("current") == 1 and kinds["rejected"] == "SUMMARY"
+    generation, hash_ = busy.status()["generation"], busy.status()["config_hash"][:12]
+    assert all(f"policy {generation} {hash_}" in text for _, kind, text in entries if kind == "current")
+    assert all(tag == "P" for tag, kind, _ in entries if kind == "unchanged"), "nothing to unfold"
+    colours = {kind: browser.run(f"return getComputedStyle(document.querySelector('#reloads .{kind}')).color") for kind in kinds}
+    assert len(set(colours.values())) == len(colours)
+
+
+def test_partners_certificates_are_told_and_a_revocations_day_is_no_alarm(browser, busy):
+    loaded(browser, busy)
+    partners = {one["name"] for one in busy.status()["certificates"] if one["kind"] == "partner"}
+    assert {"acme", "globex"} <= partners
+    weight = "return getComputedStyle(document.querySelector(arguments[0])).fontWeight"
+    assert browser.run(weight, "#expiry td.soon time") == "600"
+    assert browser.run(weight, "#revoked td time") == "400"
+
+
+@pytest.mark.parametrize("size", [LAPTOP, PHONE], ids=["laptop", "phone"])
+def test_without_script_it_lines_up_and_no_word_breaks(browser, busy, size):
+    loaded(browser, busy, size=size, script=False)
+    browser.cdp("DOM.enable")
+    nodes = browser.cdp("DOM.getFlattenedDocument", depth=-1)["nodes"]
+    spans = [one for one in nodes if one.get("nodeName") == "SPAN" and one.get("childNodeCount", 0) > 1]
+    heights = [browser.cdp("DOM.getBoxModel", nodeId=one["nodeId"])["model"]["height"] for one in spans]
+    assert heights and max(heights) < 30, "each name of a limit stands on one line"
+    heads = [one for one in nodes if one.get("nodeName") == "TH" and "number" in one.get("attributes", [])]
+    assert len(heads) == 4, "Streams, Age, Tokens, Count"
+    browser.show(*LAPTOP)
+
+
+def test_a_lead_that_is_looked_for_brings_its_members(browser, busy):
+    loaded(browser, busy)
+    browser.type("/")
+    browser.type("national")
+    shown = "return [...document.querySelectorAll('tr[data-org]')].filter(row => row.checkVisibility()).map(row => row.dataset.org)"
+    assert browser.run(shown) == ["national-cert", "acme", "globex"]
+
+
 def test_three_hundred_organizations_stay_usable(browser, stage):
     names = [f"org-{number:03}" for number in range(300)]
     text = INITECH.replace("[[identity]]\nauthority", "[[identity]]\nauthority")
@@ -258,6 +349,10 @@ def test_three_hundred_organizations_stay_usable(browser, stage):
     loaded(browser, one, size=PHONE)
     assert browser.run("return document.querySelectorAll('tr[data-org]').length") == 300
     assert browser.run("return document.documentElement.scrollWidth <= innerWidth")
+    for section in ("upstreams", "expiry", "refusals", "reloads"):
+        top = browser.run("return document.getElementById(arguments[0]).getBoundingClientRect().top", section)
+        assert top < 2500, f"{section} lies {top} px down"
+    assert browser.run("return document.documentElement.scrollHeight") < 22_000
     browser.run("scrollTo(0, 4000)")
     refresh = "const began = performance.now(); return refresh().then(() => performance.now() - began)"
     # The best of a few, because other things run on the machine.
@@ -275,6 +370,7 @@ def test_draining_and_silence_are_said_loudly(browser, stage):
     one.run("drain", check=True)
     eventually(lambda: "Draining" in words(browser), what="the alarm")
     assert browser.run("return document.querySelector('[role=alert]:not([hidden])').innerText").startswith("Draining")
+    eventually(lambda: browser.run("return document.title") == "Portcullis (draining)", what="the tab's title")
     one.gateway.kill()
     eventually(lambda: "has not answered for" in words(browser), what="word of the silence")
     assert "acme" in words(browser), "what it said last is still there"

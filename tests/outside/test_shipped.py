@@ -7,6 +7,7 @@ import contextlib
 import json
 import pathlib
 import re
+import shutil
 import subprocess
 
 import pytest
@@ -14,6 +15,7 @@ from stage import ROOT, Stage, Streaming, chat, eventually, fetch
 
 CONFIG = ROOT / "config"
 PROMETHEUS = CONFIG / "prometheus"
+RUNBOOK = "https://portcullis.example/docs/"
 DASHBOARD = CONFIG / "grafana" / "portcullis.json"
 
 # What Prometheus adds to every series, and what it records itself.
@@ -149,10 +151,20 @@ def test_every_alert_says_how_bad_it_is_and_where_its_runbook_stands():
         name = alert.split("\n", 1)[0]
         assert re.search(r"severity: (critical|warning|info) ", alert), name
         assert all(re.search(rf"^ +{key}: \S", alert, re.M) for key in ("summary", "description")), name
-        assert f"runbook_url: docs/alerts.md#{name.lower()}\n" in alert, name
+        assert f"runbook_url: {RUNBOOK}alerts.md#{name.lower()}\n" in alert, name
         assert name.lower() in anchors, name
     told = {anchor for anchor in anchors if anchor.startswith("portcullis")}
     assert told == {name.lower() for name, _ in rules("alerts.yml")}, "the runbook tells of alerts that do not exist"
+
+
+def test_one_line_of_the_book_points_every_runbook_elsewhere(tmp_path):
+    line = re.search(r"^sed -i .*$", (ROOT / "docs/alerts.md").read_text(), re.M)[0]
+    for name in ("alerts.yml", "alerts_test.yml"):
+        shutil.copy(PROMETHEUS / name, tmp_path)
+    subprocess.run(line, shell=True, cwd=tmp_path, check=True)
+    urls = re.findall(r"runbook_url: (\S+)", (tmp_path / "alerts.yml").read_text())
+    assert urls and all(url.startswith("https://wiki.yours.example/portcullis/alerts.md#") for url in urls)
+    promtool("test", "rules", tmp_path / "alerts_test.yml")
 
 
 def test_the_dashboard_can_be_imported(tmp_path):

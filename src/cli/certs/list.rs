@@ -11,8 +11,8 @@ use x509_parser::prelude::FromDer;
 use x509_parser::revocation_list::CertificateRevocationList;
 use x509_parser::time::ASN1Time;
 
-use super::{Files, first, parsed, read, replace};
-use crate::cli::{Done, REFUSED, complain, say, tell};
+use super::{Files, Made, first, parsed, read, replace, written};
+use crate::cli::{Done, REFUSED, complain, tell};
 use crate::clock::Wall;
 use crate::trust;
 use crate::trust::issue::{DevAuthority, Withdrawn};
@@ -25,7 +25,7 @@ pub(super) fn begin(files: Files<'_>, authority: &DevAuthority, now: Wall) -> Do
 }
 
 /// Signs the list again, with one more certificate if one is given.
-pub(super) fn sign(files: Files<'_>, file: Option<&Path>, now: Wall) -> Done {
+pub(super) fn sign(files: Files<'_>, file: Option<&Path>, now: Wall) -> Result<Made, ExitCode> {
     let path = files.list();
     let (authority, _) = files.load()?;
     let (mut revoked, number) = listed(&path)?;
@@ -44,7 +44,15 @@ pub(super) fn sign(files: Files<'_>, file: Option<&Path>, now: Wall) -> Done {
     }
     let list = authority.crl(&revoked, number + 1, now, FRESH).map_err(complain)?;
     replace(&path, &list)?;
-    say(format_args!("{}: number {}, {} revoked", path.display(), number + 1, revoked.len()))
+    let text = format!("{}: number {}, {} revoked", path.display(), number + 1, revoked.len());
+    let value = json!({
+        "crl": path,
+        "number": number + 1,
+        "revoked": revoked.len(),
+        "next_update": written(now.plus(FRESH)),
+        "signer": files.authority,
+    });
+    Ok(Made { text, value })
 }
 
 /// What the list in a file says, and whether it is fresh.

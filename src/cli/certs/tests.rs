@@ -6,7 +6,7 @@ use crate::cli::Done;
 const NOW: Wall = Wall(1_795_000_000_000_000_000);
 
 fn command(dir: &Path, what: What) -> Done {
-    run(&Args { dir: dir.to_owned(), authority: "partners".parse().unwrap(), what })
+    run(&Args { dir: dir.to_owned(), authority: "partners".parse().unwrap(), json: false, what })
 }
 
 fn programme(dir: &Path) {
@@ -92,7 +92,8 @@ fn a_second_authority_stands_beside_the_first_and_signs_what_it_is_asked_to() {
     let dir = dir.path();
     programme(dir);
     command(dir, acme(Some("spiffe://elsewhere/acme"))).unwrap();
-    let next = |what| run(&Args { dir: dir.to_owned(), authority: "partners-2027".parse().unwrap(), what });
+    let authority = || "partners-2027".parse().unwrap();
+    let next = |what| run(&Args { dir: dir.to_owned(), authority: authority(), json: false, what });
     next(What::Authority).unwrap();
     assert!(next(What::Authority).is_err(), "what is there stays");
     next(renewal(Some("acme"))).unwrap();

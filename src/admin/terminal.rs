@@ -49,7 +49,7 @@ fn whole(status: &Status, rows: &[Row<'_>]) -> Vec<String> {
     text.push(columns.heading("LIMITS"));
     for row in rows {
         let mut limits = row.gauges.iter().map(|gauge| limit(status, gauge));
-        text.push(columns.line(row, limits.next().as_deref().unwrap_or("unlimited")));
+        text.push(columns.line(row, row.above.len(), limits.next().as_deref().unwrap_or("unlimited")));
         text.extend(limits.map(|limit| format!("{}{limit}", " ".repeat(columns.before()))));
     }
     if !status.streams.is_empty() {
@@ -97,7 +97,7 @@ fn fitted(status: &Status, rows: &[Row<'_>], height: usize) -> Vec<String> {
     ordered.sort_by(|one, other| other.urgency().total_cmp(&one.urgency()));
     let line = |row: &&Row<'_>| {
         let fullest = row.fullest().and_then(|index| row.gauges.get(index));
-        columns.line(row, &fullest.map_or_else(|| "unlimited".into(), |gauge| limit(status, gauge)))
+        columns.line(row, 0, &fullest.map_or_else(|| "unlimited".into(), |gauge| limit(status, gauge)))
     };
     text.extend(some(&ordered, room - streams, "organizations", line));
     if streams > 0 {
@@ -238,9 +238,10 @@ impl Columns {
         format!("{:<name$} {:<status$} {:>7}  {limits}", "ORGANIZATION", "STATUS", "STREAMS")
     }
 
-    fn line(&self, row: &Row<'_>, limit: &str) -> String {
+    /// `depth` is 0 where the order is not that of the tree.
+    fn line(&self, row: &Row<'_>, depth: usize, limit: &str) -> String {
         let Columns { name, status } = self;
-        let indented = format!("{}{}", "  ".repeat(row.above.len()), row.org.id);
+        let indented = format!("{}{}", "  ".repeat(depth), row.org.id);
         format!("{indented:<name$} {:<status$} {:>7}  {limit}", row.word(), row.org.streams)
     }
 }

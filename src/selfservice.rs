@@ -65,17 +65,24 @@ fn whoami(snapshot: &Snapshot, org: &Org, peer: &Peer) -> Value {
     };
     let leaf = peer.leaf();
     let date = |at: Option<crate::clock::Wall>| at.map(|at| at.to_string());
-    json!({
+    let mut told = json!({
         "organization": org.id,
         "name": org.name,
         "authority": peer.authority(),
         "certificate": {"sha256": leaf.sha256, "uri": leaf.uri, "not_after": leaf.not_after.to_string()},
         "purposes": org.purposes.iter().filter_map(purpose).collect::<Vec<_>>(),
         "models": org.usable(&policy.models),
-        "model_patterns": org.wider().map(policy::Pattern::as_str).collect::<Vec<_>>(),
         "valid": {"from": date(org.valid.0), "until": date(org.valid.1)},
         "generation": policy.generation,
-    })
+    });
+    // Models whose names nobody has listed.
+    let wider: Vec<&str> = org.wider().map(policy::Pattern::as_str).collect();
+    if !wider.is_empty()
+        && let Some(members) = told.as_object_mut()
+    {
+        members.insert("model_patterns".into(), json!(wider));
+    }
+    told
 }
 
 fn usage(snapshot: &Snapshot, asker: &Asker<'_>) -> Value {

@@ -380,7 +380,8 @@ def test_whoami_has_the_shape_that_is_promised(stage):
     answer = one.ask(WHOAMI)
     told = answer.json
     assert answer.headers["content-type"].startswith("application/json")
-    assert list(told) == ["organization", "name", "authority", "certificate", "purposes", "models", "valid", "generation"]
+    assert list(told) == ["organization", "name", "authority", "certificate", "purposes", "models", "valid", "generation",
+                          "model_patterns"]  # fmt: skip
     assert (told["organization"], told["name"], told["authority"]) == ("acme", "Acme CERT", "partners")
     assert told["certificate"].keys() == {"sha256", "uri", "not_after"}
     assert told["certificate"]["sha256"] == sha256(der(one.acme))
@@ -390,6 +391,7 @@ def test_whoami_has_the_shape_that_is_promised(stage):
                                 {"id": "incident", "text": "A live incident", "case": "required"}]  # fmt: skip
     assert told["purposes"][0]["case"] != "required"
     assert told["models"] == ["gpt-4.1-mini"], "names, not patterns"
+    assert told["model_patterns"] == ["mock-*"], "only where there are some"
     assert set(told["valid"]) == {"from", "until"}
     assert told["valid"]["from"].startswith(str(TODAY))
     assert told["generation"] == one.status()["generation"]

@@ -246,7 +246,12 @@ pub fn short(shortfall: &Shortfall, caller: &OrgId) -> Refusal {
     let code = shortfall.code();
     let whose = if shortfall.org == *caller { "" } else { " (shared with other organizations)" };
     let name = crate::policy::named(&shortfall.id);
-    let limit = amount(shortfall, allowed(&shortfall.allowance));
+    let limit = match shortfall.allowance {
+        Allowance::Rate { rate, burst, .. } if burst != rate => {
+            format!("{} (at most {} at once)", amount(shortfall, rate), amount(shortfall, burst))
+        }
+        allowance => amount(shortfall, allowed(&allowance)),
+    };
     let (used, requested) = (amount(shortfall, shortfall.used), amount(shortfall, shortfall.requested));
     let figures = format!("limit {limit}, used {used}, requested {requested}");
     let message = match (code, shortfall.wait) {

@@ -326,6 +326,9 @@ impl Metered {
             // What it holds back was charged like all that passed.
             scanner.finish(&mut |piece| self.ready.push_back(piece));
         }
+        if event.is_some() {
+            self.count_unread(ending);
+        }
         self.answer = None;
         self.finish(ending, Some(code));
         self.ladder = Some(Ladder::new(event, self.leash.turns()));
@@ -346,9 +349,32 @@ impl Metered {
         self.entry.stream().cut().cause().filter(|cause| cause.code == code)?.note
     }
 
+    /// Counts what the upstream has sent and nobody will read any more: it was made for this request all the same. Not
+    /// where a budget cuts: its bound is a promise.
+    fn count_unread(&mut self, ending: Ending) {
+        let unread = matches!(ending, Ending::ClientGone | Ending::ClientStalled | Ending::Severed | Ending::Drained);
+        let (true, Some(scanner), Some(answer)) = (unread, &mut self.scanner, &mut self.answer) else { return };
+        let mut next = Some(std::mem::take(&mut self.rest));
+        let mut room = UNREAD;
+        while let Some(piece) = next.take_if(|_| room > 0) {
+            scanner.feed(&piece, &mut drop);
+            room = room.saturating_sub(piece.len());
+            next = answer.here();
+        }
+    }
+
+    /// What was seen of the answer. Of one in a form that nobody knows, all of it is text.
+    fn observed(&self, ending: Ending) -> Observed {
+        let observed = self.scanner.as_ref().map_or_else(nothing, Scanner::observed);
+        let strange = ending == Ending::Complete
+            && observed.usage.is_none()
+            && (observed.text_bytes, observed.finished, observed.upstream_error) == (0, false, false);
+        if strange { Observed { text_bytes: self.bytes_out, ..observed } } else { observed }
+    }
+
     /// Settles and closes, once.
     fn finish(&mut self, ending: Ending, reason: Option<Code>) {
-        let observed = self.scanner.as_ref().map_or_else(nothing, Scanner::observed);
+        let observed = self.observed(ending);
         let settlement = self.tab.take().map(|mut tab| tab.settle(&observed, self.charged));
         let note = reason.and_then(|code| self.note(code));
         if let Some(mut record) = self.record.take() {
@@ -372,6 +398,9 @@ impl Drop for Metered {
             None if self.exact == Some(self.bytes_out) => (Ending::Complete, None),
             None => (Ending::ClientGone, None),
         };
+        if self.tab.is_some() {
+            self.count_unread(ending);
+        }
         self.finish(ending, reason);
     }
 }
@@ -388,6 +417,8 @@ pub struct Told {
     pub figures: Arc<ModelSeries>,
 }
 
+/// How much of what nobody reads any more is counted at most.
+const UNREAD: usize = 1024 * 1024;
 /// How much of one frame is watched at once.
 const PIECE: usize = 1024;
 

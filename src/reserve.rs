@@ -49,12 +49,23 @@ impl Rates {
         Charge::of(requests, usage, self.price.as_ref(), self.weights)
     }
 
-    /// How many output tokens `money` buys beside `input` tokens.
-    fn output_for(&self, money: u64, input: u64) -> u64 {
+    /// The most that a request may be charged for such a reservation, whether its input is read from a cache, written to
+    /// one, or neither: nobody knows before.
+    fn most(&self, usage: &Usage) -> Charge {
+        let Usage { input, .. } = *usage;
+        let kinds = [
+            *usage,
+            Usage { input: 0, cached_input: input, ..*usage },
+            Usage { input: 0, cache_write: input, ..*usage },
+        ];
+        let charges = kinds.map(|kind| self.charge(1, &kind));
+        Charge::of_each(|unit| charges.iter().map(|charge| charge.get(unit)).max().unwrap_or(0))
+    }
+
+    /// How many output tokens `money` buys.
+    fn output_for(&self, money: u64) -> u64 {
         let Some(price) = self.price.filter(|price| price.output.0 > 0) else { return u64::MAX };
-        let spent = u128::from(input) * u128::from(price.input.0);
-        let left = (u128::from(money) * 1_000_000).saturating_sub(spent);
-        u64::try_from(left / u128::from(price.output.0)).unwrap_or(u64::MAX)
+        u64::try_from(u128::from(money) * 1_000_000 / u128::from(price.output.0)).unwrap_or(u64::MAX)
     }
 }
 
@@ -78,6 +89,7 @@ pub fn reserve(
         return Ok(Reserve { usage, charge: rates.charge(1, &usage), gauge, held_to: None, rates, beyond });
     }
     let input = if hard { bounded_input(ask, group)? } else { gauge.input_to_reserve() };
+    let charge = |usage: &Usage| if hard { rates.most(usage) } else { rates.charge(1, usage) };
     let answers = u64::from(ask.answers);
     let cap = group.and_then(|group| group.max_output_tokens).unwrap_or(u64::MAX);
     let each = match ask.output_maximum {
@@ -88,7 +100,7 @@ pub fn reserve(
     };
     let mut all = each.saturating_mul(answers);
     if ask.output_maximum.is_none() && each > 0 {
-        let room = Room::of(&stand(), input, &rates);
+        let room = Room::of(&stand(), &charge(&Usage { input, ..Usage::default() }), &rates);
         // An answer in one piece cannot be cut, so a budget is safe only when all that it can cost is reserved.
         if quota.enforce == Enforce::Bounded && !ask.stream && room.budgeted && cap != u64::MAX {
             all = all.max(cap.saturating_mul(answers).min(room.now));
@@ -106,7 +118,7 @@ pub fn reserve(
         longest => longest.saturating_sub(usage.output),
     };
     let beyond = beyond(ask, quota, rest);
-    Ok(Reserve { usage, charge: rates.charge(1, &usage), gauge, held_to, rates, beyond })
+    Ok(Reserve { usage, charge: charge(&usage), gauge, held_to, rates, beyond })
 }
 
 /// What the mode lets an answer use, of the `rest` that was not reserved for it.
@@ -139,13 +151,13 @@ struct Room {
 }
 
 impl Room {
-    fn of(standings: &[Standing], input: u64, rates: &Rates) -> Room {
+    fn of(standings: &[Standing], input: &Charge, rates: &Rates) -> Room {
         let mut room = Room { ever: u64::MAX, now: u64::MAX, budgeted: false };
         for standing in standings.iter().filter(|standing| !standing.shadow) {
             let output = |units: u64| match standing.id.measure {
-                Measure::Metered(Unit::Tokens, _) => units.saturating_sub(input),
+                Measure::Metered(Unit::Tokens, _) => units.saturating_sub(input.get(Unit::Tokens)),
                 Measure::Metered(Unit::OutputTokens, _) => units,
-                Measure::Metered(Unit::Cost, _) => rates.output_for(units, input),
+                Measure::Metered(Unit::Cost, _) => rates.output_for(units.saturating_sub(input.get(Unit::Cost))),
                 _ => u64::MAX,
             };
             let now = output(standing.remaining);

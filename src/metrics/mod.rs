@@ -174,7 +174,7 @@ impl Metrics {
         self.orgs.contains_key(org)
     }
 
-    /// Says what is configured: its series exist from now on, unless there are too many ([`FORESEEN`]); others' end.
+    /// Says what is configured: its series exist from now on, unless there are more than a thousand; others' end.
     pub fn configured(&self, names: Configured<'_>) {
         let Configured { orgs, purposes, upstreams, models } = names;
         self.models.retain(|model, _| models.contains(model));

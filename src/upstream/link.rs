@@ -8,7 +8,7 @@ use std::future::poll_fn;
 use std::io;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -187,6 +187,22 @@ impl AnswerBody {
                 Poll::Pending if silence.is_too_long(cx) => return self.broken(BodyFailed::Silent),
                 Poll::Pending => return Poll::Pending,
             }
+        }
+    }
+
+    /// The next piece that is here already, of an answer that nobody waits for any more.
+    pub fn here(&mut self) -> Option<Bytes> {
+        let open = self.link.as_mut()?;
+        loop {
+            if let Some(piece) = self.framing.take(&mut open.wire.held).ok()? {
+                return Some(piece);
+            }
+            if self.framing.is_over() {
+                return None;
+            }
+            let Poll::Ready(Ok(1..)) = open.wire.poll_fill(&mut Context::from_waker(Waker::noop())) else {
+                return None;
+            };
         }
     }
 

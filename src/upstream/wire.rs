@@ -9,6 +9,7 @@ use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes, BytesMut};
 use rustix::io::Errno;
+use rustix::net::sockopt;
 use tokio::io::AsyncWrite;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
@@ -23,6 +24,8 @@ use crate::descriptors;
 /// Room that a read is given: what an event needs, and more once an answer fills it.
 const ROOM: usize = 2 * 1024;
 const WIDE: usize = 16 * 1024;
+/// What the system takes in ahead of a reader that is slow: what waits there is counted late, if at all.
+const AHEAD: usize = 256 * 1024;
 /// Pieces that are written at once.
 const PIECES: usize = 8;
 
@@ -56,6 +59,7 @@ impl Wire {
             return Err(Errno::MFILE.into());
         }
         tcp.set_nodelay(true)?;
+        sockopt::set_socket_recv_buffer_size(&tcp, AHEAD)?;
         let stream = match &endpoint.tls {
             None => Stream::Plain(tcp),
             Some((config, name)) => {

@@ -16,6 +16,9 @@ use crate::names::ModelName;
 /// A third of a token to the byte, before anything is learned.
 const AT_FIRST: i64 = (1 << 16) / 3;
 
+/// What is learned stays between a fifth of a token and a whole one to the byte. Answers may be made on purpose that
+/// have very few or very many, and what they teach is applied to others.
+const LEARNED: std::ops::RangeInclusive<i64> = (1 << 16) / 5..=1 << 16;
 /// Each report moves the mean by a sixteenth of its distance.
 const WEIGHT: i64 = 16;
 
@@ -114,10 +117,9 @@ impl Share {
         if bytes < LEAST_BYTES || tokens == 0 {
             return;
         }
-        // More than two tokens to the byte is no text; it must not carry the mean away.
-        let most = bytes.saturating_mul(2);
-        let share = (u128::from(tokens.min(most)) << 16) / u128::from(bytes);
-        let distance = i64::try_from(share).unwrap_or(0) - self.mean;
+        let share = (u128::from(tokens) << 16) / u128::from(bytes);
+        let share = i64::try_from(share).unwrap_or(i64::MAX).clamp(*LEARNED.start(), *LEARNED.end());
+        let distance = share - self.mean;
         self.mean += distance / WEIGHT;
         self.variance += (distance * distance - self.variance) / WEIGHT;
     }
@@ -187,6 +189,20 @@ mod tests {
         assert!((248..=252).contains(&learned.output.tokens(1000)), "{learned:?}");
         let other = Ask { route: Route::Messages, ..asked.clone() };
         assert_eq!(calibration.gauge(&other, 0), at_first, "another dialect, another tokenizer");
+    }
+
+    #[test]
+    fn answers_made_to_teach_nonsense_teach_little() {
+        let asked = ask(1000);
+        for (output, text, least, most) in [(1000, 64_000, 190, 334), (64_000, 1000, 334, 1000)] {
+            let calibration = Calibration::new();
+            for _ in 0..500 {
+                let (observed, settlement) = ended(1000, output, text);
+                calibration.learn(&asked, &observed, &settlement);
+            }
+            let learned = calibration.gauge(&asked, 0).output.tokens(1000);
+            assert!((least..=most).contains(&learned), "{learned}");
+        }
     }
 
     #[test]

@@ -61,6 +61,7 @@ struct Draft<'a> {
     model: Option<Cow<'a, str>>,
     stream: bool,
     output_maximum: Option<u64>,
+    own_maximum: bool,
     maximum_spans: Vec<Range<usize>>,
     answers: u64,
     prompts: u32,
@@ -153,6 +154,7 @@ impl<'a> Draft<'a> {
             self.maximum_spans.push(start..cursor.end());
         }
         self.output_maximum = self.output_maximum.max(number);
+        self.own_maximum |= number.is_some() && takes_maximum(route, name);
         Ok(())
     }
 
@@ -239,6 +241,7 @@ impl<'a> Draft<'a> {
             model: named(self.model.as_deref())?,
             stream: self.stream,
             output_maximum: self.output_maximum,
+            own_maximum: self.own_maximum,
             answers: u32::try_from(answers).unwrap_or(u32::MAX),
             body_bytes,
             text_bytes: body_bytes.saturating_sub(self.content.media_bytes),
@@ -269,7 +272,12 @@ impl StreamOptions {
     }
 }
 
-/// The member in which `route` takes its output maximum.
+/// Whether `route` has an output maximum called `name`.
+fn takes_maximum(route: Route, name: &str) -> bool {
+    name == maximum_member(route) || (route == Route::Chat && name == "max_tokens")
+}
+
+/// The member in which `route` is told its output maximum.
 pub(super) fn maximum_member(route: Route) -> &'static str {
     match route {
         Route::Chat => "max_completion_tokens",

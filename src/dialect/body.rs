@@ -92,9 +92,10 @@ impl<'a> Draft<'a> {
     /// Members that are input, or stand for input.
     fn content(&mut self, route: Route, cursor: &mut Cursor<'a>, key: &str) -> Result<(), Fault> {
         match (key, route) {
-            ("messages" | "input" | "system" | "instructions", _) => self.content.list(cursor).map(drop),
+            ("input", Route::Responses) => self.content.list(cursor, true).map(drop),
+            ("messages" | "input" | "system" | "instructions", _) => self.content.list(cursor, false).map(drop),
             ("prompt", Route::Completions) => {
-                self.prompts = self.prompts.saturating_add(self.content.list(cursor)?);
+                self.prompts = self.prompts.saturating_add(self.content.list(cursor, false)?);
                 Ok(())
             }
             ("tools" | "functions", _) => self.content.tools(cursor),
@@ -247,8 +248,8 @@ impl<'a> Draft<'a> {
             text_bytes: body_bytes.saturating_sub(self.content.media_bytes),
             told_bytes: self.content.told_bytes,
             items: self.content.items,
-            nontext_parts: self.content.nontext_parts,
-            unbounded: self.content.unbounded,
+            nontext_parts: self.content.found.nontext_parts,
+            unbounded: self.content.found.unbounded,
             usage_chunk: self.options.wish(route, self.stream),
             maximum_spans: self.maximum_spans,
             open_brace,

@@ -128,6 +128,8 @@ pub struct Ask {
     pub stream: bool,
     /// The largest of the output maxima that the body names.
     pub output_maximum: Option<u64>,
+    /// Whether one of them stands where the route takes it; an upstream may overlook all others.
+    pub own_maximum: bool,
     /// How many answers (`n`; 1 where the body does not say).
     pub answers: u32,
     /// Bytes of the body.

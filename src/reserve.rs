@@ -92,25 +92,28 @@ pub fn reserve(
     let charge = |usage: &Usage| if hard { rates.most(usage) } else { rates.charge(1, usage) };
     let answers = u64::from(ask.answers);
     let cap = group.and_then(|group| group.max_output_tokens).unwrap_or(u64::MAX);
-    let each = match ask.output_maximum {
-        _ if ask.route == Route::Embeddings => 0,
-        Some(maximum) => maximum.min(cap),
-        None if hard && cap != u64::MAX => cap,
-        None => quota.default_output_reserve.min(cap),
+    // A maximum in another route's member can only raise what is assumed.
+    let named = ask.output_maximum.map_or(0, |maximum| maximum.min(cap));
+    let each = match ask.route {
+        Route::Embeddings => 0,
+        _ if ask.own_maximum => named,
+        _ if hard && cap != u64::MAX => cap,
+        _ => quota.default_output_reserve.min(cap).max(named),
     };
     let mut all = each.saturating_mul(answers);
-    if ask.output_maximum.is_none() && each > 0 {
+    if !ask.own_maximum && each > 0 {
         let room = Room::of(&stand(), &charge(&Usage { input, ..Usage::default() }), &rates);
         // An answer in one piece cannot be cut, so a budget is safe only when all that it can cost is reserved.
         if quota.enforce == Enforce::Bounded && !ask.stream && room.budgeted && cap != u64::MAX {
             all = all.max(cap.saturating_mul(answers).min(room.now));
         }
-        all = all.min(room.ever);
+        all = all.min(room.ever).max(named.saturating_mul(answers));
     }
     let held_to = (hard && each > 0).then(|| (all / answers.max(1)).max(1));
     let usage = Usage { input, output: held_to.map_or(all, |each| each.saturating_mul(answers)), ..Usage::default() };
     // What the upstream is told, it keeps to.
-    let told = held_to.or(ask.output_maximum).unwrap_or(u64::MAX).saturating_mul(answers);
+    let own = ask.output_maximum.filter(|_| ask.own_maximum);
+    let told = held_to.or(own).unwrap_or(u64::MAX).saturating_mul(answers);
     let gauge = gauge.told(told);
     let rest = match told.min(cap.saturating_mul(answers)) {
         _ if each == 0 => 0,
@@ -220,6 +223,31 @@ mod tests {
             weights: Weights::default(),
             max_output_tokens: Some(16_384),
             nontext_tokens: 2000,
+        }
+    }
+
+    #[test]
+    fn a_maximum_that_the_route_does_not_have_only_raises_what_is_assumed() {
+        let priced = group();
+        // route, members, group, mode, output reserved, output held
+        for (route, members, group, enforce, output, held) in [
+            (Route::Chat, r#""max_tokens":1"#, Some(&priced), Enforce::Hard, 1, Some(1)),
+            (Route::Chat, r#""max_output_tokens":1"#, Some(&priced), Enforce::Hard, 16_384, Some(16_384)),
+            (Route::Chat, r#""max_output_tokens":1"#, None, Enforce::Hard, 1024, Some(1024)),
+            (Route::Chat, r#""max_output_tokens":5000"#, None, Enforce::Hard, 5000, Some(5000)),
+            (Route::Chat, r#""max_output_tokens":5000,"max_tokens":7"#, None, Enforce::Hard, 5000, Some(5000)),
+            (Route::Responses, r#""max_tokens":1"#, None, Enforce::Hard, 1024, Some(1024)),
+            (Route::Completions, r#""max_completion_tokens":1"#, None, Enforce::Hard, 1024, Some(1024)),
+            (Route::Messages, r#""max_output_tokens":1,"n":2"#, None, Enforce::Hard, 2048, Some(1024)),
+            (Route::Responses, r#""max_tokens":1"#, None, Enforce::Bounded, 1024, None),
+            (Route::Responses, r#""max_tokens":5000"#, None, Enforce::Bounded, 5000, None),
+            (Route::Responses, r#""max_output_tokens":1"#, None, Enforce::Bounded, 1, None),
+            (Route::Embeddings, r#""max_tokens":1"#, None, Enforce::Hard, 0, None),
+        ] {
+            let body = format!("{{\"model\":\"m\",{members}}}");
+            let ask = crate::dialect::read(route, body.as_bytes()).unwrap();
+            let reserved = reserve(&ask, group, &quota(enforce), &Calibration::new(), Vec::new).unwrap();
+            assert_eq!((reserved.usage.output, reserved.held_to), (output, held), "{route:?} {members} {enforce:?}");
         }
     }
 

@@ -25,6 +25,7 @@ use crate::door;
 use crate::drain::Drain;
 use crate::gateway::Gateway;
 use crate::handover::{self, Elder, Lobby, Taken};
+use crate::keeper::audit::read::Log;
 use crate::keeper::audit::{AuditLog, Options};
 use crate::keeper::doorstep::{Doorstep, Listening, Predecessor, Role};
 use crate::keeper::kept::Kept;
@@ -158,6 +159,13 @@ impl Server {
         let revoked = withdrawn.load(Revocations::from_bytes).map_err(unusable)?;
         withdrawals.store(Arc::new(revoked.unwrap_or_default()));
         numbers.keep(&snapshot.policy.believed).map_err(unusable)?;
+        let recorded = Log::open(&settings.audit_directory).is_ok_and(|log| !log.segments().is_empty());
+        if marks.is_fresh() && recorded {
+            tracing::error!(
+                state = %settings.state.display(),
+                "quotas begin at nothing beside an audit log that does not: if the state was lost, so is what was used"
+            );
+        }
         let audit = start_audit(&snapshot.policy, &clock, &config)?;
         let doorstep = Doorstep::open(&settings.state)
             .inspect_err(|error| tracing::warn!(%error, "this process cannot be replaced while it runs"))

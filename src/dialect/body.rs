@@ -61,6 +61,7 @@ struct Draft<'a> {
     model: Option<Cow<'a, str>>,
     stream: bool,
     output_maximum: Option<u64>,
+    own_maximum: bool,
     maximum_spans: Vec<Range<usize>>,
     answers: u64,
     prompts: u32,
@@ -91,9 +92,10 @@ impl<'a> Draft<'a> {
     /// Members that are input, or stand for input.
     fn content(&mut self, route: Route, cursor: &mut Cursor<'a>, key: &str) -> Result<(), Fault> {
         match (key, route) {
-            ("messages" | "input" | "system" | "instructions", _) => self.content.list(cursor).map(drop),
+            ("input", Route::Responses) => self.content.list(cursor, true).map(drop),
+            ("messages" | "input" | "system" | "instructions", _) => self.content.list(cursor, false).map(drop),
             ("prompt", Route::Completions) => {
-                self.prompts = self.prompts.saturating_add(self.content.list(cursor)?);
+                self.prompts = self.prompts.saturating_add(self.content.list(cursor, false)?);
                 Ok(())
             }
             ("tools" | "functions", _) => self.content.tools(cursor),
@@ -153,6 +155,7 @@ impl<'a> Draft<'a> {
             self.maximum_spans.push(start..cursor.end());
         }
         self.output_maximum = self.output_maximum.max(number);
+        self.own_maximum |= number.is_some() && takes_maximum(route, name);
         Ok(())
     }
 
@@ -239,13 +242,14 @@ impl<'a> Draft<'a> {
             model: named(self.model.as_deref())?,
             stream: self.stream,
             output_maximum: self.output_maximum,
+            own_maximum: self.own_maximum,
             answers: u32::try_from(answers).unwrap_or(u32::MAX),
             body_bytes,
             text_bytes: body_bytes.saturating_sub(self.content.media_bytes),
             told_bytes: self.content.told_bytes,
             items: self.content.items,
-            nontext_parts: self.content.nontext_parts,
-            unbounded: self.content.unbounded,
+            nontext_parts: self.content.found.nontext_parts,
+            unbounded: self.content.found.unbounded,
             usage_chunk: self.options.wish(route, self.stream),
             maximum_spans: self.maximum_spans,
             open_brace,
@@ -269,7 +273,12 @@ impl StreamOptions {
     }
 }
 
-/// The member in which `route` takes its output maximum.
+/// Whether `route` has an output maximum called `name`.
+fn takes_maximum(route: Route, name: &str) -> bool {
+    name == maximum_member(route) || (route == Route::Chat && name == "max_tokens")
+}
+
+/// The member in which `route` is told its output maximum.
 pub(super) fn maximum_member(route: Route) -> &'static str {
     match route {
         Route::Chat => "max_completion_tokens",

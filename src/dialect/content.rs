@@ -10,45 +10,99 @@ use super::json::{Cursor, Fault, Kind};
 /// Anthropic documents up to some 700 tokens.
 const HIDDEN_PROMPT: u32 = 48;
 
-/// Tools that the client runs, by the first word of their `type`; all others run at the vendor's.
+/// Tools that the client runs, by the first word of their `type`; all others run at the vendor's. A `shell` may be
+/// either's.
 const CLIENT_TOOLS: [&str; 7] = ["bash", "text_editor", "computer", "memory", "local_shell", "shell", "apply_patch"];
 
-/// What was found in the input so far.
+/// Members whose strings a model reads.
+const TOLD: [&str; 10] = [
+    "content",
+    "text",
+    "input",
+    "output",
+    "arguments",
+    "thinking",
+    "input_text",
+    "output_text",
+    "instructions",
+    "source",
+];
+
+/// Members that hold a part's data or its address, in themselves or in an object.
+const HOLDERS: [&str; 6] = ["source", "image_url", "input_audio", "video_url", "audio_url", "result"];
+
+/// What was read of the input so far.
 #[derive(Debug, Default)]
 pub(super) struct Content {
     /// Messages, input items and tools.
     pub(super) items: u32,
-    /// Images, sounds, films, files.
-    pub(super) nontext_parts: u32,
-    /// Something refers to input that is not in the body.
-    pub(super) unbounded: bool,
+    /// What is not text.
+    pub(super) found: Found,
     /// Bytes of the body that hold the data of images, sounds and films.
     pub(super) media_bytes: u64,
     /// Bytes of the strings that a model reads, their names and everything around them left out.
     pub(super) told_bytes: u64,
 }
 
-/// Members whose strings a model reads.
-const TOLD: [&str; 9] =
-    ["content", "text", "input", "output", "arguments", "thinking", "input_text", "output_text", "instructions"];
+/// What was found beside text.
+#[derive(Debug, Default, Clone, Copy)]
+pub(super) struct Found {
+    /// Images, sounds, films, files.
+    pub(super) nontext_parts: u32,
+    /// Something refers to input that is not in the body, or can be read in two ways.
+    pub(super) unbounded: bool,
+}
 
 /// What an object tells the object around it.
 #[derive(Debug, Default, Clone, Copy)]
 struct Seen {
-    /// Bytes of strings that hold data, or the address of data.
+    /// Bytes of the string that holds data, or the address of data.
     data_bytes: u64,
     /// Its data is elsewhere.
     by_url: bool,
     /// Its data is text.
     textual: bool,
+    /// It has an id and nothing to tell what it is: a reference.
+    bare_id: bool,
+}
+
+/// What has been read of one object.
+#[derive(Debug, Default)]
+struct Object {
+    part: Part,
+    /// How often `type` stands in it.
+    types: u8,
+    /// How often `source` stands in it.
+    sources: u8,
+    has_id: bool,
+    has_role: bool,
+    has_content: bool,
+    /// Its role or content is null.
+    void: bool,
+    has_url: bool,
+    /// Bytes of `data` and of `url`, where they are strings.
+    data: u64,
+    url: u64,
+    /// The data of each of [`HOLDERS`].
+    held: [u64; HOLDERS.len()],
+    /// Of what stands in it.
+    inside: Seen,
+    /// Of its `input`.
+    input: Found,
 }
 
 /// What a `type` says a part is.
-#[derive(PartialEq)]
+#[derive(Debug, Default, Clone, Copy, PartialEq)]
 enum Part {
-    Media,
+    #[default]
+    Untyped,
+    /// With the member that holds its data, where that is known.
+    Media(Option<&'static str>),
     File,
     Reference,
+    /// A tool call: its `input` is text, whatever it looks like.
+    Call,
+    Inline,
     ByUrl,
     Textual,
     Other,
@@ -56,18 +110,21 @@ enum Part {
 
 impl Content {
     /// Reads `messages`, `input`, `system` or a completion's `prompt`; tells how many there are: an array of numbers
-    /// is one text that is already tokens.
-    pub(super) fn list(&mut self, cursor: &mut Cursor<'_>) -> Result<u32, Fault> {
+    /// is one text that is already tokens. Among `stored` items, a bare id stands for one that the vendor has.
+    pub(super) fn list(&mut self, cursor: &mut Cursor<'_>, stored: bool) -> Result<u32, Fault> {
         let mut count = 0u32;
         if cursor.kind()? == Kind::Array {
             cursor.array(|cursor| {
                 if cursor.kind()? != Kind::Number {
                     count = count.saturating_add(1);
                 }
-                self.walk(cursor).map(drop)
+                let seen = self.walk(cursor)?;
+                self.found.unbounded |= stored && seen.bare_id;
+                Ok(())
             })?;
         } else {
-            self.walk(cursor)?;
+            let seen = self.walk(cursor)?;
+            self.found.unbounded |= stored && seen.bare_id;
         }
         let count = count.max(1);
         self.items = self.items.saturating_add(count);
@@ -103,34 +160,44 @@ impl Content {
         } else {
             cursor.skip()?;
         }
-        self.unbounded |= something;
+        self.found.unbounded |= something;
         Ok(())
     }
 
     fn tool(&mut self, cursor: &mut Cursor<'_>) -> Result<(), Fault> {
+        let (mut shell, mut local) = (false, None);
         cursor.object(|cursor, key| {
-            if key.decoded() != "type" || cursor.kind()? != Kind::String {
-                return cursor.skip();
-            }
-            let kind = cursor.string()?.decoded();
-            let ours =
-                |name: &&str| kind.strip_prefix(*name).is_some_and(|rest| rest.is_empty() || rest.starts_with('_'));
-            if CLIENT_TOOLS.iter().any(ours) {
-                self.items = self.items.saturating_add(HIDDEN_PROMPT);
-            } else if !matches!(&*kind, "function" | "custom") {
-                self.unbounded = true;
+            match (&*key.decoded(), cursor.kind()?) {
+                ("type", Kind::String) => {
+                    let kind = cursor.string()?.decoded();
+                    let is = |name: &str| {
+                        kind.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with('_'))
+                    };
+                    shell |= is("shell");
+                    if CLIENT_TOOLS.into_iter().any(is) {
+                        self.items = self.items.saturating_add(HIDDEN_PROMPT);
+                    } else if !matches!(&*kind, "function" | "custom") {
+                        self.found.unbounded = true;
+                    }
+                }
+                ("environment", _) => local = Some(is_local(cursor)? && local.unwrap_or(true)),
+                _ => cursor.skip()?,
             }
             Ok(())
-        })
+        })?;
+        // A shell may just as well run at the vendor's.
+        self.found.unbounded |= shell && local != Some(true);
+        Ok(())
     }
 
     fn walk(&mut self, cursor: &mut Cursor<'_>) -> Result<Seen, Fault> {
         let mut seen = Seen::default();
         match cursor.kind()? {
-            Kind::Object => seen = self.object(cursor)?,
+            Kind::Object => return self.object(cursor),
             Kind::Array => cursor.array(|cursor| {
                 let inside = self.walk(cursor)?;
-                seen = seen.and(inside);
+                seen.by_url |= inside.by_url;
+                seen.bare_id |= inside.bare_id;
                 Ok(())
             })?,
             Kind::String => self.told(cursor)?,
@@ -139,84 +206,179 @@ impl Content {
         Ok(seen)
     }
 
+    /// Reads what may be text in the form of parts; tells what was found, and keeps none of it.
+    fn aside(&mut self, cursor: &mut Cursor<'_>) -> Result<Found, Fault> {
+        let (before, media_bytes) = (std::mem::take(&mut self.found), self.media_bytes);
+        self.walk(cursor)?;
+        self.media_bytes = media_bytes;
+        Ok(std::mem::replace(&mut self.found, before))
+    }
+
     /// Reads a string for the model.
     fn told(&mut self, cursor: &mut Cursor<'_>) -> Result<(), Fault> {
-        let bytes = u64::try_from(cursor.string()?.raw().len()).unwrap_or(u64::MAX);
-        self.told_bytes = self.told_bytes.saturating_add(bytes);
+        self.told_bytes = self.told_bytes.saturating_add(length(cursor)?);
         Ok(())
     }
 
     fn object(&mut self, cursor: &mut Cursor<'_>) -> Result<Seen, Fault> {
-        let (mut seen, mut part) = (Seen::default(), Part::Other);
-        cursor.object(|cursor, key| {
-            let kind = cursor.kind()?;
-            match (&*key.decoded(), kind) {
-                ("type", Kind::String) => part = Part::named(&cursor.string()?.decoded()),
-                // `audio`: an assistant's earlier answer in sound, which the vendor has kept.
-                ("file_id" | "file_ids" | "file_url" | "vector_store_ids", _) | ("audio", Kind::Object) => {
-                    self.reference(cursor)?;
-                }
-                ("data" | "url" | "image_url" | "b64_json" | "result", Kind::String) => {
-                    seen.data_bytes += u64::try_from(cursor.string()?.raw().len()).unwrap_or(u64::MAX);
-                }
-                ("source", _) => seen = seen.and(self.walk(cursor)?),
-                (name, Kind::String) if TOLD.contains(&name) => self.told(cursor)?,
-                (_, Kind::Object | Kind::Array) => seen = seen.and(Seen { textual: false, ..self.walk(cursor)? }),
-                _ => cursor.skip()?,
+        let mut object = Object::default();
+        cursor.object(|cursor, key| self.member(cursor, &key.decoded(), &mut object))?;
+        Ok(self.judge(&object))
+    }
+
+    fn member(&mut self, cursor: &mut Cursor<'_>, name: &str, object: &mut Object) -> Result<(), Fault> {
+        let kind = cursor.kind()?;
+        object.note(name, kind);
+        match (name, kind) {
+            ("type", Kind::String) => object.part = Part::named(&cursor.string()?.decoded()),
+            // `audio`: an assistant's earlier answer in sound, which the vendor has kept.
+            ("file_id" | "file_ids" | "file_url" | "vector_store_ids", _) | ("audio", Kind::Object) => {
+                self.reference(cursor)?;
             }
-            Ok(())
-        })?;
-        Ok(self.judge(&part, seen))
+            ("data", Kind::String) => object.data = length(cursor)?,
+            ("url", Kind::String) => object.url = length(cursor)?,
+            ("input", Kind::Object | Kind::Array) => object.input.add(self.aside(cursor)?),
+            ("arguments" | "input_schema" | "parameters", Kind::Object | Kind::Array) => {
+                self.aside(cursor)?;
+            }
+            (_, Kind::String) if TOLD.contains(&name) => self.told(cursor)?,
+            (_, Kind::String) if HOLDERS.contains(&name) => object.hold(name, length(cursor)?),
+            (_, Kind::Object | Kind::Array) => {
+                let inside = self.walk(cursor)?;
+                object.inside.by_url |= inside.by_url;
+                object.inside.textual |= inside.textual && name == "source";
+                object.hold(name, inside.data_bytes);
+            }
+            _ => cursor.skip()?,
+        }
+        Ok(())
     }
 
     /// Counts an object once all of it is known, and tells what the one around it needs to know.
-    fn judge(&mut self, part: &Part, seen: Seen) -> Seen {
-        match part {
-            Part::Media => {
-                self.nontext_parts = self.nontext_parts.saturating_add(1);
-                self.media_bytes = self.media_bytes.saturating_add(seen.data_bytes);
-                return Seen::default();
-            }
-            Part::File if !seen.textual => {
-                self.nontext_parts = self.nontext_parts.saturating_add(1);
-                self.unbounded |= seen.by_url;
-                return Seen::default();
-            }
-            Part::Reference => self.unbounded = true,
-            Part::ByUrl => return Seen { by_url: true, ..seen },
-            Part::Textual => return Seen { textual: true, ..seen },
-            Part::File | Part::Other => {}
+    fn judge(&mut self, object: &Object) -> Seen {
+        let clear = object.types < 2;
+        self.found.unbounded |= !clear;
+        if object.part != Part::Call || !clear {
+            self.found.add(object.input);
         }
-        Seen { textual: false, by_url: false, ..seen }
+        let nothing = Seen::default();
+        match object.part {
+            Part::Media(holder) => {
+                self.found.add(Found { nontext_parts: 1, unbounded: false });
+                let bytes = if clear { object.held_in(holder) } else { 0 };
+                self.media_bytes = self.media_bytes.saturating_add(bytes);
+                return nothing;
+            }
+            Part::File if !(object.inside.textual && object.sources == 1) => {
+                let unbounded = object.inside.by_url || object.has_url;
+                self.found.add(Found { nontext_parts: 1, unbounded });
+                return nothing;
+            }
+            Part::Reference => self.found.unbounded = true,
+            _ => {}
+        }
+        Seen {
+            data_bytes: if clear { object.data_bytes() } else { 0 },
+            by_url: object.has_url || object.part == Part::ByUrl,
+            textual: object.part == Part::Textual && clear && !object.has_url,
+            bare_id: object.bare_id(),
+        }
     }
 }
 
-impl Seen {
-    fn and(self, other: Seen) -> Seen {
-        Seen {
-            data_bytes: self.data_bytes.saturating_add(other.data_bytes),
-            by_url: self.by_url | other.by_url,
-            textual: self.textual | other.textual,
+impl Found {
+    fn add(&mut self, other: Found) {
+        self.nontext_parts = self.nontext_parts.saturating_add(other.nontext_parts);
+        self.unbounded |= other.unbounded;
+    }
+}
+
+impl Object {
+    /// Notes that a member stands there.
+    fn note(&mut self, name: &str, kind: Kind) {
+        let something = kind != Kind::Null;
+        match name {
+            "type" => self.types = self.types.saturating_add(1),
+            "source" => self.sources = self.sources.saturating_add(1),
+            "id" => self.has_id |= something,
+            "url" => self.has_url |= something,
+            "role" => self.has_role = true,
+            "content" => self.has_content = true,
+            _ => {}
         }
+        self.void |= !something && matches!(name, "role" | "content");
+    }
+
+    fn hold(&mut self, name: &str, bytes: u64) {
+        if let Some((held, _)) = self.held.iter_mut().zip(HOLDERS).find(|(_, holder)| *holder == name) {
+            *held = bytes;
+        }
+    }
+
+    fn held_in(&self, holder: Option<&str>) -> u64 {
+        self.held.iter().zip(HOLDERS).find(|(_, name)| Some(*name) == holder).map_or(0, |(held, _)| *held)
+    }
+
+    /// Its data, as far as it is clear which of its strings holds them.
+    fn data_bytes(&self) -> u64 {
+        match self.part {
+            Part::Inline => self.data,
+            Part::ByUrl => self.url,
+            Part::Untyped if self.data == 0 || self.url == 0 => self.data.max(self.url),
+            _ => 0,
+        }
+    }
+
+    fn bare_id(&self) -> bool {
+        let message = self.has_role && self.has_content && !self.void;
+        self.part == Part::Untyped && self.has_id && !message
     }
 }
 
 impl Part {
-    /// Goes by the words of the name, so that `input_image`, `image_url` and what vendors invent next are found.
+    /// Goes by the words of the name, so that what vendors invent next is found too.
     fn named(name: &str) -> Part {
         match name {
             "item_reference" | "container_upload" => return Part::Reference,
+            "tool_use" | "server_tool_use" | "mcp_tool_use" => return Part::Call,
+            "base64" => return Part::Inline,
             "url" => return Part::ByUrl,
             "text" | "content" => return Part::Textual,
+            "image" => return Part::Media(Some("source")),
+            "input_image" | "computer_screenshot" => return Part::Media(Some("image_url")),
+            "image_generation_call" => return Part::Media(Some("result")),
             _ => {}
         }
         let words = || name.split(['_', '-', '.']);
         if words().any(|word| matches!(word, "image" | "audio" | "video" | "screenshot")) {
-            Part::Media
+            Part::Media(HOLDERS.into_iter().find(|holder| *holder == name))
         } else if words().any(|word| matches!(word, "file" | "document" | "pdf")) {
             Part::File
         } else {
             Part::Other
         }
     }
+}
+
+/// Reads a tool's `environment`: whether it is certainly the client's.
+fn is_local(cursor: &mut Cursor<'_>) -> Result<bool, Fault> {
+    let mut local = None;
+    if cursor.kind()? != Kind::Object {
+        return cursor.skip().map(|()| false);
+    }
+    cursor.object(|cursor, key| {
+        if key.decoded() != "type" {
+            return cursor.skip();
+        }
+        let named = cursor.kind()? == Kind::String;
+        let here = if named { cursor.string()?.decoded() == "local" } else { cursor.skip().map(|()| false)? };
+        local = Some(here && local.unwrap_or(true));
+        Ok(())
+    })?;
+    Ok(local == Some(true))
+}
+
+/// Reads a string: how many bytes it takes in the body.
+fn length(cursor: &mut Cursor<'_>) -> Result<u64, Fault> {
+    Ok(u64::try_from(cursor.string()?.raw().len()).unwrap_or(u64::MAX))
 }

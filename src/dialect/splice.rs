@@ -15,7 +15,8 @@ use crate::ask::{Ask, UsageChunk};
 pub struct Edits {
     /// Have the upstream send the extra usage chunk, where the route has one and the client did not ask for it.
     pub include_usage: bool,
-    /// No answer may be longer than this: larger maxima are replaced, and where the body names none, one is put in.
+    /// No answer may be longer than this: larger maxima are replaced, and where the route's own is missing, it is put
+    /// in.
     pub output_maximum: Option<u64>,
 }
 
@@ -72,14 +73,16 @@ fn usage_change(ask: &Ask) -> Option<(Range<usize>, Bytes)> {
 fn maximum_changes(body: &Bytes, ask: &Ask, most: u64, changes: &mut Vec<(Range<usize>, Bytes)>) {
     let mut digits = itoa::Buffer::new();
     let most_text = digits.format(most);
-    if let Some(named) = ask.output_maximum {
-        if named > most {
-            let larger = ask.maximum_spans.iter().filter(|span| written(body, span).is_some_and(|n| n > most));
-            changes.extend(larger.map(|span| (span.clone(), Bytes::copy_from_slice(most_text.as_bytes()))));
+    let mut own = ask.own_maximum;
+    for span in &ask.maximum_spans {
+        let number = written(body, span);
+        // A null is kept only where the route's own number would stand.
+        if number.map_or(!own, |n| n > most) {
+            changes.push((span.clone(), Bytes::copy_from_slice(most_text.as_bytes())));
+            own |= number.is_none();
         }
-    } else if let Some(null) = ask.maximum_spans.first() {
-        changes.push((null.clone(), Bytes::copy_from_slice(most_text.as_bytes())));
-    } else {
+    }
+    if !own {
         let member = ["\"", maximum_member(ask.route), "\":", most_text, ","].concat();
         changes.push((at(ask.open_brace), Bytes::from(member)));
     }
@@ -185,6 +188,32 @@ mod tests {
             (Route::Responses, r#"{"model":"m"}"#, r#"{"max_output_tokens":50,"model":"m"}"#),
             (Route::Completions, r#"{"model":"m"}"#, r#"{"max_tokens":50,"model":"m"}"#),
             (Route::Messages, r#"{"model":"m","max_tokens":51}"#, r#"{"model":"m","max_tokens":50}"#),
+            // What another route takes stands for nothing, and is held too.
+            (
+                Route::Responses,
+                r#"{"model":"m","max_tokens":1}"#,
+                r#"{"max_output_tokens":50,"model":"m","max_tokens":1}"#,
+            ),
+            (
+                Route::Completions,
+                r#"{"model":"m","max_completion_tokens":1}"#,
+                r#"{"max_tokens":50,"model":"m","max_completion_tokens":1}"#,
+            ),
+            (
+                Route::Chat,
+                r#"{"model":"m","max_output_tokens":60}"#,
+                r#"{"max_completion_tokens":50,"model":"m","max_output_tokens":50}"#,
+            ),
+            (
+                Route::Messages,
+                r#"{"max_output_tokens":60,"model":"m","max_tokens":null,"max_completion_tokens":7}"#,
+                r#"{"max_output_tokens":50,"model":"m","max_tokens":50,"max_completion_tokens":7}"#,
+            ),
+            (
+                Route::Responses,
+                r#"{"max_output_tokens":4,"model":"m","max_tokens":60}"#,
+                r#"{"max_output_tokens":4,"model":"m","max_tokens":50}"#,
+            ),
         ] {
             assert_eq!(edited(route, body, edits), wanted);
         }
@@ -242,8 +271,10 @@ mod tests {
             }
             if let Some(most) = most {
                 prop_assert!(ask.output_maximum.is_some_and(|now| now <= most));
-                let before = read(route, text.as_bytes()).unwrap().output_maximum;
-                prop_assert_eq!(ask.output_maximum, Some(before.map_or(most, |b| b.min(most))));
+                prop_assert!(ask.own_maximum);
+                let before = read(route, text.as_bytes()).unwrap();
+                let own = before.output_maximum.filter(|_| before.own_maximum);
+                prop_assert_eq!(ask.output_maximum, Some(own.map_or(most, |b| b.min(most))));
             }
             // Everything else is as it was.
             let mut before_tree = body;

@@ -16,7 +16,7 @@ pub struct Asked {
     pub model: String,
     /// Whether the answer is streamed.
     pub stream: bool,
-    /// The smallest output maximum that the body names.
+    /// The smallest output maximum that the body names in a member which the route has.
     pub output_maximum: Option<u64>,
     /// How many choices.
     pub answers: u64,
@@ -44,10 +44,7 @@ impl Asked {
             route,
             model: model.to_owned(),
             stream: flag(body.get("stream")),
-            output_maximum: ["max_tokens", "max_completion_tokens", "max_output_tokens"]
-                .into_iter()
-                .filter_map(number)
-                .min(),
+            output_maximum: maxima(route).iter().filter_map(|name| number(name)).min(),
             answers: number("n").unwrap_or(1).clamp(1, 128),
             include_usage: flag(body.get("stream_options").and_then(|options| options.get("include_usage"))),
             input_tokens: text_bytes(&body).div_ceil(4).max(1),
@@ -55,6 +52,15 @@ impl Asked {
             dimensions: number("dimensions").and_then(|n| usize::try_from(n).ok()).unwrap_or(8).clamp(1, 4096),
             base64: body.get("encoding_format").and_then(Value::as_str) == Some("base64"),
         })
+    }
+}
+
+/// Where a vendor looks for the output maximum; it overlooks all else.
+fn maxima(route: Route) -> &'static [&'static str] {
+    match route {
+        Route::Chat => &["max_tokens", "max_completion_tokens"],
+        Route::Responses => &["max_output_tokens"],
+        _ => &["max_tokens"],
     }
 }
 

@@ -12,6 +12,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::*;
+use crate::ask::Route;
 
 async fn send(mock: &Running, path: &str, body: &Value) -> hyper::Result<Response<Incoming>> {
     let socket = TcpStream::connect(mock.address()).await.unwrap();
@@ -37,6 +38,17 @@ fn start(options: Options) -> Running {
 
 fn chat(model: &str) -> Value {
     json!({ "model": model, "stream": true, "messages": [{ "role": "user", "content": "12345678" }] })
+}
+
+#[test]
+fn only_a_maximum_of_the_routes_own_is_obeyed() {
+    let body = json!({ "model": "m", "max_tokens": 1, "max_completion_tokens": 2, "max_output_tokens": 3 });
+    let body = serde_json::to_vec(&body).unwrap();
+    for (route, most) in [(Route::Chat, 1), (Route::Completions, 1), (Route::Responses, 3), (Route::Messages, 1)] {
+        assert_eq!(Asked::read(route, &body).unwrap().output_maximum, Some(most), "{route:?}");
+    }
+    let body = br#"{"model":"m","max_tokens":1}"#;
+    assert_eq!(Asked::read(Route::Responses, body).unwrap().output_maximum, None);
 }
 
 #[tokio::test]

@@ -148,6 +148,7 @@ mod tests {
             model: "m".parse().unwrap(),
             stream: true,
             output_maximum: None,
+            own_maximum: false,
             answers: 1,
             body_bytes: text_bytes,
             text_bytes,

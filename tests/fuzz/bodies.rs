@@ -148,6 +148,12 @@ fn spliced(input: &[u8], ask: &Ask) -> Result<(), String> {
     let after: Value = serde_json::from_slice(&sent).map_err(|error| format!("{error} in {}", sent.escape_ascii()))?;
     let again = read(ask.route, &sent).map_err(|refusal| format!("{} of {}", refusal.message, sent.escape_ascii()))?;
     must!(again.output_maximum.is_some_and(|most| most <= 50), "{:?} may be answered", again.output_maximum);
+    let own: &[&str] = match ask.route {
+        Route::Chat => &["max_tokens", "max_completion_tokens"],
+        Route::Responses => &["max_output_tokens"],
+        _ => &["max_tokens"],
+    };
+    must!(own.iter().any(|name| after[*name].is_u64()), "{:?} has no maximum of its own", ask.route);
     let streams_choices = ask.stream && matches!(ask.route, Route::Chat | Route::Completions);
     must!(!streams_choices || after["stream_options"]["include_usage"] == true, "no usage is asked for");
     for (key, value) in before.as_object().into_iter().flatten() {

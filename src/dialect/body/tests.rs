@@ -226,6 +226,46 @@ fn input_that_its_length_does_not_bound_is_found() {
         (Route::Messages, chat(r#""mcp_servers":[{"url":"https://x"}]"#), 0, true),
         (Route::Messages, chat(r#""mcp_servers":[]"#), 0, false),
         (Route::Embeddings, chat(r#""input":[1,2,3]"#), 0, false),
+        // Items that the vendor has, by their id alone.
+        (Route::Responses, input(r#"{"id":"msg_1"}"#), 0, true),
+        (Route::Responses, input(r#"{"id":"msg_1","type":null}"#), 0, true),
+        (Route::Responses, input(r#"{"id":"msg_1","content":"a"}"#), 0, true),
+        (Route::Responses, input(r#"{"id":"msg_1","role":"user","content":null}"#), 0, true),
+        (Route::Responses, input(r#"{"id":"msg_1","role":"user","content":"a"}"#), 0, false),
+        (Route::Responses, input(r#"{"type":"function_call","id":"fc_1","name":"f","arguments":"{}"}"#), 0, false),
+        (Route::Chat, chat(r#""messages":[{"id":"m","role":"assistant","tool_calls":[]}]"#), 0, false),
+        // A shell, here and there.
+        (Route::Responses, chat(r#""tools":[{"type":"shell","environment":{"type":"container_auto"}}]"#), 0, true),
+        (Route::Responses, chat(r#""tools":[{"environment":{"type":"local"},"type":"shell"}]"#), 0, false),
+        (Route::Responses, chat(r#""tools":[{"type":"shell","environment":{"type":"local","type":"x"}}]"#), 0, true),
+        (
+            Route::Responses,
+            chat(r#""tools":[{"type":"shell","environment":{"type":"x"},"environment":{"type":"local"}}]"#),
+            0,
+            true,
+        ),
+        (Route::Responses, chat(r#""tools":[{"type":"shell"}]"#), 0, true),
+        // A tool call's input is text.
+        (Route::Messages, messages(r#"{"type":"tool_use","input":{"file_id":"f","type":"image"}}"#), 0, false),
+        (Route::Messages, messages(r#"{"input":{"file_id":"f"},"type":"server_tool_use"}"#), 0, false),
+        (Route::Messages, messages(r#"{"type":"other","input":{"file_id":"f"}}"#), 0, true),
+        (Route::Messages, messages(r#"{"input":{"file_id":"f"}}"#), 0, true),
+        (
+            Route::Chat,
+            chat(r#""messages":[{"tool_calls":[{"type":"function","function":{"arguments":{"file_id":"f"}}}]}]"#),
+            0,
+            false,
+        ),
+        // What can be read in two ways.
+        (Route::Messages, messages(r#"{"type":"image","type":"text","text":"a"}"#), 0, true),
+        (Route::Messages, messages(r#"{"type":"text","t\u0079pe":"image"}"#), 1, true),
+        (Route::Messages, messages(r#"{"type":"other","input":{"file_id":"f"},"type":"tool_use"}"#), 0, true),
+        (
+            Route::Messages,
+            messages(r#"{"type":"document","source":{"type":"url","url":"u"},"source":{"type":"text","data":"a"}}"#),
+            1,
+            true,
+        ),
     ] {
         let ask = asked(route, &body);
         assert_eq!((ask.nontext_parts, ask.unbounded), (nontext, unbounded), "{body}");
@@ -247,6 +287,25 @@ fn items_are_counted_and_only_media_leave_the_text() {
         (format!(r#"{{"type":"document","source":{{"type":"text","data":"{long}"}}}}"#), 0),
         (format!(r#"{{"type":"input_file","file_data":"{long}"}}"#), 0),
         (format!(r#"{{"type":"image","source":{{"type":"base64","data":"{long}"}}}}"#), 1000),
+        (format!(r#"{{"source":{{"url":"{long}","type":"url"}},"type":"image"}}"#), 1000),
+        (format!(r#"{{"type":"image_url","image_url":{{"url":"{long}"}}}}"#), 1000),
+        (format!(r#"{{"type":"input_image","image_url":"{long}"}}"#), 1000),
+        (format!(r#"{{"type":"input_audio","input_audio":{{"data":"{long}"}}}}"#), 1000),
+        (format!(r#"{{"type":"image_generation_call","result":"{long}"}}"#), 1000),
+        (format!(r#"{{"type":"tool_result","content":[{{"type":"input_image","image_url":"{long}"}}]}}"#), 1000),
+        (format!(r#"{{"type":"image","data":"{long}"}}"#), 0),
+        (format!(r#"{{"type":"image","source":{{"type":"text","data":"{long}"}}}}"#), 0),
+        (format!(r#"{{"type":"image","source":{{"type":"base64","data":"AA"}},"url":"{long}"}}"#), 2),
+        (format!(r#"{{"type":"image","source":{{"type":"base64","data":"AA","url":"{long}"}}}}"#), 2),
+        (format!(r#"{{"type":"image","source":[{{"type":"base64","data":"{long}"}}]}}"#), 0),
+        (format!(r#"{{"type":"image_url","video_url":{{"url":"{long}"}}}}"#), 0),
+        (format!(r#"{{"type":"image_url","image_url":{{"url":"a","data":"{long}"}}}}"#), 0),
+        (format!(r#"{{"type":"image","type":"text","source":{{"type":"base64","data":"{long}"}}}}"#), 0),
+        (format!(r#"{{"type":"text","type":"image","source":{{"type":"base64","data":"{long}"}}}}"#), 0),
+        (format!(r#"{{"type":"tool_use","input":{{"type":"image","data":"{long}"}}}}"#), 0),
+        (format!(r#"{{"type":"tool_use","input":{{"type":"input_image","image_url":"{long}"}}}}"#), 0),
+        (format!(r#"{{"input":[{{"type":"input_image","image_url":"{long}"}}],"type":"mcp_tool_use"}}"#), 0),
+        (format!(r#"{{"function":{{"arguments":{{"type":"input_image","image_url":"{long}"}}}}}}"#), 0),
     ] {
         let ask = asked(Route::Messages, &chat(&format!("\"messages\":[{{\"content\":[{part}]}}]")));
         assert_eq!(ask.body_bytes - ask.text_bytes, hidden, "{part}");

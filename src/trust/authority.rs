@@ -24,6 +24,9 @@ use crate::peer::Sha256;
 pub struct Rules {
     /// Every issuing certificate must have a fresh CRL.
     pub revocation_required: bool,
+    /// A list of which only the date has passed is taken: it closes the door to those who depend on it, and to nobody
+    /// else. What is in force already must not wait for it.
+    pub overdue_closes: bool,
 }
 
 /// An authority that may vouch for partners.
@@ -103,7 +106,7 @@ impl Authority {
                 return Err(flaws);
             }
         };
-        let against = Against { issuers: &issuers, believed, now };
+        let against = Against { issuers: &issuers, believed, overdue: rules.overdue_closes, now };
         let crls = match crl.map(|bytes| crl::load(bytes, against)).transpose() {
             Ok(crls) => crls.unwrap_or_default(),
             Err(mut wrong) => {

@@ -100,7 +100,7 @@ fn a_part_of_a_list_hides_no_whole_one_and_does_not_stand_for_it() {
         assert!(why.contains("covers only a part"), "{why}");
     }
     assert!(together(&[&made], &one, RULES).unwrap_err().contains("only the part"));
-    assert!(together(&[&made], &one, Rules { revocation_required: false }).is_ok());
+    assert!(together(&[&made], &one, Rules { revocation_required: false, ..RULES }).is_ok());
     assert!(together(&[&made], &whole, RULES).unwrap().verify(&partner(&made), NOW).is_ok());
 }
 
@@ -159,7 +159,7 @@ fn an_intermediate_may_change_its_key_and_keep_its_name() {
     }
     let without = lists[..2].concat();
     assert!(together(&chain, &without, RULES).unwrap_err().contains("no CRL of CN=sub"));
-    let lax = together(&chain, &without, Rules { revocation_required: false }).unwrap();
+    let lax = together(&chain, &without, Rules { revocation_required: false, ..RULES }).unwrap();
     assert!(lax.verify(&gone, NOW).is_ok() && lax.verify(&long(&first), NOW).is_ok());
 }
 
@@ -195,4 +195,19 @@ fn an_anchor_is_valid_now_and_signed_by_its_own_key() {
     let name = [(DnType::CommonName, "partners")];
     let foreign = below(&made(), &name, &KeyPair::generate().unwrap(), (0, 20));
     assert!(together(&[&foreign], &fresh(&foreign), RULES).unwrap_err().contains("its own key"));
+}
+
+#[test]
+fn an_overdue_list_is_taken_where_only_its_date_is_wrong_and_closes_what_depends_on_it() {
+    let made = made();
+    let then = Wall(NOW.0 - 172_800_000_000_000);
+    let (stale, lenient) = (made.crl(&[], 3, then, DAY).unwrap(), Rules { overdue_closes: true, ..RULES });
+    assert!(together(&[&made], &stale, RULES).unwrap_err().contains("stale since"));
+    for required in [true, false] {
+        let authority = together(&[&made], &stale, Rules { revocation_required: required, ..lenient }).unwrap();
+        let verdict = authority.verify(&partner(&made), NOW);
+        assert!(matches!(verdict, Err(webpki::Error::CrlExpired { .. })), "{verdict:?}");
+    }
+    let foreign = self::made().crl(&[], 3, then, DAY).unwrap();
+    assert!(together(&[&made], &foreign, lenient).unwrap_err().contains("not signed"));
 }

@@ -174,6 +174,9 @@ impl Reloader {
         if snapshot.policy.audit != old.policy.audit {
             self.gateway.recorder.journal.follow(audit_rules(&snapshot.policy.audit));
         }
+        for list in snapshot.policy.overdue() {
+            tracing::error!("{}", list.overdue());
+        }
         let filter = &snapshot.policy.log.filter;
         if *filter != old.policy.log.filter
             && let Err(error) = self.set_filter(filter)

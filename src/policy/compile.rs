@@ -186,7 +186,7 @@ impl Compiler<'_> {
         let Some(table) = self.root.required_table("client_auth") else { return (none, nothing) };
         let auth = listen::client_auth(&table);
         self.note("client_auth", table.place());
-        let rules = Rules { revocation_required: auth.required };
+        let rules = Rules { revocation_required: auth.required, overdue_closes: self.previous.is_some() };
         let tables = table.tables("authorities");
         if tables.is_empty() {
             self.sink.wrong(Some(table.place()), "`authorities` is missing or empty: nobody could connect", None);

@@ -29,6 +29,10 @@ pub(super) fn warn_soon(sink: &Sink, place: &Place, what: &str, ends: Wall, now:
 /// than one that lives for months.
 pub(super) fn warn_of_lists(sink: &Sink, place: &Place, lists: &[Crl], now: Wall) {
     for list in lists {
+        if list.next_update() <= now {
+            sink.odd(Some(place), list.overdue());
+            continue;
+        }
         let (left, life) = (now.until(list.next_update()), list.this_update().until(list.next_update()));
         if left < life / 10 || (left < Duration::from_secs(3 * DAY) && left < life / 2) {
             let what = format!("the next CRL of {} is due in {} ({})", list.issuer(), span(left), list.next_update());

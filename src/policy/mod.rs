@@ -42,7 +42,7 @@ use http::HeaderName;
 use crate::clock::{Now, Wall};
 use crate::names::{AuthorityName, Hashing, OrgId, PurposeId};
 use crate::peer::{Leaf, Sha256};
-use crate::trust::{Authority, Believed, Secret, ServerIdentity};
+use crate::trust::{Authority, Believed, Crl, Secret, ServerIdentity};
 use file::{At, Sink, Table};
 
 /// One purpose of the catalogue.
@@ -180,6 +180,12 @@ impl Policy {
         }
         self.believed = self.believed.and(believed);
         Ok(self)
+    }
+
+    /// Revocation lists that were overdue when they were loaded.
+    pub fn overdue(&self) -> impl Iterator<Item = &Crl> {
+        let lists = self.authorities.iter().flat_map(|authority| authority.crls());
+        lists.filter(|list| list.next_update() <= self.loaded_at)
     }
 
     /// `file:line:column` of a rule.

@@ -25,6 +25,7 @@ fn example() -> tempfile::TempDir {
     let authority = DevAuthority::create("partners", NOW, YEAR).unwrap();
     let server = authority.issue(&Holder::Server(&["gateway.example"]), NOW, YEAR).unwrap();
     write("certs/partners-ca.pem", authority.certificate());
+    write("certs/partners-ca.key", &authority.key());
     write("certs/partners.crl", &authority.crl(&[], 1, NOW, YEAR).unwrap());
     write("certs/server.pem", &server.certificate);
     write("certs/server.key", &server.key);
@@ -440,4 +441,22 @@ fn what_needs_a_restart_stays_in_force_as_the_process_found_it() {
     edit(&dir, "portcullis.toml", "0.0.0.0:9999", "0.0.0.0:8443");
     let fourth = reload(&dir, Some(&third), at(3)).unwrap();
     assert_eq!(Diff::between(&third, &fourth).render(), "nothing changed in meaning\n");
+}
+
+#[test]
+fn an_overdue_list_stops_a_start_and_no_reload() {
+    let dir = example();
+    let policy = reload(&dir, None, at(0)).unwrap();
+    let late = Now { wall: NOW.plus(Duration::from_secs(2 * 86_400)), ..at(1) };
+    let pem = std::fs::read_to_string(dir.path().join("certs/partners-ca.pem")).unwrap();
+    let key = std::fs::read_to_string(dir.path().join("certs/partners-ca.key")).unwrap();
+    let list = DevAuthority::load(&pem, &key).unwrap().crl(&[], 2, NOW, Duration::from_secs(86_400)).unwrap();
+    std::fs::write(dir.path().join("certs/partners.crl"), list).unwrap();
+    edit(&dir, "orgs.d/acme.toml", "requests_per_minute = 600", "requests_per_minute = 500");
+    let told = reload(&dir, None, late).unwrap_err().render(false);
+    assert!(told.contains("is stale since"), "{told}");
+    let next = reload(&dir, Some(&policy), late).unwrap_or_else(|mistakes| panic!("{}", mistakes.render(false)));
+    let (changes, warnings) = (Diff::between(&policy, &next).render(), &next.warnings);
+    assert!(changes.contains("is stale since") && changes.contains("500"), "{changes}");
+    assert!(warnings.iter().any(|warning| warning.place.is_some() && warning.message.contains("is stale since")));
 }

@@ -15,7 +15,7 @@ use crate::clock::Wall;
 use crate::names::AuthorityName;
 use crate::outcome::Handshake;
 use crate::peer::{Leaf, Sha256};
-use crate::trust::{Authority, ServerIdentity, leaf};
+use crate::trust::{Authority, Crl, ServerIdentity, leaf};
 
 /// Whether a certificate was revoked by hand.
 pub type Revoked = Arc<dyn Fn(&AuthorityName, &Leaf) -> bool + Send + Sync>;
@@ -52,7 +52,7 @@ pub struct Verdict {
     pub authority_spki: Sha256,
     /// What it says.
     pub leaf: Arc<Leaf>,
-    /// Until when its revocation lists are fresh.
+    /// Until when it stands: the path that it was reached by, and its revocation lists.
     fresh_until: Wall,
 }
 
@@ -91,11 +91,9 @@ impl Acceptance {
     /// [`Turned`], with the handshake's result.
     pub fn judge(&self, der: &CertificateDer<'_>, now: Wall) -> Result<Verdict, Turned> {
         let digest = Sha256::of(der);
-        let known = self.verdicts.lock().get(&digest).cloned();
-        let verdict = match known {
-            Some(verdict) if verdict.fresh_until > now => verdict,
-            _ => self.verify(der, now)?,
-        };
+        let known = self.verdicts.lock().get(&digest).filter(|verdict| verdict.fresh_until > now).cloned();
+        let is_new = known.is_none();
+        let verdict = known.map_or_else(|| self.verify(der, now), Ok)?;
         if verdict.leaf.not_after <= now {
             return Err(Turned::new(Handshake::Expired, "the certificate or its chain has expired"));
         }
@@ -105,11 +103,13 @@ impl Acceptance {
                 format!("revoked by the operator: serial {}", verdict.leaf.serial),
             ));
         }
-        let mut verdicts = self.verdicts.lock();
-        if verdicts.len() >= KEPT {
-            verdicts.clear();
+        if is_new {
+            let mut verdicts = self.verdicts.lock();
+            if verdicts.len() >= KEPT {
+                verdicts.clear();
+            }
+            verdicts.insert(digest, verdict.clone());
         }
-        verdicts.entry(digest).or_insert_with(|| verdict.clone());
         Ok(verdict)
     }
 
@@ -137,7 +137,7 @@ impl Acceptance {
         };
         let leaf = leaf::profile(der, verified.not_after, self.terms.longest)
             .map_err(|breach| Turned::new(Handshake::BadCertificate, format!("the certificate {breach}")))?;
-        let fresh_until = authority.crls().iter().map(crate::trust::Crl::next_update).min().unwrap_or(Wall(i64::MAX));
+        let fresh_until = authority.crls().iter().map(Crl::next_update).fold(verified.not_after, Wall::min);
         let (name, authority_spki) = (authority.name().clone(), authority.spki_sha256());
         Ok(Verdict { authority: name, authority_spki, leaf: Arc::new(leaf), fresh_until })
     }

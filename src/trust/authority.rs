@@ -3,15 +3,17 @@
 //! Chains are built only from what the authority's file holds: an intermediate that a client presents is ignored, so
 //! nobody can widen the path. Verification is webpki's; this file only decides what it is asked.
 
+use std::cmp::Reverse;
+
 use rustls_pki_types::{CertificateDer, TrustAnchor, UnixTime};
 use webpki::{
-    CertRevocationList, EndEntityCert, ExpirationPolicy, KeyUsage, RevocationCheckDepth, RevocationOptionsBuilder,
-    UnknownStatusPolicy, anchor_from_trusted_cert,
+    EndEntityCert, ExpirationPolicy, KeyUsage, RevocationCheckDepth, RevocationOptionsBuilder, UnknownStatusPolicy,
+    VerifiedPath, anchor_from_trusted_cert,
 };
 use x509_parser::certificate::X509Certificate;
 use x509_parser::prelude::FromDer;
 
-use super::crl::{self, Crl};
+use super::crl::{self, Against, Crl};
 use super::{Believed, Flaw, Subject, certificates, wall};
 use crate::clock::Wall;
 use crate::names::AuthorityName;
@@ -22,6 +24,9 @@ use crate::peer::Sha256;
 pub struct Rules {
     /// Every issuing certificate must have a fresh CRL.
     pub revocation_required: bool,
+    /// A list of which only the date has passed is taken: it closes the door to those who depend on it, and to nobody
+    /// else. What is in force already must not wait for it.
+    pub overdue_closes: bool,
 }
 
 /// An authority that may vouch for partners.
@@ -29,9 +34,13 @@ pub struct Rules {
 pub struct Authority {
     name: AuthorityName,
     anchor: TrustAnchor<'static>,
+    anchor_der: CertificateDer<'static>,
     spki_sha256: Sha256,
+    /// The one that lasts longest first: webpki takes the first path that holds.
     intermediates: Vec<CertificateDer<'static>>,
     issuers: Vec<Issuer>,
+    /// Whether one name has several keys.
+    rekeyed: bool,
     crls: Vec<Crl>,
     revocation_required: bool,
 }
@@ -39,6 +48,7 @@ pub struct Authority {
 /// An issuing certificate of the authority.
 #[derive(Debug)]
 pub(super) struct Issuer {
+    der: CertificateDer<'static>,
     pub subject: Vec<u8>,
     pub name: String,
     pub spki: Vec<u8>,
@@ -79,7 +89,7 @@ impl Authority {
                 Err(mut wrong) => flaws.append(&mut wrong),
             }
         }
-        let (anchors, intermediates): (Vec<_>, Vec<_>) = found.into_iter().partition(is_self_signed);
+        let (anchors, mut intermediates): (Vec<_>, Vec<_>) = found.into_iter().partition(is_self_signed);
         let [anchor_der] = anchors.as_slice() else {
             let what = format!(
                 "the file must hold exactly one self-signed certificate, the anchor; it holds {}",
@@ -88,6 +98,7 @@ impl Authority {
             flaws.push(Flaw::new(Subject::Authority, what));
             return Err(flaws);
         };
+        flaws.extend(unfit_anchor(anchor_der, now));
         let anchor = match anchor_from_trusted_cert(anchor_der) {
             Ok(anchor) => anchor.to_owned(),
             Err(error) => {
@@ -95,7 +106,8 @@ impl Authority {
                 return Err(flaws);
             }
         };
-        let crls = match crl.map(|bytes| crl::load(bytes, &issuers, believed, now)).transpose() {
+        let against = Against { issuers: &issuers, believed, overdue: rules.overdue_closes, now };
+        let crls = match crl.map(|bytes| crl::load(bytes, against)).transpose() {
             Ok(crls) => crls.unwrap_or_default(),
             Err(mut wrong) => {
                 flaws.append(&mut wrong);
@@ -110,7 +122,20 @@ impl Authority {
         }
         let spki_sha256 = Sha256::of(&webpki_spki(&anchor));
         let revocation_required = rules.revocation_required;
-        Ok(Authority { name, anchor, spki_sha256, intermediates, issuers, crls, revocation_required })
+        intermediates.sort_by_key(|der| Reverse(end_of(&issuers, der)));
+        let rekeyed = issuers.iter().any(|one| issuers.iter().any(|other| one.shares_only_the_name_of(other)));
+        let anchor_der = anchor_der.clone();
+        Ok(Authority {
+            name,
+            anchor,
+            anchor_der,
+            spki_sha256,
+            intermediates,
+            issuers,
+            rekeyed,
+            crls,
+            revocation_required,
+        })
     }
 
     /// Its configured name.
@@ -144,39 +169,77 @@ impl Authority {
     pub fn verify(&self, leaf: &CertificateDer<'_>, now: Wall) -> Result<Verified, Refused> {
         let seconds = u64::try_from(now.seconds()).unwrap_or(0);
         let time = UnixTime::since_unix_epoch(std::time::Duration::from_secs(seconds));
-        let lists: Vec<&CertRevocationList<'_>> = self.crls.iter().map(Crl::list).collect();
+        let end_entity = EndEntityCert::try_from(leaf)?;
+        let lists: Vec<&Crl> = self.crls.iter().collect();
+        let path = if self.rekeyed {
+            // webpki finds a list by its issuer's name, which says too little here: each path is held against the lists
+            // of its own keys.
+            let unrevoked = |path: &VerifiedPath<'_>| self.unrevoked(path, time);
+            self.path(&end_entity, &self.intermediates, None, time, Some(&unrevoked))?
+        } else {
+            self.path(&end_entity, &self.intermediates, Some(&lists), time, None)?
+        };
+        let anchor = end_of(&self.issuers, &self.anchor_der);
+        if anchor <= now {
+            return Err(webpki::Error::CertExpired { time, not_after: time });
+        }
+        let ends = path.intermediate_certificates().map(|certificate| end_of(&self.issuers, &certificate.der()));
+        Ok(Verified { not_after: ends.fold(anchor, Wall::min) })
+    }
+
+    /// Asks webpki for a path; `lists` are asked where there are any to ask.
+    fn path<'p>(
+        &'p self,
+        leaf: &'p EndEntityCert<'p>,
+        intermediates: &'p [CertificateDer<'p>],
+        lists: Option<&[&Crl]>,
+        time: UnixTime,
+        further: Option<&dyn Fn(&VerifiedPath<'_>) -> Result<(), Refused>>,
+    ) -> Result<VerifiedPath<'p>, Refused> {
         let status = if self.revocation_required { UnknownStatusPolicy::Deny } else { UnknownStatusPolicy::Allow };
-        // Without any list there is nothing to ask, which loading allows only where lists are not required.
-        let revocation = RevocationOptionsBuilder::new(&lists).ok().map(|options| {
+        let asked = lists.map(|lists| lists.iter().map(|crl| crl.list()).collect::<Vec<_>>());
+        // Without any list there is nothing to ask, which is allowed only where lists are not required.
+        if self.revocation_required && asked.as_ref().is_some_and(Vec::is_empty) {
+            return Err(webpki::Error::UnknownRevocationStatus);
+        }
+        let revocation = asked.as_deref().and_then(|asked| RevocationOptionsBuilder::new(asked).ok()).map(|options| {
             options
                 .with_depth(RevocationCheckDepth::Chain)
                 .with_status_policy(status)
                 .with_expiration_policy(ExpirationPolicy::Enforce)
                 .build()
         });
-        let end_entity = EndEntityCert::try_from(leaf)?;
-        let path = end_entity.verify_for_usage(
+        leaf.verify_for_usage(
             rustls::crypto::aws_lc_rs::default_provider().signature_verification_algorithms.all,
             std::slice::from_ref(&self.anchor),
-            &self.intermediates,
+            intermediates,
             time,
             KeyUsage::client_auth(),
             revocation,
-            None,
-        )?;
-        let mut ends = path.intermediate_certificates().filter_map(|certificate| self.end_of(certificate.subject()));
-        let anchor = self.end_of(&self.anchor.subject).unwrap_or_default();
-        let not_after = ends.by_ref().fold(anchor, Wall::min);
-        if anchor <= now {
-            return Err(webpki::Error::CertExpired { time, not_after: time });
-        }
-        Ok(Verified { not_after })
+            further,
+        )
     }
 
-    /// webpki gives names as the content of their SEQUENCE, x509-parser with its header.
-    fn end_of(&self, subject: &[u8]) -> Option<Wall> {
-        self.issuers.iter().find(|issuer| issuer.subject.ends_with(subject)).map(|issuer| issuer.not_after)
+    /// Holds one path against the lists of the keys in it.
+    fn unrevoked(&self, path: &VerifiedPath<'_>, time: UnixTime) -> Result<(), Refused> {
+        let intermediates: Vec<CertificateDer<'_>> = path.intermediate_certificates().map(|it| it.der()).collect();
+        let is_in_path = |issuer: &&Issuer| issuer.der == self.anchor_der || intermediates.contains(&issuer.der);
+        let issuers: Vec<&Issuer> = self.issuers.iter().filter(is_in_path).collect();
+        let of_the_path = |crl: &&Crl| issuers.iter().any(|issuer| crl.issued_by(issuer));
+        let lists: Vec<&Crl> = self.crls.iter().filter(of_the_path).collect();
+        self.path(path.end_entity(), &intermediates, Some(&lists), time, None).map(drop)
     }
+}
+
+impl Issuer {
+    fn shares_only_the_name_of(&self, other: &Issuer) -> bool {
+        self.subject == other.subject && self.spki != other.spki
+    }
+}
+
+/// When one of the certificates ends: this very one, because several may have its name and its key.
+fn end_of(issuers: &[Issuer], der: &CertificateDer<'_>) -> Wall {
+    issuers.iter().find(|issuer| issuer.der == *der).map(|issuer| issuer.not_after).unwrap_or_default()
 }
 
 fn webpki_spki(anchor: &TrustAnchor<'_>) -> Vec<u8> {
@@ -188,8 +251,25 @@ fn is_self_signed(der: &CertificateDer<'_>) -> bool {
         .is_ok_and(|(_, certificate)| certificate.issuer().as_raw() == certificate.subject().as_raw())
 }
 
+/// What webpki does not ask of an anchor.
+fn unfit_anchor(der: &CertificateDer<'_>, now: Wall) -> Vec<Flaw> {
+    let Ok((_, anchor)) = X509Certificate::from_der(der) else { return Vec::new() };
+    let (name, begins) = (anchor.subject(), wall(anchor.validity().not_before));
+    let mut flaws = Vec::new();
+    if begins > now {
+        flaws.push(format!("{name} is valid only from {begins}"));
+    }
+    let (content, signature) = (anchor.tbs_certificate.as_ref(), &anchor.signature_value.data);
+    // Old anchors are signed with what nobody else may sign with any more; nothing rests on that signature.
+    let signed = crl::checked(content, &anchor.signature_algorithm.algorithm, signature, anchor.public_key().raw);
+    if signed == Some(false) {
+        flaws.push(format!("{name} names itself as its issuer, but is not signed by its own key"));
+    }
+    flaws.into_iter().map(|message| Flaw::new(Subject::Authority, message)).collect()
+}
+
 /// Holds an issuing certificate against the anchor profile.
-fn issuer(der: &CertificateDer<'_>, now: Wall) -> Result<Issuer, Vec<Flaw>> {
+fn issuer(der: &CertificateDer<'static>, now: Wall) -> Result<Issuer, Vec<Flaw>> {
     let flaw = |message: String| Flaw::new(Subject::Authority, message);
     let Ok((_, certificate)) = X509Certificate::from_der(der) else {
         return Err(vec![flaw("a certificate of the file cannot be read".into())]);
@@ -223,6 +303,7 @@ fn issuer(der: &CertificateDer<'_>, now: Wall) -> Result<Issuer, Vec<Flaw>> {
         return Err(flaws);
     }
     Ok(Issuer {
+        der: der.clone(),
         subject: certificate.subject().as_raw().to_vec(),
         name,
         spki: certificate.public_key().raw.to_vec(),
@@ -232,9 +313,13 @@ fn issuer(der: &CertificateDer<'_>, now: Wall) -> Result<Issuer, Vec<Flaw>> {
 }
 
 fn without_crl<'a>(issuers: &'a [Issuer], crls: &'a [Crl], configured: bool) -> impl Iterator<Item = Flaw> + 'a {
-    let covered = |issuer: &&Issuer| crls.iter().any(|crl| crl.issued_by(&issuer.subject));
+    let covered = |issuer: &&Issuer| crls.iter().any(|crl| crl.issued_by(issuer) && !crl.is_partition());
     issuers.iter().filter(move |issuer| !covered(issuer)).map(move |issuer| {
-        let what = if configured { "the file holds no CRL of" } else { "no `crl` is configured for" };
+        let what = match (configured, crls.iter().any(|crl| crl.issued_by(issuer))) {
+            (false, _) => "no `crl` is configured for",
+            (true, false) => "the file holds no CRL of",
+            (true, true) => "the file holds only the part for one distribution point of the CRL of",
+        };
         let rest = "revocation = \"required\" needs a fresh one for every issuing certificate";
         Flaw::new(Subject::Crl, format!("{what} {}; {rest}", issuer.name))
     })

@@ -7,6 +7,7 @@ use rustls_pki_types::CertificateRevocationListDer;
 use rustls_pki_types::pem::PemObject;
 use webpki::{CertRevocationList, OwnedCertRevocationList};
 use x509_parser::der_parser::Oid;
+use x509_parser::extensions::ParsedExtension;
 use x509_parser::oid_registry::OID_X509_EXT_ISSUER_DISTRIBUTION_POINT;
 use x509_parser::prelude::FromDer;
 use x509_parser::revocation_list::CertificateRevocationList;
@@ -20,12 +21,17 @@ use crate::peer::Sha256;
 /// The largest file that is looked at.
 const LARGEST: usize = 64 << 20;
 
+/// What every list of a PEM file begins and ends with.
+const MARKERS: [&[u8]; 2] = [b"-----BEGIN X509 CRL-----", b"-----END X509 CRL-----"];
+
 /// A checked revocation list.
 #[derive(Debug)]
 pub struct Crl {
     list: CertRevocationList<'static>,
     pub(super) issuer: String,
     issuer_raw: Vec<u8>,
+    issuer_spki: Vec<u8>,
+    scope: Scope,
     /// What its number counts for: the key that signs, and the scope where lists are partitioned.
     pub(super) series: Sha256,
     pub(super) number: Vec<u8>,
@@ -52,30 +58,98 @@ impl Crl {
         self.next_update
     }
 
+    /// What is told of it when its next one is not here in time.
+    #[must_use]
+    pub fn overdue(&self) -> String {
+        let (issuer, since) = (&self.issuer, self.next_update);
+        format!("the CRL of {issuer} is stale since {since}: nobody who depends on it is let in until the next is here")
+    }
+
     pub(super) fn list(&self) -> &CertRevocationList<'static> {
         &self.list
     }
 
-    pub(super) fn issued_by(&self, subject: &[u8]) -> bool {
-        self.issuer_raw == subject
+    /// Whether it is of this name and this key.
+    pub(super) fn issued_by(&self, issuer: &Issuer) -> bool {
+        self.issuer_raw == issuer.subject && self.issuer_spki == issuer.spki
+    }
+
+    /// Whether it is only one of the parts that an issuer's list was cut into.
+    pub(super) fn is_partition(&self) -> bool {
+        self.scope.point
+    }
+
+    /// What is wrong with the two in one file. webpki asks the first list that covers a certificate, and no other: one
+    /// that knows less could hide one that knows more.
+    fn clashes(&self, other: &Crl) -> Option<String> {
+        let named = &self.issuer;
+        if self.series == other.series {
+            return Some(format!("the file holds two CRLs of {named}; leave only the newer"));
+        }
+        let one_issuer = (&self.issuer_raw, &self.issuer_spki) == (&other.issuer_raw, &other.issuer_spki);
+        (one_issuer && !self.scope.is_apart_from(other.scope)).then(|| {
+            format!(
+                "the file holds a CRL of {named} that covers only a part (issuingDistributionPoint) beside another of \
+                 its CRLs; leave only the one that covers everything"
+            )
+        })
     }
 }
 
+/// Which certificates of its issuer a list covers.
+#[derive(Debug, Clone, Copy, Default)]
+struct Scope {
+    /// Only those of one distribution point.
+    point: bool,
+    /// Only those of people and machines.
+    users: bool,
+    /// Only those of authorities.
+    authorities: bool,
+}
+
+impl Scope {
+    fn of(crl: &CertificateRevocationList<'_>) -> Option<Scope> {
+        let mut found = crl.extensions().iter().filter(|it| it.oid == OID_X509_EXT_ISSUER_DISTRIBUTION_POINT);
+        let (first, second) = (found.next(), found.next());
+        let Some(first) = first else { return Some(Scope::default()) };
+        let (ParsedExtension::IssuingDistributionPoint(said), None) = (first.parsed_extension(), second) else {
+            return None;
+        };
+        let point = said.distribution_point.is_some();
+        Some(Scope { point, users: said.only_contains_user_certs, authorities: said.only_contains_ca_certs })
+    }
+
+    /// Whether no certificate is covered by both.
+    fn is_apart_from(self, other: Scope) -> bool {
+        let apart = (self.users && other.authorities) || (self.authorities && other.users);
+        apart && !self.point && !other.point
+    }
+}
+
+/// What the lists of a file are held against.
+#[derive(Clone, Copy)]
+pub(super) struct Against<'a> {
+    pub issuers: &'a [Issuer],
+    pub believed: &'a Believed,
+    /// Whether a list that is overdue is taken all the same.
+    pub overdue: bool,
+    pub now: Wall,
+}
+
 /// Loads every list of a file.
-pub(super) fn load(bytes: &[u8], issuers: &[Issuer], believed: &Believed, now: Wall) -> Result<Vec<Crl>, Vec<Flaw>> {
+pub(super) fn load(bytes: &[u8], against: Against<'_>) -> Result<Vec<Crl>, Vec<Flaw>> {
     if bytes.len() > LARGEST {
         return Err(vec![flaw(format!("the CRL file is larger than {} MiB", LARGEST >> 20))]);
     }
     let (mut crls, mut flaws): (Vec<Crl>, Vec<Flaw>) = (Vec::new(), Vec::new());
-    for der in lists(bytes) {
+    for der in lists(bytes).map_err(|wrong| vec![wrong])? {
         // Parsers have panicked on hostile lists before; a list is no reason to stop.
-        let loaded = catch_unwind(|| one(&der, issuers, believed, now));
+        let loaded = catch_unwind(|| one(&der, against));
         match loaded.unwrap_or_else(|_| Err(flaw("the CRL cannot be read"))) {
-            // The first that covers a certificate is the one that is asked: an older one could hide the newer.
-            Ok(crl) if crls.iter().any(|other| other.series == crl.series) => {
-                flaws.push(flaw(format!("the file holds two CRLs of {}; leave only the newer", crl.issuer)));
-            }
-            Ok(crl) => crls.push(crl),
+            Ok(crl) => match crls.iter().find_map(|other| crl.clashes(other)) {
+                Some(wrong) => flaws.push(flaw(wrong)),
+                None => crls.push(crl),
+            },
             Err(wrong) => flaws.push(wrong),
         }
     }
@@ -85,47 +159,72 @@ pub(super) fn load(bytes: &[u8], issuers: &[Issuer], believed: &Believed, now: W
     if flaws.is_empty() { Ok(crls) } else { Err(flaws) }
 }
 
-fn lists(bytes: &[u8]) -> Vec<Vec<u8>> {
-    let pem: Vec<Vec<u8>> = CertificateRevocationListDer::pem_slice_iter(bytes)
-        .filter_map(|list| list.ok().map(|list| list.as_ref().to_vec()))
+/// Every list of the file: one that is damaged may be the one that counts, so it is never passed over.
+fn lists(bytes: &[u8]) -> Result<Vec<Vec<u8>>, Flaw> {
+    let marked = MARKERS.map(|marker| memchr::memmem::find_iter(bytes, marker).count());
+    // What is not PEM is taken for DER, and refused later if it is neither.
+    if marked == [0, 0] {
+        return Ok(if bytes.is_empty() { Vec::new() } else { vec![bytes.to_vec()] });
+    }
+    let read: Result<Vec<Vec<u8>>, _> = CertificateRevocationListDer::pem_slice_iter(bytes)
+        .map(|list| list.map(|list| list.as_ref().to_vec()))
         .collect();
-    // What is not PEM is taken for DER, and refused below if it is neither.
-    if pem.is_empty() && !bytes.is_empty() { vec![bytes.to_vec()] } else { pem }
+    let read = read.map_err(|error| flaw(format!("a CRL of the file is damaged: {error}")))?;
+    if marked == [read.len(); 2] {
+        return Ok(read);
+    }
+    let [begun, ended] = marked;
+    Err(flaw(format!(
+        "a CRL of the file is damaged: {begun} begin, {ended} end (-----END X509 CRL-----), {} can be read",
+        read.len()
+    )))
 }
 
-fn one(der: &[u8], issuers: &[Issuer], believed: &Believed, now: Wall) -> Result<Crl, Flaw> {
+fn one(der: &[u8], against: Against<'_>) -> Result<Crl, Flaw> {
+    let Against { issuers, believed, overdue, now } = against;
     let (rest, parsed) = CertificateRevocationList::from_der(der).map_err(|_| flaw("the CRL cannot be read"))?;
     if !rest.is_empty() {
         return Err(flaw("the CRL is followed by other bytes"));
     }
     let raw = parsed.issuer().as_raw();
     let named = parsed.issuer().to_string();
-    let issuer = issuers
-        .iter()
-        .find(|issuer| issuer.subject == raw)
-        .ok_or_else(|| flaw(format!("the CRL is issued by {named}, which is not in the authority's file")))?;
-    if !issuer.signs_crls {
-        return Err(flaw(format!("{named} may not sign CRLs (keyUsage cRLSign)")));
-    }
-    if !is_signed_by(&parsed, &issuer.spki) {
-        return Err(flaw(format!("the CRL says it is issued by {named}, but is not signed by its key")));
-    }
+    let issuer = signer(&parsed, issuers)?;
+    let scope = Scope::of(&parsed)
+        .ok_or_else(|| flaw(format!("the CRL of {named} does not say what it covers (issuingDistributionPoint)")))?;
     let this_update = wall(parsed.last_update());
     if this_update > now {
         return Err(flaw(format!("the CRL of {named} is valid only from {this_update}")));
     }
     let next_update =
         parsed.next_update().map(wall).ok_or_else(|| flaw(format!("the CRL of {named} has no nextUpdate")))?;
-    if next_update <= now {
+    // webpki holds the date against every chain that depends on the list.
+    if next_update <= now && !overdue {
         return Err(flaw(format!("the CRL of {named} is stale since {next_update}; fetch the next one")));
     }
     let number = parsed.crl_number().map(x509_parser::num_bigint::BigUint::to_bytes_be);
     let number = number.ok_or_else(|| flaw(format!("the CRL of {named} has no number")))?;
     let owned = OwnedCertRevocationList::from_der(der).map_err(|error| flaw(format!("the CRL of {named}: {error}")))?;
     let series = series(&issuer.spki, &parsed);
-    let (list, issuer_raw) = (owned.into(), raw.to_vec());
-    let crl = Crl { list, issuer: named, issuer_raw, series, number, this_update, next_update };
+    let (list, issuer_raw, issuer_spki) = (owned.into(), raw.to_vec(), issuer.spki.clone());
+    let crl = Crl { list, issuer: named, issuer_raw, issuer_spki, scope, series, number, this_update, next_update };
     believed.rolled_back(&crl).map_or(Ok(crl), |wrong| Err(flaw(wrong)))
+}
+
+/// The one that signed a list. Several may have its name: a key that was replaced, a certificate that was renewed.
+fn signer<'a>(crl: &CertificateRevocationList<'_>, issuers: &'a [Issuer]) -> Result<&'a Issuer, Flaw> {
+    let named = crl.issuer().to_string();
+    let same: Vec<&Issuer> = issuers.iter().filter(|issuer| issuer.subject == crl.issuer().as_raw()).collect();
+    if same.is_empty() {
+        return Err(flaw(format!("the CRL is issued by {named}, which is not in the authority's file")));
+    }
+    let mut keys: Vec<&Issuer> = same.iter().copied().filter(|issuer| issuer.signs_crls).collect();
+    if keys.is_empty() {
+        return Err(flaw(format!("{named} may not sign CRLs (keyUsage cRLSign)")));
+    }
+    keys.dedup_by(|one, other| one.spki == other.spki);
+    keys.into_iter()
+        .find(|issuer| is_signed_by(crl, &issuer.spki))
+        .ok_or_else(|| flaw(format!("the CRL says it is issued by {named}, but is not signed by its key")))
 }
 
 /// Lists of one key number themselves, and so does each partition of them (issuingDistributionPoint).
@@ -141,9 +240,14 @@ fn is_signed_by(crl: &CertificateRevocationList<'_>, spki: &[u8]) -> bool {
 
 /// Whether the key `spki` signed `content`.
 pub(super) fn verifies(content: &[u8], oid: &Oid<'_>, signature: &[u8], spki: &[u8]) -> bool {
-    let Ok((_, key)) = SubjectPublicKeyInfo::from_der(spki) else { return false };
-    let Some(algorithm) = algorithm(&oid.to_id_string(), &key) else { return false };
-    UnparsedPublicKey::new(algorithm, &*key.subject_public_key.data).verify(content, signature).is_ok()
+    checked(content, oid, signature, spki).unwrap_or(false)
+}
+
+/// The same; `None` where the algorithm is not one that an authority may sign with here.
+pub(super) fn checked(content: &[u8], oid: &Oid<'_>, signature: &[u8], spki: &[u8]) -> Option<bool> {
+    let (_, key) = SubjectPublicKeyInfo::from_der(spki).ok()?;
+    let algorithm = algorithm(&oid.to_id_string(), &key)?;
+    Some(UnparsedPublicKey::new(algorithm, &*key.subject_public_key.data).verify(content, signature).is_ok())
 }
 
 /// The algorithms that an authority may sign with, by object identifier.

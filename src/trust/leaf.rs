@@ -43,7 +43,7 @@ pub enum Breach {
     Serial,
     /// More than one URI subject alternative name.
     ManyUris,
-    /// A URI or DNS name with characters outside printable ASCII.
+    /// A name that cannot be read, or a URI or DNS name with characters outside printable ASCII.
     OddName,
     /// Valid for longer than `client_auth.max_certificate_lifetime`.
     Lifetime,
@@ -63,7 +63,7 @@ impl fmt::Display for Breach {
             Breach::WeakKey => "has a key that is not P-256, P-384, Ed25519 or RSA of at least 2048 bits",
             Breach::Serial => "has a serial number that is zero, negative or longer than 20 octets",
             Breach::ManyUris => "has more than one URI name",
-            Breach::OddName => "has a name with characters outside printable ASCII",
+            Breach::OddName => "has a name that cannot be read or holds characters outside printable ASCII",
             Breach::Lifetime => "is valid for longer than client_auth.max_certificate_lifetime",
         })
     }
@@ -169,6 +169,9 @@ fn names(certificate: &X509Certificate<'_>) -> Result<Names, Breach> {
         let (list, text) = match name {
             GeneralName::URI(text) => (&mut uris, *text),
             GeneralName::DNSName(text) => (&mut dns, *text),
+            // What one reader passes over, another may take for a second name.
+            GeneralName::Invalid(..) => return Err(Breach::OddName),
+            GeneralName::IPAddress(address) if !matches!(address.len(), 4 | 16) => return Err(Breach::OddName),
             _ => continue,
         };
         if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_graphic()) {

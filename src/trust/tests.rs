@@ -8,9 +8,11 @@ use rustls_pki_types::pem::PemObject;
 use super::issue::{DevAuthority, Holder};
 use super::*;
 
+mod chains;
+
 const NOW: Wall = Wall(1_795_000_000_000_000_000);
 const DAY: Duration = Duration::from_secs(86_400);
-const RULES: Rules = Rules { revocation_required: true };
+const RULES: Rules = Rules { revocation_required: true, overdue_closes: false };
 
 fn made() -> DevAuthority {
     DevAuthority::create("partners", NOW, DAY * 30).unwrap()

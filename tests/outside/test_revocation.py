@@ -804,7 +804,7 @@ def crl_place(stage):
     return rf"portcullis\.toml:{line}:{text[line - 1].index('crl = ') + 1}|portcullis\.toml:{line}:\d+"
 
 
-@pytest.mark.parametrize("flaw", [*FLAWED, rolled_back])
+@pytest.mark.parametrize("flaw", [*(flaw for flaw in FLAWED if flaw is not stale), rolled_back])
 def test_a_list_that_cannot_be_believed_changes_nothing_and_says_so(steady, flaw):
     number, generation = steady.partners.number, steady.status()["generation"]
     rejected = steady.metric("portcullis_config_reloads_total", result="rejected")
@@ -824,6 +824,34 @@ def test_a_list_that_cannot_be_believed_changes_nothing_and_says_so(steady, flaw
     assert fetch(steady.admin + "/-/reload", method="POST").status == 200
     assert steady.metric("portcullis_config_last_reload_successful") == 1
     newcomer(steady, "revoked", None, "gone")
+
+
+def test_a_list_that_is_overdue_closes_its_own_authority_and_holds_up_no_other(stage):
+    one = stage(start=False)
+    agency, ends = Authority(one.folder, "agency"), (now() + 3 * SECOND).replace(microsecond=0)
+    agency.crl(upcoming=ends)
+    gone = one.partners.leaf("gone", uri="spiffe://partners/acme")
+    one.write_config(
+        authorities='{ name = "partners", file = "partners.pem", crl = "partners.crl" }, '
+        '{ name = "agency", file = "agency.pem", crl = "agency.crl" }'
+    )
+    one.start()
+    assert one.ask(body=chat(), certificate="gone").status == 200
+    at(ends)(one)
+    one.partners.crl(revoked=[gone])
+    answer = fetch(one.admin + "/-/reload", method="POST")
+    assert answer.status == 200 and one.metric("portcullis_config_last_reload_successful") == 1
+    newcomer(one, "revoked", None, "gone")
+    assert one.ask(body=chat()).status == 200
+    eventually(lambda: re.search(r"ERROR.*agency.* is stale since", one.gateway.log), 3, what="a loud word in the log")
+    # One that is put there overdue already closes what depends on it.
+    stale(one)
+    answer = fetch(one.admin + "/-/reload", method="POST")
+    assert answer.status == 200 and "stale since" in answer.json["text"], answer.json
+    newcomer(one, "other", None)
+    one.partners.crl()
+    assert fetch(one.admin + "/-/reload", method="POST").status == 200
+    assert one.ask(body=chat()).status == 200
 
 
 @pytest.mark.parametrize("flaw", FLAWED)

@@ -32,7 +32,7 @@ use crate::keeper::kept::Kept;
 use crate::keeper::marks::Marks;
 use crate::keeper::numbers::Numbers;
 use crate::metrics::Metrics;
-use crate::policy::{self, AdminAddress, LogSettings, Mistakes, Policy, Revocations};
+use crate::policy::{self, AdminAddress, LogSettings, Mistakes, Policy, Revocations, Settings};
 use crate::record::Recorder;
 use crate::registry::Registry;
 use crate::reload::{self, Reloader, SetFilter};
@@ -159,13 +159,7 @@ impl Server {
         let revoked = withdrawn.load(Revocations::from_bytes).map_err(unusable)?;
         withdrawals.store(Arc::new(revoked.unwrap_or_default()));
         numbers.keep(&snapshot.policy.believed).map_err(unusable)?;
-        let recorded = Log::open(&settings.audit_directory).is_ok_and(|log| !log.segments().is_empty());
-        if marks.is_fresh() && recorded {
-            tracing::error!(
-                state = %settings.state.display(),
-                "quotas begin at nothing beside an audit log that does not: if the state was lost, so is what was used"
-            );
-        }
+        suspect(&marks, &settings);
         let audit = start_audit(&snapshot.policy, &clock, &config)?;
         let doorstep = Doorstep::open(&settings.state)
             .inspect_err(|error| tracing::warn!(%error, "this process cannot be replaced while it runs"))
@@ -377,6 +371,17 @@ fn admin_listeners(snapshot: &Snapshot, before: &mut Taken) -> Result<AdminBound
             let socket = handover::adopt_admin(before, path).map_err(|error| unusable(format!("{url}: {error}")))?;
             Ok((vec![(Bound::Unix(socket), Scope::All)], url))
         }
+    }
+}
+
+/// Says so where quotas begin at nothing beside an audit log that does not.
+fn suspect(marks: &Marks, settings: &Settings) {
+    let recorded = || Log::open(&settings.audit_directory).is_ok_and(|log| !log.segments().is_empty());
+    if marks.is_fresh() && recorded() {
+        tracing::error!(
+            state = %settings.state.display(),
+            "quotas begin at nothing beside an audit log that does not: if the state was lost, so is what was used"
+        );
     }
 }
 

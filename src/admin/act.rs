@@ -1,10 +1,12 @@
 //! What operators do: reload, drain, revoke, restore, change the log filter.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use hyper::StatusCode;
+use serde::de::{Deserialize, Deserializer, Error, MapAccess, Visitor};
 use serde_json::{Value, json};
 
 use super::{Answer, Desk, json, text};
@@ -67,19 +69,47 @@ struct Asked {
     reason: Option<String>,
 }
 
+/// The members of an object, each at most once, each a text.
+struct Members(BTreeMap<String, String>);
+
+impl<'de> Deserialize<'de> for Members {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Members, D::Error> {
+        from.deserialize_map(MembersVisitor)
+    }
+}
+
+struct MembersVisitor;
+
+impl<'de> Visitor<'de> for MembersVisitor {
+    type Value = Members;
+
+    fn expecting(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.write_str("an object of texts")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Members, A::Error> {
+        let mut members = BTreeMap::new();
+        while let Some((name, text)) = map.next_entry::<String, Option<String>>()? {
+            if members.contains_key(&name) {
+                return Err(A::Error::custom(format_args!("member {name} stands twice")));
+            }
+            members.insert(name, text);
+        }
+        Ok(Members(members.into_iter().filter_map(|(name, text)| Some((name, text?))).collect()))
+    }
+}
+
 fn parse(body: &Bytes) -> Result<Asked, String> {
-    let value: Value = serde_json::from_slice(body).map_err(|error| format!("not JSON: {error}"))?;
-    let object = value.as_object().ok_or("not an object")?;
+    let Members(object) = serde_json::from_slice(body).map_err(|error| format!("not a JSON object: {error}"))?;
     let known: Vec<&str> = RevocationKind::ALL.iter().map(|kind| kind.as_str()).collect();
     if let Some(odd) = object.keys().find(|key| *key != "reason" && !known.contains(&key.as_str())) {
         return Err(format!("unknown member {odd}; known: {}, reason", known.join(", ")));
     }
-    let mut named =
-        RevocationKind::ALL.into_iter().filter_map(|kind| Some((kind, object.get(kind.as_str())?.as_str()?)));
+    let mut named = RevocationKind::ALL.into_iter().filter_map(|kind| Some((kind, object.get(kind.as_str())?)));
     let (Some((kind, target)), None) = (named.next(), named.next()) else {
         return Err(format!("name exactly one of {}", known.join(", ")));
     };
-    let reason = object.get("reason").and_then(Value::as_str).map(|reason| reason.chars().take(500).collect());
+    let reason = object.get("reason").map(|reason| reason.chars().take(500).collect());
     let target = canonical(kind, target).ok_or_else(|| format!("{target:?} is no {}", kind.as_str()))?;
     Ok(Asked { kind, target, reason })
 }
@@ -174,4 +204,26 @@ async fn keep(desk: &Desk) -> bool {
     }
     let (place, bytes) = (desk.withdrawn.clone(), desk.gateway.revocations.load().to_bytes());
     matches!(tokio::task::spawn_blocking(move || place.save(&bytes)).await, Ok(Ok(())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_withdrawn_is_named_once() {
+        let asked = |body: &'static str| parse(&Bytes::from_static(body.as_bytes())).map(|asked| asked.target);
+        assert_eq!(asked(r#"{"organization": "acme", "reason": null}"#), Ok("acme".into()));
+        for crooked in [
+            r#"{"organization": "acme", "organization": "beta"}"#,
+            r#"{"organization": "acme", "reason": "a", "reason": "b"}"#,
+            r#"{"organization": null, "organization": "acme"}"#,
+            r#"{"organization": "acme", "purpose": "research"}"#,
+            r#"{"organization": 1}"#,
+            r#"["acme"]"#,
+            "{}",
+        ] {
+            assert!(asked(crooked).is_err(), "{crooked}");
+        }
+    }
 }

@@ -1,6 +1,8 @@
 //! Where operators connect: a loopback address, a Unix socket, or TLS with certificates of their own.
 
+use std::cell::Cell;
 use std::convert::Infallible;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -15,10 +17,12 @@ use hyper_util::rt::TokioIo;
 use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
+use tokio::task::AbortHandle;
 use tokio_rustls::TlsAcceptor;
 
 use super::socket::SocketFile;
 use super::{Answer, Desk, act, look, text};
+use crate::metrics::ListenerSeries;
 
 /// A bound admin listener.
 pub enum Listener {
@@ -42,8 +46,10 @@ pub enum Scope {
 
 /// The longest body of a POST.
 const LONGEST: usize = 64 * 1024;
-/// A connection that says nothing.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// For a handshake, for a head, and for a body.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Connections of one listener: the descriptors are the partners'.
+const MOST: usize = 32;
 
 /// After a failed accept: what is short of descriptors needs a moment.
 const REST: Duration = Duration::from_millis(100);
@@ -55,25 +61,52 @@ struct Visitor {
     by: Arc<str>,
     /// The way here has settled that this is no page of another site: a certificate, or a file's permissions.
     settled: bool,
+    /// Whether a whole request has come.
+    asked: Rc<Cell<bool>>,
 }
 
 impl Visitor {
-    fn new(by: impl Into<Arc<str>>, settled: bool) -> Visitor {
-        Visitor { by: by.into(), settled }
+    fn new(by: impl Into<Arc<str>>, settled: bool, asked: Rc<Cell<bool>>) -> Visitor {
+        Visitor { by: by.into(), settled, asked }
+    }
+}
+
+/// The connections of one listener, the oldest first.
+#[derive(Default)]
+struct Places(Vec<(AbortHandle, Rc<Cell<bool>>)>);
+
+impl Places {
+    /// Starts what a newcomer needs. When all places are taken, the oldest that has not asked yet leaves its place; when
+    /// all have, the newcomer goes.
+    fn take(&mut self, counts: &ListenerSeries, asked: Rc<Cell<bool>>, talk: impl Future<Output = ()> + 'static) {
+        self.0.retain(|(task, _)| !task.is_finished());
+        if self.0.len() >= MOST {
+            let Some(silent) = self.0.iter().position(|(_, asked)| !asked.get()) else {
+                counts.turned_away();
+                return;
+            };
+            self.0.remove(silent).0.abort();
+            counts.displaced();
+        }
+        self.0.push((tokio::task::spawn_local(talk).abort_handle(), asked));
     }
 }
 
 /// Serves until dropped.
 pub async fn serve(listener: Listener, desk: Arc<Desk>, scope: Scope) {
+    let mut places = Places::default();
+    let gateway = desk.gateway.clone();
+    let counts = gateway.recorder.metrics.operators();
     loop {
+        let asked = Rc::<Cell<bool>>::default();
         match &listener {
             Listener::Plain(tcp) => {
                 let Ok((stream, address)) = tcp.accept().await else {
                     tokio::time::sleep(REST).await;
                     continue;
                 };
-                let visitor = Visitor::new(address.to_string(), false);
-                tokio::task::spawn_local(talk(stream, desk.clone(), scope, visitor));
+                let visitor = Visitor::new(address.to_string(), false, asked.clone());
+                places.take(counts, asked, talk(stream, desk.clone(), scope, visitor));
             }
             Listener::Tcp(tcp, bound_with) => {
                 let Ok((stream, address)) = tcp.accept().await else {
@@ -81,16 +114,16 @@ pub async fn serve(listener: Listener, desk: Arc<Desk>, scope: Scope) {
                     continue;
                 };
                 let tls = desk.gateway.current().operators.clone().or_else(|| bound_with.clone());
-                let desk = desk.clone();
-                tokio::task::spawn_local(async move {
+                let (desk, seat) = (desk.clone(), asked.clone());
+                places.take(counts, asked, async move {
                     match tls {
-                        None => talk(stream, desk, scope, Visitor::new(address.to_string(), false)).await,
+                        None => talk(stream, desk, scope, Visitor::new(address.to_string(), false, seat)).await,
                         Some(config) => {
                             if let Ok(Ok(stream)) =
                                 tokio::time::timeout(PATIENCE, TlsAcceptor::from(config).accept(stream)).await
                             {
                                 let by = operator(&stream).unwrap_or_else(|| address.to_string());
-                                talk(stream, desk, scope, Visitor::new(by, true)).await;
+                                talk(stream, desk, scope, Visitor::new(by, true, seat)).await;
                             }
                         }
                     }
@@ -102,7 +135,8 @@ pub async fn serve(listener: Listener, desk: Arc<Desk>, scope: Scope) {
                     continue;
                 };
                 let by = stream.peer_cred().map_or_else(|_| "unix socket".into(), |peer| format!("uid {}", peer.uid()));
-                tokio::task::spawn_local(talk(stream, desk.clone(), scope, Visitor::new(by, true)));
+                let visitor = Visitor::new(by, true, asked.clone());
+                places.take(counts, asked, talk(stream, desk.clone(), scope, visitor));
             }
         }
     }
@@ -147,7 +181,10 @@ async fn answer(desk: &Arc<Desk>, scope: Scope, visitor: &Visitor, request: Requ
     }
     match (&head.method, acts) {
         // The server leaves the body of an answer to HEAD away.
-        (&Method::GET | &Method::HEAD, false) => return look::look(desk, scope, path, head.uri.query()),
+        (&Method::GET | &Method::HEAD, false) => {
+            visitor.asked.set(true);
+            return look::look(desk, scope, path, head.uri.query());
+        }
         (&Method::POST, true) => {}
         (_, acts) => return not_allowed(if acts { "POST" } else { "GET, HEAD" }),
     }
@@ -162,9 +199,13 @@ async fn answer(desk: &Arc<Desk>, scope: Scope, visitor: &Visitor, request: Requ
         response.headers_mut().insert("www-authenticate", http::HeaderValue::from_static("Bearer"));
         return response;
     }
-    match Limited::new(body, LONGEST).collect().await {
-        Ok(body) => act::act(desk, path, &visitor.by, &body.to_bytes()).await,
-        Err(_) => text(StatusCode::PAYLOAD_TOO_LARGE, "the body is too large\n"),
+    match tokio::time::timeout(PATIENCE, Limited::new(body, LONGEST).collect()).await {
+        Ok(Ok(body)) => {
+            visitor.asked.set(true);
+            act::act(desk, path, &visitor.by, &body.to_bytes()).await
+        }
+        Err(_) => text(StatusCode::REQUEST_TIMEOUT, "the body did not come\n"),
+        Ok(Err(_)) => text(StatusCode::PAYLOAD_TOO_LARGE, "the body is too large\n"),
     }
 }
 

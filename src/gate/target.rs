@@ -12,6 +12,10 @@ pub(super) fn shape(head: &Parts) -> Result<(), Refusal> {
     if !matches!(head.version, Version::HTTP_11 | Version::HTTP_2) {
         return Err(invalid("Only HTTP/1.1 and HTTP/2 are spoken here."));
     }
+    let method = head.method.as_str();
+    if method.len() > 16 || !method.bytes().all(|byte| byte.is_ascii_uppercase()) {
+        return Err(invalid("The method is not a word of upper-case letters."));
+    }
     if matches!(head.method, Method::CONNECT | Method::TRACE) {
         return Err(invalid(format!("{} is not served here.", head.method)));
     }
@@ -63,7 +67,11 @@ pub(super) fn host(head: &Parts, server_names: &[String]) -> Result<(), Refusal>
 /// The name without its port.
 fn name_of(authority: &str) -> Result<&str, Refusal> {
     let (name, port) = authority.split_once(':').map_or((authority, None), |(name, port)| (name, Some(port)));
-    let digits = |port: &str| (1..=5).contains(&port.len()) && port.bytes().all(|byte| byte.is_ascii_digit());
+    let digits = |port: &str| {
+        port.len() <= 5
+            && port.bytes().all(|byte| byte.is_ascii_digit())
+            && port.parse().is_ok_and(|port: u16| port > 0)
+    };
     let label = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.');
     let fine = !name.is_empty() && name.bytes().all(label) && port.is_none_or(digits);
     if fine { Ok(name) } else { Err(invalid("Host is not a host name with an optional port.").at("host")) }

@@ -70,6 +70,10 @@ fn crooked_heads_are_refused_with_their_code() {
     assert_eq!(h1("GET", "/v1/models", &[HERE, HERE]), Err(RequestInvalid));
     assert_eq!(h1("GET", "/v1/models", &[("host", "elsewhere.example")]), Err(HostNotServed));
     assert_eq!(h1("GET", "/v1/models", &[("host", "user@gateway.example")]), Err(RequestInvalid));
+    for port in ["", "0", "65536", "99999", "+443"] {
+        let host = format!("gateway.example:{port}");
+        assert_eq!(h1("GET", "/v1/models", &[("host", &host)]), Err(RequestInvalid), "{host}");
+    }
     assert_eq!(h1("GET", "https://elsewhere.example/v1/models", &[HERE]), Err(RequestInvalid));
     assert_eq!(h1("POST", "/v1/responses", &[HERE]), Err(MediaTypeNotSupported));
     assert_eq!(h1("POST", "/v1/responses", &[HERE, JSON, JSON]), Err(MediaTypeNotSupported));
@@ -89,6 +93,10 @@ fn crooked_heads_are_refused_with_their_code() {
     let many: Vec<(String, String)> = (0..65).map(|n| (format!("x-{n}"), "1".to_owned())).collect();
     let many: Vec<(&str, &str)> = many.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
     assert_eq!(h1("GET", "/v1/models", &many), Err(Code::HeadersTooLarge));
+    for version in [Version::HTTP_11, Version::HTTP_2] {
+        let target = "https://gateway.example/v1/responses";
+        assert_eq!(verdict(version, "post", target, &[HERE, JSON]), Err(RequestInvalid), "{version:?}");
+    }
     let h2 = |target: &str, lines: &[(&str, &str)]| verdict(Version::HTTP_2, "GET", target, lines);
     assert_eq!(h2("http://gateway.example/v1/models", &[]), Err(RequestInvalid));
     assert_eq!(h2("https://gateway.example/v1/models", &[("host", "other.example")]), Err(RequestInvalid));

@@ -1,10 +1,12 @@
-//! The guard of an HTTP/2 connection: an allowance of frames, so that cheap frames cannot be sent without end.
+//! The guard of an HTTP/2 connection: an allowance of frames, so that cheap frames cannot be sent without end, and the
+//! clocks of the connection.
 //!
 //! It reads frame headers only (RFC 9113 §4.1) as they pass by. h2 itself judges the frames.
 
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
@@ -25,6 +27,8 @@ const PER_DATA: i64 = 3;
 const PER_WRITTEN: i64 = 64;
 /// Heads that are let through at once: the HTTP library unpacks all it is given before one of them can be refused.
 const HEADS_AT_ONCE: u32 = 16;
+/// What a whole head leaves of the time of an idle connection, once: its exchange begins a moment later.
+const UNTIL_IT_BEGINS: Duration = Duration::from_secs(1);
 
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
@@ -37,19 +41,33 @@ pub struct Guard<S> {
     stream: S,
     limits: Limits,
     watch: Watch,
-    timer: Timer,
+    head: Timer,
+    idle: Timer,
+    /// Exchanges begun when the idle clock was last looked at.
+    begun: u64,
+    /// A head has had its moment to become an exchange, and did not.
+    waited: bool,
     frames: Frames,
     sent: Cursor,
     written: i64,
 }
 
 /// Where in the frames the next byte stands.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Frames {
     preface: usize,
     cursor: Cursor,
     allowance: i64,
-    in_headers: bool,
+    /// The payload under way, or the last one, is a body's.
+    in_data: bool,
+    /// From the header of a HEADERS frame to the end of the payload that ends its head.
+    in_head: bool,
+    /// The head goes on in a frame that has not begun.
+    unended: bool,
+    /// A frame, or the preface, has ended since somebody last asked.
+    ended: bool,
+    /// So has a head.
+    head_ended: bool,
     /// Heads since the library last had to wait.
     heads: u32,
 }
@@ -71,13 +89,23 @@ struct Frame {
 }
 
 impl Cursor {
+    /// What follows the payload under way.
+    fn skip<'a>(&mut self, bytes: &'a [u8]) -> &'a [u8] {
+        let here = self.payload.min(bytes.len());
+        self.payload -= here;
+        bytes.get(here..).unwrap_or_default()
+    }
+
+    /// Whether the next byte begins a frame.
+    fn is_between(&self) -> bool {
+        self.payload == 0 && self.filled == 0
+    }
+
     /// The next frame whose header ends in `bytes`, and what follows it.
     fn next<'a>(&mut self, mut bytes: &'a [u8]) -> Option<(Frame, &'a [u8])> {
         while !bytes.is_empty() {
             if self.payload > 0 {
-                let here = self.payload.min(bytes.len());
-                self.payload -= here;
-                bytes = bytes.get(here..).unwrap_or_default();
+                bytes = self.skip(bytes);
                 continue;
             }
             let rest = self.header.get_mut(self.filled..).unwrap_or_default();
@@ -102,10 +130,18 @@ impl<S> Guard<S> {
     /// Guards `stream`; the watch is for the service.
     pub fn new(stream: S, limits: Limits) -> (Guard<S>, Watch) {
         let watch = Watch::default();
-        let frames =
-            Frames { preface: 0, cursor: Cursor::default(), allowance: ALLOWANCE, in_headers: false, heads: 0 };
-        let (timer, sent) = (Timer::default(), Cursor::default());
-        let guard = Guard { stream, limits, watch: watch.clone(), timer, frames, sent, written: 0 };
+        let guard = Guard {
+            stream,
+            limits,
+            watch: watch.clone(),
+            head: Timer::default(),
+            idle: Timer::default(),
+            begun: 0,
+            waited: false,
+            frames: Frames { allowance: ALLOWANCE, ..Frames::default() },
+            sent: Cursor::default(),
+            written: 0,
+        };
         (guard, watch)
     }
 
@@ -120,14 +156,37 @@ impl<S> Guard<S> {
         self.frames.allowance = (self.frames.allowance + earned).min(SAVED);
     }
 
+    /// Sets the clocks before a wait for bytes. A frame that comes in pieces has the time of a head, and only a new
+    /// exchange ends the time of an idle connection: neither is prolonged by bytes.
     fn wind(&mut self) {
-        if self.frames.in_headers || self.frames.preface < PREFACE.len() {
-            self.timer.run(Wait::Head, self.limits.head);
-        } else if self.watch.is_idle() {
-            self.timer.run(Wait::Idle, self.limits.idle);
+        if self.frames.is_hurried() {
+            self.head.run(Wait::Head, self.limits.head);
         } else {
-            self.timer.stop();
+            self.head.stop();
         }
+        let head_ended = std::mem::take(&mut self.frames.head_ended);
+        let begun = self.watch.begun();
+        if begun != self.begun {
+            (self.begun, self.waited) = (begun, false);
+            self.idle.stop();
+        }
+        if !self.watch.is_idle() {
+            self.idle.stop();
+            return;
+        }
+        self.idle.run(Wait::Idle, self.limits.idle);
+        if head_ended && !self.waited {
+            self.waited = true;
+            self.idle.leave(UNTIL_IT_BEGINS);
+        }
+    }
+
+    /// Ready when a clock has run out. A head under way has its own clock.
+    fn poll_clocks(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.head.poll(cx).is_ready() || (!self.frames.in_head && self.idle.poll(cx).is_ready()) {
+            return Poll::Ready(());
+        }
+        Poll::Pending
     }
 }
 
@@ -142,11 +201,28 @@ impl Frames {
                 bytes = bytes.get(1..).unwrap_or_default();
                 continue;
             }
+            bytes = self.cursor.skip(bytes);
+            self.settle();
             let Some((frame, rest)) = self.cursor.next(bytes) else { break };
             self.frame(frame)?;
             bytes = rest;
         }
+        self.settle();
         Ok(())
+    }
+
+    /// Notes what has ended, where the next byte begins a frame.
+    fn settle(&mut self) {
+        if self.preface == PREFACE.len() && self.cursor.is_between() && !self.unended {
+            self.ended = true;
+            self.head_ended |= std::mem::take(&mut self.in_head);
+        }
+    }
+
+    /// Whether something is under way that must come to its end in the time of a head. A body has a clock of its own.
+    fn is_hurried(&self) -> bool {
+        let body = self.in_data && self.cursor.payload > 0;
+        self.preface < PREFACE.len() || self.in_head || !(body || self.cursor.is_between())
     }
 
     fn frame(&mut self, Frame { kind, flags, length }: Frame) -> Result<(), &'static str> {
@@ -159,8 +235,10 @@ impl Frames {
         };
         self.heads += u32::from(kind == HEADERS);
         self.allowance = (self.allowance + earns - costs).min(SAVED);
+        self.in_data = kind == DATA;
         if matches!(kind, HEADERS | CONTINUATION) {
-            self.in_headers = flags & END_HEADERS == 0;
+            self.in_head = true;
+            self.unended = flags & END_HEADERS == 0;
         }
         if self.allowance < 0 { Err("too many frames") } else { Ok(()) }
     }
@@ -179,7 +257,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Guard<S> {
             Poll::Pending => {
                 this.frames.heads = 0;
                 this.wind();
-                ready!(this.timer.poll(cx));
+                ready!(this.poll_clocks(cx));
                 // The end of the stream: the connection closes.
                 Poll::Ready(Ok(()))
             }
@@ -187,8 +265,8 @@ impl<S: AsyncRead + Unpin> AsyncRead for Guard<S> {
             Poll::Ready(Ok(())) => {
                 let fresh = buf.filled().get(before..).unwrap_or_default();
                 let followed = this.frames.follow(fresh);
-                if !this.frames.in_headers {
-                    this.timer.stop();
+                if std::mem::take(&mut this.frames.ended) {
+                    this.head.stop();
                 }
                 Poll::Ready(followed.map_err(|what| io::Error::new(io::ErrorKind::InvalidData, what)))
             }

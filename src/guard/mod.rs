@@ -63,9 +63,14 @@ impl Watch {
         if path == IN_PLACE_OF_A_HEAD { self.0.withheld.borrow_mut().take() } else { None }
     }
 
+    /// How many exchanges have begun.
+    fn begun(&self) -> u64 {
+        self.0.begun.get()
+    }
+
     /// Whether all of the first `passed` requests have begun and ended.
     fn is_through(&self, passed: u64) -> bool {
-        self.is_idle() && self.0.begun.get() >= passed
+        self.is_idle() && self.begun() >= passed
     }
 
     /// Lets whoever polls be woken when an exchange ends.
@@ -122,6 +127,13 @@ impl Timer {
 
     fn stop(&mut self) {
         self.running = None;
+    }
+
+    /// Sees to it that a running clock has at least this much left.
+    fn leave(&mut self, least: Duration) {
+        if let Some((_, deadline)) = &mut self.running {
+            *deadline = (*deadline).max(now() + least);
+        }
     }
 
     /// Stops the clock if it runs for `wait`.

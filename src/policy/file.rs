@@ -30,13 +30,17 @@ pub struct Sink {
 impl Sink {
     /// Notes a mistake.
     pub fn wrong(&self, place: Option<&Place>, message: impl Into<String>, hint: Option<String>) {
-        let mistake = Mistake { place: place.cloned(), message: message.into(), hint };
+        let mut message = message.into();
+        mask::urls(&mut message);
+        let mistake = Mistake { place: place.cloned(), message, hint };
         self.mistakes.borrow_mut().push(mistake);
     }
 
     /// Notes an oddity.
     pub fn odd(&self, place: Option<&Place>, message: impl Into<String>) {
-        self.warnings.borrow_mut().push(Mistake { place: place.cloned(), message: message.into(), hint: None });
+        let mut message = message.into();
+        mask::urls(&mut message);
+        self.warnings.borrow_mut().push(Mistake { place: place.cloned(), message, hint: None });
     }
 
     /// Adds a file and says which it is. Its secrets are hidden when it is parsed.
@@ -97,6 +101,9 @@ pub fn parse<T>(file: usize, text: &str, sink: &Sink, read: impl FnOnce(&Table<'
     let mut literal = Vec::new();
     mask::secrets(root.get_ref(), &mut literal);
     sink.hide(file, literal);
+    if let Some(source) = sink.sources.borrow_mut().get_mut(file) {
+        mask::urls(&mut source.text);
+    }
     if !errors.is_empty() {
         sink.broken.borrow_mut().insert(file);
         if let Some(source) = sink.sources.borrow_mut().get_mut(file) {

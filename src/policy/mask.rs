@@ -51,6 +51,21 @@ pub fn hide(text: &mut String, span: Range<usize>) {
     text.replace_range(span, &blots);
 }
 
+/// Blots out what may be a secret in the URLs of a text, line by line: what stands between `//` and the last `@`, and
+/// what follows a `?`.
+pub fn urls(text: &mut String) {
+    let (mut spans, mut at) = (Vec::new(), 0);
+    for line in text.split_inclusive('\n') {
+        if let Some(from) = line.find("//").map(|slashes| slashes + 2) {
+            let rest = line.get(from..).unwrap_or_default();
+            spans.extend(rest.rfind('@').map(|end| at + from..at + from + end));
+            spans.extend(rest.find('?').map(|query| at + from + query + 1..at + line.len()));
+        }
+        at += line.len();
+    }
+    spans.into_iter().for_each(|span| hide(text, span));
+}
+
 /// Blots out what follows a key that may mean a secret, line by line: for text that is not TOML and has no tree.
 pub fn lines(text: &mut String) {
     let (mut spans, mut at, mut open) = (Vec::new(), 0, None);
@@ -78,11 +93,15 @@ fn secret_from(line: &str) -> Option<usize> {
         let before = line.get(..at)?.trim_end_matches(['"', '\'', ' ', '\t']);
         let key = before.rsplit(|c: char| !c.is_ascii_alphanumeric() && c != '_' && c != '-').next()?;
         let value = line.get(at + 1..)?.trim_start();
-        let bare = value.trim_start_matches(['"', '\'']);
-        let harmless =
-            bare.trim().is_empty() && value.trim().len() < 3 || bare.starts_with("env:") || bare.starts_with("file:");
-        (is_suspicious(key) && !harmless).then(|| line.len() - value.len())
+        (is_suspicious(key) && !is_harmless(value.trim())).then(|| line.len() - value.len())
     })
+}
+
+/// Whether a value is empty, or one reference and nothing else: whatever stands beside it may be a literal.
+fn is_harmless(value: &str) -> bool {
+    let bare = value.trim_matches(['"', '\'']);
+    let plain = |c: char| !c.is_whitespace() && !matches!(c, '"' | '\'' | ',' | '#' | '=');
+    bare.is_empty() && value.len() < 3 || SecretRef::parse(bare).is_some() && bare.chars().all(plain)
 }
 
 /// Whether a key is one of a secret, or was meant to be.
@@ -106,6 +125,27 @@ mod tests {
         assert_eq!(masked.len(), text.len());
         assert!(!masked.contains("1234") && !masked.contains("hush"), "{masked}");
         assert!(masked.contains("env:KEY") && masked.ends_with("name = \"api\"\n"), "{masked}");
+        for beside in [
+            "api_key = \"env:KEY\" hush",
+            "api_key = \"env:KEY\"hush",
+            "token = \"file:a\" # hush",
+            "token = env:A, hush",
+        ] {
+            let mut masked = beside.to_owned();
+            lines(&mut masked);
+            assert!(!masked.contains("hush") && masked.len() == beside.len(), "{masked}");
+        }
+    }
+
+    #[test]
+    fn credentials_and_queries_of_urls_are_blotted_out_wherever_they_stand() {
+        let text = "url = \"http://me:hush@h\u{e4}@host/a\"\nx = [\"https://host/a?key=hush\", \"https://a:hush@b?hush\"]\n\
+            url = \"https://host:1/path\" # you@example\nfine = \"a?b@c\"\n";
+        let mut masked = text.to_owned();
+        urls(&mut masked);
+        assert_eq!(masked.len(), text.len());
+        assert!(!masked.contains("hush") && !masked.contains("me:"), "{masked}");
+        assert!(masked.contains("@host/a") && masked.ends_with("fine = \"a?b@c\"\n"), "{masked}");
     }
 
     #[test]

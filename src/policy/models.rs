@@ -396,8 +396,9 @@ fn url(at: &At<String>, sink: &Sink) -> Option<Url> {
     let (Some(scheme), Some(authority)) = (uri.scheme_str(), uri.authority()) else {
         return wrong("`url` must be https://HOST[:PORT][/PATH]", None);
     };
-    if uri.query().is_some() || authority.as_str().contains('@') {
-        return wrong("`url` may hold neither a query nor credentials", None);
+    // The parser leaves a fragment away.
+    if uri.query().is_some() || authority.as_str().contains('@') || at.value.contains('#') {
+        return wrong("`url` may hold neither a query nor a fragment nor credentials", None);
     }
     let host = authority.host().trim_matches(['[', ']']).to_owned();
     let tls = match scheme {

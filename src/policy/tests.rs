@@ -260,6 +260,22 @@ fn a_secret_is_not_shown_however_it_was_written_instead_of_a_reference() {
 }
 
 #[test]
+fn what_stands_beside_a_reference_or_in_a_url_is_not_shown_either() {
+    for (from, to) in [
+        ("api_key = \"file:key\"", "api_key = \"file:key\" sk-canary-9"),
+        ("[audit]\n", "[audit]\ncheckpoints = [\"https://user:sk-canary-9@host\"]\n"),
+        ("api_key = \"file:key\"", "url = \"http://user:sk-canary-9@10.0.0.1\"\napi_key = \"file:key\""),
+        ("api_key = \"file:key\"", "odd = \"https://host/?key=sk-canary-9\"\napi_key = \"file:key\""),
+    ] {
+        let dir = example();
+        edit(&dir, "portcullis.toml", from, to);
+        let mistakes = reload(&dir, None, at(0)).unwrap_err();
+        let text = mistakes.render(false) + &mistakes.to_json().to_string();
+        assert!(!text.contains("canary"), "{text}");
+    }
+}
+
+#[test]
 fn mistakes_point_at_what_is_wrong_and_name_its_counterpart() {
     let line = |mistakes: &Mistakes, message: &str| -> (String, String) {
         let mistake = mistakes.found.iter().find(|mistake| mistake.message.contains(message)).expect(message);

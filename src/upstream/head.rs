@@ -25,6 +25,8 @@ const CROSS: [HeaderName; 7] = [
 const MOST_BYTES: usize = 64 * 1024;
 /// Lines of a head after the status line.
 const MOST_LINES: usize = 64;
+/// Bytes of an upstream's own id for a request: a longer one, or an unprintable one, is left out.
+const MOST_ID: usize = 128;
 /// Room for a client's whole head: what crosses, and what this gateway adds.
 const ROOM: usize = 24;
 
@@ -92,18 +94,26 @@ fn read(bytes: &Bytes) -> Result<Option<Head>, String> {
         Ok(_) => return Err("a malformed head".into()),
         Err(error) => return Err(format!("a malformed head: {error}")),
     }
+    // httparse lets a line end with LF alone.
+    let bare = memchr::memchr_iter(b'\n', bytes).any(|at| at == 0 || bytes.get(at - 1) != Some(&b'\r'));
+    if bare {
+        return Err("a line that ends with a bare LF".into());
+    }
     let status = parsed.code.and_then(|code| StatusCode::from_u16(code).ok()).ok_or("no status")?;
     match status.as_u16() {
         100 | 102..=199 => return Ok(None),
-        101 | 300..=399 => return Err(format!("status {status}")),
-        _ => {}
+        200..=299 | 400..=599 => {}
+        _ => return Err(format!("status {status}")),
     }
     let old = parsed.version != Some(1);
     let mut fields = Fields::default();
     let mut headers = HeaderMap::with_capacity(ROOM);
     for line in &*parsed.headers {
         if let Some(name) = CROSS.iter().find(|name| line.name.eq_ignore_ascii_case(name.as_str())) {
-            headers.append(name.clone(), value(bytes, line.value)?);
+            // Of what crosses, cache-control alone is a list that may come in several lines (RFC 9110 §5.3).
+            if headers.append(name.clone(), value(bytes, line.value)?) && *name != CACHE_CONTROL {
+                return Err(format!("more than one {name}"));
+            }
         } else {
             fields.note(line, bytes)?;
         }
@@ -161,7 +171,11 @@ impl Fields {
         } else if named("content-encoding") {
             self.compressed |= !value_is("identity");
         } else if named("x-request-id") || (named("request-id") && self.request_id.is_none()) {
-            self.request_id = Some(value(bytes, line.value)?);
+            let value = value(bytes, line.value)?;
+            let fine = line.value.len() <= MOST_ID && line.value.iter().all(u8::is_ascii_graphic);
+            if fine && !line.value.is_empty() {
+                self.request_id = Some(value);
+            }
         }
         Ok(())
     }
@@ -225,6 +239,33 @@ mod tests {
         assert_eq!((head.status, head.request_id), (StatusCode::OK, Some(HeaderValue::from_static("a"))));
         assert!(judged("HTTP/1.1 101 Switching Protocols\r\n\r\n").is_err());
         assert!(judged("HTTP/1.1 302 Found\r\n\r\n").is_err());
+    }
+
+    #[test]
+    fn what_could_be_read_in_two_ways_is_refused() {
+        for crooked in [
+            "HTTP/1.1 200 OK\ncontent-length: 0\n\n",
+            "HTTP/1.1 200 OK\r\na: b\ncontent-length: 0\r\n\r\n",
+            "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\n",
+            "HTTP/1.1 200 OK\r\ncontent-type: a/b\r\nContent-Type: a/c\r\n\r\n",
+            "HTTP/1.1 429 Slow\r\nretry-after: 1\r\nretry-after: 2\r\n\r\n",
+            "HTTP/1.1 600 Odd\r\n\r\n",
+            "HTTP/1.1 999 Odd\r\n\r\n",
+        ] {
+            assert!(judged(crooked).is_err(), "{crooked:?}");
+        }
+        let listed = judged("HTTP/1.1 200 OK\r\ncache-control: no-store\r\ncache-control: private\r\n\r\n");
+        assert_eq!(listed.expect("a list").headers.get_all(CACHE_CONTROL).iter().count(), 2);
+    }
+
+    #[test]
+    fn an_id_that_is_long_or_unprintable_is_left_out() {
+        let id = |id: &str| judged(&format!("HTTP/1.1 200 OK\r\nrequest-id: {id}\r\n\r\n")).expect("fine").request_id;
+        let longest = "a".repeat(MOST_ID);
+        assert_eq!(id(&longest), HeaderValue::from_str(&longest).ok());
+        for odd in ["", "two words", "n\u{e4}me", &format!("{longest}a"), &"a".repeat(60_000)] {
+            assert_eq!(id(odd), None, "{odd:.20}");
+        }
     }
 
     #[test]

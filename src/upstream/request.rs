@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use http::HeaderMap;
-use http::header::{ACCEPT, HeaderName, USER_AGENT};
+use http::header::{ACCEPT, CONNECTION, HeaderName, USER_AGENT};
 
 use super::endpoint::Endpoint;
 use crate::ask::Route;
@@ -37,11 +37,16 @@ pub struct Outgoing {
 pub struct Crossing(Vec<u8>);
 
 impl Crossing {
-    /// The lines of a parsed head.
+    /// The lines of a parsed head. What its Connection names is meant for us alone (RFC 9110 §7.6.1).
     #[must_use]
     pub fn of(client: &HeaderMap) -> Crossing {
         let mut lines = Vec::with_capacity(256);
-        for (name, value) in client.iter().filter(|(name, _)| CROSS.contains(name)) {
+        let nominated = |name: &HeaderName| {
+            let lines = client.get_all(CONNECTION).iter();
+            let mut tokens = lines.flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
+            tokens.any(|token| token.trim_ascii().eq_ignore_ascii_case(name.as_str().as_bytes()))
+        };
+        for (name, value) in client.iter().filter(|(name, _)| CROSS.contains(name) && !nominated(name)) {
             line(&mut lines, name.as_str(), value.as_bytes());
         }
         Crossing(lines)
@@ -74,5 +79,30 @@ impl Outgoing {
         segments.push(Bytes::from(head));
         segments.extend(self.body.segments);
         segments
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderValue;
+
+    use super::*;
+
+    #[test]
+    fn what_connection_names_does_not_cross() {
+        let head = [
+            ("connection", "keep-alive, Anthropic-Beta"),
+            ("connection", "traceparent"),
+            ("anthropic-beta", "a"),
+            ("traceparent", "b"),
+            ("tracestate", "c"),
+            ("cookie", "d"),
+        ];
+        let fields = head.map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)));
+        let mut client = HeaderMap::new();
+        fields.into_iter().for_each(|(name, value)| {
+            client.append(name, value);
+        });
+        assert_eq!(Crossing::of(&client).0, b"tracestate: c\r\n");
     }
 }

@@ -162,6 +162,22 @@ def test_a_flood_of_silent_sockets_from_one_address_crowds_out_only_itself(stage
         assert rejected(one, "full") == 0
 
 
+def test_silent_sockets_take_no_more_than_the_operators_places(stage):
+    """Who comes displaces the longest silent, and is served."""
+    one = stage()
+    port = int(one.admin.rsplit(":", 1)[1])
+    with contextlib.ExitStack() as stack:
+        silent = [stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=10)) for _ in range(100)]
+        assert fetch(one.admin + "/metrics").status == 200
+        displaced = one.metric("portcullis_connections_rejected_total", listener="admin", reason="displaced")
+        assert displaced >= 100 - 32
+        assert [gone(connection) for connection in silent[:68]] == [b""] * 68
+        assert one.ask("/v1/models").status == 200
+        with lasting(least=0, most=5 + SLACK):
+            for connection in silent:
+                gone(connection, within=5 + SLACK)
+
+
 def test_handshakes_of_one_address_are_limited_where_the_operator_says_so(stage):
     one = stage(listen="handshakes_per_address = 1")
     began = time.monotonic()
@@ -261,6 +277,69 @@ def test_an_http2_head_that_never_ends_ends_also_beside_a_stream(hasty):
         with lasting():
             wire.send(HeadersFrame(wire.open(), wire.encoder.encode(MODELS), flags=["END_STREAM"]))
             wire.end(within=SHORT + SLACK)
+
+
+def bare(kind, flags, stream, length, payload=b""):
+    """A frame whose payload need not be as long as it says."""
+    return length.to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big") + payload
+
+
+TRICKLES = {
+    "the preface": (b"", PREFACE, 0.1),
+    "a head that its header ends": (bare(1, 5, 1, 1_000), b"a" * 100, 0.1),
+    "a frame's header": (b"", bare(1, 5, 1, 1_000), 0.3),
+    "an unknown frame": (bare(0xBB, 0, 0, 16_384), b"a" * 100, 0.1),
+}
+
+
+@pytest.mark.parametrize("which", TRICKLES)
+def test_an_http2_frame_that_trickles_in_has_no_more_time(stage, which):
+    one = stage(listen=LISTEN.replace('\nidle_timeout = "600ms"', '\nidle_timeout = "60s"'))
+    whole, pieces, every = TRICKLES[which]
+    with one.connect(alpn=("h2",)) as wire, lasting():
+        if which != "the preface":
+            wire.sendall(PREFACE + bare(4, 0, 0, 0) + whole)
+        trickle_all(wire, pieces, every)
+        gone(wire, within=SHORT + SLACK)
+
+
+CHEAP = {"ping": bare(6, 0, 0, 8, b"12345678"), "priority": bare(2, 0, 3, 5, b"\0\0\0\0\x10")}
+
+
+@pytest.mark.parametrize("which", CHEAP)
+def test_an_http2_connection_without_a_request_ends_whatever_else_it_says(hasty, which):
+    with hasty.connect(alpn=("h2",)) as wire, lasting():
+        wire.sendall(PREFACE + bare(4, 0, 0, 0))
+        trickle_all(wire, [CHEAP[which]] * 30, 0.2)
+        gone(wire, within=SHORT + SLACK)
+
+
+def test_an_http2_connection_with_a_stream_may_say_what_it_likes(hasty):
+    body = json.dumps(chat("mock-tokens-12.tps-6", stream=True)).encode()
+    with H2(hasty.connect(alpn=("h2",))) as wire:
+        stream = wire.request(fields(body=body), body)
+        while not stream.over:
+            wire.send(CHEAP["ping"], WindowUpdateFrame(0, 1))
+            frames = stream.frames
+            assert wire.until(lambda: stream.over or stream.frames > frames)  # noqa: B023
+        assert stream.data.endswith(b"data: [DONE]\n\n")
+
+
+def trickle_all(connection, pieces, every):
+    """Sends piece after piece until the other side has ended, whatever it says before."""
+    connection.settimeout(0.01)
+    for piece in pieces:
+        with contextlib.suppress(TimeoutError, ssl.SSLWantReadError):
+            try:
+                if not connection.recv(65_536):
+                    return
+            except ConnectionError:
+                return
+        try:
+            connection.sendall(bytes([piece]) if isinstance(piece, int) else piece)
+        except OSError:
+            return
+        time.sleep(every)
 
 
 def unfinished(framing):

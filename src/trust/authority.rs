@@ -66,6 +66,9 @@ pub struct Verified {
 /// Why a chain does not hold.
 pub type Refused = webpki::Error;
 
+/// What else is asked of a path that webpki found.
+type Further<'a> = &'a dyn Fn(&VerifiedPath<'_>) -> Result<(), Refused>;
+
 impl Authority {
     /// Loads an authority's certificates (the anchor and its intermediates, PEM) and its CRLs (PEM or DER, one or many).
     /// No list may have a lower number than one that was `believed` before.
@@ -194,7 +197,7 @@ impl Authority {
         intermediates: &'p [CertificateDer<'p>],
         lists: Option<&[&Crl]>,
         time: UnixTime,
-        further: Option<&dyn Fn(&VerifiedPath<'_>) -> Result<(), Refused>>,
+        further: Option<Further<'_>>,
     ) -> Result<VerifiedPath<'p>, Refused> {
         let status = if self.revocation_required { UnknownStatusPolicy::Deny } else { UnknownStatusPolicy::Allow };
         let asked = lists.map(|lists| lists.iter().map(|crl| crl.list()).collect::<Vec<_>>());
@@ -222,7 +225,7 @@ impl Authority {
 
     /// Holds one path against the lists of the keys in it.
     fn unrevoked(&self, path: &VerifiedPath<'_>, time: UnixTime) -> Result<(), Refused> {
-        let intermediates: Vec<CertificateDer<'_>> = path.intermediate_certificates().map(|it| it.der()).collect();
+        let intermediates: Vec<CertificateDer<'_>> = path.intermediate_certificates().map(webpki::Cert::der).collect();
         let is_in_path = |issuer: &&Issuer| issuer.der == self.anchor_der || intermediates.contains(&issuer.der);
         let issuers: Vec<&Issuer> = self.issuers.iter().filter(is_in_path).collect();
         let of_the_path = |crl: &&Crl| issuers.iter().any(|issuer| crl.issued_by(issuer));

@@ -169,7 +169,7 @@ fn lists(bytes: &[u8]) -> Result<Vec<Vec<u8>>, Flaw> {
     let read: Result<Vec<Vec<u8>>, _> = CertificateRevocationListDer::pem_slice_iter(bytes)
         .map(|list| list.map(|list| list.as_ref().to_vec()))
         .collect();
-    let read = read.map_err(|error| flaw(format!("a CRL of the file is damaged: {error}")))?;
+    let read = read.map_err(|_| flaw("a CRL of the file is damaged, or has lost its END line; fetch it again"))?;
     if marked == [read.len(); 2] {
         return Ok(read);
     }

@@ -122,16 +122,18 @@ impl Reloader {
 
     /// Reads everything again, and puts it in force if all of it is right.
     pub async fn reload(&self, trigger: Trigger, by: &str) -> Outcome {
-        let _turn = self.turn.lock().await;
-        let (path, old, now) = (self.path.clone(), self.gateway.current(), self.gateway.clock.now());
-        let before = old.policy.clone();
-        let mut loaded = load(path.clone(), before.clone(), now).await;
+        let mut turn = self.turn.lock().await;
+        let (mut old, mut now) = (self.gateway.current(), self.gateway.clock.now());
+        let mut loaded = load(self.path.clone(), old.policy.clone(), now).await;
         // Editors and version control take a file away for a moment, and half a file may be a whole one without its limits.
         // A watch that finds such a thing looks again before it cuts anybody off or lets anybody loose; whoever asks for
         // a reload means what is there.
-        if trigger == Trigger::Watch && loaded.as_ref().is_ok_and(|policy| may_be_half_done(&before, policy)) {
+        if trigger == Trigger::Watch && loaded.as_ref().is_ok_and(|policy| may_be_half_done(&old.policy, policy)) {
+            drop(turn);
             tokio::time::sleep(SECOND_LOOK).await;
-            loaded = load(path, before, self.gateway.clock.now()).await;
+            turn = self.turn.lock().await;
+            (old, now) = (self.gateway.current(), self.gateway.clock.now());
+            loaded = load(self.path.clone(), old.policy.clone(), now).await;
         }
         let outcome = loaded.and_then(|policy| self.publish(policy, &old, now));
         let outcome = outcome.unwrap_or_else(Outcome::Rejected);
@@ -141,6 +143,7 @@ impl Reloader {
             self.retired.lock().push(old);
         }
         self.let_go().await;
+        drop(turn);
         outcome
     }
 

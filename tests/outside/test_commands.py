@@ -959,7 +959,12 @@ def watched(one, rows, columns):
     controller, terminal = pty.openpty()
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
     process = subprocess.Popen(
-        [BINARY, "status", "--watch", "--admin", one.admin], stdin=terminal, stdout=terminal, stderr=terminal
+        [BINARY, "status", "--watch", "--admin", one.admin],
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
+        # A shell starts what it puts in the background deaf to it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     os.close(terminal)
     return process, controller

@@ -391,7 +391,7 @@ def test_whoami_has_the_shape_that_is_promised(stage):
                                 {"id": "incident", "text": "A live incident", "case": "required"}]  # fmt: skip
     assert told["purposes"][0]["case"] != "required"
     assert told["models"] == ["gpt-4.1-mini"], "names, not patterns"
-    assert told["model_patterns"] == ["mock-*"], "only where there are some"
+    assert told["model_patterns"] == ["mock-*", "gpt-*", "claude-*"], "only where there are some"
     assert set(told["valid"]) == {"from", "until"}
     assert told["valid"]["from"].startswith(str(TODAY))
     assert told["generation"] == one.status()["generation"]

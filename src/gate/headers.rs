@@ -5,7 +5,7 @@ use http::header::{
     TRANSFER_ENCODING, UPGRADE, USER_AGENT,
 };
 use http::request::Parts;
-use http::{HeaderName, HeaderValue, Version};
+use http::{HeaderMap, HeaderName, HeaderValue, Version};
 
 use super::invalid;
 use crate::ask::Route;
@@ -99,11 +99,15 @@ fn each(head: &Parts, name: &HeaderName, param: &'static str, fine: fn(&[u8]) ->
     Err(invalid(format!("The {param} header asks for something that is not done here.")).at(param))
 }
 
+/// What a head's Connection names: options, and headers that are meant for this hop alone (RFC 9110 §7.6.1).
+pub fn connection_options(headers: &HeaderMap) -> impl Iterator<Item = &[u8]> {
+    let lines = headers.get_all(CONNECTION).iter();
+    lines.flat_map(|value| value.as_bytes().split(|byte| *byte == b',')).map(<[u8]>::trim_ascii)
+}
+
 /// Nothing that matters may be declared hop-by-hop.
 fn connection(head: &Parts, purpose_header: &HeaderName) -> Result<(), Refusal> {
-    let lines = head.headers.get_all(CONNECTION).iter();
-    let tokens = lines.flat_map(|value| value.as_bytes().split(|byte| *byte == b',')).map(<[u8]>::trim_ascii);
-    for token in tokens {
+    for token in connection_options(&head.headers) {
         let named = |name: &str| token.eq_ignore_ascii_case(name.as_bytes());
         if PROTECTED.iter().any(|name| named(name)) || named(purpose_header.as_str()) || named("upgrade") {
             return Err(invalid("Connection names a header that may not be taken away.").at("connection"));

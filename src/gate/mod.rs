@@ -9,6 +9,8 @@ mod headers;
 mod target;
 
 pub use declared::{Declared, declared};
+pub use headers::connection_options;
+pub use target::is_method;
 
 use http::HeaderName;
 use http::request::Parts;

@@ -12,8 +12,7 @@ pub(super) fn shape(head: &Parts) -> Result<(), Refusal> {
     if !matches!(head.version, Version::HTTP_11 | Version::HTTP_2) {
         return Err(invalid("Only HTTP/1.1 and HTTP/2 are spoken here."));
     }
-    let method = head.method.as_str();
-    if method.len() > 16 || !method.bytes().all(|byte| byte.is_ascii_uppercase()) {
+    if !is_method(head.method.as_str().as_bytes()) {
         return Err(invalid("The method is not a word of upper-case letters."));
     }
     if matches!(head.method, Method::CONNECT | Method::TRACE) {
@@ -62,6 +61,12 @@ pub(super) fn host(head: &Parts, server_names: &[String]) -> Result<(), Refusal>
         return Ok(());
     }
     Err(Refusal::new(Code::HostNotServed, "This host is not served here: check the base URL.").at("host"))
+}
+
+/// Whether it is a word that a method may be here; known ones have their answer elsewhere.
+#[must_use]
+pub fn is_method(word: &[u8]) -> bool {
+    (1..=16).contains(&word.len()) && word.iter().all(u8::is_ascii_uppercase)
 }
 
 /// The name without its port.

@@ -3,6 +3,7 @@
 //! Pure functions: what is wrong is a sentence, what is right says how the body is framed.
 
 use super::framing::content_length;
+use crate::gate::is_method;
 
 /// Bytes of a head, its end included.
 pub(super) const MOST_BYTES: usize = 16 * 1024;
@@ -111,7 +112,7 @@ fn request_line(line: &[u8]) -> Result<(), Crooked> {
     else {
         return Err(Crooked::Form("The request line is not METHOD SP TARGET SP VERSION."));
     };
-    if method.is_empty() || method.len() > 16 || !method.iter().all(u8::is_ascii_uppercase) {
+    if !is_method(method) {
         return Err(Crooked::Form("The method is not a word of upper-case letters."));
     }
     if target.is_empty() || !all(target, |byte| byte.is_ascii_graphic()) {

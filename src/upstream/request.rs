@@ -2,11 +2,12 @@
 
 use bytes::Bytes;
 use http::HeaderMap;
-use http::header::{ACCEPT, CONNECTION, HeaderName, USER_AGENT};
+use http::header::{ACCEPT, HeaderName, USER_AGENT};
 
 use super::endpoint::Endpoint;
 use crate::ask::Route;
 use crate::dialect::Spliced;
+use crate::gate::connection_options;
 
 /// Request headers that cross, by name. Everything else stays here: credentials, identities, hop-by-hop fields.
 const CROSS: [HeaderName; 8] = [
@@ -37,14 +38,12 @@ pub struct Outgoing {
 pub struct Crossing(Vec<u8>);
 
 impl Crossing {
-    /// The lines of a parsed head. What its Connection names is meant for us alone (RFC 9110 §7.6.1).
+    /// The lines of a parsed head. What its Connection names is meant for us alone.
     #[must_use]
     pub fn of(client: &HeaderMap) -> Crossing {
         let mut lines = Vec::with_capacity(256);
         let nominated = |name: &HeaderName| {
-            let lines = client.get_all(CONNECTION).iter();
-            let mut tokens = lines.flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
-            tokens.any(|token| token.trim_ascii().eq_ignore_ascii_case(name.as_str().as_bytes()))
+            connection_options(client).any(|option| option.eq_ignore_ascii_case(name.as_str().as_bytes()))
         };
         for (name, value) in client.iter().filter(|(name, _)| CROSS.contains(name) && !nominated(name)) {
             line(&mut lines, name.as_str(), value.as_bytes());

@@ -124,18 +124,18 @@ impl Reloader {
     pub async fn reload(&self, trigger: Trigger, by: &str) -> Outcome {
         let mut turn = self.turn.lock().await;
         let (mut old, mut now) = (self.gateway.current(), self.gateway.clock.now());
-        let mut loaded = load(self.path.clone(), old.policy.clone(), now).await;
+        let mut loaded = Loaded::read(self.path.clone(), old.policy.clone(), now).await;
         // Editors and version control take a file away for a moment, and half a file may be a whole one without its limits.
         // A watch that finds such a thing looks again before it cuts anybody off or lets anybody loose; whoever asks for
         // a reload means what is there.
-        if trigger == Trigger::Watch && loaded.as_ref().is_ok_and(|policy| may_be_half_done(&old.policy, policy)) {
+        if trigger == Trigger::Watch && loaded.as_ref().is_ok_and(|loaded| loaded.may_be_half_done(&old.policy)) {
             drop(turn);
             tokio::time::sleep(SECOND_LOOK).await;
             turn = self.turn.lock().await;
             (old, now) = (self.gateway.current(), self.gateway.clock.now());
-            loaded = load(self.path.clone(), old.policy.clone(), now).await;
+            loaded = Loaded::read(self.path.clone(), old.policy.clone(), now).await;
         }
-        let outcome = loaded.and_then(|policy| self.publish(policy, &old, now));
+        let outcome = loaded.and_then(|loaded| self.publish(loaded, &old, now));
         let outcome = outcome.unwrap_or_else(Outcome::Rejected);
         self.tell(trigger, by, &outcome, now);
         self.keep_numbers().await;
@@ -165,11 +165,8 @@ impl Reloader {
         }
     }
 
-    fn publish(&self, policy: Policy, old: &Snapshot, now: Now) -> Result<Outcome, Mistakes> {
-        if policy.hash == old.policy.hash {
-            return Ok(Outcome::Unchanged);
-        }
-        let diff = Diff::between(&old.policy, &policy);
+    fn publish(&self, Loaded { policy, diff }: Loaded, old: &Snapshot, now: Now) -> Result<Outcome, Mistakes> {
+        let Some(diff) = diff else { return Ok(Outcome::Unchanged) };
         let snapshot =
             Snapshot::new(policy, revoked(&self.gateway.revocations), &self.gateway.recorder.metrics, Some(old));
         let snapshot = Arc::new(snapshot.map_err(|unusable| mistake(&unusable.to_string()))?);
@@ -335,16 +332,29 @@ pub fn revoked(revocations: &Arc<arc_swap::ArcSwap<policy::Revocations>>) -> Rev
     Arc::new(move |authority: &AuthorityName, leaf: &Leaf| revocations.load().certificate(authority.as_str(), leaf))
 }
 
-async fn load(path: PathBuf, before: Arc<Policy>, now: Now) -> Result<Policy, Mistakes> {
-    let loading = tokio::task::spawn_blocking(move || policy::load(&path, Some(&before), now));
-    let failed = || mistake("loading the configuration failed in a way that should not happen");
-    loading.await.unwrap_or_else(|_| Err(failed()))
+/// What the files say, and how that differs from what is in force; none when they say the same.
+struct Loaded {
+    policy: Policy,
+    diff: Option<Diff>,
 }
 
-fn may_be_half_done(old: &Policy, new: &Policy) -> bool {
-    let loses_somebody = || old.orgs().any(|org| new.org(org.id.as_str()).is_none());
-    let loosens = || Diff::between(old, new).changes.iter().any(|change| change.loosens);
-    old.hash != new.hash && (loses_somebody() || loosens())
+impl Loaded {
+    /// Reads the files, on a thread that serves nobody.
+    async fn read(path: PathBuf, before: Arc<Policy>, now: Now) -> Result<Loaded, Mistakes> {
+        let loading = tokio::task::spawn_blocking(move || {
+            let policy = policy::load(&path, Some(&before), now)?;
+            let diff = (policy.hash != before.hash).then(|| Diff::between(&before, &policy));
+            Ok(Loaded { policy, diff })
+        });
+        let failed = || mistake("loading the configuration failed in a way that should not happen");
+        loading.await.unwrap_or_else(|_| Err(failed()))
+    }
+
+    fn may_be_half_done(&self, old: &Policy) -> bool {
+        let loses_somebody = || old.orgs().any(|org| self.policy.org(org.id.as_str()).is_none());
+        let loosens = |diff: &Diff| diff.changes.iter().any(|change| change.loosens);
+        self.diff.as_ref().is_some_and(|diff| loosens(diff) || loses_somebody())
+    }
 }
 
 fn mistake(message: &str) -> Mistakes {

@@ -89,7 +89,7 @@ pub async fn serve(visit: Rc<Visit>, leash: Rc<Leash>, request: Request<Incoming
         let mut work = Box::pin(exchange(&visit, &snapshot, &leash, head, &mut body, &mut story, &mut manner));
         poll_fn(|cx| contained(|| work.as_mut().poll(cx))).await
     };
-    let slower = visit.impatience(answered.as_ref().err());
+    let refused = answered.as_ref().err().map(|refusal| refusal.code);
     let mut response = match answered {
         Ok(response) => response,
         Err(refusal) => {
@@ -100,9 +100,7 @@ pub async fn serve(visit: Rc<Visit>, leash: Rc<Leash>, request: Request<Incoming
             answer::refusal(&refusal, &id, &manner, (&visit.station.shelf, policy.generation))
         }
     };
-    if let Some(slower) = slower {
-        tokio::time::sleep(slower).await;
-    }
+    visit.slow_down(refused).await;
     visit.over.set(visit.connection.peer().is_none());
     let closes = visit::leave_unread(body, old, waits).await;
     if old && (closes || visit.gateway().drain.phase() >= Phase::Draining) {

@@ -11,7 +11,7 @@ use http::request::Parts;
 use http_body::Body;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::Gateway;
 use crate::admit::{Choice, Permitted};
@@ -137,13 +137,14 @@ impl Visit {
         self.gateway().current().policy.listen.clone()
     }
 
-    /// By how much an answer has to wait, now that this one is a refusal or none.
-    pub(super) fn impatience(&self, refused: Option<&Refusal>) -> Option<Duration> {
-        let short = refused.is_some_and(|refusal| refusal.code.on_the_wire().0 == 429);
+    /// Holds back the answer to a client that asks on and on although limits keep it out.
+    pub(super) async fn slow_down(&self, refused: Option<Code>) {
+        let short = refused.is_some_and(|code| code.on_the_wire().0 == 429);
         let row = if short { self.short.get().saturating_add(1) } else { 0 };
         self.short.set(row);
-        let over = row.checked_sub(FREE + 1)?;
-        Some(SLOWEST.min(Duration::from_millis(2) * 2_u32.saturating_pow(over.min(8))))
+        if let Some(over) = row.checked_sub(FREE + 1) {
+            sleep(SLOWEST.min(Duration::from_millis(2 << over.min(8)))).await;
+        }
     }
 
     pub(super) fn peer(&self) -> Result<&crate::peer::Peer, Refusal> {

@@ -106,8 +106,8 @@ fn quotas(desk: &Desk) -> Vec<QuotaSample> {
     let exposure = Exposure::of(&gateway.registry, policy);
     let metrics = &gateway.recorder.metrics;
     // Whoever is shown is shown with everybody whose limits it is held against.
-    let line = |org: &Arc<policy::Org>| org.line().map(|org| org.id.clone()).collect::<Vec<_>>();
-    let shown: HashSet<_> = policy.orgs().filter(|org| metrics.shows(&org.id)).flat_map(line).collect();
+    let came = policy.orgs().filter(|org| metrics.shows(&org.id));
+    let shown: HashSet<_> = came.flat_map(|org| org.line()).map(|org| &org.id).collect();
     let shown: Vec<_> = policy.orgs().filter(|org| shown.contains(&org.id)).collect();
     gateway.ledger.open_all(shown.iter().map(|org| &org.own), &policy.quota.timezone, now);
     let mut samples = Vec::new();

@@ -74,9 +74,19 @@ impl Summary {
 
 /// What is fixed when the process starts: addresses, thread counts, paths, the log's form, and what the audit log is.
 pub(super) fn needs_restart(name: &str) -> bool {
-    let place =
-        ["listen.address", "listen.workers", "admin.address", "admin.metrics", "quota.state", "log.format", "log.otlp"];
-    place.contains(&name) || ["audit.directory", "audit.origin", "audit.signing_key"].contains(&name)
+    const FIXED: [&str; 10] = [
+        "listen.address",
+        "listen.workers",
+        "admin.address",
+        "admin.metrics",
+        "quota.state",
+        "log.format",
+        "log.otlp",
+        "audit.directory",
+        "audit.origin",
+        "audit.signing_key",
+    ];
+    FIXED.contains(&name)
 }
 
 /// What a policy says of all that.

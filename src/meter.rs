@@ -5,6 +5,9 @@
 //! charge is arithmetic of `usage`; that something is cut is decided elsewhere.
 
 mod growth;
+mod tab;
+
+pub use tab::{Charged, Tab};
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -15,126 +18,20 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http_body::SizeHint;
-use jiff::tz::TimeZone;
 
-use crate::ask::Ask;
-use crate::clock::{Clock, Mono};
+use crate::clock::Mono;
 use crate::cut::{BrokenOff, Ladder, Leash};
 use crate::dialect;
-use crate::ledger::{Hold, Ledger, StoreDown};
-use crate::limits::{Charge, Enforce, LimitId, Plan, Unit};
+use crate::ledger::StoreDown;
+use crate::limits::Enforce;
 use crate::metrics::ModelSeries;
-use crate::names::OrgId;
 use crate::outcome::{Code, Ending};
-use crate::record::{Record, Settlement};
+use crate::record::Record;
 use crate::registry::{Note, StreamEntry};
-use crate::reserve::Rates;
-use crate::tokens::{Nano, Usage};
 use crate::upstream::{AnswerBody, BodyFailed};
-use crate::usage::{Calibration, Form, Gauge, Observed, Scanner};
+use crate::usage::{Form, Observed, Scanner};
 use growth::{Growth, Reach, grow};
-
-/// What an exchange owes, and how that is found out.
-pub struct Tab {
-    /// What was reserved in the ledger, until it is settled.
-    pub hold: Option<Hold>,
-    /// Where it was reserved.
-    pub ledger: Arc<Ledger>,
-    /// The limit whose movement is told.
-    pub told: Option<(OrgId, Arc<LimitId>)>,
-    /// Whether the request may have reached the upstream.
-    pub sent: bool,
-    /// The request.
-    pub ask: Ask,
-    /// What was reserved, in tokens.
-    pub reserved: Usage,
-    /// How this exchange is measured.
-    pub gauge: Gauge,
-    /// What tokens cost.
-    pub rates: Rates,
-    /// What happens when more is needed.
-    pub enforce: Enforce,
-    /// By how many output tokens a reservation grows.
-    pub step: u64,
-    /// Where days begin.
-    pub timezone: TimeZone,
-    /// The plan in force now, for growing reservations.
-    pub plan: Rc<dyn Fn() -> Option<Arc<Plan>>>,
-    /// What is learned from reports.
-    pub calibration: Arc<Calibration>,
-    /// Time.
-    pub clock: Clock,
-}
-
-/// What becomes of an exchange's tokens.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Charged {
-    /// What was observed.
-    Observed,
-    /// The input alone: it was sent, and no answer came.
-    Input,
-    /// Nothing: the upstream did not work.
-    Nothing,
-}
-
-impl Tab {
-    /// Settles an exchange that had no answer to watch.
-    pub fn settle_unanswered(mut self, charged: Charged) -> Settlement {
-        self.settle(&nothing(), charged)
-    }
-
-    /// What is charged when nobody comes back to settle a request that was sent.
-    #[must_use]
-    pub fn abandoned(&self) -> Settlement {
-        self.figure(&nothing(), Charged::Input)
-    }
-
-    fn figure(&self, observed: &Observed, charged: Charged) -> Settlement {
-        let metered = self.gauge.settle(observed);
-        let (usage, kind) = match charged {
-            Charged::Observed => (metered.usage, metered.basis.as_str()),
-            Charged::Input => (Usage { output: 0, reasoning: 0, ..metered.usage }, "estimated"),
-            Charged::Nothing => (Usage::default(), "none"),
-        };
-        let cost = Nano(self.rates.charge(1, &usage).get(Unit::Cost));
-        Settlement { usage, kind, cost, quota: None }
-    }
-
-    fn settle(&mut self, observed: &Observed, charged: Charged) -> Settlement {
-        let mut settlement = self.figure(observed, charged);
-        if let Some(hold) = self.hold.take() {
-            let plan = (self.plan)();
-            let before = self.told_level(plan.as_deref());
-            hold.settle(&self.rates.charge(1, &settlement.usage));
-            settlement.quota = before.zip(self.told_level(plan.as_deref()));
-        }
-        if charged == Charged::Observed {
-            self.calibration.learn(&self.ask, observed, &self.gauge.settle(observed));
-        }
-        settlement
-    }
-}
-
-impl Tab {
-    /// What is used and reserved of the limit whose movement is told.
-    fn told_level(&self, plan: Option<&Plan>) -> Option<u64> {
-        let (org, id) = self.told.as_ref()?;
-        self.ledger.charged(plan?, org, id, &self.timezone, self.clock.now())
-    }
-}
-
-/// A request that nobody settled: its client left before there was an answer, or it was never sent.
-impl Drop for Tab {
-    fn drop(&mut self) {
-        let Some(hold) = self.hold.take() else { return };
-        let charge = if self.sent { self.rates.charge(1, &self.abandoned().usage) } else { Charge::ZERO };
-        hold.settle(&charge);
-    }
-}
-
-fn nothing() -> Observed {
-    Observed { usage: None, usage_final: false, text_bytes: 0, events: 0, finished: false, upstream_error: false }
-}
+use tab::nothing;
 
 /// Until the durable marks have risen, or could not.
 type Raised = dyn Future<Output = Result<(), StoreDown>>;

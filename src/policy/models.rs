@@ -5,71 +5,11 @@ use std::time::Duration;
 
 use super::file::{At, Sink, Table};
 use super::mistake::Place;
+use super::pattern::Pattern;
 use crate::ask::Dialect;
 use crate::names::{GroupId, ModelName, UpstreamName};
 use crate::tokens::{Nano, Price, Weights};
 use crate::trust::{Secret, SecretRef};
-
-/// A model name, or a pattern with `*`.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Pattern(Arc<str>);
-
-impl Pattern {
-    /// Takes any text of printable ASCII.
-    ///
-    /// # Errors
-    /// What it must be instead.
-    pub fn parse(text: &str) -> Result<Pattern, &'static str> {
-        let fine = (1..=128).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic());
-        if fine { Ok(Pattern(text.into())) } else { Err("must be a model name or a pattern such as \"gpt-5*\"") }
-    }
-
-    /// The pattern as text.
-    #[must_use]
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-
-    /// The name, where the pattern is one.
-    #[must_use]
-    pub fn concrete(&self) -> Option<ModelName> {
-        self.0.parse().ok()
-    }
-
-    /// How specific a match of this pattern is: an exact name beats any prefix, a longer prefix a shorter one.
-    fn weight(&self) -> usize {
-        self.0.find('*').unwrap_or(usize::MAX)
-    }
-
-    /// Whether one name could match both, as far as their literal beginnings tell.
-    pub(super) fn may_meet(&self, other: &Pattern) -> bool {
-        let beginning = |pattern: &Pattern| pattern.0.split('*').next().unwrap_or_default().to_owned();
-        let (mine, theirs) = (beginning(self), beginning(other));
-        mine.starts_with(&theirs) || theirs.starts_with(&mine)
-    }
-
-    /// Whether `name` matches, `*` standing for any run of characters.
-    #[must_use]
-    pub fn matches(&self, name: &str) -> bool {
-        let mut parts = self.0.split('*');
-        let first = parts.next().unwrap_or_default();
-        let Some(mut rest) = name.strip_prefix(first) else { return false };
-        let mut parts = parts.peekable();
-        if parts.peek().is_none() {
-            return rest.is_empty();
-        }
-        while let Some(part) = parts.next() {
-            if parts.peek().is_none() {
-                return rest.ends_with(part);
-            }
-            match rest.find(part) {
-                Some(at) => rest = rest.get(at + part.len()..).unwrap_or_default(),
-                None => return false,
-            }
-        }
-        true
-    }
-}
 
 /// `[model.<group>]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -253,21 +193,13 @@ fn patterns(table: &Table<'_>, key: &str) -> Vec<At<Pattern>> {
 /// Two groups may not claim a model with patterns of the same weight.
 fn ties(places: &[(Pattern, GroupId, Place)], sink: &Sink) {
     for (index, (pattern, group, place)) in places.iter().enumerate() {
-        let tied = places
-            .iter()
-            .take(index)
-            .find(|(other, owner, _)| owner != group && other.weight() == pattern.weight() && overlap(other, pattern));
+        let tied = places.iter().take(index).find(|(other, owner, _)| owner != group && other.ties_with(pattern));
         if let Some((other, owner, _)) = tied {
             let what =
                 format!("\"{}\" and \"{}\" of [model.{owner}] claim the same models", pattern.as_str(), other.as_str());
             sink.wrong(Some(place), what, Some("make one of the two more specific".into()));
         }
     }
-}
-
-fn overlap(left: &Pattern, right: &Pattern) -> bool {
-    let prefix = |pattern: &Pattern| pattern.0.split('*').next().unwrap_or_default().to_owned();
-    prefix(left) == prefix(right)
 }
 
 fn money(text: &str) -> Result<Nano, &'static str> {
@@ -431,17 +363,4 @@ pub(super) fn secret_ref(at: &At<String>, sink: &Sink) -> Option<SecretRef> {
         sink.wrong(Some(&at.place), "a secret stands here in the clear; only a reference may", hint);
     }
     parsed
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn patterns_match_as_globs_do() {
-        let matches = |pattern: &str, name: &str| Pattern::parse(pattern).unwrap().matches(name);
-        assert!(matches("gpt-5*", "gpt-5") && matches("gpt-5*", "gpt-5.1-mini") && !matches("gpt-5*", "gpt-4"));
-        assert!(matches("o*", "o3") && matches("*", "x") && matches("a*c*e", "abcde") && !matches("a*c*e", "abcd"));
-        assert!(matches("gpt", "gpt") && !matches("gpt", "gpt-5"));
-    }
 }

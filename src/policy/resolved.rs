@@ -7,7 +7,8 @@ use std::fmt::Write as _;
 
 use serde_json::{Value, json};
 
-use super::models::{Models, Pattern};
+use super::models::Models;
+use super::pattern::Pattern;
 use super::{Org, Policy, named};
 use crate::limits::{Allowance, Limit, LimitId, Measure, Scope, Unit, Window};
 use crate::names::{GroupId, OrgId, PurposeId};

@@ -11,8 +11,9 @@ use serde::{Deserialize, Serialize};
 
 use super::limits::Written;
 use super::listen::{AdminAddress, AdminSettings, AuditSettings, Listen};
-use super::models::{Group, Pattern, Upstream};
+use super::models::{Group, Upstream};
 use super::org::{Org, Status};
+use super::pattern::Pattern;
 use super::{Policy, Purpose, named};
 use crate::limits::{Enforce, Measure, Unit};
 use crate::peer::Sha256;

@@ -7,8 +7,9 @@ use crate::clock::Now;
 use crate::limits::Plan;
 use crate::names::{AuthorityName, GroupId, Hashing, OrgId};
 use crate::policy::limits::{Compiled, Memory};
-use crate::policy::models::{Models, Pattern};
+use crate::policy::models::Models;
 use crate::policy::org::{Draft, Mark, ModelGrant, Org};
+use crate::policy::pattern::Pattern;
 
 /// Everything that is built from organizations.
 pub(super) struct Built {

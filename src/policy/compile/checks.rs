@@ -11,8 +11,9 @@ use crate::policy::ends::warn_soon;
 use crate::policy::file::{At, Sink};
 use crate::policy::limits::Written;
 use crate::policy::mistake::{Place, closest};
-use crate::policy::models::{Group, Models, Pattern};
+use crate::policy::models::{Group, Models};
 use crate::policy::org::{Draft, IdentityDraft, Mark};
+use crate::policy::pattern::Pattern;
 use crate::policy::{Purpose, named};
 use crate::trust::Authority;
 

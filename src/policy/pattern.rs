@@ -1,0 +1,90 @@
+//! A model's name, or a pattern of names: which names it matches, and how specifically.
+//!
+//! Pure text. Who may use a model, and who serves it, is decided elsewhere.
+
+use std::sync::Arc;
+
+use crate::names::ModelName;
+
+/// A model name, or a pattern with `*`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Pattern(Arc<str>);
+
+impl Pattern {
+    /// Takes any text of printable ASCII.
+    ///
+    /// # Errors
+    /// What it must be instead.
+    pub fn parse(text: &str) -> Result<Pattern, &'static str> {
+        let fine = (1..=128).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic());
+        if fine { Ok(Pattern(text.into())) } else { Err("must be a model name or a pattern such as \"gpt-5*\"") }
+    }
+
+    /// The pattern as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The name, where the pattern is one.
+    #[must_use]
+    pub fn concrete(&self) -> Option<ModelName> {
+        self.0.parse().ok()
+    }
+
+    /// What stands before the first `*`.
+    fn beginning(&self) -> &str {
+        self.0.split('*').next().unwrap_or_default()
+    }
+
+    /// How specific a match of this pattern is: an exact name beats any prefix, a longer prefix a shorter one.
+    pub(super) fn weight(&self) -> usize {
+        self.0.find('*').unwrap_or(usize::MAX)
+    }
+
+    /// Whether one name could match both, as far as their literal beginnings tell.
+    pub(super) fn may_meet(&self, other: &Pattern) -> bool {
+        let (mine, theirs) = (self.beginning(), other.beginning());
+        mine.starts_with(theirs) || theirs.starts_with(mine)
+    }
+
+    /// Whether the same names could match both, none of the two more specifically than the other.
+    pub(super) fn ties_with(&self, other: &Pattern) -> bool {
+        self.weight() == other.weight() && self.beginning() == other.beginning()
+    }
+
+    /// Whether `name` matches, `*` standing for any run of characters.
+    #[must_use]
+    pub fn matches(&self, name: &str) -> bool {
+        let mut parts = self.0.split('*');
+        let first = parts.next().unwrap_or_default();
+        let Some(mut rest) = name.strip_prefix(first) else { return false };
+        let mut parts = parts.peekable();
+        if parts.peek().is_none() {
+            return rest.is_empty();
+        }
+        while let Some(part) = parts.next() {
+            if parts.peek().is_none() {
+                return rest.ends_with(part);
+            }
+            match rest.find(part) {
+                Some(at) => rest = rest.get(at + part.len()..).unwrap_or_default(),
+                None => return false,
+            }
+        }
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patterns_match_as_globs_do() {
+        let matches = |pattern: &str, name: &str| Pattern::parse(pattern).unwrap().matches(name);
+        assert!(matches("gpt-5*", "gpt-5") && matches("gpt-5*", "gpt-5.1-mini") && !matches("gpt-5*", "gpt-4"));
+        assert!(matches("o*", "o3") && matches("*", "x") && matches("a*c*e", "abcde") && !matches("a*c*e", "abcd"));
+        assert!(matches("gpt", "gpt") && !matches("gpt", "gpt-5"));
+    }
+}

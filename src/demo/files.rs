@@ -16,6 +16,8 @@ use crate::trust::issue::{DevAuthority, Holder, Pair};
 
 /// How long the demo's certificates last; they are made anew when they are gone.
 const LASTS: Duration = Duration::from_secs(90 * 86_400);
+/// How long its authorities last: longer, because whoever likes the demo issues certificates with them.
+const AUTHORITY: Duration = Duration::from_secs(3650 * 86_400);
 
 /// Makes what is missing: a second start finds everything there.
 pub(super) fn certificates(dir: &Path, now: Wall) -> Result<(), String> {
@@ -25,8 +27,8 @@ pub(super) fn certificates(dir: &Path, now: Wall) -> Result<(), String> {
     if certs.join("ready").exists() && certs.join("partners-ca.key").exists() {
         return Ok(());
     }
-    let partners = DevAuthority::create("Portcullis demo partners", now, LASTS).map_err(text)?;
-    let strangers = DevAuthority::create("Somebody else", now, LASTS).map_err(text)?;
+    let partners = DevAuthority::create("Portcullis demo partners", now, AUTHORITY).map_err(text)?;
+    let strangers = DevAuthority::create("Somebody else", now, AUTHORITY).map_err(text)?;
     let server = partners.issue(&Holder::Server(&["localhost"]), now, LASTS).map_err(text)?;
     let holder = |authority: &DevAuthority, org: &str| {
         let uri = format!("spiffe://partners/{org}");

@@ -1209,6 +1209,26 @@ def test_what_the_demo_prints_can_be_pasted(started, tmp_path):
     assert demo.wait(10) == 0, demo.log
 
 
+def test_another_partner_is_taken_into_the_demo_by_the_readmes_commands(started, tmp_path):
+    place = tmp_path / "demo"
+    demo = started("demo", "--dir", place)
+    demo.printed(r"(Ctrl-C stops)")
+    readme = (ROOT / "README.md").read_text()
+    issue = re.search(r"portcullis (certs issue --org acme[^`]*)`", readme).group(1).replace("acme", "initech")
+    issued = subprocess.run(
+        [BINARY, *issue.split(), "--dir", place / "certs"], capture_output=True, text=True, timeout=20
+    )
+    assert issued.returncode == 0, issued
+    (place / "orgs.d" / "new").write_text((place / "orgs.d/globex.toml").read_text().replace("globex", "initech"))
+    (place / "orgs.d" / "new").rename(place / "orgs.d/initech.toml")
+    status = re.search(r"Status: (http://\S+)", demo.log).group(1)
+    assert fetch(status + "/-/reload", data={}, method="POST").status == 200
+    ask = next(line.strip() for line in demo.log.splitlines() if line.strip().startswith("curl") and "/usage" in line)
+    ask = ask.replace("acme.", "initech.").replace("curl", "curl -sS", 1)
+    answer = subprocess.run(["bash", "-c", ask], capture_output=True, text=True, timeout=30)
+    assert json.loads(answer.stdout)["organization"] == "initech", answer
+
+
 def test_every_metric_that_the_readme_praises_is_there_after_one_plain_and_one_streamed_request(started, tmp_path):
     demo = started("demo", "--dir", tmp_path / "demo")
     demo.printed(r"(Ctrl-C stops)")

@@ -217,7 +217,7 @@ async fn end<C: Graceful>(
                 connection.as_mut().finish();
                 continue;
             }
-            if grace.as_mut().is_some_and(|grace| grace.is_over(cx, handle)) {
+            if grace.as_mut().is_some_and(|grace| grace.is_over(cx, handle.waits())) {
                 if handle.waits() {
                     handle.abort();
                 }

@@ -111,7 +111,8 @@ impl Ladder {
 #[derive(Default)]
 pub struct Leash {
     stream: OnceCell<Arc<Stream>>,
-    offered: Cell<Option<Instant>>,
+    /// When a frame was given out that the client has not taken, and at which of its connection's turns.
+    offered: Cell<Option<(Instant, u64)>>,
     stalled: Cell<bool>,
     socket: Handle,
 }
@@ -144,7 +145,7 @@ impl Leash {
     /// Notes that the body gave out a frame, or (`false`) that it was asked for another.
     pub fn offer(&self, waits: bool) {
         if waits != self.offered.get().is_some() {
-            self.offered.set(waits.then(now));
+            self.offered.set(waits.then(|| (now(), self.turns())));
         }
     }
 
@@ -156,7 +157,13 @@ impl Leash {
 
     /// Since when a frame has waited for the client to take it.
     fn waits_since(&self) -> Option<Instant> {
-        self.offered.get()
+        self.offered.get().map(|(since, _)| since)
+    }
+
+    /// Whether the client is what the exchange waits for: its socket is full, or a frame still waits although the
+    /// connection has had its turn since, because the client opens no window for it (RFC 9113 §5.2).
+    fn waits_for_the_client(&self) -> bool {
+        self.socket.waits() || self.offered.get().is_some_and(|(_, turn)| self.turns() > turn)
     }
 }
 
@@ -170,8 +177,8 @@ pub struct Leashed<F> {
     grace: Option<Grace>,
 }
 
-/// The time that is left to whatever was cut. It counts a client's slowness, not our own: only a write that waits for the
-/// client ends it at [`GRACE`].
+/// The time that is left to whatever was cut. It counts a client's slowness, not our own: only what waits for the client
+/// ends at [`GRACE`].
 pub struct Grace {
     timer: Pin<Box<Sleep>>,
     last: Instant,
@@ -190,10 +197,10 @@ impl Grace {
         Grace { timer: Box::pin(sleep(GRACE)), last: now() + last }
     }
 
-    /// Whether it is over.
-    pub fn is_over(&mut self, cx: &mut Context<'_>, socket: &Handle) -> bool {
+    /// Whether it is over for what `waits_for_the_client` or does not.
+    pub fn is_over(&mut self, cx: &mut Context<'_>, waits_for_the_client: bool) -> bool {
         while self.timer.as_mut().poll(cx).is_ready() {
-            if socket.waits() || now() >= self.last {
+            if waits_for_the_client || now() >= self.last {
                 return true;
             }
             self.timer.as_mut().reset(self.last.min(now() + GRACE));
@@ -214,7 +221,7 @@ impl<F: Future<Output = ()>> Leashed<F> {
             (self.grace, self.timer) = (Some(Grace::begin()), None);
         }
         if let Some(grace) = &mut self.grace {
-            return grace.is_over(cx, &self.leash.socket);
+            return grace.is_over(cx, self.leash.waits_for_the_client());
         }
         let Some(since) = self.leash.waits_since() else { return false };
         let deadline = since + self.patience;

@@ -47,7 +47,7 @@ use crate::snapshot::Snapshot;
 use crate::tenure::Bench;
 use crate::tls;
 use crate::upstream::{AnswerBody, Head, Outgoing};
-use crate::usage::{Calibration, Form};
+use crate::usage::{Calibrations, Form};
 
 /// What all workers share.
 pub struct Gateway {
@@ -62,7 +62,7 @@ pub struct Gateway {
     /// What is told.
     pub recorder: Arc<Recorder>,
     /// How many tokens a byte has been, lately.
-    pub calibration: Arc<Calibration>,
+    pub calibrations: Calibrations,
     /// Room for request bodies that wait for admission.
     pub bodies: Room,
     /// How far stopping has come.
@@ -153,7 +153,8 @@ async fn exchange(
 
     let plan = caller.org().plan(permitted.purpose(), choice.group_id()).ok_or_else(lost)?;
     let stand = || gateway.ledger.standings(plan, &policy.quota.timezone, gateway.clock.now());
-    let reserved = reserve(&ask, choice.group.as_deref(), &policy.quota, &gateway.calibration, stand)?;
+    let calibration = gateway.calibrations.of(&caller.org().id);
+    let reserved = reserve(&ask, choice.group.as_deref(), &policy.quota, &calibration, stand)?;
     let hold = gateway.reserve(&caller, plan, snapshot, &reserved, manner).await?;
     let standings = stand();
     let entry = visit.enter(&caller, &permitted, &choice, &ask, &reserved, record);
@@ -278,7 +279,7 @@ impl Gateway {
             step: quota.extend,
             timezone: quota.timezone.clone(),
             plan: Rc::new(plan),
-            calibration: self.calibration.clone(),
+            calibration: self.calibrations.of(&caller.org().id),
             clock: self.clock.clone(),
         }
     }

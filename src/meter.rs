@@ -146,6 +146,9 @@ impl Metered {
             let Some(answer) = &mut self.answer else { return Poll::Ready(None) };
             match std::task::ready!(answer.poll_piece(cx)) {
                 Some(Ok(piece)) => self.rest = piece,
+                None if answer.ends_by_closing() && self.scanner.as_ref().is_some_and(Scanner::is_torn) => {
+                    self.broken("the connection ended within an event".into());
+                }
                 None => {
                     if let Some(scanner) = &mut self.scanner {
                         scanner.finish(&mut |piece| self.ready.push_back(piece));
@@ -153,14 +156,17 @@ impl Metered {
                     self.over = true;
                 }
                 Some(Err(BodyFailed::Silent)) => self.cut(Code::UpstreamTimeout, Ending::UpstreamTimeout),
-                Some(Err(BodyFailed::Broken(why))) => {
-                    if let Some(record) = &mut self.record {
-                        record.facts().detail = Some(why);
-                    }
-                    self.cut(Code::UpstreamInvalid, Ending::UpstreamFailed);
-                }
+                Some(Err(BodyFailed::Broken(why))) => self.broken(why),
             }
         }
+    }
+
+    /// The upstream broke off.
+    fn broken(&mut self, why: String) {
+        if let Some(record) = &mut self.record {
+            record.facts().detail = Some(why);
+        }
+        self.cut(Code::UpstreamInvalid, Ending::UpstreamFailed);
     }
 
     /// Watches the next piece go by, and lets the reservation grow with the stream. A frame that holds much is watched

@@ -137,14 +137,25 @@ impl Reloader {
         }
         let outcome = loaded.and_then(|loaded| self.publish(loaded, &old, now));
         let outcome = outcome.unwrap_or_else(Outcome::Rejected);
+        let lists_alone = matches!(outcome, Outcome::Rejected(_)) && self.take_lists(trigger, by, &old, now).await;
         self.tell(trigger, by, &outcome, now);
         self.keep_numbers().await;
-        if matches!(outcome, Outcome::Applied(_)) {
+        if lists_alone || matches!(outcome, Outcome::Applied(_)) {
             self.retired.lock().push(old);
         }
         self.let_go().await;
         drop(turn);
         outcome
+    }
+
+    /// Takes what newer revocation lists alone say, where the files as a whole were rejected; whether there was any.
+    async fn take_lists(&self, trigger: Trigger, by: &str, old: &Snapshot, now: Now) -> bool {
+        let policy = old.policy.clone();
+        let newer = tokio::task::spawn_blocking(move || policy.with_newer_lists(now)).await.ok().flatten();
+        let Some((policy, diff)) = newer else { return false };
+        let outcome = self.publish(Loaded { policy, diff: Some(diff) }, old, now).unwrap_or_else(Outcome::Rejected);
+        self.tell(trigger, by, &outcome, now);
+        matches!(outcome, Outcome::Applied(_))
     }
 
     /// Frees the snapshots that no request and no connection holds any more, on a thread that serves nobody.

@@ -39,7 +39,7 @@ use crate::reload::{self, Reloader, SetFilter};
 use crate::snapshot::Snapshot;
 use crate::tls;
 use crate::traces::{self, Traces};
-use crate::usage::Calibration;
+use crate::usage::Calibrations;
 use crate::withdraw;
 use crate::worker::Crew;
 use ending::{Estate, wind_down};
@@ -171,7 +171,7 @@ impl Server {
             ledger,
             registry: Registry::default(),
             recorder,
-            calibration: Arc::new(Calibration::new()),
+            calibrations: Calibrations::default(),
             bodies: Room::default(),
             drain: Drain::default(),
             clock,

@@ -5,7 +5,7 @@ mod checks;
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use http::HeaderName;
@@ -48,6 +48,8 @@ fn text(path: &Path, files: &Files) -> Result<String, String> {
 /// Who may vouch for partners.
 struct Authorities {
     loaded: Vec<Arc<Authority>>,
+    /// Where their revocation lists are read.
+    lists: BTreeMap<AuthorityName, PathBuf>,
     /// Whether these are all that are named.
     whole: bool,
 }
@@ -81,7 +83,7 @@ impl Compiler<'_> {
         }
         let known = Known { models: models_known, authorities: authorities.whole, orgs: orgs_known };
         self.check(&drafts, &purposes, &models, &authorities.loaded, known);
-        let authorities = authorities.loaded;
+        let Authorities { loaded: authorities, lists, .. } = authorities;
         // From here on references are followed: only what was found right may be.
         if !self.sink.mistakes.borrow().is_empty() {
             return None;
@@ -113,6 +115,7 @@ impl Compiler<'_> {
             identity: Arc::new(identity),
             believed: self.believed.clone().with(authorities.iter().flat_map(|authority| authority.crls())),
             authorities: authorities.into(),
+            lists,
             revocation_required: auth.required,
             explain_missing: auth.explain,
             longest_certificate: auth.longest,
@@ -182,7 +185,7 @@ impl Compiler<'_> {
 
     fn authorities(&self) -> (Authorities, listen::ClientAuth) {
         let nothing = listen::ClientAuth { required: true, explain: false, longest: None };
-        let none = Authorities { loaded: Vec::new(), whole: false };
+        let none = Authorities { loaded: Vec::new(), lists: BTreeMap::new(), whole: false };
         let Some(table) = self.root.required_table("client_auth") else { return (none, nothing) };
         let auth = listen::client_auth(&table);
         self.note("client_auth", table.place());
@@ -192,8 +195,10 @@ impl Compiler<'_> {
             self.sink.wrong(Some(table.place()), "`authorities` is missing or empty: nobody could connect", None);
         }
         let mut loaded: Vec<Arc<Authority>> = Vec::new();
+        let mut lists = BTreeMap::new();
         for entry in &tables {
-            let Some(authority) = self.authority(entry, rules) else { continue };
+            let Some((authority, list)) = self.authority(entry, rules) else { continue };
+            lists.extend(list.map(|list| (authority.name().clone(), list)));
             if loaded.iter().any(|known| known.name() == authority.name()) {
                 self.sink.wrong(Some(entry.place()), format!("there are two authorities {}", authority.name()), None);
             }
@@ -218,10 +223,11 @@ impl Compiler<'_> {
         }
         table.finish();
         let whole = !tables.is_empty() && loaded.len() == tables.len();
-        (Authorities { loaded, whole }, auth)
+        (Authorities { loaded, lists, whole }, auth)
     }
 
-    fn authority(&self, table: &Table<'_>, rules: Rules) -> Option<Authority> {
+    /// One authority, and where its revocation lists are read.
+    fn authority(&self, table: &Table<'_>, rules: Rules) -> Option<(Authority, Option<PathBuf>)> {
         let name = table.required("name").and_then(|at| match at.value.parse::<AuthorityName>() {
             Ok(name) => Some(name),
             Err(error) => {
@@ -241,7 +247,7 @@ impl Compiler<'_> {
         let list = crl.as_ref().map(|at| self.files.read(at, self.sink));
         let (Some(pem), Some(list)) = (pem, list.map_or(Some(None), |list| list.map(Some))) else { return None };
         match Authority::load(name, &pem, list.as_deref(), rules, &self.believed, self.now.wall) {
-            Ok(authority) => Some(authority),
+            Ok(authority) => Some((authority, crl.map(|at| self.files.resolve(&at.value)))),
             Err(flaws) => {
                 self.flawed(flaws, &file.place, crl.as_ref().map(|at| &at.place));
                 None

@@ -12,6 +12,7 @@ mod file;
 mod footprint;
 mod limits;
 mod listen;
+mod lists;
 mod mask;
 mod mistake;
 mod models;
@@ -59,6 +60,7 @@ pub struct Purpose {
 }
 
 /// Everything that may be.
+#[derive(Clone)]
 pub struct Policy {
     /// Counts from 1; one more for every policy that differs from the one before.
     pub generation: u64,
@@ -76,6 +78,8 @@ pub struct Policy {
     pub identity: Arc<ServerIdentity>,
     /// Who may vouch for partners.
     pub authorities: Arc<[Arc<Authority>]>,
+    /// Where their revocation lists are read.
+    lists: BTreeMap<AuthorityName, PathBuf>,
     /// How far their revocation lists have come, those of policies before this one included.
     pub believed: Believed,
     /// Every authority needs a fresh CRL.

@@ -46,7 +46,7 @@ pub struct Authority {
 }
 
 /// An issuing certificate of the authority.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Issuer {
     der: CertificateDer<'static>,
     pub subject: Vec<u8>,
@@ -102,6 +102,7 @@ impl Authority {
             return Err(flaws);
         };
         flaws.extend(unfit_anchor(anchor_der, now));
+        flaws.extend(too_deep(anchor_der, &intermediates));
         let anchor = match anchor_from_trusted_cert(anchor_der) {
             Ok(anchor) => anchor.to_owned(),
             Err(error) => {
@@ -139,6 +140,31 @@ impl Authority {
             crls,
             revocation_required,
         })
+    }
+
+    /// The same authority with the lists of a newer reading of its CRL file (PEM or DER, one or many). None when no list
+    /// has come further, and where a list that is in force would be lost.
+    ///
+    /// # Errors
+    /// Every flaw of the file.
+    pub fn with_newer_lists(&self, crl: &[u8], believed: &Believed, now: Wall) -> Result<Option<Authority>, Vec<Flaw>> {
+        let against = Against { issuers: &self.issuers, believed, overdue: true, now };
+        let crls = crl::load(crl, against)?;
+        let stays = |list: &Crl| crls.iter().any(|newer| newer.series == list.series);
+        if believed.clone().with(&crls) == *believed || !self.crls.iter().all(stays) {
+            return Ok(None);
+        }
+        Ok(Some(Authority {
+            name: self.name.clone(),
+            anchor: self.anchor.clone(),
+            anchor_der: self.anchor_der.clone(),
+            spki_sha256: self.spki_sha256,
+            intermediates: self.intermediates.clone(),
+            issuers: self.issuers.clone(),
+            rekeyed: self.rekeyed,
+            crls,
+            revocation_required: self.revocation_required,
+        }))
     }
 
     /// Its configured name.
@@ -269,6 +295,25 @@ fn unfit_anchor(der: &CertificateDer<'_>, now: Wall) -> Vec<Flaw> {
         flaws.push(format!("{name} names itself as its issuer, but is not signed by its own key"));
     }
     flaws.into_iter().map(|message| Flaw::new(Subject::Authority, message)).collect()
+}
+
+/// The anchor says how many authorities may stand below it (pathLenConstraint, RFC 5280 §4.2.1.9); webpki asks that of
+/// intermediates only.
+fn too_deep(anchor: &CertificateDer<'_>, intermediates: &[CertificateDer<'_>]) -> Option<Flaw> {
+    let parse = |der| X509Certificate::from_der(der).ok().map(|(_, certificate)| certificate);
+    let anchor = parse(anchor)?;
+    let most = anchor.basic_constraints().ok()??.value.path_len_constraint?;
+    let below: Vec<_> = intermediates.iter().filter_map(|der| parse(der)).collect();
+    let most = usize::try_from(most).ok().filter(|most| *most < below.len())?;
+    let mut level = vec![&anchor];
+    for _ in 0..=most {
+        let is_next = |one: &&X509Certificate<'_>| level.iter().any(|above| one.issuer() == above.subject());
+        level = below.iter().filter(is_next).collect();
+    }
+    let name = level.first()?.subject();
+    let what =
+        format!("{} lets only {most} authorities stand below it (pathLen), and {name} is one more", anchor.subject());
+    Some(Flaw::new(Subject::Authority, what))
 }
 
 /// Holds an issuing certificate against the anchor profile.

@@ -151,6 +151,12 @@ impl AnswerBody {
         self.framing.exact()
     }
 
+    /// Whether nothing but the end of the connection tells the end of the body: it may have come too soon.
+    #[must_use]
+    pub fn ends_by_closing(&self) -> bool {
+        self.framing == Framing::ToTheEnd
+    }
+
     /// The next piece; `None` at the end.
     pub fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, BodyFailed>>> {
         let AnswerBody { framing, link, silence, .. } = self;

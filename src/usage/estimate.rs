@@ -1,23 +1,26 @@
-//! How many tokens a byte makes: learned per model from what upstreams report, used before and where they do not.
+//! How many tokens a byte makes: learned per organization and model from what upstreams report, used before and where
+//! they do not.
 //!
-//! There is no public tokenizer for every vendor, and asking costs a round trip; but the share of tokens to bytes is
+//! What one organization sends never moves what another is held to. There is no public tokenizer for every vendor, and asking costs a round trip; but the share of tokens to bytes is
 //! steady for one model and one kind of traffic. Reservations stand two standard deviations above the mean. Only
 //! [`upper_bound`] is certain: byte-level tokenizers never make more tokens than there are bytes.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
+use dashmap::DashMap;
 use parking_lot::Mutex;
 
 use super::scanner::Observed;
 use super::settle::{Basis, Gauge, PerByte, Settlement};
 use crate::ask::{Ask, Dialect};
-use crate::names::ModelName;
+use crate::names::{ModelName, OrgId};
 
 /// A third of a token to the byte, before anything is learned.
 const AT_FIRST: i64 = (1 << 16) / 3;
 
 /// What is learned stays between a fifth of a token and a whole one to the byte. Answers may be made on purpose that
-/// have very few or very many, and what they teach is applied to others.
+/// have very few or very many, and what they teach is applied to others of the organization.
 const LEARNED: std::ops::RangeInclusive<i64> = (1 << 16) / 5..=1 << 16;
 /// Each report moves the mean by a sixteenth of its distance.
 const WEIGHT: i64 = 16;
@@ -25,8 +28,8 @@ const WEIGHT: i64 = 16;
 /// Shorter texts are all framing.
 const LEAST_BYTES: u64 = 64;
 
-/// Names come from requests, so the table has an end.
-const MOST_MODELS: usize = 1024;
+/// Names come from requests, so an organization's table has an end.
+const MOST_MODELS: usize = 256;
 
 /// Tokens with which vendors frame a message, a tool or the whole.
 const FRAMING: u64 = 16;
@@ -43,7 +46,23 @@ pub fn upper_bound(ask: &Ask, nontext_tokens: Option<u64>) -> Option<u64> {
     Some(ask.text_bytes.saturating_add(framing).saturating_add(nontext))
 }
 
-/// What is known of all models.
+/// What is known of every organization's traffic. It lasts as long as the process: an organization that comes back is
+/// measured as it was.
+#[derive(Debug, Default)]
+pub struct Calibrations(DashMap<OrgId, Arc<Calibration>>);
+
+impl Calibrations {
+    /// What is known of one organization's traffic.
+    #[must_use]
+    pub fn of(&self, org: &OrgId) -> Arc<Calibration> {
+        if let Some(known) = self.0.get(org) {
+            return known.clone();
+        }
+        self.0.entry(org.clone()).or_default().clone()
+    }
+}
+
+/// What is known of all models that one organization uses.
 #[derive(Debug, Default)]
 pub struct Calibration {
     models: Mutex<HashMap<(Dialect, ModelName), Shares>>,
@@ -190,6 +209,18 @@ mod tests {
         assert!((248..=252).contains(&learned.output.tokens(1000)), "{learned:?}");
         let other = Ask { route: Route::Messages, ..asked.clone() };
         assert_eq!(calibration.gauge(&other, 0), at_first, "another dialect, another tokenizer");
+    }
+
+    #[test]
+    fn what_one_organization_teaches_moves_no_other() {
+        let (all, [acme, globex]) = (Calibrations::default(), ["acme", "globex"].map(|id| id.parse().unwrap()));
+        let asked = ask(3000);
+        for _ in 0..200 {
+            let (observed, settlement) = ended(3000, 1000, 1000);
+            all.of(&acme).learn(&asked, &observed, &settlement);
+        }
+        assert!(all.of(&acme).gauge(&asked, 0).input_to_reserve() > 2900);
+        assert_eq!(all.of(&globex).gauge(&asked, 0), Calibration::new().gauge(&asked, 0));
     }
 
     #[test]

@@ -15,6 +15,6 @@ mod settle;
 mod token;
 mod words;
 
-pub use estimate::{Calibration, upper_bound};
+pub use estimate::{Calibration, Calibrations, upper_bound};
 pub use scanner::{Form, MOST_HELD, Observed, Scanner};
 pub use settle::{Basis, Gauge, Settlement};

@@ -175,6 +175,12 @@ impl Scanner {
         self.form == Form::Events && !self.inside
     }
 
+    /// Whether what came so far stops within an event that nothing was to follow.
+    #[must_use]
+    pub fn is_torn(&self) -> bool {
+        self.form == Form::Events && self.lines.length() > 0 && !self.observed().finished
+    }
+
     /// The piece is used up; an event that began at `begin`, or before the piece, is not.
     fn starve(&mut self, piece: &Bytes, kept: usize, begin: usize, forward: &mut impl FnMut(Bytes)) {
         let undecided = self.strip

@@ -85,7 +85,7 @@ class Scene:
     """What is open when access is withdrawn."""
 
     def __init__(self, stage):
-        self.stage = stage
+        self.stage, self.session = stage, Session(stage)
         self.beside = Streaming(stage, OTHER_MODEL, "globex", **OTHERWISE)
         self.idle = [Idle(stage), H2(stage)]
         assert self.idle[1].ask("/portcullis/v1/whoami").status == 200
@@ -162,6 +162,17 @@ def list_written_in_place(stage):
     """As `openssl ca -gencrl -out` does it."""
     path = stage.partners.crl("beside.crl", revoked=[stage.acme])
     (stage.folder / "partners.crl").write_bytes(path.read_bytes())
+
+
+def list_replaced_beside_a_typo(stage):
+    """Somebody has left half a file of another partner behind: none of the files can be taken, but for the lists."""
+    stage.write_org("globex", GLOBEX + "[limits\n")
+    list_replaced(stage)
+
+
+def list_replaced_beside_a_broken_one(stage):
+    replace(stage.folder / "others.crl", b"<html>Service unavailable</html>")
+    list_replaced(stage)
 
 
 LEAD = Stage.ACME.replace('"acme"', '"lead"').replace("Acme", "Lead").replace("partners/acme", "partners/lead")
@@ -248,6 +259,9 @@ TRIGGERS = {
     "authority removed": (by_files(authority_removed), None, "unknown_issuer", BY_WATCH, None),
     "crl swapped as a mounted secret": (by_files(mount_swapped), "certificate_revoked", "revoked", BY_WATCH, None),
     "crl written in place": (by_files(list_written_in_place), "certificate_revoked", "revoked", BY_WATCH, None),
+    "crl replaced beside a typo": (by_files(list_replaced_beside_a_typo), "certificate_revoked", "revoked", BY_WATCH, None),
+    "crl replaced beside a broken one": (by_files(list_replaced_beside_a_broken_one), "certificate_revoked", "revoked",
+                                         BY_WATCH, None),
     "revoke --org of the parent": (by_command("--org", "lead"), "organization_suspended", 403, IN_TIME, ("--org", "lead")),
     "parent suspended": (by_files(lead_suspended), "organization_suspended", 403, BY_WATCH, None),
 }
@@ -307,14 +321,35 @@ def out(scene, pulled, within):
     assert max(late) < within, late
 
 
-def newcomer(stage, meets, code, certificate="acme"):
-    """What acme meets when it connects anew."""
+class Session:
+    """What a client keeps of an earlier handshake, to come back with."""
+
+    def __init__(self, stage):
+        self.stage, self.context = stage, stage.tls()
+        with self._connect() as connection:
+            assert H1(connection).ask("/portcullis/v1/whoami").status == 200
+            self.session = connection.session
+
+    def _connect(self, session=None):
+        plain = socket.create_connection(("127.0.0.1", self.stage.port), timeout=10)
+        return self.context.wrap_socket(plain, server_hostname="localhost", session=session)
+
+    def come_back(self):
+        connection = self._connect(self.session)
+        assert not connection.session_reused
+        return connection
+
+
+def newcomer(stage, meets, code, session=None):
+    """What acme meets when it connects anew, with a `session` of before or without."""
+    connect = session.come_back if session else stage.connect
     if meets == 403:
-        answer = stage.ask(body=chat())
+        with connect() as connection:
+            answer = H1(connection).ask(body=chat())
         assert (answer.status, answer.headers["portcullis-reason"]) == (403, code)
         return
     before = stage.metric("portcullis_tls_handshakes_total", result=meets)
-    with stage.connect(certificate) as connection, pytest.raises(ssl.SSLError, match="(?i)alert"):
+    with connect() as connection, pytest.raises(ssl.SSLError, match="(?i)alert"):
         connection.recv(1)
     eventually(lambda: stage.metric("portcullis_tls_handshakes_total", result=meets) == before + 1, 2, what="the count")
 
@@ -328,7 +363,8 @@ def test_whoever_is_cut_off_is_out_on_everything_that_is_open(place, trigger):
         told = judge(scene, pulled, code, within)
         assert one.metric("portcullis_severed_streams_total", cause=told) == 3, "every stream of the organization"
         out(scene, pulled, within)
-        newcomer(one, meets, "organization_unknown" if trigger == "removed" else told)
+        for session in (None, scene.session):
+            newcomer(one, meets, "organization_unknown" if trigger == "removed" else told, session)
         untouched(scene.beside, pulled)
         if restore:
             one.run("restore", *restore, check=True)
@@ -395,8 +431,40 @@ def test_a_certificate_that_expires_takes_its_connections_with_it(place, short):
         pulled = at(ends)(one)
         judge(scene, pulled, "certificate_expired", BY_WATCH)
         out(scene, pulled, BY_WATCH)
-        newcomer(one, "expired", None)
+        for session in (None, scene.session):
+            newcomer(one, "expired", None, session)
         untouched(scene.beside, pulled)
+
+
+def test_a_newer_list_is_taken_though_the_files_are_rejected_and_an_older_one_is_not(place):
+    one = place()
+    before = one.status()
+    one.write_org("globex", GLOBEX + "[limits\n")
+    rejected = fetch(one.admin + "/-/reload", method="POST")
+    assert rejected.status == 422
+    assert one.status()["generation"] == before["generation"], "no list is newer"
+    list_replaced(one)
+    assert fetch(one.admin + "/-/reload", method="POST").status == 422
+    after = one.status()
+    assert after["generation"] == before["generation"] + 1
+    told = [(past["result"], past["text"]) for past in after["reloads"]]
+    assert ("applied", "authority partners: newer revocation list; all else stays\n") in told
+    newcomer(one, "revoked", "certificate_revoked")
+    assert one.ask(body=chat(OTHER_MODEL, max_tokens=1), certificate="globex", **OTHERWISE).status == 200
+    # Neither an older list nor one that has lost its END line takes its place.
+    one.partners.revoked, newest = [], one.partners.number
+    one.partners.crl(number=newest - 1)
+    assert fetch(one.admin + "/-/reload", method="POST").status == 422
+    torn = one.partners.crl("torn.crl", number=newest + 1).read_bytes()[:-30]
+    replace(one.folder / "partners.crl", torn)
+    assert fetch(one.admin + "/-/reload", method="POST").status == 422
+    newcomer(one, "revoked", "certificate_revoked")
+    assert one.status()["generation"] == after["generation"]
+    # With all of it mended, the files are what is in force again.
+    one.write_org("globex", GLOBEX)
+    one.partners.crl(number=newest + 2)
+    eventually(lambda: one.status()["reloads"][0]["result"] == "applied", 3, what="the files that were mended")
+    assert one.ask(body=chat()).status == 200
 
 
 def test_what_takes_nothing_away_cuts_nothing(place):
@@ -443,7 +511,8 @@ def test_a_grant_that_ends_takes_its_connections_with_it_and_one_that_begins_ope
         pulled = at(clock.midnight)(one)
         judge(scene, pulled, "grant_expired", BY_WATCH)
         out(scene, pulled, BY_WATCH)
-        newcomer(one, 403, "grant_expired")
+        for session in (None, scene.session):
+            newcomer(one, 403, "grant_expired", session)
         untouched(scene.beside, pulled)
         assert one.ask(body=chat(), certificate="third").status == 200
 
@@ -489,31 +558,40 @@ def test_a_stream_that_stands_still_is_cut_as_well(stage):
             assert json.loads(events(each.text)[-1][1])["error"]["code"] == "organization_suspended"
 
 
+def ask_and_take_nothing(stage, protocol):
+    """A connection on which a long stream was asked for and none of it is read."""
+    wire, body = stage.connect(alpn=("h2" if protocol == "h2" else "http/1.1",)), streamed("mock-tokens-1000000")
+    if protocol == "h1":
+        wire.sendall(H1(None).head(body=body))
+        return wire
+    # The window is the protocol's own 65535 bytes, and nobody gives any of it back.
+    client = h2.connection.H2Connection()
+    client.initiate_connection()
+    data = json.dumps(body).encode()
+    fields = {":method": "POST", ":scheme": "https", ":authority": "localhost", ":path": "/v1/chat/completions",
+              "content-type": "application/json", "portcullis-purpose": "research"}  # fmt: skip
+    client.send_headers(1, list(fields.items()))
+    client.send_data(1, data, end_stream=True)
+    wire.sendall(client.data_to_send())
+    return wire
+
+
+def until_they_stand_still(stage, count=1):
+    written = [-1]
+
+    def stand_still():
+        streams = stage.status()["streams"]
+        before, written[0] = written[0], sum(stream["output_tokens"] for stream in streams)
+        return len(streams) == count and before == written[0] > 0
+
+    eventually(stand_still, 20, every=0.2, what="clients that take nothing more")
+
+
 @pytest.mark.parametrize("protocol", ["h1", "h2"])
 def test_a_client_that_takes_nothing_cannot_hold_its_stream_open(stage, protocol):
     one = stage()
-    with one.connect(alpn=("h2" if protocol == "h2" else "http/1.1",)) as wire:
-        body = streamed("mock-tokens-1000000")
-        if protocol == "h1":
-            wire.sendall(H1(None).head(body=body))
-        else:
-            # The window is the protocol's own 65535 bytes, and nobody gives any of it back.
-            client = h2.connection.H2Connection()
-            client.initiate_connection()
-            data = json.dumps(body).encode()
-            fields = {":method": "POST", ":scheme": "https", ":authority": "localhost", ":path": "/v1/chat/completions",
-                      "content-type": "application/json", "portcullis-purpose": "research"}  # fmt: skip
-            client.send_headers(1, list(fields.items()))
-            client.send_data(1, data, end_stream=True)
-            wire.sendall(client.data_to_send())
-        written = [-1]
-
-        def stands_still():
-            streams = one.status()["streams"]
-            before, written[0] = written[0], streams[0]["output_tokens"] if streams else -1
-            return before == written[0] > 0
-
-        eventually(stands_still, every=0.2, what="a client that takes nothing more")
+    with ask_and_take_nothing(one, protocol):
+        until_they_stand_still(one)
         pulled = by_command("--org", "acme")(one)
         eventually(lambda: one.metric("portcullis_streams_active", org="acme") == 0, 3, what="the end of the stream")
         assert time.monotonic() - pulled < IN_TIME
@@ -994,6 +1072,24 @@ def gaps(stream, since, until):
     """The pauses between what came in this span."""
     times = [came for came in stream.times if since <= came <= until]
     return [after - before for before, after in zip(times, times[1:])]
+
+
+@pytest.mark.alone
+@pytest.mark.parametrize("protocol", ["h1", "h2"])
+def test_clients_that_take_nothing_are_cut_as_soon_as_those_that_read(stage, protocol):
+    """By the gateway's own clock, less what its threads waited for a core that others had."""
+    one = stage()
+    with contextlib.ExitStack() as open_:
+        for _ in range(20):
+            open_.enter_context(ask_and_take_nothing(one, protocol))
+        until_they_stand_still(one, 20)
+        waited = queued(one)
+        assert fetch(one.admin + "/-/revoke", {"organization": "acme"}).status == 200
+        eventually(lambda: one.metric("portcullis_revocation_seconds_count") == 1, what="the measurement")
+        waited = max(since - waited.get(thread, 0) for thread, since in queued(one).items())
+    took = one.metric("portcullis_revocation_seconds_sum")
+    assert took - waited <= 0.25, (took, waited)
+    assert one.metric("portcullis_severed_streams_total", org="acme") == 20
 
 
 @pytest.mark.alone

@@ -948,6 +948,7 @@ WORDS = chunk(event("one")) + chunk(event("two"))
 BROKEN = {
     "dies-mid-stream": (STREAM_HEAD + WORDS, True),
     "dies-within-an-event": (STREAM_HEAD + WORDS + chunk(event("three")[:20]), False),
+    "ends-within-an-event": (b"HTTP/1.1 200 OK\r\n" + SSE + b"\r\n" + event("one") + event("two") + event("three")[:20], False),
     "dies-within-a-chunk": (STREAM_HEAD + WORDS + b"ff\r\n" + event("three")[:20], False),
     "bad-chunk-size": (STREAM_HEAD + WORDS + b"zz\r\ndata: {}\n\n\r\n", True),
     "signed-chunk-size": (STREAM_HEAD + WORDS + b"-1\r\nx\r\n", True),

@@ -198,6 +198,21 @@ fn an_anchor_is_valid_now_and_signed_by_its_own_key() {
 }
 
 #[test]
+fn no_more_authorities_stand_below_an_anchor_than_it_lets() {
+    let (made, keys) = (made(), [KeyPair::generate().unwrap(), KeyPair::generate().unwrap()]);
+    let first = below(&made, SUB, &keys[0], (0, 20));
+    let second = below(&first, &[(DnType::CommonName, "subsub")], &keys[1], (0, 20));
+    let of = |chain: &[&DevAuthority]| chain.iter().map(|made| fresh(made)).collect::<String>();
+    assert!(together(&[&made, &first], &of(&[&made, &first]), RULES).is_ok());
+    let chain = [&made, &first, &second];
+    let refused = together(&chain, &of(&chain), RULES).unwrap_err();
+    assert!(
+        refused.contains("lets only 1 authorities stand below it (pathLen), and CN=subsub is one more"),
+        "{refused}"
+    );
+}
+
+#[test]
 fn an_overdue_list_is_taken_where_only_its_date_is_wrong_and_closes_what_depends_on_it() {
     let made = made();
     let then = Wall(NOW.0 - 172_800_000_000_000);

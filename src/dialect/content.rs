@@ -62,7 +62,7 @@ struct Seen {
     by_url: bool,
     /// Its data is text.
     textual: bool,
-    /// It has an id and nothing to tell what it is: a reference.
+    /// It has an id, and what that stands for is not all in it: a reference.
     bare_id: bool,
 }
 
@@ -79,6 +79,10 @@ struct Object {
     has_content: bool,
     /// Its role or content is null.
     void: bool,
+    /// It holds something beside what names it.
+    has_substance: bool,
+    /// It holds what only the vendor can read of it.
+    has_sealed: bool,
     has_url: bool,
     /// Bytes of `data` and of `url`, where they are strings.
     data: u64,
@@ -102,6 +106,8 @@ enum Part {
     Reference,
     /// A tool call: its `input` is text, whatever it looks like.
     Call,
+    /// Thoughts, of which the vendor keeps all or gives them along sealed.
+    Thoughts,
     Inline,
     ByUrl,
     Textual,
@@ -304,8 +310,11 @@ impl Object {
             "url" => self.has_url |= something,
             "role" => self.has_role = true,
             "content" => self.has_content = true,
+            "encrypted_content" => self.has_sealed |= kind == Kind::String,
             _ => {}
         }
+        let names_it = matches!(name, "type" | "id" | "role" | "status" | "object");
+        self.has_substance |= !names_it && matches!(kind, Kind::String | Kind::Array | Kind::Object);
         self.void |= !something && matches!(name, "role" | "content");
     }
 
@@ -330,8 +339,12 @@ impl Object {
     }
 
     fn bare_id(&self) -> bool {
-        let message = self.has_role && self.has_content && !self.void;
-        self.part == Part::Untyped && self.has_id && !message
+        let whole = match self.part {
+            Part::Untyped => self.has_role && self.has_content && !self.void,
+            Part::Thoughts => self.has_sealed,
+            _ => self.has_substance,
+        };
+        self.has_id && !whole
     }
 }
 
@@ -341,6 +354,7 @@ impl Part {
         match name {
             "item_reference" | "container_upload" => return Part::Reference,
             "tool_use" | "server_tool_use" | "mcp_tool_use" => return Part::Call,
+            "reasoning" => return Part::Thoughts,
             "base64" => return Part::Inline,
             "url" => return Part::ByUrl,
             "text" | "content" => return Part::Textual,

@@ -81,9 +81,16 @@ impl Nesting {
         self.depth == 2 && self.top == Word::Choices
     }
 
-    /// Whether a number that comes now is one of the usage object's, or of an object directly in it.
+    /// Whether a number that comes now is one of the usage object's, or tells more of one in an object directly in it.
     pub(super) fn at_count(&self) -> bool {
-        self.usage != 0 && self.depth <= self.usage + 1 && matches!(self.name, Word::Count(_))
+        match self.name {
+            Word::Count(field) if self.usage != 0 => match self.depth - self.usage {
+                0 => true,
+                1 => field.is_a_share(),
+                _ => false,
+            },
+            _ => false,
+        }
     }
 
     /// Goes by a comma.

@@ -23,6 +23,14 @@ pub(super) enum Field {
     Reasoning,
 }
 
+impl Field {
+    /// Whether it tells of what kind a part of the input or output was: the vendors put such numbers into an object of
+    /// their own.
+    pub(super) fn is_a_share(self) -> bool {
+        matches!(self, Field::Cached | Field::CacheWrite | Field::Reasoning)
+    }
+}
+
 /// The largest numbers seen so far.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct Report {

@@ -233,6 +233,11 @@ fn input_that_its_length_does_not_bound_is_found() {
         (Route::Responses, input(r#"{"id":"msg_1","role":"user","content":null}"#), 0, true),
         (Route::Responses, input(r#"{"id":"msg_1","role":"user","content":"a"}"#), 0, false),
         (Route::Responses, input(r#"{"type":"function_call","id":"fc_1","name":"f","arguments":"{}"}"#), 0, false),
+        (Route::Responses, input(r#"{"type":"message","id":"msg_1"}"#), 0, true),
+        (Route::Responses, input(r#"{"type":"message","id":"msg_1","role":"user","status":"completed"}"#), 0, true),
+        (Route::Responses, input(r#"{"type":"message","id":"msg_1","role":"user","content":"a"}"#), 0, false),
+        (Route::Responses, input(r#"{"type":"reasoning","id":"rs_1","summary":[]}"#), 0, true),
+        (Route::Responses, input(r#"{"type":"reasoning","id":"rs_1","summary":[],"encrypted_content":"x"}"#), 0, false),
         (Route::Chat, chat(r#""messages":[{"id":"m","role":"assistant","tool_calls":[]}]"#), 0, false),
         // A shell, here and there.
         (Route::Responses, chat(r#""tools":[{"type":"shell","environment":{"type":"container_auto"}}]"#), 0, true),

@@ -237,6 +237,10 @@ fn usage_that_lies_repeats_decreases_or_overflows_is_taken_at_its_largest() {
         ),
         (vec![r#"{"completion_tokens":3,"completion_tokens_details":{"reasoning_tokens":50}}"#], usage(0, 0, 0, 3, 3)),
         (vec![r#"{"x":{"y":{"prompt_tokens":7}},"z":[{"prompt_tokens":8}],"prompt_tokens":1}"#], usage(1, 0, 0, 0, 0)),
+        (
+            vec![r#"{"x":{"prompt_tokens":7,"completion_tokens":9,"total_tokens":99},"prompt_tokens":1}"#],
+            usage(1, 0, 0, 0, 0),
+        ),
         (vec![r#"{"us\u0061ge":1,"prompt_t\u006fkens":10}"#], None),
     ] {
         let body: String = chunks.iter().map(|usage| chunk(usage)).collect();
@@ -422,8 +426,9 @@ impl Reference {
 
     fn count(&mut self, usage: Option<&Value>) {
         let Some(Value::Object(usage)) = usage else { return };
-        let members = usage.iter().chain(usage.values().filter_map(Value::as_object).flatten());
-        for (name, number) in members.filter_map(|(name, value)| Some((name, value.as_u64()?))) {
+        let is_share = |name: &str| name.contains("cache") || name.contains("reasoning");
+        let deeper = usage.values().filter_map(Value::as_object).flatten().filter(|(name, _)| is_share(name));
+        for (name, number) in usage.iter().chain(deeper).filter_map(|(name, value)| Some((name, value.as_u64()?))) {
             let slot = match name.as_str() {
                 "prompt_tokens" | "input_tokens" => "prompt",
                 "completion_tokens" | "output_tokens" => "completion",

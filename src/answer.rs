@@ -177,7 +177,7 @@ pub fn json(bytes: Bytes, id: &str) -> Response<GateBody> {
 
 /// The request's id under both vendors' names.
 fn name(headers: &mut HeaderMap, id: &str) {
-    if let Ok(id) = HeaderValue::from_str(id) {
+    if let Ok(id) = HeaderValue::from_str(id).map(dialect::passing) {
         headers.insert(HeaderName::from_static("x-request-id"), id.clone());
         headers.insert(HeaderName::from_static("request-id"), id);
     }
@@ -186,7 +186,7 @@ fn name(headers: &mut HeaderMap, id: &str) {
 /// Completes what crosses of an upstream's head to the client's.
 pub fn complete(headers: &mut HeaderMap, upstream_id: Option<HeaderValue>, id: &str) {
     if let Some(theirs) = upstream_id {
-        headers.insert(HeaderName::from_static("portcullis-upstream-request-id"), theirs);
+        headers.insert(HeaderName::from_static("portcullis-upstream-request-id"), dialect::passing(theirs));
     }
     headers.insert(HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no"));
     name(headers, id);

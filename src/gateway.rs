@@ -100,6 +100,7 @@ pub async fn serve(visit: Rc<Visit>, leash: Rc<Leash>, request: Request<Incoming
             answer::refusal(&refusal, &id, &manner, (&visit.station.shelf, policy.generation))
         }
     };
+    visit.introduce(response.headers_mut());
     visit.slow_down(refused).await;
     visit.over.set(visit.connection.peer().is_none());
     let closes = visit::leave_unread(body, old, waits).await;

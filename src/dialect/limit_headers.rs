@@ -108,7 +108,7 @@ pub fn limit_headers(dialect: Dialect, views: &[LimitView<'_>], fixed: &Fixed, h
     for (unit, [limit, remaining, reset]) in units {
         let Some(view) = tightest(views, *unit) else { continue };
         headers.insert(limit, HeaderValue::from(view.limit));
-        headers.insert(remaining, HeaderValue::from(view.remaining.min(view.limit)));
+        headers.insert(remaining, passing(HeaderValue::from(view.remaining.min(view.limit))));
         match dialect {
             Dialect::OpenAi => pen.go_duration(view.to_full),
             Dialect::Anthropic => pen.instant(view.resets_at),
@@ -143,6 +143,14 @@ fn tightest<'a, 'v>(views: &'a [LimitView<'v>], unit: Unit) -> Option<&'a LimitV
     })
 }
 
+/// A value that no later answer repeats: in HTTP/2 it is not worth a place in the client's table (RFC 7541 §6.2.3), from
+/// which it would push what does repeat.
+#[must_use]
+pub fn passing(mut value: HeaderValue) -> HeaderValue {
+    value.set_sensitive(true);
+    value
+}
+
 /// Writes header values one after the other into one allocation.
 struct Pen(BytesMut);
 
@@ -156,7 +164,7 @@ impl Pen {
     /// Ends the value and files it; an empty one is no header.
     fn finish(&mut self, name: HeaderName, headers: &mut HeaderMap) {
         if let Some(value) = self.value() {
-            headers.insert(name, value);
+            headers.insert(name, passing(value));
         }
     }
 

@@ -17,7 +17,7 @@ pub use body::read;
 pub use catalogue::{Page, models_list};
 pub use envelope::{Envelope, Form, envelope};
 pub use event::error_event;
-pub use limit_headers::{Fixed, LimitView, limit_headers, policy_name};
+pub use limit_headers::{Fixed, LimitView, limit_headers, passing, policy_name};
 pub use splice::{Edits, Spliced, splice};
 
 use crate::ask::Dialect;

@@ -7,6 +7,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::HeaderMap;
 use http::request::Parts;
 use http_body::Body;
 use http_body_util::BodyExt;
@@ -53,6 +54,8 @@ pub struct Visit {
     pub(super) over: Cell<bool>,
     /// Requests in a row that a limit kept out.
     pub(super) short: Cell<u32>,
+    /// It has had an answer.
+    pub(super) answered: Cell<bool>,
 }
 
 /// So many requests in a row may meet a limit before answers to them come more slowly …
@@ -97,7 +100,15 @@ impl Visit {
     #[must_use]
     pub fn new(station: Rc<Station>, connection: Arc<Connection>) -> Visit {
         let party = Party::of(&connection);
-        Visit { station, connection, party, watch: Watch::default(), over: Cell::new(false), short: Cell::new(0) }
+        Visit {
+            station,
+            connection,
+            party,
+            watch: Watch::default(),
+            over: Cell::new(false),
+            short: Cell::new(0),
+            answered: Cell::new(false),
+        }
     }
 
     /// With its guard's watch.
@@ -135,6 +146,14 @@ impl Visit {
     #[must_use]
     pub fn listen(&self) -> Listen {
         self.gateway().current().policy.listen.clone()
+    }
+
+    /// Lets the first answer of a connection fill the client's table (RFC 7541 §2.3.2) with the names of all headers:
+    /// those whose [values pass](crate::dialect::passing) are told by number from then on.
+    pub(super) fn introduce(&self, headers: &mut HeaderMap) {
+        if !self.answered.replace(true) {
+            headers.values_mut().for_each(|value| value.set_sensitive(false));
+        }
     }
 
     /// Holds back the answer to a client that asks on and on although limits keep it out.

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use dashmap::DashMap;
 use http::HeaderMap;
 use http::header::CONTENT_LENGTH;
 use http_body::Body;
@@ -13,16 +14,25 @@ use hyper::body::Incoming;
 use tokio::time::timeout;
 
 use crate::guard::framing::content_length;
+use crate::names::{Hashing, OrgId};
 use crate::outcome::{Code, Refusal};
 
-/// Memory that all waiting request bodies share.
+/// Memory that all waiting request bodies share. One organization has half of it at most, so that bodies which come byte
+/// by byte keep nobody else out.
 #[derive(Debug, Clone, Default)]
-pub struct Room(Arc<AtomicU64>);
+pub struct Room(Arc<Shares>);
+
+#[derive(Debug, Default)]
+struct Shares {
+    all: AtomicU64,
+    each: DashMap<OrgId, Arc<AtomicU64>, Hashing>,
+}
 
 /// A part of it, given back on drop.
 #[derive(Debug)]
 pub struct Taken {
     room: Room,
+    share: Arc<AtomicU64>,
     bytes: u64,
 }
 
@@ -30,21 +40,29 @@ impl Room {
     /// Bytes in use.
     #[must_use]
     pub fn used(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
+        self.0.all.load(Ordering::Relaxed)
     }
 
-    fn take(&self) -> Taken {
-        Taken { room: self.clone(), bytes: 0 }
+    fn take(&self, whose: &OrgId) -> Taken {
+        let known = self.0.each.get(whose).map(|share| share.clone());
+        let share = known.unwrap_or_else(|| self.0.each.entry(whose.clone()).or_default().clone());
+        Taken { room: self.clone(), share, bytes: 0 }
     }
 }
 
 impl Taken {
-    fn grow(&mut self, bytes: u64, cap: u64) -> Result<(), Refusal> {
+    /// Takes so many bytes more.
+    fn grow(&mut self, bytes: u64, limits: &Limits) -> Result<(), Refusal> {
         self.bytes += bytes;
-        if self.room.0.fetch_add(bytes, Ordering::AcqRel) + bytes > cap {
-            return Err(no_room());
-        }
-        Ok(())
+        let own = self.share.fetch_add(bytes, Ordering::AcqRel) + bytes;
+        let all = self.room.0.all.fetch_add(bytes, Ordering::AcqRel) + bytes;
+        if all > limits.memory || own > limits.share() { Err(no_room()) } else { Ok(()) }
+    }
+
+    /// Whether so many bytes more could be taken now.
+    fn could_grow(&self, bytes: u64, limits: &Limits) -> bool {
+        let fits = |used: &AtomicU64, most: u64| used.load(Ordering::Relaxed).saturating_add(bytes) <= most;
+        fits(&self.room.0.all, limits.memory) && fits(&self.share, limits.share())
     }
 }
 
@@ -54,7 +72,8 @@ fn no_room() -> Refusal {
 
 impl Drop for Taken {
     fn drop(&mut self) {
-        self.room.0.fetch_sub(self.bytes, Ordering::AcqRel);
+        self.room.0.all.fetch_sub(self.bytes, Ordering::AcqRel);
+        self.share.fetch_sub(self.bytes, Ordering::AcqRel);
     }
 }
 
@@ -84,7 +103,14 @@ pub struct Limits {
     pub patience: Duration,
 }
 
-/// Reads a body. It is taken from where it lies only to its end: what a refusal leaves unread stays there.
+impl Limits {
+    /// Bytes of all bodies of one organization that wait for admission: half of all, or one body where that is more.
+    fn share(&self) -> u64 {
+        (self.memory / 2).max(self.largest).min(self.memory)
+    }
+}
+
+/// Reads a body of an organization's. It is taken from where it lies only to its end: what a refusal leaves unread stays there.
 ///
 /// # Errors
 /// `body_too_large`, `overloaded`, or `request_invalid` when its framing breaks or it stops.
@@ -92,18 +118,18 @@ pub async fn read(
     stated: Option<u64>,
     body: &mut Option<Incoming>,
     limits: Limits,
-    room: &Room,
+    (room, whose): (&Room, &OrgId),
 ) -> Result<Whole, Refusal> {
-    let Limits { largest, memory, patience } = limits;
+    let Limits { largest, patience, .. } = limits;
     let too_large = || Refusal::new(Code::BodyTooLarge, format!("A body may have {largest} bytes here."));
     if stated.is_some_and(|stated| stated > largest) {
         return Err(too_large());
     }
+    let mut taken = room.take(whose);
     // Not taken ahead: clients that only say so would hold all of it.
-    if stated.is_some_and(|stated| room.used().saturating_add(stated) > memory) {
+    if stated.is_some_and(|stated| !taken.could_grow(stated, &limits)) {
         return Err(no_room());
     }
-    let mut taken = room.take();
     let Some(body) = body else { return Ok(Whole { bytes: Bytes::new(), taken }) };
     let mut first: Option<Bytes> = None;
     let mut joined = BytesMut::new();
@@ -113,8 +139,15 @@ pub async fn read(
         let stalled = |_| Refusal::new(Code::RequestInvalid, "The body stood still for too long.");
         let Some(frame) = frame.map_err(stalled)? else { break };
         let broken = |_| Refusal::new(Code::RequestInvalid, "The body broke off, or its framing is wrong.");
-        let Ok(data) = frame.map_err(broken)?.into_data() else { continue };
-        taken.grow(data.len() as u64, memory)?;
+        let data = match frame.map_err(broken)?.into_data() {
+            Ok(data) => data,
+            // The HTTP library drops pseudo-header fields from trailers, where they are malformed (RFC 9113 §8.1).
+            Err(trailers) if trailers.trailers_ref().is_some_and(HeaderMap::is_empty) => {
+                return Err(Refusal::new(Code::RequestInvalid, "The trailers hold what may not stand in trailers."));
+            }
+            Err(_) => continue,
+        };
+        taken.grow(data.len() as u64, &limits)?;
         if taken.bytes > largest {
             return Err(too_large());
         }

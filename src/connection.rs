@@ -44,9 +44,6 @@ pub async fn serve(station: &Rc<Station>, tcp: TcpStream, address: SocketAddr, g
     // What a handshake needs is large, and gone when it is over: a connection costs what it is, not what it was.
     let shaken = Box::pin(shake_hands(gateway, tcp, address, &guest)).await;
     let Some((accepted, handle)) = shaken else { return };
-    let Some(_place) = guest.through() else {
-        return gateway.recorder.metrics.handshake(Handshake::Shed, Duration::ZERO);
-    };
     let peer = match accepted.proof {
         Proof::Certified(peer) => Some(peer),
         Proof::Missing => None,
@@ -54,10 +51,13 @@ pub async fn serve(station: &Rc<Station>, tcp: TcpStream, address: SocketAddr, g
     let entry = gateway.registry.enter(peer);
     // A policy that was published during the handshake swept the register before this entry was in it.
     withdraw::recheck(gateway, entry.connection());
-    let visit = Visit::new(station.clone(), entry.connection().clone());
+    let guest = Rc::new(guest);
+    let visit = Visit::new(station.clone(), entry.connection().clone(), guest.clone());
+    visit.settle_in();
+    // Who gets nothing but refusals stays as long as nobody else needs the place.
     match accepted.alpn {
-        Alpn::H2 => serve_h2(visit, accepted.stream, &handle).await,
-        Alpn::Http1 => serve_h1(visit, accepted.stream, &handle).await,
+        Alpn::H2 => drop(guest.unless_displaced(serve_h2(visit, accepted.stream, &handle)).await),
+        Alpn::Http1 => drop(guest.unless_displaced(serve_h1(visit, accepted.stream, &handle)).await),
     }
 }
 
@@ -75,12 +75,12 @@ async fn shake_hands(
     let handle = socket.handle();
     let handshake = tls::accept(socket, &snapshot.acceptance, address, began.wall, listen.handshake_timeout);
     let outcome = tokio::select! {
-        outcome = handshake => outcome,
-        () = guest.displaced() => {
-            metrics.handshake(Handshake::Shed, Duration::ZERO);
-            return None;
-        }
+        outcome = guest.unless_displaced(handshake) => outcome,
         () = gateway.drain.reached(Phase::Ended) => return None,
+    };
+    let Some(outcome) = outcome else {
+        metrics.handshake(Handshake::Shed, Duration::ZERO);
+        return None;
     };
     match outcome {
         Ok(accepted) => {

@@ -147,7 +147,7 @@ async fn exchange(
     let permitted = permit(record, admit::purpose(policy, &revoked, &caller, declared.clone()), &declared.purpose)?;
     let (stated, crossing, query) = visit::kept(&head, &gated);
     drop(head);
-    let whole = visit.whole(stated, body, &policy.listen, record).await?;
+    let whole = visit.whole(stated, body, (&policy.listen, &caller.org().id), record).await?;
     let ask = dialect::read(gated.route(), &whole.bytes)?;
     record.asks(&ask, &whole.bytes);
     let choice = admit::model(policy, &revoked, &caller, &ask)?;

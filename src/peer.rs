@@ -94,6 +94,20 @@ pub struct Leaf {
     pub der: Arc<[u8]>,
 }
 
+impl Leaf {
+    /// The serial number as DER holds it: big-endian, with a leading zero where the first bit is set.
+    #[must_use]
+    pub fn serial_octets(&self) -> Option<Vec<u8>> {
+        let pairs = self.serial.as_bytes().chunks(2);
+        let octet = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok();
+        let mut octets: Vec<u8> = pairs.map(octet).collect::<Option<_>>()?;
+        if octets.first().is_some_and(|first| first & 0x80 != 0) {
+            octets.insert(0, 0);
+        }
+        Some(octets)
+    }
+}
+
 /// The proof that a handshake produced.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Peer {

@@ -116,6 +116,8 @@ pub struct Connection {
     id: u64,
     peer: Option<Peer>,
     org: OnceLock<OrgId>,
+    /// The organizations that it is counted for, its own and all above.
+    counted: OnceLock<Box<[OrgId]>>,
     cut: Cut,
 }
 
@@ -142,6 +144,13 @@ impl Connection {
     #[must_use]
     pub fn org(&self) -> Option<&OrgId> {
         self.org.get()
+    }
+
+    /// Notes the organization that a request was found to belong to; the first one stays.
+    pub fn asks_for(&self, org: &OrgId) {
+        if self.org.get().is_none() {
+            let _ = self.org.set(org.clone());
+        }
     }
 }
 
@@ -236,7 +245,8 @@ impl Registry {
         if let Some(peer) = &peer {
             self.0.earliest_expiry.fetch_min(peer.leaf().not_after.0, Ordering::AcqRel);
         }
-        let connection = Arc::new(Connection { id, peer, org: OnceLock::new(), cut: Cut::default() });
+        let (org, counted) = (OnceLock::new(), OnceLock::new());
+        let connection = Arc::new(Connection { id, peer, org, counted, cut: Cut::default() });
         self.0.connections.insert(id, connection.clone());
         ConnectionEntry { registry: self.clone(), connection }
     }
@@ -252,22 +262,33 @@ impl Registry {
         StreamEntry { registry: self.clone(), stream }
     }
 
-    /// Binds a connection to its organization, unless that already holds `cap` connections. Binding twice is free.
+    /// Counts a connection for its organization and all above it, unless one of them already holds as many as it may:
+    /// then for none. Counting twice is free.
     #[must_use]
-    pub fn bind(&self, connection: &Connection, org: &OrgId, cap: Option<u64>) -> bool {
-        if connection.org.get().is_some() {
+    pub fn count<'a>(&self, connection: &Connection, orgs: impl IntoIterator<Item = (&'a OrgId, Option<u64>)>) -> bool {
+        if connection.counted.get().is_some() {
             return true;
         }
-        let held = self.0.held.entry(org.clone()).or_default();
-        let cap = usize::try_from(cap.unwrap_or(u64::MAX)).unwrap_or(usize::MAX);
-        if held.fetch_add(1, Ordering::AcqRel) >= cap {
-            held.fetch_sub(1, Ordering::AcqRel);
-            return false;
+        let mut counted = Vec::new();
+        for (org, cap) in orgs {
+            let cap = usize::try_from(cap.unwrap_or(u64::MAX)).unwrap_or(usize::MAX);
+            let before = self.0.held.entry(org.clone()).or_default().fetch_add(1, Ordering::AcqRel);
+            counted.push(org.clone());
+            if before >= cap {
+                self.discount(&counted);
+                return false;
+            }
         }
-        if connection.org.set(org.clone()).is_err() {
-            held.fetch_sub(1, Ordering::AcqRel);
+        if let Err(counted) = connection.counted.set(counted.into()) {
+            self.discount(&counted);
         }
         true
+    }
+
+    fn discount(&self, counted: &[OrgId]) {
+        for held in counted.iter().filter_map(|org| self.0.held.get(org)) {
+            held.fetch_sub(1, Ordering::AcqRel);
+        }
     }
 
     /// All live connections, as they are now.
@@ -336,11 +357,7 @@ impl ConnectionEntry {
 impl Drop for ConnectionEntry {
     fn drop(&mut self) {
         self.registry.0.connections.remove(&self.connection.id);
-        if let Some(org) = self.connection.org.get()
-            && let Some(held) = self.registry.0.held.get(org)
-        {
-            held.fetch_sub(1, Ordering::AcqRel);
-        }
+        self.registry.discount(self.connection.counted.get().map_or(&[], |counted| counted));
     }
 }
 
@@ -375,13 +392,19 @@ mod tests {
         let org: OrgId = "acme".parse().unwrap();
         let first = registry.enter(None);
         let second = registry.enter(None);
-        assert!(registry.bind(first.connection(), &org, Some(1)));
-        assert!(registry.bind(first.connection(), &org, Some(1)), "binding again is free");
-        assert!(!registry.bind(second.connection(), &org, Some(1)));
+        let above: OrgId = "lead".parse().unwrap();
+        let count = |entry: &ConnectionEntry, of_above| {
+            registry.count(entry.connection(), [(&org, Some(1)), (&above, Some(of_above))])
+        };
+        assert!(count(&first, 9));
+        assert!(count(&first, 9), "counting again is free");
+        assert!(!count(&second, 9));
         drop(first);
-        assert!(registry.bind(second.connection(), &org, Some(1)));
+        assert!(!count(&second, 0), "none above it, none for it");
+        assert!(count(&second, 1));
         drop(second);
         assert_eq!(registry.connection_count(), 0);
+        assert!(registry.0.held.iter().all(|held| held.load(Ordering::Relaxed) == 0));
     }
 
     #[test]

@@ -25,7 +25,7 @@ use crate::peer::Leaf;
 use crate::policy::{self, AuditSettings, Diff, Footprint, Mistakes, Policy};
 use crate::snapshot::Snapshot;
 use crate::tls::Revoked;
-use crate::withdraw;
+use crate::withdraw::{self, Depth, Swept};
 
 /// What asked for a reload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -129,6 +129,11 @@ impl Reloader {
         // A watch that finds such a thing looks again before it cuts anybody off or lets anybody loose; whoever asks for
         // a reload means what is there.
         if trigger == Trigger::Watch && loaded.as_ref().is_ok_and(|loaded| loaded.may_be_half_done(&old.policy)) {
+            // What a newer revocation list says is whole, whatever else is half done.
+            if self.take_lists(trigger, by, &old, now).await {
+                self.sweep(now).await;
+                self.retired.lock().push(old);
+            }
             drop(turn);
             tokio::time::sleep(SECOND_LOOK).await;
             turn = self.turn.lock().await;
@@ -139,10 +144,11 @@ impl Reloader {
         let outcome = outcome.unwrap_or_else(Outcome::Rejected);
         let lists_alone = matches!(outcome, Outcome::Rejected(_)) && self.take_lists(trigger, by, &old, now).await;
         self.tell(trigger, by, &outcome, now);
-        self.keep_numbers().await;
         if lists_alone || matches!(outcome, Outcome::Applied(_)) {
+            self.sweep(now).await;
             self.retired.lock().push(old);
         }
+        self.keep_numbers().await;
         self.let_go().await;
         drop(turn);
         outcome
@@ -194,13 +200,25 @@ impl Reloader {
         {
             tracing::warn!(%error, "the log filter stays what it was");
         }
-        let swept = withdraw::sweep(&self.gateway);
+        self.told_of(withdraw::sweep(&self.gateway, Depth::AtOnce), now);
+        Ok(Outcome::Applied(diff))
+    }
+
+    /// Judges everybody thoroughly under a new policy, on a thread that serves nobody.
+    async fn sweep(&self, now: Now) {
+        let gateway = self.gateway.clone();
+        if let Ok(swept) = tokio::task::spawn_blocking(move || withdraw::sweep(&gateway, Depth::Whole)).await {
+            self.told_of(swept, now);
+        }
+    }
+
+    /// Tells whom a new policy cut, and measures how long it takes until they are gone.
+    fn told_of(&self, swept: Swept, now: Now) {
         if !swept.streams.is_empty() {
             tracing::warn!(streams = swept.streams.len(), connections = swept.connections, "cut by the new policy");
         }
         let gateway = self.gateway.clone();
         tokio::task::spawn_local(async move { withdraw::measure(&gateway, swept.streams, now).await });
-        Ok(Outcome::Applied(diff))
     }
 
     fn tell(&self, trigger: Trigger, by: &str, outcome: &Outcome, now: Now) {

@@ -40,7 +40,7 @@ use crate::snapshot::Snapshot;
 use crate::tls;
 use crate::traces::{self, Traces};
 use crate::usage::Calibrations;
-use crate::withdraw;
+use crate::withdraw::{self, Depth};
 use crate::worker::Crew;
 use ending::{Estate, wind_down};
 
@@ -301,7 +301,7 @@ async fn watch_time(gateway: Arc<Gateway>) {
         }
         before = now;
         if due {
-            let swept = withdraw::sweep(&gateway);
+            let swept = withdraw::sweep(&gateway, Depth::Whole);
             withdraw::measure(&gateway, swept.streams, now).await;
         }
     }

@@ -29,6 +29,12 @@ impl Bench<'_> {
     /// Why a connection may not stay, if it may not.
     #[must_use]
     pub fn connection(&self, connection: &Connection) -> Option<Cause> {
+        self.at_once(connection).or_else(|| self.chain(connection))
+    }
+
+    /// The part of [`Bench::connection`] that takes no time: whose it is, and whether a revocation list names it.
+    #[must_use]
+    pub fn at_once(&self, connection: &Connection) -> Option<Cause> {
         let peer = connection.peer()?;
         match identify::identify(&self.snapshot.policy, self.revoked, peer, self.now.wall) {
             // A connection that never belonged to anybody is told why, request by request, instead of being cut; only
@@ -40,6 +46,14 @@ impl Bench<'_> {
             }
             Ok(_) => {}
         }
+        let mut authorities = self.snapshot.policy.authorities.iter();
+        let authority = authorities.find(|authority| authority.name() == peer.authority());
+        authority.filter(|one| one.lists(peer.leaf())).map(|_| self.severed(Code::CertificateRevoked))
+    }
+
+    /// The other part, which may verify the chain anew.
+    fn chain(&self, connection: &Connection) -> Option<Cause> {
+        let peer = connection.peer()?;
         match self.snapshot.acceptance.judge(&CertificateDer::from(&*peer.leaf().der), self.now.wall) {
             Ok(_) => None,
             Err(turned) if turned.result == Handshake::Expired => Some(self.severed(Code::CertificateExpired)),

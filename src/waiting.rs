@@ -1,16 +1,19 @@
-//! The waiting room: connections whose handshake is not over.
+//! The waiting room: connections that have not proved to belong to an organization with room for one more.
 //!
-//! A place costs a client nothing, so silent sockets could hold all of them for as long as a handshake may take. Who
-//! waits, waits on sufferance: when every place is taken, a newcomer gets that of whoever has waited longest. A client
-//! that speaks is through in milliseconds and is not that one. One address may have a share of the places waiting and no
+//! A place costs a client nothing, so silent sockets could hold all of them for as long as a handshake may take, and
+//! those who get no more than refusals for as long as they like. Who waits, waits on sufferance: when every place is
+//! taken, a newcomer gets that of whoever has waited longest. A partner is through in milliseconds and is not that one. One address may have a share of the places waiting and no
 //! more: beyond it, a newcomer from there gets the place of the one from there that has waited longest, so a flood from
 //! one address crowds out itself, and nobody behind that address is refused. Nothing here looks at a byte, and a
 //! connection that is through is never asked to leave.
 
 use std::collections::{HashMap, VecDeque};
+use std::future::{Future, poll_fn};
 use std::net::{IpAddr, Ipv6Addr};
-use std::sync::Arc;
+use std::pin::pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::task::Poll;
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
@@ -102,7 +105,7 @@ impl WaitingRoom {
         let seat = Arc::new(Seat { held: Mutex::new(Some(Held { place, _waits: waits })), displaced: Notify::new() });
         line.join(&seat, line.waiting.load(Ordering::Relaxed));
         self.everybody.join(&seat, self.held.load(Ordering::Relaxed));
-        Guest(seat)
+        Guest { seat, place: OnceLock::new() }
     }
 
     /// Forgets origins of which nobody waits. Half of those looked at have come since the last look, so the cost of each
@@ -154,25 +157,37 @@ struct Held {
     _waits: Option<Permit>,
 }
 
-/// A connection in the room. Dropping it gives the place back.
-pub struct Guest(Arc<Seat>);
+/// A connection in the room, or through. Dropping it gives the place back.
+pub struct Guest {
+    seat: Arc<Seat>,
+    /// The place, once nobody can claim it any more.
+    place: OnceLock<Permit>,
+}
 
 impl Guest {
-    /// Waits until the place is given to another.
-    pub async fn displaced(&self) {
-        self.0.displaced.notified().await;
+    /// Runs `future` to its end; `None` when the place is given to another before.
+    pub async fn unless_displaced<F: Future>(&self, future: F) -> Option<F::Output> {
+        let (mut future, mut displaced) = (pin!(future), pin!(self.seat.displaced.notified()));
+        poll_fn(|cx| {
+            // Who is through is never asked to leave, and need not listen for it.
+            if self.place.get().is_none() && displaced.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(None);
+            }
+            future.as_mut().poll(cx).map(Some)
+        })
+        .await
     }
 
-    /// Leaves the room with the place, which nobody can claim from now on; `None` when another has it already.
-    #[must_use]
-    pub fn through(self) -> Option<Permit> {
-        self.0.held.lock().take().map(|held| held.place)
+    /// Leaves the room with the place, which nobody can claim from now on; `false` when another has it already.
+    pub fn through(&self) -> bool {
+        let held = if self.place.get().is_none() { self.seat.held.lock().take() } else { None };
+        held.is_none_or(|held| self.place.set(held.place).is_ok()) && self.place.get().is_some()
     }
 }
 
 impl Drop for Guest {
     fn drop(&mut self) {
-        drop(self.0.held.lock().take());
+        drop(self.seat.held.lock().take());
     }
 }
 
@@ -191,19 +206,24 @@ mod tests {
         }
     }
 
-    fn gone(guest: Guest) -> bool {
-        guest.through().is_none()
+    fn through(place: Place) -> Guest {
+        let guest = free(place);
+        assert!(guest.through() && guest.through(), "once and for all");
+        guest
+    }
+
+    fn gone(guest: &Guest) -> bool {
+        !guest.through()
     }
 
     #[test]
     fn the_longest_waiting_leaves_and_who_is_through_stays() {
         let mut room = WaitingRoom::default();
-        let through = free(room.enter(from(1), 3)).through().unwrap();
+        let through = through(room.enter(from(1), 3));
         let (first, second) = (free(room.enter(from(1), 3)), free(room.enter(from(2), 3)));
         let Place::Displacing(third) = room.enter(from(3), 3) else { panic!("somebody waits") };
-        assert!(gone(first));
-        let second = second.through().unwrap();
-        let third = third.through().unwrap();
+        assert!(gone(&first));
+        assert!(second.through() && third.through());
         assert!(matches!(room.enter(from(1), 3), Place::None));
         drop(second);
         drop(free(room.enter(from(1), 3)));
@@ -215,18 +235,18 @@ mod tests {
     fn a_flood_from_one_origin_crowds_out_itself_and_refuses_nobody_who_is_through() {
         let mut room = WaitingRoom::default();
         let neighbour = free(room.enter(from(1), 100));
-        let through: Vec<Permit> = (0..30).map(|_| free(room.enter(from(2), 100)).through().unwrap()).collect();
+        let through: Vec<Guest> = (0..30).map(|_| through(room.enter(from(2), 100))).collect();
         let mut flood: VecDeque<Guest> = (0..25).map(|_| free(room.enter(from(2), 100))).collect();
         for _ in 0..1000 {
             let Place::Displacing(guest) = room.enter(from(2), 100) else { panic!("beyond its share") };
-            assert!(gone(flood.pop_front().unwrap()), "its own, the longest first");
+            assert!(gone(&flood.pop_front().unwrap()), "its own, the longest first");
             flood.push_back(guest);
         }
         assert_eq!(room.held.load(Ordering::Relaxed), 1 + 30 + 25);
         drop(flood.pop_back());
         drop(free(room.enter(from(2), 100)));
-        assert!(!gone(neighbour));
-        drop((through, flood));
+        assert!(!gone(&neighbour));
+        drop((through, flood, neighbour));
         assert_eq!(room.held.load(Ordering::Relaxed), 0);
         assert!(room.lines.values().all(|line| line.waiting.load(Ordering::Relaxed) == 0));
     }

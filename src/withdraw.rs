@@ -20,13 +20,27 @@ pub struct Swept {
     pub streams: Vec<Arc<Stream>>,
 }
 
+/// How thoroughly everybody is judged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Depth {
+    /// By what is known at once.
+    AtOnce,
+    /// By everything. After a change of trust each chain is verified anew, which takes as long as its revocation list is
+    /// large.
+    Whole,
+}
+
 /// Judges every live connection and stream, and cuts those that may not stay.
-pub fn sweep(gateway: &Gateway) -> Swept {
+pub fn sweep(gateway: &Gateway, depth: Depth) -> Swept {
     let (snapshot, revoked, now) = (gateway.current(), gateway.revocations.load_full(), gateway.clock.now());
     let bench = Bench { snapshot: &snapshot, revoked: &revoked, now };
+    let judge = |connection: &Connection| match depth {
+        Depth::AtOnce => bench.at_once(connection),
+        Depth::Whole => bench.connection(connection),
+    };
     let mut swept = Swept::default();
     for connection in gateway.registry.connections() {
-        if let Some(cause) = bench.connection(&connection)
+        if let Some(cause) = judge(&connection)
             && connection.cut().pull(cause)
         {
             swept.connections += 1;
@@ -40,7 +54,9 @@ pub fn sweep(gateway: &Gateway) -> Swept {
             swept.streams.push(stream);
         }
     }
-    gateway.registry.recompute_expiry();
+    if depth == Depth::Whole {
+        gateway.registry.recompute_expiry();
+    }
     swept
 }
 

@@ -28,7 +28,7 @@ pub struct Arrival {
     pub tcp: TcpStream,
     /// Where it comes from.
     pub address: SocketAddr,
-    /// The place that it waits in until its handshake is over.
+    /// The place that it waits in until it is known whose it is.
     pub guest: Guest,
     /// What shows it.
     pub counted: Standing,

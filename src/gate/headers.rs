@@ -35,6 +35,14 @@ const PROTECTED: [&str; 15] = [
     "idempotency-key",
 ];
 
+/// Headers that cross to the upstream and have one value: of two, each side might take another.
+const ONCE: [HeaderName; 4] = [
+    USER_AGENT,
+    HeaderName::from_static("anthropic-version"),
+    HeaderName::from_static("idempotency-key"),
+    HeaderName::from_static("traceparent"),
+];
+
 /// Headers whose values are read or passed on, and so must be plain ASCII.
 fn matters(name: &HeaderName, purpose_header: &HeaderName) -> bool {
     let known = [&HOST, &CONTENT_TYPE, &ACCEPT, &AUTHORIZATION, &USER_AGENT, &CONNECTION, &TE, purpose_header];
@@ -62,6 +70,11 @@ pub(super) fn shape(head: &Parts, purpose_header: &HeaderName) -> Result<(), Ref
     }
     if head.headers.get_all(CONTENT_LENGTH).iter().count() > 1 {
         return Err(invalid("There is more than one Content-Length.").at("content-length"));
+    }
+    let any_doubled = head.headers.keys_len() < lines;
+    let twice = |name: &&HeaderName| head.headers.get_all(*name).iter().nth(1).is_some();
+    if let Some(name) = ONCE.iter().filter(|_| any_doubled).find(twice) {
+        return Err(invalid(format!("There is more than one {name} header.")));
     }
     each(head, &TE, "te", |value| value.eq_ignore_ascii_case(b"trailers"))?;
     each(head, &EXPECT, "expect", |value| value.eq_ignore_ascii_case(b"100-continue"))?;

@@ -24,6 +24,7 @@ use crate::failure::Failure;
 use crate::gate::{self, Doors, Gated};
 use crate::guard::Watch;
 use crate::identify::{self, Caller};
+use crate::names::OrgId;
 use crate::outcome::{Code, Refusal};
 use crate::peer::Peer;
 use crate::policy::{Listen, Policy, Revocations};
@@ -32,6 +33,7 @@ use crate::registry::{Connection, StreamEntry, StreamFacts};
 use crate::reserve::Reserve;
 use crate::snapshot::Snapshot;
 use crate::upstream::{self, AnswerBody, Crossing, Head, Outgoing, Pools};
+use crate::waiting::Guest;
 
 /// What one worker has of its own beside what all share.
 pub struct Station {
@@ -49,6 +51,7 @@ pub struct Station {
 pub struct Visit {
     pub(super) station: Rc<Station>,
     pub(super) connection: Arc<Connection>,
+    guest: Rc<Guest>,
     pub(super) party: Party,
     pub(super) watch: Watch,
     pub(super) over: Cell<bool>,
@@ -98,11 +101,12 @@ pub(super) fn kept(head: &Parts, gated: &Gated) -> (Option<u64>, Crossing, Optio
 impl Visit {
     /// A connection's visit, before its guard is known.
     #[must_use]
-    pub fn new(station: Rc<Station>, connection: Arc<Connection>) -> Visit {
+    pub fn new(station: Rc<Station>, connection: Arc<Connection>, guest: Rc<Guest>) -> Visit {
         let party = Party::of(&connection);
         Visit {
             station,
             connection,
+            guest,
             party,
             watch: Watch::default(),
             over: Cell::new(false),
@@ -205,16 +209,34 @@ impl Visit {
         &self,
         stated: Option<u64>,
         body: &mut Option<Incoming>,
-        listen: &Listen,
+        (listen, whose): (&Listen, &OrgId),
         record: &mut Record,
     ) -> Result<body::Whole, Refusal> {
         let Listen { max_body, body_memory, body_idle_timeout, .. } = *listen;
         let limits = body::Limits { largest: max_body, memory: body_memory, patience: body_idle_timeout };
         let (gateway, began) = (self.gateway(), self.gateway().clock.now());
-        let whole = body::read(stated, body, limits, &gateway.bodies).await?;
+        let whole = body::read(stated, body, limits, (&gateway.bodies, whose)).await?;
         *body = None;
         record.facts().awaited = gateway.clock.now().mono.since(began.mono);
         Ok(whole)
+    }
+
+    /// Takes the connection's place for good where its organization is known already and has room for one more.
+    pub fn settle_in(&self) {
+        let (snapshot, revoked) = (self.gateway().current(), self.gateway().revocations.load_full());
+        let now = self.gateway().clock.now().wall;
+        let caller =
+            self.connection.peer().and_then(|peer| identify::identify(&snapshot.policy, &revoked, peer, now).ok());
+        if let Some(caller) = caller {
+            self.has_a_place(&caller);
+        }
+    }
+
+    /// Whether the connection is one of those that its organization, and every one above it, may hold.
+    fn has_a_place(&self, caller: &Caller) -> bool {
+        let org = caller.org();
+        let line = std::iter::once(org).chain(&org.ancestors).map(|org| (&org.id, org.connections));
+        self.gateway().registry.count(&self.connection, line) && self.guest.through()
     }
 
     /// Counts the connection for its organization.
@@ -226,7 +248,8 @@ impl Visit {
             let now = self.gateway().clock.now().wall;
             self.gateway().recorder.metrics.client_certificate(&org.id, peer.leaf(), now);
         }
-        if self.gateway().registry.bind(&self.connection, &org.id, org.connections) {
+        if self.has_a_place(caller) {
+            self.connection.asks_for(&org.id);
             return Ok(());
         }
         let message = "This organization holds as many connections as it may. Use those that stand.";

@@ -9,6 +9,28 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+/// Links that are followed one after the other.
+const MOST_LINKS: usize = 8;
+
+/// The directories in which something changes when `path` leads elsewhere: its own, that of every link on its way, and
+/// those that the links lead to.
+pub(super) fn leading_to(path: &Path, into: &mut Vec<PathBuf>) {
+    let mut path = path.to_owned();
+    for _ in 0..MOST_LINKS {
+        into.extend(path.parent().map(Path::to_owned));
+        // The link nearest to the root decides where everything below it is.
+        let mut ways: Vec<&Path> = path.ancestors().collect();
+        ways.reverse();
+        let link = ways.into_iter().find_map(|way| Some((way, fs::read_link(way).ok()?)));
+        let Some((way, target)) = link else { return };
+        // What lies in the root itself is the system's, and busy.
+        let Some(directory) = way.parent().filter(|directory| directory.parent().is_some()) else { return };
+        into.push(directory.to_owned());
+        let rest = path.strip_prefix(way).unwrap_or(Path::new(""));
+        path = if rest.as_os_str().is_empty() { directory.join(target) } else { directory.join(target).join(rest) };
+    }
+}
+
 /// Names, inodes, lengths and times of everything in some directories, symbolic links followed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Footprint(u64);
@@ -46,6 +68,28 @@ fn trace(entry: &fs::DirEntry) -> io::Result<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_link_on_the_way_is_watched_where_it_lies_and_where_it_leads() {
+        let place = tempfile::tempdir().unwrap();
+        let path = |name: &str| place.path().join(name);
+        for directory in ["pki/old/lists", "pki/new/lists", "else/where"] {
+            fs::create_dir_all(path(directory)).unwrap();
+        }
+        fs::write(path("else/where/a"), "").unwrap();
+        std::os::unix::fs::symlink("old", path("pki/current")).unwrap();
+        std::os::unix::fs::symlink("../../../else/where/a", path("pki/old/lists/a")).unwrap();
+        std::os::unix::fs::symlink("round", path("round")).unwrap();
+        let led = |name: &str| {
+            let mut into = Vec::new();
+            leading_to(&path(name), &mut into);
+            into.iter().filter_map(|one| fs::canonicalize(one).ok()).collect::<std::collections::BTreeSet<_>>()
+        };
+        let expected = ["pki", "pki/old/lists", "else/where"].map(|name| fs::canonicalize(path(name)).unwrap());
+        assert_eq!(led("pki/current/lists/a"), expected.into());
+        assert_eq!(led("else/where/a"), [fs::canonicalize(path("else/where")).unwrap()].into());
+        assert_eq!(led("round"), [fs::canonicalize(place.path()).unwrap()].into(), "it ends");
+    }
 
     #[test]
     fn whatever_moves_leaves_a_trace() {

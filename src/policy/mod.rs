@@ -35,7 +35,7 @@ pub use revocations::{Kind as RevocationKind, Revocations, Revoked};
 pub use summary::Summary;
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -301,11 +301,19 @@ impl Files {
         Sha256::of(all.as_bytes())
     }
 
-    /// The directories of all files.
+    /// The directories in which something would change if one of the files did: its own, and where its path goes by a
+    /// link, that of the link and where the link leads.
     fn directories(&self) -> Vec<PathBuf> {
         let read = self.read.borrow();
-        let parents = read.iter().filter_map(|(path, _)| path.parent()).filter(|parent| parent.is_dir());
-        let mut directories: Vec<PathBuf> = parents.map(Path::to_owned).collect();
+        // Of ten thousand files in one directory only the links need be followed one by one.
+        let is_link = |path: &Path| std::fs::read_link(path).is_ok();
+        let ways: BTreeSet<PathBuf> = read
+            .iter()
+            .filter_map(|(path, _)| if is_link(path) { Some(path.clone()) } else { Some(path.parent()?.join("any")) })
+            .collect();
+        let mut directories = Vec::new();
+        ways.iter().for_each(|way| footprint::leading_to(way, &mut directories));
+        directories.retain(|directory| directory.is_dir());
         directories.sort();
         directories.dedup();
         directories

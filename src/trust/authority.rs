@@ -17,7 +17,7 @@ use super::crl::{self, Against, Crl};
 use super::{Believed, Flaw, Subject, certificates, wall};
 use crate::clock::Wall;
 use crate::names::AuthorityName;
-use crate::peer::Sha256;
+use crate::peer::{Leaf, Sha256};
 
 /// What is asked of an authority.
 #[derive(Debug, Clone, Copy)]
@@ -214,6 +214,20 @@ impl Authority {
         }
         let ends = path.intermediate_certificates().map(|certificate| end_of(&self.issuers, &certificate.der()));
         Ok(Verified { not_after: ends.fold(anchor, Wall::min) })
+    }
+
+    /// Whether one of its revocation lists names the certificate. That is looked up at once, where verifying a chain
+    /// takes its time; not to be named proves nothing.
+    #[must_use]
+    pub fn lists(&self, leaf: &Leaf) -> bool {
+        let Some(serial) = leaf.serial_octets() else { return false };
+        let mut naming = self.crls.iter().filter(|crl| crl.names(&serial)).peekable();
+        // Most are on no list, and need not be taken apart.
+        if naming.peek().is_none() {
+            return false;
+        }
+        let parsed = X509Certificate::from_der(&leaf.der);
+        parsed.is_ok_and(|(_, certificate)| naming.any(|crl| crl.is_of(certificate.issuer().as_raw())))
     }
 
     /// Asks webpki for a path; `lists` are asked where there are any to ask.

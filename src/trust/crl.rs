@@ -69,6 +69,16 @@ impl Crl {
         &self.list
     }
 
+    /// Whether it names a certificate of this serial number (the octets of DER).
+    pub(super) fn names(&self, serial: &[u8]) -> bool {
+        matches!(self.list.find_serial(serial), Ok(Some(_)))
+    }
+
+    /// Whether its issuer has this name (DER).
+    pub(super) fn is_of(&self, issuer: &[u8]) -> bool {
+        self.issuer_raw == issuer
+    }
+
     /// Whether it is of this name and this key.
     pub(super) fn issued_by(&self, issuer: &Issuer) -> bool {
         self.issuer_raw == issuer.subject && self.issuer_spki == issuer.spki

@@ -35,6 +35,7 @@ fn only_fresh_lists_of_this_authority_are_taken() {
     let fresh = made.crl(&[], 7, NOW, DAY).unwrap();
     let known = load(&made, Some(&fresh), None).unwrap();
     let older = made.crl(&[], 6, NOW, DAY).unwrap();
+    let earlier = made.crl(&[], 7, Wall(NOW.0 - 3_600_000_000_000), DAY).unwrap();
     let foreign = other.crl(&[], 8, NOW, DAY).unwrap();
     let stale = made.crl(&[], 8, Wall(NOW.0 - 172_800_000_000_000), DAY).unwrap();
     for (what, crl) in [
@@ -42,6 +43,7 @@ fn only_fresh_lists_of_this_authority_are_taken() {
         ("empty", Some("")),
         ("garbage", Some("x")),
         ("rolled back", Some(&*older)),
+        ("of the same number and older", Some(&*earlier)),
         ("forged", Some(&*foreign)),
         ("stale", Some(&*stale)),
     ] {
@@ -105,6 +107,24 @@ fn a_leaf_holds_until_it_is_revoked_or_expires_and_only_under_its_own_authority(
     assert!(authority.verify(&partner(&self::made()), NOW).is_err(), "another authority of the same name");
     let anchor = CertificateDer::from_pem_slice(made.certificate().as_bytes()).unwrap();
     assert!(is_issued_by(&der, &anchor) && !is_issued_by(&partner(&self::made()), &anchor));
+}
+
+#[test]
+fn whom_a_list_names_is_known_without_verifying_a_chain() {
+    let (made, other) = (made(), DevAuthority::create("others", NOW, DAY * 30).unwrap());
+    for _ in 0..20 {
+        // Of random numbers, half begin with a bit that DER puts a zero before.
+        let der = partner(&made);
+        let leaf = leaf::profile(&der, Wall(i64::MAX), None).unwrap();
+        let (_, parsed) = x509_parser::parse_x509_certificate(&der).unwrap();
+        let entry = issue::Withdrawn { serial: parsed.raw_serial().to_vec(), at: NOW, reason: None };
+        let listing = made.crl(&[entry], 7, NOW, DAY).unwrap();
+        assert!(load(&made, Some(&listing), None).unwrap().lists(&leaf));
+        assert!(!load(&made, Some(&made.crl(&[], 7, NOW, DAY).unwrap()), None).unwrap().lists(&leaf));
+        let elsewhere = issue::Withdrawn { serial: parsed.raw_serial().to_vec(), at: NOW, reason: None };
+        let foreign = other.crl(&[elsewhere], 7, NOW, DAY).unwrap();
+        assert!(!load(&other, Some(&foreign), None).unwrap().lists(&leaf), "the same number of another issuer");
+    }
 }
 
 #[test]

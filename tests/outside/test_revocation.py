@@ -6,6 +6,7 @@ another authority, with another purpose and another model, streams beside it.
 
 import contextlib
 import datetime
+import functools
 import json
 import os
 import pathlib
@@ -164,6 +165,27 @@ def list_written_in_place(stage):
     (stage.folder / "partners.crl").write_bytes(path.read_bytes())
 
 
+def behind_links(stage):
+    """The list is a link to a file elsewhere, behind a folder that is a link too."""
+    for folder in ("pki/then", "elsewhere"):
+        (stage.folder / folder).mkdir(parents=True)
+    os.replace(stage.folder / "partners.crl", stage.folder / "elsewhere" / "the.crl")
+    (stage.folder / "pki" / "then" / "partners.crl").symlink_to("../../elsewhere/the.crl")
+    (stage.folder / "pki" / "now").symlink_to("then")
+    stage.write_config(authorities=AUTHORITIES.replace('"partners.crl"', '"pki/now/partners.crl"'))
+
+
+def target_replaced(stage):
+    os.replace(stage.partners.crl(revoked=[stage.acme]), stage.folder / "elsewhere" / "the.crl")
+
+
+def folder_swapped(stage):
+    (stage.folder / "pki" / "then2").mkdir()
+    os.replace(stage.partners.crl(revoked=[stage.acme]), stage.folder / "pki" / "then2" / "partners.crl")
+    (stage.folder / "pki" / "fresh").symlink_to("then2")
+    os.replace(stage.folder / "pki" / "fresh", stage.folder / "pki" / "now")
+
+
 def list_replaced_beside_a_typo(stage):
     """Somebody has left half a file of another partner behind: none of the files can be taken, but for the lists."""
     stage.write_org("globex", GLOBEX + "[limits\n")
@@ -259,6 +281,8 @@ TRIGGERS = {
     "authority removed": (by_files(authority_removed), None, "unknown_issuer", BY_WATCH, None),
     "crl swapped as a mounted secret": (by_files(mount_swapped), "certificate_revoked", "revoked", BY_WATCH, None),
     "crl written in place": (by_files(list_written_in_place), "certificate_revoked", "revoked", BY_WATCH, None),
+    "crl replaced behind links": (by_files(target_replaced), "certificate_revoked", "revoked", BY_WATCH, None),
+    "crl in a folder that is swapped": (by_files(folder_swapped), "certificate_revoked", "revoked", BY_WATCH, None),
     "crl replaced beside a typo": (by_files(list_replaced_beside_a_typo), "certificate_revoked", "revoked", BY_WATCH, None),
     "crl replaced beside a broken one": (by_files(list_replaced_beside_a_broken_one), "certificate_revoked", "revoked",
                                          BY_WATCH, None),
@@ -267,6 +291,7 @@ TRIGGERS = {
 }
 BEFORE = {
     "crl swapped as a mounted secret": mounted,
+    "crl replaced behind links": behind_links, "crl in a folder that is swapped": behind_links,
     "revoke --org of the parent": under_a_lead, "parent suspended": under_a_lead,
 }  # fmt: skip
 
@@ -340,9 +365,9 @@ class Session:
         return connection
 
 
-def newcomer(stage, meets, code, session=None):
+def newcomer(stage, meets, code, certificate="acme", session=None):
     """What acme meets when it connects anew, with a `session` of before or without."""
-    connect = session.come_back if session else stage.connect
+    connect = session.come_back if session else functools.partial(stage.connect, certificate)
     if meets == 403:
         with connect() as connection:
             answer = H1(connection).ask(body=chat())
@@ -364,7 +389,7 @@ def test_whoever_is_cut_off_is_out_on_everything_that_is_open(place, trigger):
         assert one.metric("portcullis_severed_streams_total", cause=told) == 3, "every stream of the organization"
         out(scene, pulled, within)
         for session in (None, scene.session):
-            newcomer(one, meets, "organization_unknown" if trigger == "removed" else told, session)
+            newcomer(one, meets, "organization_unknown" if trigger == "removed" else told, session=session)
         untouched(scene.beside, pulled)
         if restore:
             one.run("restore", *restore, check=True)
@@ -432,8 +457,42 @@ def test_a_certificate_that_expires_takes_its_connections_with_it(place, short):
         judge(scene, pulled, "certificate_expired", BY_WATCH)
         out(scene, pulled, BY_WATCH)
         for session in (None, scene.session):
-            newcomer(one, "expired", None, session)
+            newcomer(one, "expired", None, session=session)
         untouched(scene.beside, pulled)
+
+
+def test_whom_a_large_list_names_does_not_wait_for_all_others_to_be_judged(place):
+    """20,000 others are on the list, and 100 other certificates are connected, each with a chain to be verified anew."""
+    one = place()
+    guests = [one.partners.leaf(f"guest-{n}", uri="spiffe://partners/acme") and f"guest-{n}" for n in range(100)]
+    with contextlib.ExitStack() as open_, contextlib.closing(Streaming(one, MODEL)) as stream:
+        for guest in guests:
+            connection = open_.enter_context(H1(one.connect(guest)))
+            assert connection.ask("/portcullis/v1/whoami").status == 200
+        eventually(lambda: len(stream.pieces) > 3, what="flow")
+        builder = (
+            x509.CertificateRevocationListBuilder().issuer_name(one.partners.certificate.subject)
+            .last_update(now() - DAY / 24).next_update(now() + 7 * DAY)
+            .add_extension(x509.CRLNumber(one.partners.number + 1), False)
+            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(one.partners.key.public_key()), False)
+        )  # fmt: skip
+        entries = [
+            x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(now()).build()
+            for serial in [one.acme.serial_number, *(x509.random_serial_number() for _ in range(20_000))]
+        ]
+        builder = functools.reduce(lambda list_, entry: list_.add_revoked_certificate(entry), entries[:1], builder)
+        builder._revoked_certificates.extend(entries[1:])  # One by one, each copies all before it.
+        replace(one.folder / "partners.crl", builder.sign(one.partners.key, hashes.SHA256()).public_bytes(
+            serialization.Encoding.PEM))  # fmt: skip
+        pulled = time.monotonic()
+        stream.wait(5)
+        assert stream.ended == "cut" and stream.ended_at - pulled < BY_WATCH
+        eventually(lambda: one.metric("portcullis_revocation_seconds_count") == 1, what="the measurement")
+        took = one.metric("portcullis_revocation_seconds_sum")
+        # All chains are judged before the next reload is answered.
+        assert fetch(one.admin + "/-/reload", method="POST").status == 200
+        assert took < BY_WATCH
+        assert one.metric("portcullis_severed_streams_total", org="acme") == 1
 
 
 def test_a_newer_list_is_taken_though_the_files_are_rejected_and_an_older_one_is_not(place):
@@ -512,7 +571,7 @@ def test_a_grant_that_ends_takes_its_connections_with_it_and_one_that_begins_ope
         judge(scene, pulled, "grant_expired", BY_WATCH)
         out(scene, pulled, BY_WATCH)
         for session in (None, scene.session):
-            newcomer(one, 403, "grant_expired", session)
+            newcomer(one, 403, "grant_expired", session=session)
         untouched(scene.beside, pulled)
         assert one.ask(body=chat(), certificate="third").status == 200
 

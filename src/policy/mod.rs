@@ -45,7 +45,7 @@ use http::HeaderName;
 use crate::clock::{Now, Wall};
 use crate::names::{AuthorityName, Hashing, OrgId, PurposeId};
 use crate::peer::{Leaf, Sha256};
-use crate::trust::{Authority, Believed, Crl, Secret, ServerIdentity};
+use crate::trust::{Authority, Believed, Crl, Secret, SecretRef, ServerIdentity, is_pasted};
 use file::{At, Sink, Table};
 
 /// One purpose of the catalogue.
@@ -245,9 +245,19 @@ impl Files {
         Ok(bytes)
     }
 
+    /// The path of a file that the configuration names; `what` stands there instead where its content was pasted.
+    fn path(&self, at: &At<String>, what: &str, sink: &Sink) -> Option<PathBuf> {
+        if is_pasted(&at.value) {
+            let hint = Some("keep it in a file, and write the file's path".into());
+            sink.wrong(Some(&at.place), format!("{what} stands here in the clear; only its path may"), hint);
+            return None;
+        }
+        Some(self.resolve(&at.value))
+    }
+
     /// Reads a file that the configuration names.
     fn read(&self, at: &At<String>, sink: &Sink) -> Option<Vec<u8>> {
-        let path = self.resolve(&at.value);
+        let path = self.path(at, "a file's content", sink)?;
         match self.bytes(&path) {
             Ok(bytes) => Some(bytes),
             Err(error) => {
@@ -266,7 +276,7 @@ impl Files {
                 // A rotated secret is another policy: its digest counts, salted by the place it comes from.
                 let digest = Sha256::of(format!("{}\n{}", at.value, secret.expose()).as_bytes());
                 self.read.borrow_mut().push((PathBuf::from(&at.value), digest));
-                if let crate::trust::SecretRef::File(path) = &reference {
+                if let SecretRef::File(path) = &reference {
                     self.read.borrow_mut().push((self.base.join(path), digest));
                 }
                 Some(secret)
@@ -280,9 +290,10 @@ impl Files {
 
     /// Reads a private key that the configuration names by its path.
     fn key(&self, at: &At<String>, sink: &Sink) -> Option<Secret> {
-        match crate::trust::SecretRef::File(PathBuf::from(&at.value)).resolve(&self.base) {
+        let path = self.path(at, "a secret", sink)?;
+        match SecretRef::File(path.clone()).resolve(Path::new("")) {
             Ok(secret) => {
-                self.read.borrow_mut().push((self.resolve(&at.value), Sha256::of(secret.expose().as_bytes())));
+                self.read.borrow_mut().push((path, Sha256::of(secret.expose().as_bytes())));
                 Some(secret)
             }
             Err(unresolved) => {

@@ -359,7 +359,7 @@ pub(super) fn is_private(host: &str) -> bool {
 pub(super) fn secret_ref(at: &At<String>, sink: &Sink) -> Option<SecretRef> {
     let parsed = SecretRef::parse(&at.value);
     if parsed.is_none() {
-        let hint = Some("write env:NAME or file:PATH, and keep the value there".into());
+        let hint = Some("write env:NAME (of letters, digits and _) or file:PATH, and keep the value there".into());
         sink.wrong(Some(&at.place), "a secret stands here in the clear; only a reference may", hint);
     }
     parsed

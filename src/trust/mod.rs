@@ -15,7 +15,7 @@ mod server;
 pub use authority::{Authority, Refused, Rules, Verified};
 pub use believed::Believed;
 pub use crl::Crl;
-pub use secret::{Secret, SecretRef, Unresolved};
+pub use secret::{PEM, Secret, SecretRef, Unresolved, is_pasted};
 pub use server::ServerIdentity;
 
 use rustls_pki_types::CertificateDer;

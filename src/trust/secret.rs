@@ -63,8 +63,8 @@ impl SecretRef {
     #[must_use]
     pub fn parse(text: &str) -> Option<SecretRef> {
         match text.split_once(':')? {
-            ("env", name) if !name.is_empty() => Some(SecretRef::Env(name.to_owned())),
-            ("file", path) if !path.is_empty() => Some(SecretRef::File(PathBuf::from(path))),
+            ("env", name) if is_variable(name) => Some(SecretRef::Env(name.to_owned())),
+            ("file", path) if !path.is_empty() && !is_pasted(path) => Some(SecretRef::File(PathBuf::from(path))),
             _ => None,
         }
     }
@@ -86,6 +86,21 @@ impl SecretRef {
         }
         Ok(Secret::from(trimmed.to_owned()))
     }
+}
+
+/// Whether `text` can name a variable: a shell could set it.
+fn is_variable(text: &str) -> bool {
+    text.starts_with(|first: char| first.is_ascii_alphabetic() || first == '_')
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+}
+
+/// How a private key begins in a file, as everything else in PEM does.
+pub const PEM: &str = "-----BEGIN";
+
+/// Whether `text` is a file's content where only a path may stand: a private key may be in it.
+#[must_use]
+pub fn is_pasted(text: &str) -> bool {
+    text.contains('\n') || text.contains(PEM)
 }
 
 /// Reads a file that holds a secret: closed to others, and to the group where it is our own. A file that somebody else

@@ -577,6 +577,11 @@ LITERALS = [
     f'token = "{SECRET}"',
     f'secret = "{SECRET}"',
     f'api_key.value = "{SECRET}"',
+    f'api_key = "env:{SECRET}"',
+    f'api_key =\n"{SECRET}"',
+    f'api_key: "{SECRET}"',
+    f'api_key = "file:-----BEGIN PRIVATE KEY-----\\n{SECRET}"',
+    f'ca_file = """-----BEGIN PRIVATE KEY-----\n{SECRET}\n-----END PRIVATE KEY-----"""',
 ]
 
 
@@ -593,6 +598,31 @@ def test_a_literal_secret_is_refused_and_never_shown(place, literal):
         assert done.returncode in (1, 2), done
         assert SECRET not in done.stdout + done.stderr
         assert SECRET[8:20] not in done.stdout + done.stderr
+
+
+PASTED = [
+    ('private_key = "server.key"', 'private_key = """-----BEGIN PRIVATE KEY-----\n{}\n-----END PRIVATE KEY-----"""'),
+    ('private_key = "server.key"', 'private_key = "-----BEGIN PRIVATE KEY-----\\n{}\\n-----END PRIVATE KEY-----"'),
+    ('private_key = "server.key"', 'private_key = """-----BEGIN PRIVATE KEY-----\n{}\n-----END PRIVATE KEY-----'),
+    ("[audit]", '[audit]\nbody_hmac_secret = "{}"'),
+    ("[admin]", '[admin]\ntls = {{ certificate = "a.pem", private_key = "-----BEGIN KEY-----{}", client_authority = "b" }}'),
+]
+
+
+@pytest.mark.parametrize("old, new", PASTED)
+def test_a_secret_that_was_pasted_is_refused_and_never_shown(place, old, new):
+    place.edit("portcullis.toml", old, new.format(SECRET))
+    for command in (["check"], ["check", "--json"], ["run"], ["config", "show"]):
+        done = place.run(*command, "-c", "portcullis.toml")
+        assert done.returncode in (1, 2), done
+        assert SECRET not in done.stdout + done.stderr
+
+
+def test_a_key_for_a_place_of_checkpoints_is_not_shown(place):
+    place.edit("portcullis.toml", "[audit]", f'[audit]\ncheckpoints = ["https://worm.example/x?sig={SECRET}"]')
+    for command in (["check"], ["check", "--json"], ["config", "show"], ["config", "show", "--json"]):
+        done = place.run(*command, "-c", "portcullis.toml")
+        assert done.returncode == 0 and SECRET not in done.stdout + done.stderr, done
 
 
 def test_a_literal_secret_is_told_what_belongs_there(place):

@@ -45,7 +45,7 @@ use http::HeaderName;
 use crate::clock::{Now, Wall};
 use crate::names::{AuthorityName, Hashing, OrgId, PurposeId};
 use crate::peer::{Leaf, Sha256};
-use crate::trust::{Authority, Believed, Crl, Secret, SecretRef, ServerIdentity, is_pasted};
+use crate::trust::{Authority, Believed, Crl, Secret, SecretRef, ServerIdentity, is_pasted, regular};
 use file::{At, Sink, Table};
 
 /// One purpose of the catalogue.
@@ -240,7 +240,7 @@ impl Files {
     }
 
     fn bytes(&self, path: &Path) -> std::io::Result<Vec<u8>> {
-        let bytes = std::fs::read(path)?;
+        let bytes = regular::read(path)?;
         self.read.borrow_mut().push((path.to_owned(), Sha256::of(&bytes)));
         Ok(bytes)
     }

@@ -10,6 +10,7 @@ mod crl;
 pub mod issue;
 pub mod leaf;
 mod secret;
+pub mod regular;
 mod server;
 
 pub use authority::{Authority, Refused, Rules, Verified};

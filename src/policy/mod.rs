@@ -41,6 +41,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::HeaderName;
+use zeroize::Zeroizing;
 
 use crate::clock::{Now, Wall};
 use crate::names::{AuthorityName, Hashing, OrgId, PurposeId};
@@ -274,7 +275,10 @@ impl Files {
         match reference.resolve(&self.base) {
             Ok(secret) => {
                 // A rotated secret is another policy: its digest counts, salted by the place it comes from.
-                let digest = Sha256::of(format!("{}\n{}", at.value, secret.expose()).as_bytes());
+                let parts = [at.value.as_str(), "\n", secret.expose()];
+                let mut salted = Zeroizing::new(String::with_capacity(parts.iter().map(|part| part.len()).sum()));
+                parts.into_iter().for_each(|part| salted.push_str(part));
+                let digest = Sha256::of(salted.as_bytes());
                 self.read.borrow_mut().push((PathBuf::from(&at.value), digest));
                 if let SecretRef::File(path) = &reference {
                     self.read.borrow_mut().push((self.base.join(path), digest));

@@ -8,6 +8,7 @@ mod authority;
 mod believed;
 mod crl;
 pub mod issue;
+mod key;
 pub mod leaf;
 mod secret;
 pub mod regular;
@@ -16,6 +17,7 @@ mod server;
 pub use authority::{Authority, Refused, Rules, Verified};
 pub use believed::Believed;
 pub use crl::Crl;
+pub use key::private_key;
 pub use secret::{PEM, Secret, SecretRef, Unresolved, is_pasted};
 pub use server::ServerIdentity;
 

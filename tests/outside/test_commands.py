@@ -15,6 +15,8 @@ import termios
 import time
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from stage import BINARY, KEY, ROOT, Authority, Program, Stage, Streaming, chat, fetch
 
@@ -1106,6 +1108,24 @@ def test_a_certificate_is_revoked_by_file_or_by_digest(running):
             assert [entry["target"] for entry in listed] == [digest]
     finally:
         assert running.run("restore", "--cert", digest).returncode == 0
+
+
+def test_a_certificate_is_revoked_by_a_file_that_holds_its_chain_and_an_authority_by_none(running):
+    digest = json.loads(running.run("certs", "show", "globex.pem", "--json").stdout)["sha256"]
+    leaf, chain = running.folder / "globex.pem", running.folder / "chain.pem"
+    chain.write_bytes((running.folder / "partners.pem").read_bytes() + leaf.read_bytes())
+    der = running.folder / "globex.der"
+    der.write_bytes(x509.load_pem_x509_certificate(leaf.read_bytes()).public_bytes(serialization.Encoding.DER))
+    for file in (chain, der):
+        try:
+            assert running.run("revoke", "--cert", file).returncode == 0
+            listed = json.loads(running.run("revoke", "--list", "--json").stdout)
+            assert [entry["target"] for entry in listed] == [digest]
+        finally:
+            assert running.run("restore", "--cert", file).returncode == 0
+    done = running.run("revoke", "--cert", "partners.pem")
+    assert done.returncode == 2 and "--authority" in done.stderr
+    assert running.run("revoke", "--list").stdout == "nothing is revoked\n"
 
 
 @pytest.mark.parametrize("target", [[], ["--cert", "nowhere.pem"], ["--cert", "portcullis.toml"]])

@@ -301,6 +301,24 @@ fn the_query_of_a_place_for_checkpoints_is_not_shown_and_a_new_one_is_told() {
 }
 
 #[test]
+fn a_purpose_is_declared_in_no_header_that_means_something_else_or_is_refused() {
+    let read = |name: &str| {
+        let dir = example();
+        edit(&dir, "portcullis.toml", "header = \"portcullis-purpose\"", &format!("header = \"{name}\""));
+        reload(&dir, None, at(0)).map_err(|mistakes| mistakes.render(false))
+    };
+    for name in ["Host", "connection", "transfer-encoding", "content-length", "authorization", "portcullis-case"] {
+        let told = read(name).unwrap_err();
+        assert!(told.contains("has a meaning of its own"), "{told}");
+    }
+    assert!(read("x_purpose").unwrap_err().contains("underscore"));
+    assert!(read("no header").unwrap_err().contains("must be a header name"));
+    for name in ["Portcullis-Purpose", "x-purpose", "x-reason", "purpose"] {
+        assert_eq!(read(name).unwrap().purpose_header.as_str(), name.to_ascii_lowercase());
+    }
+}
+
+#[test]
 fn mistakes_point_at_what_is_wrong_and_name_its_counterpart() {
     let line = |mistakes: &Mistakes, message: &str| -> (String, String) {
         let mistake = mistakes.found.iter().find(|mistake| mistake.message.contains(message)).expect(message);

@@ -9,14 +9,13 @@ use std::str::FromStr;
 
 use aws_lc_rs::signature::{ED25519, Ed25519KeyPair, KeyPair, UnparsedPublicKey};
 use base64::prelude::{BASE64_STANDARD, Engine};
-use rustls_pki_types::PrivatePkcs8KeyDer;
-use rustls_pki_types::pem::PemObject;
 use zeroize::Zeroizing;
 
 use crate::audit::chain::Chain;
 use crate::audit::identity::BodySecret;
 use crate::audit::tree::Frontier;
 use crate::peer::Sha256;
+use crate::trust::private_key;
 
 /// The signature type byte of Ed25519 in key ids and key texts.
 const ED25519_TYPE: u8 = 1;
@@ -180,9 +179,8 @@ impl Signer {
         if !is_key_name(name) {
             return Err(format!("origin {name:?} must be without white space and +"));
         }
-        let der = PrivatePkcs8KeyDer::from_pem_slice(pem).map_err(|_| "it is not a PKCS#8 private key in PEM")?;
-        let pair =
-            Ed25519KeyPair::from_pkcs8(der.secret_pkcs8_der()).map_err(|_| "it is not an Ed25519 private key")?;
+        let der = private_key(pem).ok_or("it is not a private key in PEM")?;
+        let pair = Ed25519KeyPair::from_pkcs8(&der).map_err(|_| "it is not an Ed25519 private key in PKCS#8")?;
         Ok(Signer { name: name.to_owned(), pair })
     }
 

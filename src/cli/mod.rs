@@ -14,7 +14,7 @@ mod run;
 mod shell;
 
 use std::fmt::Display;
-use std::io::{ErrorKind, IsTerminal, Read, Write};
+use std::io::{ErrorKind, IsTerminal, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -22,6 +22,7 @@ use clap::{Parser, Subcommand};
 
 use crate::clock::Clock;
 use crate::policy::{self, Policy};
+use crate::trust::regular;
 use crate::{demo, mock};
 
 /// A mutual-TLS gateway in front of a model API: who, for what, how much, and provable afterwards.
@@ -137,9 +138,7 @@ fn complain(what: impl Display) -> ExitCode {
 /// # Errors
 /// The exit code.
 fn readable(config: &Path) -> Done {
-    // A directory can be opened; reading says what it is.
-    let read = std::fs::File::open(config).and_then(|mut file| file.read(&mut [0]));
-    read.map(drop).map_err(|error| complain(format_args!("{}: {error}", config.display())))
+    regular::open(config).map(drop).map_err(|error| complain(format_args!("{}: {error}", config.display())))
 }
 
 /// The policy of a configuration; its mistakes are printed, for programs in the form that `check` has for them.

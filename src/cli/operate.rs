@@ -1,6 +1,7 @@
 //! `reload`, `status`, `drain`, `revoke` and `restore`: what an operator asks of a running gateway.
 
 use std::io::IsTerminal;
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ use crate::admin::status::Status;
 use crate::admin::terminal::{Screen, render};
 use crate::peer::Sha256;
 use crate::remote::Admin;
-use crate::trust;
+use crate::trust::{self, regular};
 
 /// Arguments of `portcullis reload`.
 #[derive(Debug, Args)]
@@ -59,7 +60,7 @@ pub struct Target {
     /// An organization
     #[arg(long, value_name = "ID", group = "target")]
     org: Option<String>,
-    /// A certificate: its file, or its SHA-256
+    /// A certificate: its file (PEM or DER, its chain with it or not), or its SHA-256
     #[arg(long, value_name = "FILE_OR_SHA256", group = "target")]
     cert: Option<String>,
     /// Every certificate of an authority
@@ -272,8 +273,8 @@ impl Target {
         if let Some(digest) = Sha256::parse(cert) {
             return Ok(("certificate_sha256", digest.to_string()));
         }
-        let pem = std::fs::read(cert).map_err(|error| format!("{cert}: {error}"))?;
-        let digest = trust::first_certificate_sha256(&pem).ok_or_else(|| format!("{cert}: holds no certificate"))?;
+        let file = regular::read(Path::new(cert)).map_err(|error| format!("{cert}: {error}"))?;
+        let digest = trust::leaf_sha256(&file).map_err(|what| format!("{cert}: {what}"))?;
         Ok(("certificate_sha256", digest.to_string()))
     }
 }

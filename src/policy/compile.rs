@@ -40,6 +40,53 @@ pub(super) fn compile(path: &Path, files: &Files, sink: &Sink, previous: Option<
     })
 }
 
+/// Headers that a partner cannot declare a purpose in, because they say something else to the gate, to HTTP or to the
+/// model. An underscore is for proxies the same as a hyphen, so the gate lets none in.
+fn header_for_the_purpose(text: &str) -> Result<HeaderName, &'static str> {
+    const TAKEN: [&str; 32] = [
+        "accept",
+        "accept-encoding",
+        "anthropic-beta",
+        "anthropic-version",
+        "authorization",
+        "connection",
+        "content-encoding",
+        "content-length",
+        "content-type",
+        "cookie",
+        "date",
+        "expect",
+        "forwarded",
+        "host",
+        "http2-settings",
+        "idempotency-key",
+        "keep-alive",
+        "openai-beta",
+        "portcullis-case",
+        "proxy-authorization",
+        "proxy-connection",
+        "te",
+        "traceparent",
+        "tracestate",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+        "user-agent",
+        "via",
+        "x-api-key",
+        "x-forwarded-for",
+        "x-real-ip",
+    ];
+    let name: HeaderName = text.parse().map_err(|_| "must be a header name")?;
+    if name.as_str().contains('_') {
+        return Err("may hold no underscore: requests with such a name are refused; use a hyphen");
+    }
+    if TAKEN.contains(&name.as_str()) {
+        return Err("has a meaning of its own; use a name such as \"portcullis-purpose\"");
+    }
+    Ok(name)
+}
+
 fn text(path: &Path, files: &Files) -> Result<String, String> {
     let bytes = files.bytes(path).map_err(|error| error.to_string())?;
     String::from_utf8(bytes).map_err(|_| "it is not UTF-8 text".to_owned())
@@ -258,7 +305,7 @@ impl Compiler<'_> {
     fn purposes(&self) -> (HeaderName, BTreeMap<PurposeId, Purpose>) {
         let default = HeaderName::from_static("portcullis-purpose");
         let Some(table) = self.root.required_table("purpose") else { return (default, BTreeMap::new()) };
-        let header = table.parsed("header", |text| text.parse::<HeaderName>().map_err(|_| "must be a header name"));
+        let header = table.parsed("header", header_for_the_purpose);
         let mut purposes = BTreeMap::new();
         let catalog = table.required_table("catalog");
         catalog.iter().for_each(|catalog| self.note("catalog", catalog.place()));

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::direction::{listed, loosens};
 use super::models::Upstream;
-use super::summary::{Summary, needs_restart};
+use super::summary::{Summary, needs_restart, places};
 use super::{Org, Policy};
 use crate::limits::LimitId;
 use crate::trust::Secret;
@@ -207,6 +207,10 @@ fn secrets(old: &Policy, new: &Policy) -> Vec<String> {
         let key = |upstream: &Upstream| upstream.identity.as_ref().map(|(_, key)| key.clone());
         compare(format!("upstream.{}.api_key", is.name), was.api_key.as_ref(), is.api_key.as_ref());
         compare(format!("upstream.{}.client_key", is.name), key(was).as_ref(), key(is).as_ref());
+    }
+    // What a URL's query holds is not shown: no rule tells of it.
+    if old.audit.checkpoints != new.audit.checkpoints && places(&old.audit) == places(&new.audit) {
+        replaced.push("audit.checkpoints".into());
     }
     replaced
 }

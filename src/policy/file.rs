@@ -32,6 +32,7 @@ impl Sink {
     pub fn wrong(&self, place: Option<&Place>, message: impl Into<String>, hint: Option<String>) {
         let mut message = message.into();
         mask::urls(&mut message);
+        mask::pasted(&mut message);
         let mistake = Mistake { place: place.cloned(), message, hint };
         self.mistakes.borrow_mut().push(mistake);
     }
@@ -40,6 +41,7 @@ impl Sink {
     pub fn odd(&self, place: Option<&Place>, message: impl Into<String>) {
         let mut message = message.into();
         mask::urls(&mut message);
+        mask::pasted(&mut message);
         self.warnings.borrow_mut().push(Mistake { place: place.cloned(), message, hint: None });
     }
 

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::{Change, Diff, Policy};
 use crate::clock::Now;
 use crate::peer::Sha256;
-use crate::trust::Authority;
+use crate::trust::{Authority, regular};
 
 impl Policy {
     /// This policy with every revocation list that has come further since it was loaded, and what that changes. None
@@ -18,7 +18,7 @@ impl Policy {
     pub fn with_newer_lists(&self, now: Now) -> Option<(Policy, Diff)> {
         let (mut diff, mut content) = (Diff::default(), self.hash.to_string());
         let mut newer = |authority: &Arc<Authority>| -> Option<Arc<Authority>> {
-            let bytes = std::fs::read(self.lists.get(authority.name())?).ok()?;
+            let bytes = regular::read(self.lists.get(authority.name())?).ok()?;
             let authority = authority.with_newer_lists(&bytes, &self.believed, now.wall).ok()??;
             let text = format!("authority {}: newer revocation list; all else stays", authority.name());
             diff.changes.push(Change { text, loosens: false, restart: false });

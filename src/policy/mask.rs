@@ -9,26 +9,27 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::mistake::closest;
-use crate::trust::SecretRef;
+use crate::trust::{PEM, SecretRef, is_pasted};
 
 /// Keys whose values are references to secrets.
-const KEYS: [&str; 4] = ["api_key", "client_key", "signing_key", "token"];
+const KEYS: [&str; 5] = ["api_key", "body_hmac_secret", "client_key", "signing_key", "token"];
 
-/// Where literals stand below the keys of secrets.
+/// Where literals stand below the keys of secrets, and what was pasted anywhere.
 pub fn secrets(table: &DeTable<'_>, found: &mut Vec<Range<usize>>) {
     for (key, value) in table {
         if KEYS.contains(&key.get_ref().as_ref()) {
             literals(value, found);
         } else {
-            below(value.get_ref(), found);
+            below(value, found);
         }
     }
 }
 
-fn below(value: &DeValue<'_>, found: &mut Vec<Range<usize>>) {
-    match value {
+fn below(value: &Spanned<DeValue<'_>>, found: &mut Vec<Range<usize>>) {
+    match value.get_ref() {
         DeValue::Table(table) => secrets(table, found),
-        DeValue::Array(list) => list.iter().for_each(|entry| below(entry.get_ref(), found)),
+        DeValue::Array(list) => list.iter().for_each(|entry| below(entry, found)),
+        DeValue::String(text) if is_pasted(text) => found.push(value.span()),
         _ => {}
     }
 }
@@ -66,42 +67,61 @@ pub fn urls(text: &mut String) {
     spans.into_iter().for_each(|span| hide(text, span));
 }
 
-/// Blots out what follows a key that may mean a secret, line by line: for text that is not TOML and has no tree.
+/// Blots out what was pasted into a message: from where PEM begins, because nobody knows where it ends.
+pub fn pasted(text: &mut String) {
+    if let Some(from) = text.find(PEM) {
+        hide(text, from..text.len());
+    }
+}
+
+/// Blots out what follows a key that may mean a secret, and PEM, line by line: for text that is not TOML and has no
+/// tree.
 pub fn lines(text: &mut String) {
-    let (mut spans, mut at, mut open) = (Vec::new(), 0, None);
+    let (mut spans, mut at, mut open, mut awaited) = (Vec::new(), 0, None, false);
     for line in text.split_inclusive('\n') {
+        let here = if std::mem::take(&mut awaited) { Some(0) } else { secret_from(line) };
         if let Some(end) = open {
             spans.push(at..at + line.len());
             open = (!line.contains(end)).then_some(end);
-        } else if let Some(from) = secret_from(line) {
-            let value = line.get(from..).unwrap_or_default().trim_end();
+        } else if let Some(from) = here {
+            let value = line.get(from..).unwrap_or_default().trim();
             spans.push(at + from..at + line.len());
-            let ends = [("\"\"\"", "\"\"\""), ("'''", "'''"), ("[", "]"), ("{", "}")];
-            open = ends.into_iter().find_map(|(begin, end)| {
-                let rest = value.strip_prefix(begin)?;
-                (!rest.contains(end)).then_some(end)
-            });
+            open = unclosed(value);
+            // The value may stand on a line below.
+            awaited = value.is_empty() || value.starts_with('#');
         }
         at += line.len();
     }
     spans.into_iter().for_each(|span| hide(text, span));
 }
 
-/// Where on a line the literal behind a secret's key begins.
-fn secret_from(line: &str) -> Option<usize> {
-    line.match_indices('=').find_map(|(at, _)| {
-        let before = line.get(..at)?.trim_end_matches(['"', '\'', ' ', '\t']);
-        let key = before.rsplit(|c: char| !c.is_ascii_alphanumeric() && c != '_' && c != '-').next()?;
-        let value = line.get(at + 1..)?.trim_start();
-        (is_suspicious(key) && !is_harmless(value.trim())).then(|| line.len() - value.len())
+/// What ends a value that goes on below its first line.
+fn unclosed(value: &str) -> Option<&'static str> {
+    let ends = [("\"\"\"", "\"\"\""), ("'''", "'''"), ("[", "]"), ("{", "}"), (PEM, "-----END")];
+    ends.into_iter().find_map(|(begin, end)| {
+        let rest = value.strip_prefix(begin)?;
+        (!rest.contains(end)).then_some(end)
     })
 }
 
-/// Whether a value is empty, or one reference and nothing else: whatever stands beside it may be a literal.
+/// Where on a line the literal behind a secret's key begins, or PEM.
+fn secret_from(line: &str) -> Option<usize> {
+    let behind = line.match_indices(['=', ':']).find_map(|(at, _)| {
+        let before = line.get(..at)?.trim_end_matches(['"', '\'', ' ', '\t']);
+        let key = before.rsplit(|c: char| !c.is_ascii_alphanumeric() && c != '_' && c != '-').next()?;
+        let value = line.get(at + 1..)?.trim_start();
+        // A line that begins with its sign may belong to a key above.
+        let secret = before.is_empty() || is_suspicious(key);
+        (secret && !is_harmless(value.trim())).then(|| line.len() - value.len())
+    });
+    behind.or_else(|| line.find(PEM))
+}
+
+/// Whether a value is empty in quotes, or one reference and nothing else: whatever stands beside it may be a literal.
 fn is_harmless(value: &str) -> bool {
     let bare = value.trim_matches(['"', '\'']);
     let plain = |c: char| !c.is_whitespace() && !matches!(c, '"' | '\'' | ',' | '#' | '=');
-    bare.is_empty() && value.len() < 3 || SecretRef::parse(bare).is_some() && bare.chars().all(plain)
+    bare.is_empty() && value.len() == 2 || SecretRef::parse(bare).is_some() && bare.chars().all(plain)
 }
 
 /// Whether a key is one of a secret, or was meant to be.
@@ -130,6 +150,14 @@ mod tests {
             "api_key = \"env:KEY\"hush",
             "token = \"file:a\" # hush",
             "token = env:A, hush",
+            "token = env:hush-hush",
+            "api_key =\nhush",
+            "api_key = # the key\n\n  'hush'",
+            "api_key\n= \"hush\"",
+            "api_key: hush",
+            "token =\n[\n\"hush\"]",
+            "private_key = \"\"\"-----BEGIN PRIVATE KEY-----\nhush\nhush",
+            "private_key = \"-----BEGIN PRIVATE KEY-----\\nhush\\n-----END PRIVATE KEY-----\"",
         ] {
             let mut masked = beside.to_owned();
             lines(&mut masked);

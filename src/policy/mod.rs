@@ -41,11 +41,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::HeaderName;
+use zeroize::Zeroizing;
 
 use crate::clock::{Now, Wall};
 use crate::names::{AuthorityName, Hashing, OrgId, PurposeId};
 use crate::peer::{Leaf, Sha256};
-use crate::trust::{Authority, Believed, Crl, Secret, ServerIdentity};
+use crate::trust::{Authority, Believed, Crl, Secret, SecretRef, ServerIdentity, is_pasted, regular};
 use file::{At, Sink, Table};
 
 /// One purpose of the catalogue.
@@ -240,14 +241,24 @@ impl Files {
     }
 
     fn bytes(&self, path: &Path) -> std::io::Result<Vec<u8>> {
-        let bytes = std::fs::read(path)?;
+        let bytes = regular::read(path)?;
         self.read.borrow_mut().push((path.to_owned(), Sha256::of(&bytes)));
         Ok(bytes)
     }
 
+    /// The path of a file that the configuration names; `what` stands there instead where its content was pasted.
+    fn path(&self, at: &At<String>, what: &str, sink: &Sink) -> Option<PathBuf> {
+        if is_pasted(&at.value) {
+            let hint = Some("keep it in a file, and write the file's path".into());
+            sink.wrong(Some(&at.place), format!("{what} stands here in the clear; only its path may"), hint);
+            return None;
+        }
+        Some(self.resolve(&at.value))
+    }
+
     /// Reads a file that the configuration names.
     fn read(&self, at: &At<String>, sink: &Sink) -> Option<Vec<u8>> {
-        let path = self.resolve(&at.value);
+        let path = self.path(at, "a file's content", sink)?;
         match self.bytes(&path) {
             Ok(bytes) => Some(bytes),
             Err(error) => {
@@ -264,9 +275,12 @@ impl Files {
         match reference.resolve(&self.base) {
             Ok(secret) => {
                 // A rotated secret is another policy: its digest counts, salted by the place it comes from.
-                let digest = Sha256::of(format!("{}\n{}", at.value, secret.expose()).as_bytes());
+                let parts = [at.value.as_str(), "\n", secret.expose()];
+                let mut salted = Zeroizing::new(String::with_capacity(parts.iter().map(|part| part.len()).sum()));
+                parts.into_iter().for_each(|part| salted.push_str(part));
+                let digest = Sha256::of(salted.as_bytes());
                 self.read.borrow_mut().push((PathBuf::from(&at.value), digest));
-                if let crate::trust::SecretRef::File(path) = &reference {
+                if let SecretRef::File(path) = &reference {
                     self.read.borrow_mut().push((self.base.join(path), digest));
                 }
                 Some(secret)
@@ -280,9 +294,10 @@ impl Files {
 
     /// Reads a private key that the configuration names by its path.
     fn key(&self, at: &At<String>, sink: &Sink) -> Option<Secret> {
-        match crate::trust::SecretRef::File(PathBuf::from(&at.value)).resolve(&self.base) {
+        let path = self.path(at, "a secret", sink)?;
+        match SecretRef::File(path.clone()).resolve(Path::new("")) {
             Ok(secret) => {
-                self.read.borrow_mut().push((self.resolve(&at.value), Sha256::of(secret.expose().as_bytes())));
+                self.read.borrow_mut().push((path, Sha256::of(secret.expose().as_bytes())));
                 Some(secret)
             }
             Err(unresolved) => {

@@ -9,7 +9,7 @@ use super::pattern::Pattern;
 use crate::ask::Dialect;
 use crate::names::{GroupId, ModelName, UpstreamName};
 use crate::tokens::{Nano, Price, Weights};
-use crate::trust::{Secret, SecretRef};
+use crate::trust::{Secret, SecretRef, private_key};
 
 /// `[model.<group>]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -303,8 +303,8 @@ fn upstream(table: &Table<'_>, files: &super::Files) -> Option<Upstream> {
 
 /// PEM files are looked at here, so that a mistake in one is a mistake in the configuration.
 fn check_tls(table: &Table<'_>, authority: Option<&[u8]>, identity: Option<(&[u8], &[u8])>) {
+    use rustls_pki_types::CertificateDer;
     use rustls_pki_types::pem::PemObject;
-    use rustls_pki_types::{CertificateDer, PrivateKeyDer};
     let holds = |pem: &[u8]| matches!(CertificateDer::pem_slice_iter(pem).next(), Some(Ok(_)));
     if authority.is_some_and(|pem| !holds(pem)) {
         table.sink().wrong(Some(table.place()), "ca_file holds no PEM certificate", None);
@@ -312,7 +312,7 @@ fn check_tls(table: &Table<'_>, authority: Option<&[u8]>, identity: Option<(&[u8
     if identity.is_some_and(|(pem, _)| !holds(pem)) {
         table.sink().wrong(Some(table.place()), "client_certificate holds no PEM certificate", None);
     }
-    if identity.is_some_and(|(_, key)| PrivateKeyDer::from_pem_slice(key).is_err()) {
+    if identity.is_some_and(|(_, key)| private_key(key).is_none()) {
         table.sink().wrong(Some(table.place()), "client_key is no PEM private key", None);
     }
 }
@@ -359,7 +359,7 @@ pub(super) fn is_private(host: &str) -> bool {
 pub(super) fn secret_ref(at: &At<String>, sink: &Sink) -> Option<SecretRef> {
     let parsed = SecretRef::parse(&at.value);
     if parsed.is_none() {
-        let hint = Some("write env:NAME or file:PATH, and keep the value there".into());
+        let hint = Some("write env:NAME (of letters, digits and _) or file:PATH, and keep the value there".into());
         sink.wrong(Some(&at.place), "a secret stands here in the clear; only a reference may", hint);
     }
     parsed

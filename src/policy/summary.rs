@@ -14,7 +14,7 @@ use super::listen::{AdminAddress, AdminSettings, AuditSettings, Listen};
 use super::models::{Group, Upstream};
 use super::org::{Org, Status};
 use super::pattern::Pattern;
-use super::{Policy, Purpose, named};
+use super::{Policy, Purpose, mask, named};
 use crate::limits::{Enforce, Measure, Unit};
 use crate::peer::Sha256;
 use crate::tokens::Nano;
@@ -209,7 +209,7 @@ fn group(group: &Group, rule: &mut impl FnMut(&str, String)) {
 fn audit(audit: &AuditSettings, rule: &mut impl FnMut(&str, String)) {
     rule("audit.on_failure", if audit.closed { "closed" } else { "open" }.into());
     rule("audit.durability", if audit.power { "power" } else { "process" }.into());
-    rule("audit.checkpoints", if audit.checkpoints.is_empty() { "none".into() } else { audit.checkpoints.join(", ") });
+    rule("audit.checkpoints", if audit.checkpoints.is_empty() { "none".into() } else { places(audit) });
     rule("audit.rotate.size", size(audit.rotate_size));
     rule("audit.rotate.age", duration(audit.rotate_age));
     rule("audit.keep", duration(audit.keep));
@@ -219,6 +219,13 @@ fn audit(audit: &AuditSettings, rule: &mut impl FnMut(&str, String)) {
     rule("audit.body_hmac", audit.body_hmac.to_string());
     let derived = || "derived from the signing key".into();
     rule("audit.body_hmac_secret", audit.body_hmac_secret.as_ref().map_or_else(derived, |key| set(Some(key))));
+}
+
+/// The places for checkpoints, without what their URLs may hold of secrets.
+pub(super) fn places(audit: &AuditSettings) -> String {
+    let mut places = audit.checkpoints.clone();
+    places.iter_mut().for_each(mask::urls);
+    places.join(", ")
 }
 
 fn organization(org: &Org, mut rule: impl FnMut(&str, String)) {

@@ -8,14 +8,17 @@ mod authority;
 mod believed;
 mod crl;
 pub mod issue;
+mod key;
 pub mod leaf;
+pub mod regular;
 mod secret;
 mod server;
 
 pub use authority::{Authority, Refused, Rules, Verified};
 pub use believed::Believed;
 pub use crl::Crl;
-pub use secret::{Secret, SecretRef, Unresolved};
+pub use key::private_key;
+pub use secret::{PEM, Secret, SecretRef, Unresolved, is_pasted};
 pub use server::ServerIdentity;
 
 use rustls_pki_types::CertificateDer;
@@ -64,11 +67,25 @@ fn certificates(pem: &[u8], subject: Subject) -> Result<Vec<CertificateDer<'stat
     }
 }
 
-/// The SHA-256 of the first certificate in a PEM file.
-#[must_use]
-pub fn first_certificate_sha256(pem: &[u8]) -> Option<Sha256> {
-    let first = CertificateDer::pem_slice_iter(pem).next()?.ok()?;
-    Some(Sha256::of(&first))
+/// The SHA-256 of the one certificate in a file, PEM or DER, that is no authority's: the others are its chain.
+///
+/// # Errors
+/// What the file holds instead.
+pub fn leaf_sha256(file: &[u8]) -> Result<Sha256, &'static str> {
+    let found = match certificates(file, Subject::Certificate) {
+        Ok(found) => found,
+        Err(_) if X509Certificate::from_der(file).is_ok_and(|(rest, _)| rest.is_empty()) => {
+            vec![CertificateDer::from(file)]
+        }
+        Err(_) => return Err("holds no certificate"),
+    };
+    let is_authority = |der: &[u8]| X509Certificate::from_der(der).is_ok_and(|(_, read)| read.is_ca());
+    let mut leaves = found.iter().filter(|der| !is_authority(der));
+    match (leaves.next(), leaves.next()) {
+        (Some(leaf), None) => Ok(Sha256::of(leaf)),
+        (Some(_), Some(_)) => Err("holds several certificates: name a file with one of them, or its SHA-256"),
+        (None, _) => Err("holds an authority's certificate alone: name the partner's own, or use --authority"),
+    }
 }
 
 /// Whether the key of `authority` signed `certificate` (both DER), whatever else is to be said of the two.

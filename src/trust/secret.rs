@@ -5,6 +5,9 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use secrecy::{ExposeSecret, SecretString};
+use zeroize::Zeroizing;
+
+use super::regular;
 
 /// A secret value. Its `Debug` shows nothing, and its memory is wiped when it is dropped.
 #[derive(Clone)]
@@ -63,8 +66,8 @@ impl SecretRef {
     #[must_use]
     pub fn parse(text: &str) -> Option<SecretRef> {
         match text.split_once(':')? {
-            ("env", name) if !name.is_empty() => Some(SecretRef::Env(name.to_owned())),
-            ("file", path) if !path.is_empty() => Some(SecretRef::File(PathBuf::from(path))),
+            ("env", name) if is_variable(name) => Some(SecretRef::Env(name.to_owned())),
+            ("file", path) if !path.is_empty() && !is_pasted(path) => Some(SecretRef::File(PathBuf::from(path))),
             _ => None,
         }
     }
@@ -74,32 +77,53 @@ impl SecretRef {
     /// # Errors
     /// [`Unresolved`] when it is absent, empty, or readable by others than its owner.
     pub fn resolve(&self, base: &Path) -> Result<Secret, Unresolved> {
-        let value = match self {
+        let bytes = match self {
             SecretRef::Env(name) => {
-                std::env::var(name).map_err(|_| Unresolved(format!("the environment variable {name} is not set")))?
+                let value = std::env::var(name);
+                let unset = |_| Unresolved(format!("the environment variable {name} is not set"));
+                Zeroizing::new(value.map_err(unset)?.into_bytes())
             }
             SecretRef::File(path) => read_private(&base.join(path))?,
         };
+        let value = std::str::from_utf8(&bytes).map_err(|_| Unresolved("the secret is not UTF-8 text".into()))?;
         let trimmed = value.trim_end_matches(['\n', '\r']);
         if trimmed.is_empty() {
             return Err(Unresolved("the secret is empty".into()));
         }
-        Ok(Secret::from(trimmed.to_owned()))
+        // Copied, because a string that is shortened to fit may be moved, and what it held stays where it was.
+        Ok(Secret(SecretString::from(trimmed)))
     }
+}
+
+/// Whether `text` can name a variable: a shell could set it.
+fn is_variable(text: &str) -> bool {
+    text.starts_with(|first: char| first.is_ascii_alphabetic() || first == '_')
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+}
+
+/// How a private key begins in a file, as everything else in PEM does.
+pub const PEM: &str = "-----BEGIN";
+
+/// Whether `text` is a file's content where only a path may stand: a private key may be in it.
+#[must_use]
+pub fn is_pasted(text: &str) -> bool {
+    text.contains('\n') || text.contains(PEM)
 }
 
 /// Reads a file that holds a secret: closed to others, and to the group where it is our own. A file that somebody else
 /// (root) lays down for our group to read, as orchestrators do, is as private as it can be.
-fn read_private(path: &Path) -> Result<String, Unresolved> {
+fn read_private(path: &Path) -> Result<Zeroizing<Vec<u8>>, Unresolved> {
     let shown = path.display();
     let failed = |error: std::io::Error| Unresolved(format!("{shown}: {error}"));
-    let metadata = std::fs::metadata(path).map_err(failed)?;
+    let (file, metadata) = regular::open(path).map_err(failed)?;
     let ours = metadata.uid() == rustix::process::geteuid().as_raw();
     let (open, mode) = if ours { (0o077, "600") } else { (0o037, "640") };
     if metadata.mode() & open != 0 {
         return Err(Unresolved(format!("{shown} can be read or written by others: chmod {mode} {shown}")));
     }
-    std::fs::read_to_string(path).map_err(failed)
+    let mut bytes = Zeroizing::default();
+    regular::fill(&file, &metadata, &mut bytes).map_err(failed)?;
+    Ok(bytes)
 }
 
 #[cfg(test)]

@@ -5,12 +5,11 @@ use std::sync::Arc;
 use rustls::crypto::aws_lc_rs::sign::any_supported_type;
 use rustls::sign::CertifiedKey;
 use rustls_pki_types::PrivateKeyDer;
-use rustls_pki_types::pem::PemObject;
 use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::FromDer;
 
-use super::{Flaw, Subject, certificates, wall};
+use super::{Flaw, Subject, certificates, private_key, wall};
 use crate::clock::Wall;
 
 /// A certificate chain and the key that fits it.
@@ -28,9 +27,8 @@ impl ServerIdentity {
     /// Every flaw of both files.
     pub fn load(certificate: &[u8], key: &[u8], now: Wall) -> Result<ServerIdentity, Vec<Flaw>> {
         let chain = certificates(certificate, Subject::Certificate).map_err(|flaw| vec![flaw]);
-        let key = PrivateKeyDer::from_pem_slice(key)
-            .ok()
-            .and_then(|key| any_supported_type(&key).ok())
+        let key = private_key(key)
+            .and_then(|der| any_supported_type(&PrivateKeyDer::try_from(der.as_slice()).ok()?).ok())
             .ok_or_else(|| vec![Flaw::new(Subject::PrivateKey, "the file holds no usable PEM private key")]);
         let (chain, key) = match (chain, key) {
             (Ok(chain), Ok(key)) => (chain, key),

@@ -128,6 +128,23 @@ fn whom_a_list_names_is_known_without_verifying_a_chain() {
 }
 
 #[test]
+fn a_file_stands_for_its_one_certificate_that_is_no_authoritys() {
+    let (authority, mine) = (made(), Holder::Partner { uri: "spiffe://partners/acme", name: "acme" });
+    let leaf = || authority.issue(&mine, NOW, DAY).unwrap().certificate;
+    let (one, other, anchor) = (leaf(), leaf(), authority.certificate());
+    let der = CertificateDer::from_pem_slice(one.as_bytes()).unwrap();
+    let sole = Ok(Sha256::of(&der));
+    for file in [one.clone(), format!("{one}{anchor}"), format!("{anchor}{one}"), format!("{anchor}{one}{anchor}")] {
+        assert_eq!(leaf_sha256(file.as_bytes()), sole, "{file}");
+    }
+    assert_eq!(leaf_sha256(&der), sole);
+    let anchor_der = CertificateDer::from_pem_slice(anchor.as_bytes()).unwrap();
+    assert!([anchor.as_bytes(), &anchor_der].iter().all(|file| leaf_sha256(file).unwrap_err().contains("--authority")));
+    assert!(leaf_sha256(format!("{one}{other}").as_bytes()).unwrap_err().contains("several"));
+    assert!(["", "x"].iter().all(|file| leaf_sha256(file.as_bytes()).unwrap_err().contains("no certificate")));
+}
+
+#[test]
 fn servers_and_authorities_are_no_partners() {
     let made = made();
     let server = made.issue(&Holder::Server(&["gateway.example"]), NOW, DAY).unwrap();

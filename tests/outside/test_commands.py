@@ -15,6 +15,8 @@ import termios
 import time
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from stage import BINARY, KEY, ROOT, Authority, Program, Stage, Streaming, chat, fetch
 
@@ -577,6 +579,11 @@ LITERALS = [
     f'token = "{SECRET}"',
     f'secret = "{SECRET}"',
     f'api_key.value = "{SECRET}"',
+    f'api_key = "env:{SECRET}"',
+    f'api_key =\n"{SECRET}"',
+    f'api_key: "{SECRET}"',
+    f'api_key = "file:-----BEGIN PRIVATE KEY-----\\n{SECRET}"',
+    f'ca_file = """-----BEGIN PRIVATE KEY-----\n{SECRET}\n-----END PRIVATE KEY-----"""',
 ]
 
 
@@ -593,6 +600,31 @@ def test_a_literal_secret_is_refused_and_never_shown(place, literal):
         assert done.returncode in (1, 2), done
         assert SECRET not in done.stdout + done.stderr
         assert SECRET[8:20] not in done.stdout + done.stderr
+
+
+PASTED = [
+    ('private_key = "server.key"', 'private_key = """-----BEGIN PRIVATE KEY-----\n{}\n-----END PRIVATE KEY-----"""'),
+    ('private_key = "server.key"', 'private_key = "-----BEGIN PRIVATE KEY-----\\n{}\\n-----END PRIVATE KEY-----"'),
+    ('private_key = "server.key"', 'private_key = """-----BEGIN PRIVATE KEY-----\n{}\n-----END PRIVATE KEY-----'),
+    ("[audit]", '[audit]\nbody_hmac_secret = "{}"'),
+    ("[admin]", '[admin]\ntls = {{ certificate = "a.pem", private_key = "-----BEGIN KEY-----{}", client_authority = "b" }}'),
+]
+
+
+@pytest.mark.parametrize("old, new", PASTED)
+def test_a_secret_that_was_pasted_is_refused_and_never_shown(place, old, new):
+    place.edit("portcullis.toml", old, new.format(SECRET))
+    for command in (["check"], ["check", "--json"], ["run"], ["config", "show"]):
+        done = place.run(*command, "-c", "portcullis.toml")
+        assert done.returncode in (1, 2), done
+        assert SECRET not in done.stdout + done.stderr
+
+
+def test_a_key_for_a_place_of_checkpoints_is_not_shown(place):
+    place.edit("portcullis.toml", "[audit]", f'[audit]\ncheckpoints = ["https://worm.example/x?sig={SECRET}"]')
+    for command in (["check"], ["check", "--json"], ["config", "show"], ["config", "show", "--json"]):
+        done = place.run(*command, "-c", "portcullis.toml")
+        assert done.returncode == 0 and SECRET not in done.stdout + done.stderr, done
 
 
 def test_a_literal_secret_is_told_what_belongs_there(place):
@@ -1076,6 +1108,24 @@ def test_a_certificate_is_revoked_by_file_or_by_digest(running):
             assert [entry["target"] for entry in listed] == [digest]
     finally:
         assert running.run("restore", "--cert", digest).returncode == 0
+
+
+def test_a_certificate_is_revoked_by_a_file_that_holds_its_chain_and_an_authority_by_none(running):
+    digest = json.loads(running.run("certs", "show", "globex.pem", "--json").stdout)["sha256"]
+    leaf, chain = running.folder / "globex.pem", running.folder / "chain.pem"
+    chain.write_bytes((running.folder / "partners.pem").read_bytes() + leaf.read_bytes())
+    der = running.folder / "globex.der"
+    der.write_bytes(x509.load_pem_x509_certificate(leaf.read_bytes()).public_bytes(serialization.Encoding.DER))
+    for file in (chain, der):
+        try:
+            assert running.run("revoke", "--cert", file).returncode == 0
+            listed = json.loads(running.run("revoke", "--list", "--json").stdout)
+            assert [entry["target"] for entry in listed] == [digest]
+        finally:
+            assert running.run("restore", "--cert", file).returncode == 0
+    done = running.run("revoke", "--cert", "partners.pem")
+    assert done.returncode == 2 and "--authority" in done.stderr
+    assert running.run("revoke", "--list").stdout == "nothing is revoked\n"
 
 
 @pytest.mark.parametrize("target", [[], ["--cert", "nowhere.pem"], ["--cert", "portcullis.toml"]])

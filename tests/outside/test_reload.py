@@ -1,6 +1,7 @@
 """Changing the configuration while everything runs: whole or nothing, however it is asked for; nothing is refilled."""
 
 import mmap
+import os
 import pathlib
 import re
 import selectors
@@ -252,6 +253,23 @@ def test_a_file_that_vanishes_changes_nothing_and_is_forgiven_when_it_returns(st
     (one.folder / "elsewhere").rename(one.folder / file)
     eventually(lambda: one.metric("portcullis_config_last_reload_successful") == 1, within=7, what="the all-clear")
     assert one.status()["generation"] == generation
+
+
+def test_a_fifo_in_the_place_of_a_file_holds_up_nothing(stage):
+    """Nobody writes into it: whoever waited for that would never read a revocation again."""
+    one = stage()
+    generation = one.status()["generation"]
+    (one.folder / "partners.crl").unlink()
+    os.mkfifo(one.folder / "partners.crl")
+    refused = reload(one)
+    assert refused.status == 422 and "no regular file" in refused.body.decode(), refused.body
+    assert one.ask(body=chat()).status == 200 and one.status()["generation"] == generation
+    one.partners.crl(revoked=[one.globex])
+    eventually(lambda: one.status()["generation"] > generation, what="the list in the FIFO's place")
+    assert one.run("check", "-c", "portcullis.toml").returncode == 0
+    (one.folder / "orgs.d" / "odd.toml").symlink_to("/dev/zero")
+    odd = reload(one)
+    assert odd.status == 422 and "no regular file" in odd.body.decode()
 
 
 def test_files_that_are_none_of_ours_are_not_looked_at(stage):

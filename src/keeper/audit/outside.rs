@@ -3,6 +3,7 @@
 //! A checkpoint outside is what makes a cut-off log show. A place that is slow gets the newest one when it is ready
 //! again, a place that fails is tried again; neither ever holds up the log.
 
+use std::fmt;
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -48,6 +49,20 @@ impl FromStr for Outside {
                 Ok(Outside::Web(uri))
             }
             _ => Err("must be dir:PATH, command:COMMAND, https://… or http://…".to_owned()),
+        }
+    }
+}
+
+/// As it may be shown: what the query of an address holds may be a secret.
+impl fmt::Display for Outside {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Outside::Directory(path) => write!(f, "dir:{}", path.display()),
+            Outside::Command(command) => write!(f, "command:{command}"),
+            Outside::Web(uri) => {
+                let host = uri.authority().map_or("", http::uri::Authority::as_str);
+                write!(f, "{}://{host}{}", uri.scheme_str().unwrap_or_default(), uri.path())
+            }
         }
     }
 }
@@ -101,7 +116,7 @@ impl Post {
         if let Err(error) = &done {
             inbox.tally.undelivered.fetch_add(1, Ordering::Relaxed);
             if !self.failing {
-                tracing::warn!(%error, place = ?self.place, "an audit checkpoint was not delivered; it is tried again");
+                tracing::warn!(%error, place = %self.place, "an audit checkpoint was not delivered; it is tried again");
             }
         } else {
             self.owed = None;

@@ -78,6 +78,21 @@ fn usage(input: u64, cached_input: u64, cache_write: u64, output: u64, reasoning
 }
 
 #[test]
+fn the_form_is_what_the_content_type_says_in_any_case() {
+    for (content_type, form) in [
+        ("text/event-stream", Form::Events),
+        ("Text/Event-Stream", Form::Events),
+        ("TEXT/EVENT-STREAM; charset=utf-8", Form::Events),
+        ("text/event-stream;charset=utf-8", Form::Events),
+        ("application/json", Form::Whole),
+        ("text/event", Form::Whole),
+        ("", Form::Whole),
+    ] {
+        assert_eq!(Form::of(content_type.as_bytes()), form, "{content_type}");
+    }
+}
+
+#[test]
 fn samples_of_every_dialect_are_read() {
     for (name, reported, text_bytes, events) in [
         ("chat_usage.sse", usage(93, 1024, 0, 298, 64), 787, 186),

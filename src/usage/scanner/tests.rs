@@ -346,6 +346,26 @@ fn data_may_lie_on_several_lines_and_lines_may_end_in_three_ways() {
     }
 }
 
+#[test]
+fn a_mark_before_a_stream_hides_nothing_of_it() {
+    let event = "data: {\"choices\":[{\"delta\":{\"content\":\"abc\"}}],\"usage\":{\"prompt_tokens\":4}}\n\n";
+    for (before, read) in [
+        (&b"\xef\xbb\xbf"[..], true),
+        (b"\xef\xbb\xbf\xef\xbb\xbf", false),
+        (b"\xef\xbb", false),
+        (b"\n\xef\xbb\xbf", false),
+    ] {
+        let body = [before, event.as_bytes(), b"data: [DONE]\n\n"].concat();
+        for pieces in [1, 2, 3, 4, 1000] {
+            let Outcome { forwarded, observed, .. } = run(Route::Chat, Form::Events, true, &body, &[pieces]);
+            assert_eq!(forwarded, body, "{before:?} {pieces}");
+            let wanted = if read { (usage(4, 0, 0, 0, 0), 3, 2) } else { (None, 0, 1) };
+            assert_eq!((observed.usage, observed.text_bytes, observed.events), wanted, "{before:?} {pieces}");
+            assert!(observed.finished);
+        }
+    }
+}
+
 /// A stream of odd bytes in which everything of interest may occur.
 fn noise() -> impl Strategy<Value = Vec<u8>> {
     let piece = prop_oneof![
@@ -353,7 +373,7 @@ fn noise() -> impl Strategy<Value = Vec<u8>> {
         2 => Just("{\"choices\":["), 1 => Just("{\"delta\":{\"content\":\"hey"), 1 => Just("\"usage\":{\"prompt_tokens\":1"),
         3 => Just("{\"choices\":[],\"usage\":{\"completion_tokens\":5}}\n\n"), 1 => Just("\\"), 1 => Just("\\u00"), 1 => Just("\""),
         1 => Just("{"), 1 => Just("}"), 1 => Just("["), 1 => Just("]"), 1 => Just(","), 1 => Just("[DONE]"), 1 => Just("é"),
-        1 => Just("\"error\":{"), 1 => Just("event: error"),
+        1 => Just("\"error\":{"), 1 => Just("event: error"), 1 => Just("\u{feff}"),
     ];
     proptest::collection::vec(piece, 0..40).prop_map(|pieces| pieces.concat().into_bytes())
 }

@@ -266,9 +266,11 @@ impl Metered {
         }
     }
 
-    /// What was seen of the answer. Of one in a form that nobody knows, all of it is text.
+    /// What was seen of the answer. Of one in a form that nobody knows, all of it is text; one that ended with its
+    /// report is over, whether it says so or not.
     fn observed(&self, ending: Ending) -> Observed {
-        let observed = self.scanner.as_ref().map_or_else(nothing, Scanner::observed);
+        let mut observed = self.scanner.as_ref().map_or_else(nothing, Scanner::observed);
+        observed.finished |= ending == Ending::Complete && observed.usage_final && observed.usage.is_some();
         let strange = ending == Ending::Complete
             && observed.usage.is_none()
             && (observed.text_bytes, observed.finished, observed.upstream_error) == (0, false, false);

@@ -9,7 +9,7 @@ use std::ops::Range;
 
 use super::content::Content;
 use super::json::{Cursor, Fault, Kind, MAX_DEPTH, Text};
-use super::metered::Metered;
+use super::metered::{Metered, looks_like};
 use crate::ask::{Ask, Route, UsageChunk};
 use crate::names::ModelName;
 use crate::outcome::{Code, Refusal};
@@ -200,7 +200,11 @@ impl<'a> Draft<'a> {
                 let mut has_members = false;
                 cursor.object(|cursor, key| {
                     has_members = true;
-                    if key.decoded() == "include_usage" { self.include_usage(cursor) } else { cursor.skip() }
+                    let key = key.decoded();
+                    if looks_like(&key, "include_usage") {
+                        self.wrong("stream_options", "`include_usage` must be written exactly so".into());
+                    }
+                    if key == "include_usage" { self.include_usage(cursor) } else { cursor.skip() }
                 })?;
                 self.options.object = Some((start + 1, has_members));
             }

@@ -36,12 +36,13 @@ impl Metered {
         if let Some(found) = Self::ALL.iter().find(|(name, _)| *name == key) {
             return Ok(Some(*found));
         }
-        if key.bytes().all(|b| !b.is_ascii_uppercase() && b.is_ascii()) {
-            return Ok(None);
-        }
-        let folded: String = key.chars().map(fold).collect();
-        Self::ALL.iter().find(|(name, _)| *name == folded).map_or(Ok(None), |(name, _)| Err(name))
+        Self::ALL.iter().find(|(name, _)| looks_like(key, name)).map_or(Ok(None), |(name, _)| Err(name))
     }
+}
+
+/// Whether some parser would take `key` for `name`, and others not.
+pub(super) fn looks_like(key: &str, name: &str) -> bool {
+    key != name && key.chars().map(fold).eq(name.chars())
 }
 
 /// Simple case folding, as far as it reaches ASCII: parsers that match keys without case apply it.

@@ -64,6 +64,8 @@ fn members_of_the_wrong_kind_are_refused() {
         ("\"stream_options\":{\"include_usage\":1}", "stream_options"),
         ("\"stream_options\":{\"include_usage\":true,\"include_usage\":false}", "stream_options"),
         ("\"stream_options\":{\"include_usage\":true,\"include_us\\u0061ge\":false}", "stream_options"),
+        ("\"stream_options\":{\"include_usage\":true,\"Include_Usage\":false}", "stream_options"),
+        ("\"stream_options\":{\"include_u\u{17f}age\":false}", "stream_options"),
     ] {
         let refusal = read(Route::Chat, chat(members).as_bytes()).unwrap_err();
         assert_eq!((refusal.code, refusal.param), (Code::BodyInvalid, Some(param)), "{members}");

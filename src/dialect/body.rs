@@ -98,7 +98,11 @@ impl<'a> Draft<'a> {
                 self.prompts = self.prompts.saturating_add(self.content.list(cursor, false)?);
                 Ok(())
             }
-            ("tools" | "functions", _) => self.content.tools(cursor),
+            ("functions", _) => {
+                self.content.tools(cursor)?;
+                self.names_models("functions");
+                Ok(())
+            }
             (
                 "prompt" | "previous_response_id" | "conversation" | "web_search_options" | "mcp_servers" | "container",
                 _,
@@ -132,6 +136,23 @@ impl<'a> Draft<'a> {
                 }
                 Ok(())
             }
+            Metered::Tools => {
+                self.content.tools(cursor)?;
+                self.names_models(name);
+                Ok(())
+            }
+            Metered::Fallbacks | Metered::Models => {
+                self.content.stand_ins(cursor)?;
+                self.names_models(name);
+                Ok(())
+            }
+        }
+    }
+
+    /// What stands for a model in `name` must be its name, as it is where the request names its own.
+    fn names_models(&mut self, name: &'static str) {
+        if self.content.misnamed {
+            self.wrong(name, format!("models in `{name}` must be named: {}", ModelName::GRAMMAR));
         }
     }
 
@@ -244,9 +265,10 @@ impl<'a> Draft<'a> {
         Ok(Ask {
             route,
             model: named(self.model.as_deref())?,
+            others: self.content.models,
             stream: self.stream,
             output_maximum: self.output_maximum,
-            own_maximum: self.own_maximum,
+            own_maximum: self.own_maximum && !self.content.overridden,
             answers: u32::try_from(answers).unwrap_or(u32::MAX),
             body_bytes,
             text_bytes: body_bytes.saturating_sub(self.content.media_bytes),

@@ -4,7 +4,9 @@
 //! that kind is counted here, whatever the dialect and however deep it stands. In doubt a part counts: that reserves
 //! too much for a while, never too little.
 
-use super::json::{Cursor, Fault, Kind};
+use super::json::{Cursor, Fault, Kind, Text};
+use super::metered::looks_like;
+use crate::names::ModelName;
 
 /// What vendors put before the model because tools are listed, or for a tool of their own design, counted in items:
 /// Anthropic documents up to some 700 tokens.
@@ -38,6 +40,12 @@ pub(super) struct Content {
     pub(super) items: u32,
     /// What is not text.
     pub(super) found: Found,
+    /// Models that are named beside the request's own.
+    pub(super) models: Vec<ModelName>,
+    /// Something stands for a model there that is no name of one.
+    pub(super) misnamed: bool,
+    /// One of them may be told something else, such as an output maximum.
+    pub(super) overridden: bool,
     /// Bytes of the body that hold the data of images, sounds and films.
     pub(super) media_bytes: u64,
     /// Bytes of the strings that a model reads, their names and everything around them left out.
@@ -154,6 +162,46 @@ impl Content {
         Ok(())
     }
 
+    /// Reads the models that may answer instead of the request's own, by their names or in objects that tell more. Each
+    /// reads the input anew, so the body's length does not bound it.
+    pub(super) fn stand_ins(&mut self, cursor: &mut Cursor<'_>) -> Result<(), Fault> {
+        match cursor.kind()? {
+            Kind::Null => cursor.skip(),
+            Kind::Array => cursor.array(|cursor| self.stand_in(cursor)),
+            _ => self.stand_in(cursor),
+        }
+    }
+
+    fn stand_in(&mut self, cursor: &mut Cursor<'_>) -> Result<(), Fault> {
+        self.found.unbounded = true;
+        if cursor.kind()? != Kind::Object {
+            return self.model(cursor);
+        }
+        let before = self.models.len();
+        cursor.object(|cursor, key| {
+            if names_model(&key) {
+                return self.model(cursor);
+            }
+            self.overridden = true;
+            cursor.skip()
+        })?;
+        self.misnamed |= self.models.len() == before;
+        Ok(())
+    }
+
+    /// Reads the name of a model.
+    fn model(&mut self, cursor: &mut Cursor<'_>) -> Result<(), Fault> {
+        if cursor.kind()? != Kind::String {
+            self.misnamed = true;
+            return cursor.skip();
+        }
+        match cursor.string()?.decoded().parse() {
+            Ok(name) => self.models.push(name),
+            Err(_) => self.misnamed = true,
+        }
+        Ok(())
+    }
+
     /// Reads a member that, unless it is null or empty, stands for input elsewhere.
     pub(super) fn reference(&mut self, cursor: &mut Cursor<'_>) -> Result<(), Fault> {
         let mut something = !matches!(cursor.kind()?, Kind::Null | Kind::False);
@@ -187,6 +235,8 @@ impl Content {
                     }
                 }
                 ("environment", _) => local = Some(is_local(cursor)? && local.unwrap_or(true)),
+                // Whom the vendor asks on behalf of this one.
+                (_, kind) if names_model(&key) && kind != Kind::Null => self.model(cursor)?,
                 _ => cursor.skip()?,
             }
             Ok(())
@@ -372,6 +422,12 @@ impl Part {
             Part::Other
         }
     }
+}
+
+/// Whether the member called `key` names a model, at least to some parser.
+fn names_model(key: &Text<'_>) -> bool {
+    let key = key.decoded();
+    key == "model" || looks_like(&key, "model")
 }
 
 /// Reads a tool's `environment`: whether it is certainly the client's.

@@ -15,11 +15,14 @@ pub(super) enum Metered {
     N,
     BestOf,
     Background,
+    Tools,
+    Fallbacks,
+    Models,
 }
 
 impl Metered {
     /// Each with its name.
-    pub(super) const ALL: [(&'static str, Metered); 9] = [
+    pub(super) const ALL: [(&'static str, Metered); 12] = [
         ("model", Metered::Model),
         ("max_tokens", Metered::MaxTokens),
         ("max_completion_tokens", Metered::MaxCompletionTokens),
@@ -29,6 +32,9 @@ impl Metered {
         ("n", Metered::N),
         ("best_of", Metered::BestOf),
         ("background", Metered::Background),
+        ("tools", Metered::Tools),
+        ("fallbacks", Metered::Fallbacks),
+        ("models", Metered::Models),
     ];
 
     /// The member called `key`; the error is a key that some parser would take for one, and others not.

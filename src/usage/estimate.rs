@@ -168,6 +168,7 @@ mod tests {
         Ask {
             route: Route::Chat,
             model: "m".parse().unwrap(),
+            others: Vec::new(),
             stream: true,
             output_maximum: None,
             own_maximum: false,

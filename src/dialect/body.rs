@@ -141,6 +141,7 @@ impl<'a> Draft<'a> {
                 self.names_models(name);
                 Ok(())
             }
+            Metered::ContextManagement => self.content.context_management(cursor),
             Metered::Fallbacks | Metered::Models => {
                 self.content.stand_ins(cursor)?;
                 self.names_models(name);

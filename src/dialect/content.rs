@@ -202,6 +202,29 @@ impl Content {
         Ok(())
     }
 
+    /// Reads what the vendor is to do to the conversation: whatever does more than leave parts of it out is work for a
+    /// model that the answer's usage may not tell.
+    pub(super) fn context_management(&mut self, cursor: &mut Cursor<'_>) -> Result<(), Fault> {
+        if cursor.kind()? != Kind::Object {
+            return self.context_edits(cursor);
+        }
+        cursor.object(
+            |cursor, key| {
+                if key.decoded() == "edits" { self.context_edits(cursor) } else { self.reference(cursor) }
+            },
+        )
+    }
+
+    fn context_edits(&mut self, cursor: &mut Cursor<'_>) -> Result<(), Fault> {
+        if cursor.kind()? != Kind::Array {
+            return self.reference(cursor);
+        }
+        cursor.array(|cursor| {
+            self.found.unbounded |= !is_typed(cursor, |name| name.starts_with("clear_"))?;
+            Ok(())
+        })
+    }
+
     /// Reads a member that, unless it is null or empty, stands for input elsewhere.
     pub(super) fn reference(&mut self, cursor: &mut Cursor<'_>) -> Result<(), Fault> {
         let mut something = !matches!(cursor.kind()?, Kind::Null | Kind::False);
@@ -234,7 +257,9 @@ impl Content {
                         self.found.unbounded = true;
                     }
                 }
-                ("environment", _) => local = Some(is_local(cursor)? && local.unwrap_or(true)),
+                ("environment", _) => {
+                    local = Some(is_typed(cursor, |name| name == "local")? && local.unwrap_or(true));
+                }
                 // Whom the vendor asks on behalf of this one.
                 (_, kind) if names_model(&key) && kind != Kind::Null => self.model(cursor)?,
                 _ => cursor.skip()?,
@@ -430,9 +455,9 @@ fn names_model(key: &Text<'_>) -> bool {
     key == "model" || looks_like(&key, "model")
 }
 
-/// Reads a tool's `environment`: whether it is certainly the client's.
-fn is_local(cursor: &mut Cursor<'_>) -> Result<bool, Fault> {
-    let mut local = None;
+/// Reads a value: whether it is an object of a `type` that is `right`, and of no other.
+fn is_typed(cursor: &mut Cursor<'_>, right: impl Fn(&str) -> bool) -> Result<bool, Fault> {
+    let mut typed = None;
     if cursor.kind()? != Kind::Object {
         return cursor.skip().map(|()| false);
     }
@@ -441,11 +466,11 @@ fn is_local(cursor: &mut Cursor<'_>) -> Result<bool, Fault> {
             return cursor.skip();
         }
         let named = cursor.kind()? == Kind::String;
-        let here = if named { cursor.string()?.decoded() == "local" } else { cursor.skip().map(|()| false)? };
-        local = Some(here && local.unwrap_or(true));
+        let is_right = if named { right(&cursor.string()?.decoded()) } else { cursor.skip().map(|()| false)? };
+        typed = Some(is_right && typed.unwrap_or(true));
         Ok(())
     })?;
-    Ok(local == Some(true))
+    Ok(typed == Some(true))
 }
 
 /// Reads a string: how many bytes it takes in the body.

@@ -18,11 +18,12 @@ pub(super) enum Metered {
     Tools,
     Fallbacks,
     Models,
+    ContextManagement,
 }
 
 impl Metered {
     /// Each with its name.
-    pub(super) const ALL: [(&'static str, Metered); 12] = [
+    pub(super) const ALL: [(&'static str, Metered); 13] = [
         ("model", Metered::Model),
         ("max_tokens", Metered::MaxTokens),
         ("max_completion_tokens", Metered::MaxCompletionTokens),
@@ -35,6 +36,7 @@ impl Metered {
         ("tools", Metered::Tools),
         ("fallbacks", Metered::Fallbacks),
         ("models", Metered::Models),
+        ("context_management", Metered::ContextManagement),
     ];
 
     /// The member called `key`; the error is a key that some parser would take for one, and others not.

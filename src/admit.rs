@@ -7,7 +7,7 @@ use std::sync::Arc;
 use crate::ask::Ask;
 use crate::gate::Declared;
 use crate::identify::Caller;
-use crate::names::{CaseRef, GroupId, PurposeId};
+use crate::names::{CaseRef, GroupId, ModelName, PurposeId};
 use crate::outcome::{Code, Refusal};
 use crate::policy::{Group, Org, Policy, RevocationKind, Revocations, Upstream};
 
@@ -92,22 +92,24 @@ pub fn may_use(policy: &Policy, org: &Org, revoked: &Revocations, model: &str) -
     org.may_use(model, group.map(|group| &group.id)) && !group_withdrawn && !revoked.holds(RevocationKind::Model, model)
 }
 
-/// Judges the model: granted, and served by an upstream that speaks the route's dialect.
+/// Judges the model: granted, and served by an upstream that speaks the route's dialect. Of the models that the body
+/// names beside it, none may be one that is not granted.
 ///
 /// # Errors
 /// `model_not_permitted`, which does not tell an unknown model from a forbidden one.
 pub fn model(policy: &Policy, revoked: &Revocations, caller: &Caller, ask: &Ask) -> Result<Choice, Refusal> {
-    let name = ask.model.as_str();
-    let refuse = || {
+    let refuse = |name: &str| {
         let message = format!(
             "The model {name} is not available to this organization: GET /portcullis/v1/whoami shows what you may use."
         );
         Refusal::new(Code::ModelNotPermitted, message).at("model")
     };
-    if !may_use(policy, caller.org(), revoked, name) {
-        return Err(refuse());
+    let mut named = std::iter::once(&ask.model).chain(&ask.others).map(ModelName::as_str);
+    if let Some(name) = named.find(|name| !may_use(policy, caller.org(), revoked, name)) {
+        return Err(refuse(name));
     }
+    let name = ask.model.as_str();
     let upstream = policy.models.upstream_for(ask.route.dialect(), name);
-    let upstream = upstream.ok_or_else(|| refuse().for_operator("no upstream of this dialect serves it"))?;
+    let upstream = upstream.ok_or_else(|| refuse(name).for_operator("no upstream of this dialect serves it"))?;
     Ok(Choice { upstream: upstream.clone(), group: policy.models.group_of(name).cloned() })
 }

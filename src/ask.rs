@@ -124,11 +124,14 @@ pub struct Ask {
     pub route: Route,
     /// The model it names.
     pub model: ModelName,
+    /// Models that it names beside that one: what is to answer in its place, and whom its tools ask.
+    pub others: Vec<ModelName>,
     /// Whether the answer is to be streamed.
     pub stream: bool,
     /// The largest of the output maxima that the body names.
     pub output_maximum: Option<u64>,
-    /// Whether one of them stands where the route takes it; an upstream may overlook all others.
+    /// Whether one of them stands where the route takes it, and holds for every model that may answer; an upstream may
+    /// overlook all others.
     pub own_maximum: bool,
     /// How many answers (`n`; 1 where the body does not say).
     pub answers: u32,

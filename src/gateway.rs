@@ -338,11 +338,8 @@ fn metered(answer: AnswerBody, head: &Head, tab: Tab, told: Told) -> Metered {
         _ => Charged::Observed,
     };
     // What the answer is, is the upstream's word; what was asked for may differ.
-    let events = head
-        .headers
-        .get(http::header::CONTENT_TYPE)
-        .is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream"));
-    let form = if events && status.is_success() { Form::Events } else { Form::Whole };
+    let kind = head.headers.get(http::header::CONTENT_TYPE).filter(|_| status.is_success());
+    let form = kind.map_or(Form::Whole, |kind| Form::of(kind.as_bytes()));
     let strip = edits_usage(&tab.ask);
     Metered::new(answer, form, strip, charged, tab, told)
 }

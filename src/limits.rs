@@ -281,13 +281,14 @@ pub struct Plan {
     pub levels: Box<[Level]>,
 }
 
-/// How many output tokens a request may use beyond what was reserved at its admission; `u64::MAX` where nothing bounds it.
+/// How much a request may be charged beyond what was reserved at its admission, input and output, in each unit;
+/// `u64::MAX` where nothing bounds it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Beyond {
     /// Of a budget.
-    pub budgets: u64,
+    pub budgets: Charge,
     /// Of a rate.
-    pub rates: u64,
+    pub rates: Charge,
 }
 
 /// What happens when a running stream needs more than it reserved.

@@ -266,9 +266,11 @@ impl Metered {
         }
     }
 
-    /// What was seen of the answer. Of one in a form that nobody knows, all of it is text.
+    /// What was seen of the answer. Of one in a form that nobody knows, all of it is text; one that ended with its
+    /// report is over, whether it says so or not.
     fn observed(&self, ending: Ending) -> Observed {
-        let observed = self.scanner.as_ref().map_or_else(nothing, Scanner::observed);
+        let mut observed = self.scanner.as_ref().map_or_else(nothing, Scanner::observed);
+        observed.finished |= ending == Ending::Complete && observed.usage_final && observed.usage.is_some();
         let strange = ending == Ending::Complete
             && observed.usage.is_none()
             && (observed.text_bytes, observed.finished, observed.upstream_error) == (0, false, false);
@@ -326,11 +328,18 @@ const UNREAD: usize = 1024 * 1024;
 const PIECE: usize = 1024;
 
 /// The length of the events that end within about `most` bytes: to the first end of an event at or behind `most`, or all.
+/// Lines end in three ways (WHATWG HTML §9.2), so an event does in as many.
 fn events_within(bytes: &[u8], most: usize) -> usize {
-    let Some(beyond) = bytes.get(most..) else { return bytes.len() };
-    let ends = [&b"\n\n"[..], b"\n\r\n"];
-    let end = ends.iter().filter_map(|end| Some(memchr::memmem::find(beyond, end)? + end.len())).min();
-    end.map_or(bytes.len(), |end| most + end)
+    let mut at = most;
+    while let Some(end) = bytes.get(at..).and_then(|rest| memchr::memchr2(b'\r', b'\n', rest)) {
+        at += end;
+        match bytes.get(at..) {
+            Some([b'\n' | b'\r', b'\r', b'\n', ..]) => return at + 3,
+            Some([b'\n', b'\n' | b'\r', ..] | [b'\r', b'\r', ..]) => return at + 2,
+            _ => at += 1,
+        }
+    }
+    bytes.len()
 }
 
 /// What a client reads when its answer is cut.
@@ -347,5 +356,33 @@ fn sentence(code: Code) -> &'static str {
         Code::UpstreamTimeout => "The model fell silent: the answer ends here.",
         Code::UpstreamInvalid => "The model's answer broke off.",
         _ => "The answer ends here.",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_frame_is_parted_where_events_end_however_lines_do() {
+        for (end, bytes) in [("\n", 9), ("\r", 9), ("\r\n", 11)] {
+            let event = format!("data: x{end}{end}");
+            assert_eq!(event.len(), bytes);
+            let frame = event.repeat(500);
+            for (most, events) in [(0, 1), (1, 1), (bytes, 2), (PIECE, PIECE / bytes + 1), (PIECE * 9, 500)] {
+                assert_eq!(events_within(frame.as_bytes(), most), events * bytes, "{end:?} {most}");
+            }
+        }
+        for (bytes, length) in [
+            ("a\n\r\nb", 4),
+            ("a\r\n\nb", 4),
+            ("a\n\rb", 3),
+            ("a\r\r\nb", 4),
+            ("a\rb\nc\r\nd", 8),
+            ("a\r\n", 3),
+            ("", 0),
+        ] {
+            assert_eq!(events_within(bytes.as_bytes(), 0), length, "{bytes:?}");
+        }
     }
 }

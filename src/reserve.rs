@@ -25,7 +25,7 @@ pub struct Reserve {
     pub held_to: Option<u64>,
     /// What tokens cost.
     pub rates: Rates,
-    /// What may be used beyond all that.
+    /// What may be charged beyond all that.
     pub beyond: Beyond,
 }
 
@@ -120,18 +120,28 @@ pub fn reserve(
         u64::MAX => u64::MAX,
         longest => longest.saturating_sub(usage.output),
     };
-    let beyond = beyond(ask, quota, rest);
-    Ok(Reserve { usage, charge: charge(&usage), gauge, held_to, rates, beyond })
-}
-
-/// What the mode lets an answer use, of the `rest` that was not reserved for it.
-fn beyond(ask: &Ask, quota: &Quota, rest: u64) -> Beyond {
-    match quota.enforce {
+    let charge = charge(&usage);
+    // All that the body can come to, whatever a cache does with it.
+    let input = upper_bound(ask, group.map(|group| group.nontext_tokens)).unwrap_or(u64::MAX).max(input);
+    let most = |rest: u64| {
+        let usage = Usage { input, output: usage.output.saturating_add(rest), ..usage };
+        unreserved(&rates.most(&usage), &charge)
+    };
+    let beyond = match quota.enforce {
         Enforce::Hard => Beyond::default(),
         // What comes in one piece cannot be cut.
-        Enforce::Bounded if ask.stream => Beyond { budgets: rest.min(quota.extend), rates: rest },
-        Enforce::Bounded | Enforce::Post => Beyond { budgets: rest, rates: rest },
-    }
+        Enforce::Bounded if ask.stream => Beyond { budgets: most(rest.min(quota.extend)), rates: most(rest) },
+        Enforce::Bounded | Enforce::Post => Beyond { budgets: most(rest), rates: most(rest) },
+    };
+    Ok(Reserve { usage, charge, gauge, held_to, rates, beyond })
+}
+
+/// What `most` is more than what was `reserved`; what nothing bounds stays without bound.
+fn unreserved(most: &Charge, reserved: &Charge) -> Charge {
+    Charge::of_each(|unit| match most.get(unit) {
+        u64::MAX => u64::MAX,
+        most => most.saturating_sub(reserved.get(unit)),
+    })
 }
 
 fn bounded_input(ask: &Ask, group: Option<&Group>) -> Result<u64, Refusal> {
@@ -248,6 +258,41 @@ mod tests {
             let ask = crate::dialect::read(route, body.as_bytes()).unwrap();
             let reserved = reserve(&ask, group, &quota(enforce), &Calibration::new(), Vec::new).unwrap();
             assert_eq!((reserved.usage.output, reserved.held_to), (output, held), "{route:?} {members} {enforce:?}");
+        }
+    }
+
+    #[test]
+    fn what_may_be_charged_beyond_the_reservation_holds_input_as_well() {
+        use Enforce::{Bounded, Hard, Post};
+        let (stream, whole) = (r#""stream":true,"#, "");
+        let named = r#""max_output_tokens":2000,"stream":true,"#;
+        let (image, thread) = (r#""input":[{"type":"image"}],"#, r#""previous_response_id":"r","#);
+        let rest = 16_384 - 1024;
+        // members, mode; output beyond the reservation in budgets and in rates, and whether the input is bounded
+        for (members, enforce, budgets, rates, bounded) in [
+            (named, Bounded, 0, 0, true),
+            (stream, Bounded, 256, rest, true),
+            (whole, Bounded, rest, rest, true),
+            (stream, Post, rest, rest, true),
+            (image, Post, rest, rest, true),
+            (thread, Bounded, rest, rest, false),
+            (stream, Hard, 0, 0, true),
+        ] {
+            let body = format!(r#"{{"model":"m",{members}"instructions":"{}"}}"#, "x".repeat(300));
+            let ask = crate::dialect::read(Route::Responses, body.as_bytes()).unwrap();
+            let reserved = reserve(&ask, Some(&group()), &quota(enforce), &Calibration::new(), Vec::new).unwrap();
+            let most = upper_bound(&ask, Some(2000));
+            assert_eq!(most.is_some(), bounded, "{members}");
+            let input = most.map_or(u64::MAX, |most| most - reserved.usage.input);
+            assert_eq!(input == 0, enforce == Hard, "{members}");
+            for (beyond, output) in [(reserved.beyond.budgets, budgets), (reserved.beyond.rates, rates)] {
+                let got =
+                    [Unit::Requests, Unit::InputTokens, Unit::OutputTokens, Unit::Tokens].map(|unit| beyond.get(unit));
+                assert_eq!(got, [0, input, output, input.saturating_add(output)], "{members} {enforce:?}");
+                // In billionths: 2 and 10 for a million.
+                let cost = if bounded { 2000 * input + 10_000 * output } else { u64::MAX };
+                assert_eq!(beyond.get(Unit::Cost), cost, "{members} {enforce:?}");
+            }
         }
     }
 

@@ -10,8 +10,6 @@ use crate::limits::{Allowance, Beyond, Charge, Scope};
 use crate::names::OrgId;
 use crate::policy::Policy;
 use crate::registry::{Registry, StreamFacts};
-use crate::reserve::Rates;
-use crate::tokens::Usage;
 
 /// What open streams may use beyond their reservations, by whose limits they count against. `u64::MAX` is without bound.
 #[derive(Debug, Default)]
@@ -35,20 +33,17 @@ impl Exposure {
 
     fn add(&mut self, facts: &StreamFacts, policy: &Policy) {
         let StreamFacts { beyond: Beyond { budgets, rates }, org, purpose, group, .. } = facts;
-        if (*budgets, *rates) == (0, 0) {
+        if budgets.is_zero() && rates.is_zero() {
             return;
         }
         let Some(org) = policy.org(org.as_str()) else { return };
-        let priced = Rates::of(group.as_ref().and_then(|id| policy.models.group(id.as_str())).map(AsRef::as_ref));
-        let charge = |output: u64| priced.charge(0, &Usage { output, ..Usage::default() });
-        let (budgets, rates) = (charge(*budgets), charge(*rates));
         let scopes = [(None, None), (Some(purpose), None), (None, group.as_ref()), (Some(purpose), group.as_ref())];
         // Without a group there are two scopes, not four.
         let scopes = scopes.iter().take(if group.is_some() { 4 } else { 2 });
         for (owner, (purpose, model)) in org.line().flat_map(|org| scopes.clone().map(move |scope| (org, scope))) {
             let scope = Scope { purpose: purpose.cloned(), model: model.cloned() };
             let most = self.0.entry((owner.id.clone(), scope)).or_default();
-            (most.budgets, most.rates) = (most.budgets.plus(&budgets), most.rates.plus(&rates));
+            (most.budgets, most.rates) = (most.budgets.plus(budgets), most.rates.plus(rates));
         }
     }
 

@@ -9,7 +9,7 @@ use std::ops::Range;
 
 use super::content::Content;
 use super::json::{Cursor, Fault, Kind, MAX_DEPTH, Text};
-use super::metered::Metered;
+use super::metered::{Metered, looks_like};
 use crate::ask::{Ask, Route, UsageChunk};
 use crate::names::ModelName;
 use crate::outcome::{Code, Refusal};
@@ -98,7 +98,11 @@ impl<'a> Draft<'a> {
                 self.prompts = self.prompts.saturating_add(self.content.list(cursor, false)?);
                 Ok(())
             }
-            ("tools" | "functions", _) => self.content.tools(cursor),
+            ("functions", _) => {
+                self.content.tools(cursor)?;
+                self.names_models("functions");
+                Ok(())
+            }
             (
                 "prompt" | "previous_response_id" | "conversation" | "web_search_options" | "mcp_servers" | "container",
                 _,
@@ -132,6 +136,24 @@ impl<'a> Draft<'a> {
                 }
                 Ok(())
             }
+            Metered::Tools => {
+                self.content.tools(cursor)?;
+                self.names_models(name);
+                Ok(())
+            }
+            Metered::ContextManagement => self.content.context_management(cursor),
+            Metered::Fallbacks | Metered::Models => {
+                self.content.stand_ins(cursor)?;
+                self.names_models(name);
+                Ok(())
+            }
+        }
+    }
+
+    /// What stands for a model in `name` must be its name, as it is where the request names its own.
+    fn names_models(&mut self, name: &'static str) {
+        if self.content.misnamed {
+            self.wrong(name, format!("models in `{name}` must be named: {}", ModelName::GRAMMAR));
         }
     }
 
@@ -200,7 +222,11 @@ impl<'a> Draft<'a> {
                 let mut has_members = false;
                 cursor.object(|cursor, key| {
                     has_members = true;
-                    if key.decoded() == "include_usage" { self.include_usage(cursor) } else { cursor.skip() }
+                    let key = key.decoded();
+                    if looks_like(&key, "include_usage") {
+                        self.wrong("stream_options", "`include_usage` must be written exactly so".into());
+                    }
+                    if key == "include_usage" { self.include_usage(cursor) } else { cursor.skip() }
                 })?;
                 self.options.object = Some((start + 1, has_members));
             }
@@ -240,9 +266,10 @@ impl<'a> Draft<'a> {
         Ok(Ask {
             route,
             model: named(self.model.as_deref())?,
+            others: self.content.models,
             stream: self.stream,
             output_maximum: self.output_maximum,
-            own_maximum: self.own_maximum,
+            own_maximum: self.own_maximum && !self.content.overridden,
             answers: u32::try_from(answers).unwrap_or(u32::MAX),
             body_bytes,
             text_bytes: body_bytes.saturating_sub(self.content.media_bytes),

@@ -4,7 +4,9 @@
 //! that kind is counted here, whatever the dialect and however deep it stands. In doubt a part counts: that reserves
 //! too much for a while, never too little.
 
-use super::json::{Cursor, Fault, Kind};
+use super::json::{Cursor, Fault, Kind, Text};
+use super::metered::looks_like;
+use crate::names::ModelName;
 
 /// What vendors put before the model because tools are listed, or for a tool of their own design, counted in items:
 /// Anthropic documents up to some 700 tokens.
@@ -38,6 +40,12 @@ pub(super) struct Content {
     pub(super) items: u32,
     /// What is not text.
     pub(super) found: Found,
+    /// Models that are named beside the request's own.
+    pub(super) models: Vec<ModelName>,
+    /// Something stands for a model there that is no name of one.
+    pub(super) misnamed: bool,
+    /// One of them may be told something else, such as an output maximum.
+    pub(super) overridden: bool,
     /// Bytes of the body that hold the data of images, sounds and films.
     pub(super) media_bytes: u64,
     /// Bytes of the strings that a model reads, their names and everything around them left out.
@@ -154,6 +162,69 @@ impl Content {
         Ok(())
     }
 
+    /// Reads the models that may answer instead of the request's own, by their names or in objects that tell more. Each
+    /// reads the input anew, so the body's length does not bound it.
+    pub(super) fn stand_ins(&mut self, cursor: &mut Cursor<'_>) -> Result<(), Fault> {
+        match cursor.kind()? {
+            Kind::Null => cursor.skip(),
+            Kind::Array => cursor.array(|cursor| self.stand_in(cursor)),
+            _ => self.stand_in(cursor),
+        }
+    }
+
+    fn stand_in(&mut self, cursor: &mut Cursor<'_>) -> Result<(), Fault> {
+        self.found.unbounded = true;
+        if cursor.kind()? != Kind::Object {
+            return self.model(cursor);
+        }
+        let before = self.models.len();
+        cursor.object(|cursor, key| {
+            if names_model(&key) {
+                return self.model(cursor);
+            }
+            self.overridden = true;
+            cursor.skip()
+        })?;
+        self.misnamed |= self.models.len() == before;
+        Ok(())
+    }
+
+    /// Reads the name of a model.
+    fn model(&mut self, cursor: &mut Cursor<'_>) -> Result<(), Fault> {
+        if cursor.kind()? != Kind::String {
+            self.misnamed = true;
+            return cursor.skip();
+        }
+        match cursor.string()?.decoded().parse() {
+            Ok(name) => self.models.push(name),
+            Err(_) => self.misnamed = true,
+        }
+        Ok(())
+    }
+
+    /// Reads what the vendor is to do to the conversation: whatever does more than leave parts of it out is work for a
+    /// model that the answer's usage may not tell.
+    pub(super) fn context_management(&mut self, cursor: &mut Cursor<'_>) -> Result<(), Fault> {
+        if cursor.kind()? != Kind::Object {
+            return self.context_edits(cursor);
+        }
+        cursor.object(
+            |cursor, key| {
+                if key.decoded() == "edits" { self.context_edits(cursor) } else { self.reference(cursor) }
+            },
+        )
+    }
+
+    fn context_edits(&mut self, cursor: &mut Cursor<'_>) -> Result<(), Fault> {
+        if cursor.kind()? != Kind::Array {
+            return self.reference(cursor);
+        }
+        cursor.array(|cursor| {
+            self.found.unbounded |= !is_typed(cursor, |name| name.starts_with("clear_"))?;
+            Ok(())
+        })
+    }
+
     /// Reads a member that, unless it is null or empty, stands for input elsewhere.
     pub(super) fn reference(&mut self, cursor: &mut Cursor<'_>) -> Result<(), Fault> {
         let mut something = !matches!(cursor.kind()?, Kind::Null | Kind::False);
@@ -186,7 +257,11 @@ impl Content {
                         self.found.unbounded = true;
                     }
                 }
-                ("environment", _) => local = Some(is_local(cursor)? && local.unwrap_or(true)),
+                ("environment", _) => {
+                    local = Some(is_typed(cursor, |name| name == "local")? && local.unwrap_or(true));
+                }
+                // Whom the vendor asks on behalf of this one.
+                (_, kind) if names_model(&key) && kind != Kind::Null => self.model(cursor)?,
                 _ => cursor.skip()?,
             }
             Ok(())
@@ -374,9 +449,15 @@ impl Part {
     }
 }
 
-/// Reads a tool's `environment`: whether it is certainly the client's.
-fn is_local(cursor: &mut Cursor<'_>) -> Result<bool, Fault> {
-    let mut local = None;
+/// Whether the member called `key` names a model, at least to some parser.
+fn names_model(key: &Text<'_>) -> bool {
+    let key = key.decoded();
+    key == "model" || looks_like(&key, "model")
+}
+
+/// Reads a value: whether it is an object of a `type` that is `right`, and of no other.
+fn is_typed(cursor: &mut Cursor<'_>, right: impl Fn(&str) -> bool) -> Result<bool, Fault> {
+    let mut typed = None;
     if cursor.kind()? != Kind::Object {
         return cursor.skip().map(|()| false);
     }
@@ -385,11 +466,11 @@ fn is_local(cursor: &mut Cursor<'_>) -> Result<bool, Fault> {
             return cursor.skip();
         }
         let named = cursor.kind()? == Kind::String;
-        let here = if named { cursor.string()?.decoded() == "local" } else { cursor.skip().map(|()| false)? };
-        local = Some(here && local.unwrap_or(true));
+        let is_right = if named { right(&cursor.string()?.decoded()) } else { cursor.skip().map(|()| false)? };
+        typed = Some(is_right && typed.unwrap_or(true));
         Ok(())
     })?;
-    Ok(local == Some(true))
+    Ok(typed == Some(true))
 }
 
 /// Reads a string: how many bytes it takes in the body.

@@ -23,6 +23,9 @@ const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
 /// Longer waits are not worth keeping a program waiting for.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
+/// The most milliseconds that every SDK waits for: some take a whole minute for too long already.
+const MOST_MILLIS: u128 = 59_999;
+
 /// How a refusal is to be told, apart from what it says.
 #[derive(Debug, Clone, Copy)]
 pub struct Form<'a> {
@@ -74,7 +77,8 @@ pub fn envelope(refusal: &Refusal, form: &Form<'_>) -> Envelope {
     Envelope { status, headers, body }
 }
 
-/// When, and whether, to try again. The exact wait is rounded up; jitter goes into the milliseconds alone.
+/// When, and whether, to try again. The exact wait is rounded up; jitter goes into the milliseconds alone, and never
+/// makes a wait too long that is not.
 fn advise(retry: Retry, jitter: u8, headers: &mut HeaderMap) {
     let wait = match retry {
         Retry::Unsaid => return,
@@ -85,7 +89,8 @@ fn advise(retry: Retry, jitter: u8, headers: &mut HeaderMap) {
         let millis = wait.as_nanos().div_ceil(1_000_000);
         let spread = (millis * u128::from(jitter.min(100))).div_ceil(1000);
         headers.insert(RETRY_AFTER, HeaderValue::from(whole(wait.as_nanos().div_ceil(1_000_000_000))));
-        headers.insert(RETRY_AFTER_MS, HeaderValue::from(whole(millis + spread)));
+        let told = if wait > LONGEST_WAIT { millis + spread } else { (millis + spread).min(MOST_MILLIS.max(millis)) };
+        headers.insert(RETRY_AFTER_MS, HeaderValue::from(whole(told)));
     }
     if wait.is_none_or(|wait| wait > LONGEST_WAIT) {
         headers.insert(SHOULD_RETRY, HeaderValue::from_static("false"));
@@ -234,6 +239,18 @@ mod tests {
             let refusal = Refusal::new(Code::Overloaded, "wait").retry(Retry::After(Duration::from_nanos(nanos)));
             let told = envelope(&refusal, &FORM);
             assert_eq!((header(&told, "retry-after"), header(&told, "x-should-retry")), (Some(seconds), should_retry));
+        }
+    }
+
+    #[test]
+    fn jitter_makes_no_wait_longer_than_what_every_sdk_waits() {
+        for (millis, told) in
+            [(1000, "1100"), (54_500, "59950"), (55_000, "59999"), (59_999, "59999"), (60_000, "60000")]
+        {
+            let refusal =
+                Refusal::new(Code::RateLimitExceeded, "wait").retry(Retry::After(Duration::from_millis(millis)));
+            let envelope = envelope(&refusal, &Form { jitter: 100, ..FORM });
+            assert_eq!(header(&envelope, "retry-after-ms"), Some(told), "{millis}");
         }
     }
 

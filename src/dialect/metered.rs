@@ -15,11 +15,15 @@ pub(super) enum Metered {
     N,
     BestOf,
     Background,
+    Tools,
+    Fallbacks,
+    Models,
+    ContextManagement,
 }
 
 impl Metered {
     /// Each with its name.
-    pub(super) const ALL: [(&'static str, Metered); 9] = [
+    pub(super) const ALL: [(&'static str, Metered); 13] = [
         ("model", Metered::Model),
         ("max_tokens", Metered::MaxTokens),
         ("max_completion_tokens", Metered::MaxCompletionTokens),
@@ -29,6 +33,10 @@ impl Metered {
         ("n", Metered::N),
         ("best_of", Metered::BestOf),
         ("background", Metered::Background),
+        ("tools", Metered::Tools),
+        ("fallbacks", Metered::Fallbacks),
+        ("models", Metered::Models),
+        ("context_management", Metered::ContextManagement),
     ];
 
     /// The member called `key`; the error is a key that some parser would take for one, and others not.
@@ -36,12 +44,13 @@ impl Metered {
         if let Some(found) = Self::ALL.iter().find(|(name, _)| *name == key) {
             return Ok(Some(*found));
         }
-        if key.bytes().all(|b| !b.is_ascii_uppercase() && b.is_ascii()) {
-            return Ok(None);
-        }
-        let folded: String = key.chars().map(fold).collect();
-        Self::ALL.iter().find(|(name, _)| *name == folded).map_or(Ok(None), |(name, _)| Err(name))
+        Self::ALL.iter().find(|(name, _)| looks_like(key, name)).map_or(Ok(None), |(name, _)| Err(name))
     }
+}
+
+/// Whether some parser would take `key` for `name`, and others not.
+pub(super) fn looks_like(key: &str, name: &str) -> bool {
+    key != name && key.chars().map(fold).eq(name.chars())
 }
 
 /// Simple case folding, as far as it reaches ASCII: parsers that match keys without case apply it.

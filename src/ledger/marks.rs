@@ -37,7 +37,7 @@ pub(crate) struct Mark {
     pub(crate) org: OrgId,
     /// Which requests it counts.
     pub(crate) scope: Scope,
-    /// When it was taken.
+    /// When it was taken, or the latest time of any mark before it: a clock that is set back makes no time pass twice.
     taken: Wall,
     /// When the windows end that `day` and `month` count.
     ends: Ends,
@@ -55,7 +55,7 @@ pub(crate) struct Mark {
 const METERS_OUTLAST: Duration = Duration::from_secs(86_400);
 
 impl Mark {
-    fn take(org: &OrgId, slot: &Slot, ends: Ends, lease: Charge, now: Now) -> Mark {
+    fn take(org: &OrgId, slot: &Slot, ends: Ends, lease: Charge, now: Now, latest: Wall) -> Mark {
         let counters = &slot.counters;
         let level = |(index, meter): (usize, &Meter)| {
             let age = now.mono.0.saturating_sub(meter.last().0);
@@ -64,7 +64,7 @@ impl Mark {
         Mark {
             org: org.clone(),
             scope: slot.scope.clone(),
-            taken: now.wall,
+            taken: latest,
             ends,
             lease,
             day: counters.charged(&counters.day),
@@ -172,6 +172,11 @@ impl Restored {
         Restored { opened, marks: by_org }
     }
 
+    /// The latest time of any mark, or when they were read.
+    pub(super) fn latest(&self) -> Wall {
+        self.marks.values().flatten().map(|mark| mark.taken).fold(self.opened.wall, Wall::max)
+    }
+
     /// The account of `org` as it stands: with what was kept of it, or from `now` on.
     pub(super) fn account(&mut self, org: &OrgId, timezone: &TimeZone, now: Now) -> State {
         let Some(marks) = self.marks.remove(org) else {
@@ -198,8 +203,8 @@ pub(crate) struct Batch {
 }
 
 impl Batch {
-    /// Takes the marks that are due in `accounts`.
-    pub(super) fn gather(bell: &Bell, accounts: Vec<Arc<Account>>, now: Now) -> Batch {
+    /// Takes the marks that are due in `accounts`; `latest` is the latest time that any mark has told.
+    pub(super) fn gather(bell: &Bell, accounts: Vec<Arc<Account>>, now: Now, latest: Wall) -> Batch {
         let attempt = bell.begin();
         let mut marks = Vec::new();
         for account in &accounts {
@@ -208,7 +213,7 @@ impl Batch {
             for slot in state.slots_mut() {
                 let known = Known { running: slot.counters.running(), ends: Some(ends) };
                 if let Some(lease) = slot.counters.lease.gather(known) {
-                    marks.push(Mark::take(&account.org, slot, ends, lease, now));
+                    marks.push(Mark::take(&account.org, slot, ends, lease, now, latest));
                 }
             }
         }
@@ -216,7 +221,7 @@ impl Batch {
     }
 
     /// Takes every mark, exactly; from here on nothing can be charged without a store that answers.
-    pub(super) fn gather_last(bell: &Bell, accounts: Vec<Arc<Account>>, now: Now) -> Batch {
+    pub(super) fn gather_last(bell: &Bell, accounts: Vec<Arc<Account>>, now: Now, latest: Wall) -> Batch {
         let attempt = bell.begin();
         let mut marks = Vec::new();
         for account in &accounts {
@@ -224,7 +229,7 @@ impl Batch {
             let ends = state.ends;
             for slot in state.slots_mut() {
                 slot.counters.lease = Lease::default();
-                marks.push(Mark::take(&account.org, slot, ends, Charge::ZERO, now));
+                marks.push(Mark::take(&account.org, slot, ends, Charge::ZERO, now, latest));
             }
         }
         Batch { attempt, taken: now.wall, accounts, marks }

@@ -23,7 +23,7 @@ mod window;
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;
 use jiff::tz::TimeZone;
@@ -88,6 +88,8 @@ pub struct Ledger {
     /// Held while the directory grows.
     restored: Mutex<Restored>,
     bell: Option<Arc<Bell>>,
+    /// The latest [`Wall`] that a mark has told, of this process or of one before it.
+    latest: AtomicI64,
     holds: AtomicU64,
 }
 
@@ -162,13 +164,15 @@ impl Ledger {
             directory: ArcSwap::default(),
             restored: Mutex::new(Restored::new([], Now { mono: Mono(0), wall: Wall(0) })),
             bell: None,
+            latest: AtomicI64::new(0),
             holds: AtomicU64::new(0),
         }
     }
 
     /// A ledger that goes on from what was kept, and charges nothing that is not marked: `bell` calls who marks.
     pub(crate) fn durable(restored: Restored, bell: Arc<Bell>) -> Ledger {
-        Ledger { restored: Mutex::new(restored), bell: Some(bell), ..Ledger::new() }
+        let latest = AtomicI64::new(restored.latest().0);
+        Ledger { restored: Mutex::new(restored), bell: Some(bell), latest, ..Ledger::new() }
     }
 
     /// Judges a request against every limit of its plan at once, and reserves what it asks for in every account or in
@@ -263,12 +267,17 @@ impl Ledger {
 
     /// The marks that are due.
     pub(crate) fn gather(&self, bell: &Bell, now: Now) -> Batch {
-        Batch::gather(bell, self.directory.load().names.values().cloned().collect(), now)
+        Batch::gather(bell, self.directory.load().names.values().cloned().collect(), now, self.latest(now))
     }
 
     /// All marks, exactly; nothing more can be charged afterwards.
     pub(crate) fn gather_last(&self, bell: &Bell, now: Now) -> Batch {
-        Batch::gather_last(bell, self.directory.load().names.values().cloned().collect(), now)
+        Batch::gather_last(bell, self.directory.load().names.values().cloned().collect(), now, self.latest(now))
+    }
+
+    /// What a mark that is taken `now` tells as its time: of a clock that was set back, the time before that.
+    fn latest(&self, now: Now) -> Wall {
+        Wall(self.latest.fetch_max(now.wall.0, Ordering::Relaxed).max(now.wall.0))
     }
 
     fn account(&self, level: &Level, timezone: &TimeZone, now: Now) -> Arc<Account> {

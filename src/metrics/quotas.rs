@@ -65,7 +65,7 @@ const DECLARED: [Declared; 8] = [
     ("quota_reset_timestamp_seconds", "When a limit is whole again.", "quota", |s| Some((&s.quota, s.resets_at))),
     (
         "quota_overspend_bound",
-        "By how much requests under way may exceed a limit at most, in its own unit.",
+        "By how much requests under way may exceed a limit at most, input and output, in its own unit.",
         "quota",
         |s| Some((&s.quota, s.overspend)),
     ),

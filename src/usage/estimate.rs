@@ -12,7 +12,7 @@ use dashmap::DashMap;
 use parking_lot::Mutex;
 
 use super::scanner::Observed;
-use super::settle::{Basis, Gauge, PerByte, Settlement};
+use super::settle::{Basis, Gauge, MOST_INPUT, MOST_OUTPUT, PerByte, Settlement};
 use crate::ask::{Ask, Dialect};
 use crate::names::{ModelName, OrgId};
 
@@ -109,6 +109,9 @@ impl Calibration {
             nontext_input,
             output: shares.output.mean(),
             told_output: u64::MAX,
+            // No text has more tokens than bytes, and of what is more by far nothing was asked.
+            most_input: MOST_INPUT.max(ask.body_bytes.saturating_add(nontext_input).saturating_mul(16)),
+            most_output: MOST_OUTPUT.saturating_mul(ask.answers.into()),
         }
     }
 
@@ -165,6 +168,7 @@ mod tests {
         Ask {
             route: Route::Chat,
             model: "m".parse().unwrap(),
+            others: Vec::new(),
             stream: true,
             output_maximum: None,
             own_maximum: false,

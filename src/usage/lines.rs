@@ -8,6 +8,9 @@ use super::nesting::Document;
 
 const DATA: &[u8] = b"data:";
 
+/// U+FEFF in UTF-8, which may stand at the very beginning of a stream and is no part of it.
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+
 /// Where in a line the splitter stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Line {
@@ -35,6 +38,9 @@ pub(super) enum Stop {
 /// The splitter.
 #[derive(Debug, Clone)]
 pub(super) struct Lines {
+    /// Bytes of the mark at the beginning of the stream that are there, and all of it once it is known to be there or
+    /// not.
+    marked: usize,
     line: Line,
     /// The last byte was a carriage return that ended a line: a line feed belongs to it.
     after_return: bool,
@@ -52,6 +58,7 @@ impl Lines {
     /// At the beginning of a stream.
     pub(super) fn new() -> Lines {
         Lines {
+            marked: 0,
             line: Line::Begins(0),
             after_return: false,
             has_fields: false,
@@ -82,7 +89,7 @@ impl Lines {
 
     /// Reads on until something is over, and tells how many bytes were read.
     pub(super) fn advance(&mut self, bytes: &[u8], reader: &mut Reader) -> (usize, Stop) {
-        let mut rest = bytes;
+        let mut rest = self.skip_mark(bytes);
         while let [first, after @ ..] = rest {
             if std::mem::take(&mut self.after_return) && *first == b'\n' {
                 rest = after;
@@ -110,6 +117,25 @@ impl Lines {
         }
         self.length = self.length.saturating_add(bytes.len());
         (bytes.len(), Stop::Starved)
+    }
+
+    /// Skips the mark with which a stream may begin.
+    fn skip_mark<'b>(&mut self, bytes: &'b [u8]) -> &'b [u8] {
+        let wanted = BYTE_ORDER_MARK.get(self.marked..).unwrap_or_default();
+        if let Some(rest) = bytes.strip_prefix(wanted) {
+            self.marked = BYTE_ORDER_MARK.len();
+            return rest;
+        }
+        if wanted.starts_with(bytes) {
+            self.marked += bytes.len();
+            return &[];
+        }
+        // What an earlier piece held of it begins a line of no meaning.
+        if self.marked > 0 {
+            self.line = Line::Other;
+        }
+        self.marked = BYTE_ORDER_MARK.len();
+        bytes
     }
 
     /// Reads the beginning of a line until it is known what it is; leaves the end of the line in place.

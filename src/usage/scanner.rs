@@ -26,6 +26,17 @@ pub enum Form {
     Whole,
 }
 
+impl Form {
+    /// The form that a `content-type` names, whatever parameters follow; types are written in any case (RFC 9110
+    /// §8.3.1).
+    #[must_use]
+    pub fn of(content_type: &[u8]) -> Form {
+        const EVENTS: &[u8] = b"text/event-stream";
+        let named = content_type.get(..EVENTS.len()).is_some_and(|kind| kind.eq_ignore_ascii_case(EVENTS));
+        if named { Form::Events } else { Form::Whole }
+    }
+}
+
 /// What is known of an answer so far.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Observed {

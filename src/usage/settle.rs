@@ -7,6 +7,14 @@
 use super::scanner::Observed;
 use crate::tokens::Usage;
 
+/// The most output that a report is believed to know of, for each answer, whatever was metered: reasoning is not shown,
+/// and no model makes so much of it.
+pub(super) const MOST_OUTPUT: u64 = 1 << 20;
+
+/// The most input that a report is believed to know of, however short the body: what a vendor adds, and reads again
+/// with every turn of its own tools, is not in it.
+pub(super) const MOST_INPUT: u64 = 1 << 24;
+
 /// Tokens per byte, in 65,536ths.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct PerByte(pub(super) u64);
@@ -26,7 +34,7 @@ pub enum Basis {
     Reported,
     /// Our own metering, for want of a report that covers the whole answer.
     Estimated,
-    /// Our own metering, because the report is less than a quarter of it.
+    /// Our own metering, because the report is less than a quarter of it, or more than can be.
     Disputed,
 }
 
@@ -62,6 +70,10 @@ pub struct Gauge {
     pub(super) output: PerByte,
     /// The most output that the upstream was told to make.
     pub(super) told_output: u64,
+    /// The most input that a report on a request of this size is believed to know of.
+    pub(super) most_input: u64,
+    /// The most output that a report on so many answers is believed to know of, whatever they look like.
+    pub(super) most_output: u64,
 }
 
 impl Gauge {
@@ -77,11 +89,13 @@ impl Gauge {
         self.reserved_input
     }
 
-    /// Output tokens that have passed so far: what was metered, or reported, whichever is more.
+    /// Output tokens that have passed so far: what was metered, or reported, whichever is more. A report that is absurd
+    /// counts for nothing.
     #[must_use]
     pub fn output_so_far(&self, observed: &Observed) -> u64 {
-        let reported = observed.usage.map_or(0, |usage| usage.output);
-        self.metered(observed).max(reported)
+        let metered = self.metered(observed);
+        let reported = observed.usage.map(|usage| usage.output).filter(|output| !self.is_absurd(*output, metered));
+        metered.max(reported.unwrap_or(0))
     }
 
     /// What the text comes to. An estimate that is above what the upstream was told is taken for wrong, unless it is so
@@ -91,7 +105,17 @@ impl Gauge {
         if metered > self.told_output.saturating_mul(2) { metered } else { metered.min(self.told_output) }
     }
 
-    /// What an exchange that ends now is charged, in tokens.
+    /// Whether an answer of which so much was metered cannot have had so much output: above 64 times of that, above
+    /// [`MOST_OUTPUT`] for each answer, and above what the upstream was told. What a client names beyond 16 times
+    /// [`MOST_OUTPUT`] tells nothing.
+    fn is_absurd(&self, output: u64, metered: u64) -> bool {
+        let told = if self.told_output == u64::MAX { 0 } else { self.told_output };
+        let told = told.min(self.most_output.saturating_mul(16));
+        output > metered.saturating_mul(64).max(self.most_output).max(told)
+    }
+
+    /// What an exchange that ends now is charged, in tokens. Of an answer that did not end as it should, a report may
+    /// be old: the larger of it and what was metered counts.
     #[must_use]
     pub fn settle(&self, observed: &Observed) -> Settlement {
         let Some(reported) = observed.usage else {
@@ -99,19 +123,25 @@ impl Gauge {
             return Settlement { usage, basis: Basis::Estimated };
         };
         let whole = observed.usage_final || observed.finished;
-        let metered = self.metered(observed);
-        let (mut usage, mut basis) = (reported, if whole { Basis::Reported } else { Basis::Estimated });
-        if !whole {
-            usage.output = reported.output.max(metered);
-        } else if below_a_quarter(reported.output, metered) {
-            usage.output = metered;
-            basis = Basis::Disputed;
-        }
-        if below_a_quarter(reported.all_input(), self.told_input) {
+        let (output, mut basis) = self.output(reported.output, observed);
+        let mut usage = Usage { output, reasoning: reported.reasoning.min(output), ..reported };
+        let input = reported.all_input();
+        if below_a_quarter(input, self.told_input) || input > self.most_input {
             usage = Usage { input: self.input(), cached_input: 0, cache_write: 0, ..usage };
             basis = if whole { Basis::Disputed } else { basis };
         }
         Settlement { usage, basis }
+    }
+
+    /// The output that is charged where so much is `reported`.
+    fn output(&self, reported: u64, observed: &Observed) -> (u64, Basis) {
+        let metered = self.metered(observed);
+        match (observed.finished, observed.usage_final) {
+            (false, false) => (self.output_so_far(observed), Basis::Estimated),
+            _ if below_a_quarter(reported, metered) || self.is_absurd(reported, metered) => (metered, Basis::Disputed),
+            (false, true) if reported < metered => (metered, Basis::Estimated),
+            _ => (reported, Basis::Reported),
+        }
     }
 
     fn input(&self) -> u64 {
@@ -134,6 +164,8 @@ mod tests {
         nontext_input: 2000,
         output: PerByte((1 << 16) / 4),
         told_output: u64::MAX,
+        most_input: MOST_INPUT,
+        most_output: MOST_OUTPUT,
     };
 
     fn observed(usage: Option<(u64, u64)>, text_bytes: u64, finished: bool) -> Observed {
@@ -156,7 +188,8 @@ mod tests {
             (None, 400, true, 2040, 100, Basis::Estimated),
             (None, 1, false, 2040, 1, Basis::Estimated),
             (None, 0, false, 2040, 0, Basis::Estimated),
-            (Some((u64::MAX, u64::MAX)), 400, true, u64::MAX, u64::MAX, Basis::Reported),
+            (Some((u64::MAX, u64::MAX)), 400, true, 2040, 100, Basis::Disputed),
+            (Some((u64::MAX, u64::MAX)), 400, false, 2040, 100, Basis::Estimated),
         ] {
             let settlement = GAUGE.settle(&observed(usage, text_bytes, finished));
             let got = (settlement.usage.input, settlement.usage.output, settlement.basis);
@@ -175,9 +208,50 @@ mod tests {
     }
 
     #[test]
-    fn a_report_that_is_final_counts_as_whole_though_the_stream_broke_off() {
-        let broken = Observed { usage_final: true, ..observed(Some((100, 90)), 400, false) };
-        assert_eq!(GAUGE.settle(&broken).basis, Basis::Reported);
-        assert_eq!(GAUGE.output_so_far(&broken), 100);
+    fn a_report_above_all_that_can_be_is_not_believed() {
+        let (output, input) = (1 << 20, 1 << 24);
+        // told, reported, text bytes; what is charged
+        for (told, reported, text_bytes, charged, basis) in [
+            // What is hidden may be far more than what is seen, and than what the upstream was told.
+            (u64::MAX, output, 4, output, Basis::Reported),
+            (u64::MAX, output + 1, 4, 1, Basis::Disputed),
+            (100, output, 4, output, Basis::Reported),
+            (100, output + 1, 4, 1, Basis::Disputed),
+            (3 * output, 3 * output, 4, 3 * output, Basis::Reported),
+            (3 * output, 3 * output + 1, 4, 1, Basis::Disputed),
+            (1 << 53, 16 * output + 1, 4, 1, Basis::Disputed),
+            (u64::MAX, 2 * output, output / 8, 2 * output, Basis::Reported),
+            (u64::MAX, 2 * output + 1, output / 8, output / 32, Basis::Disputed),
+        ] {
+            let gauge = GAUGE.told(told);
+            let observed = observed(Some((100, reported)), text_bytes, true);
+            let Settlement { usage, basis: got } = gauge.settle(&observed);
+            assert_eq!((usage.output, got), (charged, basis), "{told} {reported} {text_bytes}");
+            assert_eq!(gauge.output_so_far(&observed), charged, "{told} {reported} {text_bytes}");
+        }
+        for (reported, charged, basis) in [(input, input, Basis::Reported), (input + 1, 2040, Basis::Disputed)] {
+            let settlement = GAUGE.settle(&observed(Some((reported, 100)), 400, true));
+            assert_eq!((settlement.usage.input, settlement.basis), (charged, basis), "{reported}");
+        }
+        let hidden = Usage { output: u64::MAX, reasoning: u64::MAX, input: 100, ..Usage::default() };
+        let settlement = GAUGE.settle(&Observed { usage: Some(hidden), ..observed(None, 400, true) });
+        assert_eq!((settlement.usage.output, settlement.usage.reasoning), (100, 100));
+    }
+
+    #[test]
+    fn of_an_answer_that_broke_off_behind_a_report_the_larger_counts() {
+        for (reported, charged, basis) in [
+            (90, 100, Basis::Estimated),
+            (100, 100, Basis::Reported),
+            (170, 170, Basis::Reported),
+            (24, 100, Basis::Disputed),
+        ] {
+            let broken = Observed { usage_final: true, ..observed(Some((100, reported)), 400, false) };
+            let settlement = GAUGE.settle(&broken);
+            assert_eq!((settlement.usage.output, settlement.basis), (charged, basis), "{reported}");
+            assert_eq!(GAUGE.output_so_far(&broken), charged, "{reported}");
+            let ended = Observed { finished: true, ..broken };
+            assert_eq!(GAUGE.settle(&ended).usage.output, if reported == 24 { 100 } else { reported });
+        }
     }
 }

@@ -371,6 +371,25 @@ def test_count_tokens_is_a_request_without_tokens(stage):
     assert one.limit("acme", "tokens_per_day")["used"] == 0
 
 
+# Models that a body names beside its own.
+
+
+@pytest.mark.parametrize("enforce", ["hard", "bounded", "post"])
+def test_whatever_names_a_model_names_one_that_is_granted(stage, enforce):
+    one = stage(quota=f'enforce = "{enforce}"\n', orgs={"acme": ACME})
+    named = {
+        "fallbacks": lambda model: {"fallbacks": [{"model": model}]},
+        "tools": lambda model: {"tools": [{"type": "advisor_20260301", "name": "advisor", "model": model}]},
+    }
+    for member, naming in named.items():
+        reply = one.ask("/v1/messages", chat("claude-x") | naming("kept-back"))
+        assert refused(reply) == (403, "model_not_permitted"), member
+        assert refused(one.ask("/v1/messages", chat("claude-x") | naming(7))) == (400, "body_invalid"), member
+        served = (400, "quota_request_too_large") if enforce == "hard" else None
+        reply = one.ask("/v1/messages", chat("claude-x") | naming("claude-y"))
+        assert refused(reply) == served if served else reply.status == 200, member
+
+
 # Purposes and cases.
 
 PURPOSES = [

@@ -64,6 +64,8 @@ fn members_of_the_wrong_kind_are_refused() {
         ("\"stream_options\":{\"include_usage\":1}", "stream_options"),
         ("\"stream_options\":{\"include_usage\":true,\"include_usage\":false}", "stream_options"),
         ("\"stream_options\":{\"include_usage\":true,\"include_us\\u0061ge\":false}", "stream_options"),
+        ("\"stream_options\":{\"include_usage\":true,\"Include_Usage\":false}", "stream_options"),
+        ("\"stream_options\":{\"include_u\u{17f}age\":false}", "stream_options"),
     ] {
         let refusal = read(Route::Chat, chat(members).as_bytes()).unwrap_err();
         assert_eq!((refusal.code, refusal.param), (Code::BodyInvalid, Some(param)), "{members}");
@@ -115,6 +117,48 @@ fn a_model_is_named() {
         assert_eq!(read(Route::Chat, body.as_bytes()).unwrap_err().code, code, "{body}");
     }
     assert_eq!(asked(Route::Chat, r#"{"model":"gpt\u002d5"}"#).model.as_str(), "gpt-5");
+}
+
+#[test]
+fn models_beside_the_requests_own_are_found_wherever_they_are_named() {
+    for (members, others) in [
+        (r#""fallbacks":[{"model":"a","max_tokens":9},{"Model":"b"}]"#, &["a", "b"][..]),
+        (r#""fallbacks":["a","b"],"models":["c"]"#, &["a", "b", "c"]),
+        (r#""fallbacks":[{"model":"a","m\u006fdel":"b"}]"#, &["a", "b"]),
+        (r#""fallbacks":"default""#, &["default"]),
+        (r#""fallbacks":{"model":"a"}"#, &["a"]),
+        (r#""fallbacks":null,"models":[]"#, &[]),
+        (r#""tools":[{"type":"advisor_20260301","name":"advisor","model":"a"}]"#, &["a"]),
+        (r#""tools":[{"model":"a","MODEL":"b"},{"type":"image_generation","model":"c"}]"#, &["a", "b", "c"]),
+        (r#""tools":[{"model":null}]"#, &[]),
+        (r#""tools":[{"type":"function","function":{"parameters":{"properties":{"model":{}}}}}]"#, &[]),
+        (r#""metadata":{"fallbacks":["a"],"tools":[{"model":"b"}]}"#, &[]),
+    ] {
+        for route in [Route::Messages, Route::Chat, Route::Responses, Route::CountTokens] {
+            let ask = asked(route, &chat(members));
+            assert_eq!(ask.others.iter().map(ModelName::as_str).collect::<Vec<_>>(), others, "{members}");
+        }
+    }
+    for (members, own_maximum) in
+        [(r#""fallbacks":[{"model":"a"}]"#, true), (r#""fallbacks":[{"model":"a","max_tokens":9}]"#, false)]
+    {
+        let ask = asked(Route::Messages, &chat(&format!(r#""max_tokens":5,{members}"#)));
+        assert_eq!(ask.own_maximum, own_maximum, "{members}");
+    }
+    for (members, param) in [
+        (r#""functions":[{"model":5}]"#, "functions"),
+        (r#""fallbacks":[{"model":5}]"#, "fallbacks"),
+        (r#""fallbacks":[{"model":"a b"}]"#, "fallbacks"),
+        (r#""fallbacks":[{"modell":"a"}]"#, "fallbacks"),
+        (r#""fallbacks":[null]"#, "fallbacks"),
+        (r#""fallbacks":true"#, "fallbacks"),
+        (r#""models":["gpt-*"]"#, "models"),
+        (r#""tools":[{"model":["a"]}]"#, "tools"),
+        (r#""tools":[{"model":""}]"#, "tools"),
+    ] {
+        let refusal = read(Route::Messages, chat(members).as_bytes()).unwrap_err();
+        assert_eq!((refusal.code, refusal.param), (Code::BodyInvalid, Some(param)), "{members}");
+    }
 }
 
 #[test]
@@ -225,6 +269,22 @@ fn input_that_its_length_does_not_bound_is_found() {
         (Route::Messages, chat(r#""tools":[{"type":"web_fetch_20250910","name":"web_fetch"}]"#), 0, true),
         (Route::Messages, chat(r#""mcp_servers":[{"url":"https://x"}]"#), 0, true),
         (Route::Messages, chat(r#""mcp_servers":[]"#), 0, false),
+        (Route::Messages, chat(r#""context_management":{"edits":[{"type":"compact_20260112"}]}"#), 0, true),
+        (Route::Messages, chat(r#""context_management":{"edits":[{"type":"clear_tool_uses_20250919"}]}"#), 0, false),
+        (
+            Route::Messages,
+            chat(r#""context_management":{"edits":[{"type":"clear_x"},{"type":"clear_y","type":"compact_z"}]}"#),
+            0,
+            true,
+        ),
+        (Route::Messages, chat(r#""context_management":{"edits":[{"keep":1}]}"#), 0, true),
+        (Route::Messages, chat(r#""context_management":{"edits":[],"others":null}"#), 0, false),
+        (Route::Messages, chat(r#""context_management":{"Edits":[{"type":"compact_20260112"}]}"#), 0, true),
+        (Route::Messages, chat(r#""context_management":null"#), 0, false),
+        (Route::Responses, chat(r#""context_management":[{"type":"compaction","compact_threshold":1}]"#), 0, true),
+        (Route::Responses, chat(r#""context_management":[]"#), 0, false),
+        (Route::Messages, chat(r#""fallbacks":[{"model":"a"}]"#), 0, true),
+        (Route::Messages, chat(r#""fallbacks":[]"#), 0, false),
         (Route::Embeddings, chat(r#""input":[1,2,3]"#), 0, false),
         // Items that the vendor has, by their id alone.
         (Route::Responses, input(r#"{"id":"msg_1"}"#), 0, true),

@@ -283,6 +283,28 @@ fn a_crash_loop_gives_no_fresh_bursts() {
 }
 
 #[test]
+fn a_clock_that_is_set_back_and_forth_between_stops_refills_nothing() {
+    let slow = alone(vec![rate(0, Unit::Tokens, Window::Hour, 60, 60)]);
+    let back = -5 * HOUR.cast_signed();
+    // How the clock is set while the process runs, and while it is away; of what then counts as time away, nothing was.
+    for set in [&[(0, back), (0, -back)][..], &[(back, -back)], &[(back, 0), (-back, 0)], &[(0, back), (-back, 0)]] {
+        let mut life = Life::new();
+        life.pass(10 * HOUR);
+        life.admit(&slow, &tokens(60));
+        for (running, away) in set {
+            life.now.wall.0 += running;
+            life.end_all();
+            let batch = life.ledger.gather_last(&life.bell, life.here());
+            life.keep(&batch.marks);
+            batch.decide(&life.bell, true);
+            life.now.wall.0 += away;
+            life.restart(0);
+            assert_eq!(charged(&life.ledger, &slow, life.here()), [60], "{set:?}");
+        }
+    }
+}
+
+#[test]
 fn after_a_stop_nothing_is_charged_that_is_not_marked() {
     let day = alone(vec![budget(0, Unit::Tokens, Window::Day, 1000)]);
     let mut life = Life::new();

@@ -78,6 +78,21 @@ fn usage(input: u64, cached_input: u64, cache_write: u64, output: u64, reasoning
 }
 
 #[test]
+fn the_form_is_what_the_content_type_says_in_any_case() {
+    for (content_type, form) in [
+        ("text/event-stream", Form::Events),
+        ("Text/Event-Stream", Form::Events),
+        ("TEXT/EVENT-STREAM; charset=utf-8", Form::Events),
+        ("text/event-stream;charset=utf-8", Form::Events),
+        ("application/json", Form::Whole),
+        ("text/event", Form::Whole),
+        ("", Form::Whole),
+    ] {
+        assert_eq!(Form::of(content_type.as_bytes()), form, "{content_type}");
+    }
+}
+
+#[test]
 fn samples_of_every_dialect_are_read() {
     for (name, reported, text_bytes, events) in [
         ("chat_usage.sse", usage(93, 1024, 0, 298, 64), 787, 186),
@@ -331,6 +346,26 @@ fn data_may_lie_on_several_lines_and_lines_may_end_in_three_ways() {
     }
 }
 
+#[test]
+fn a_mark_before_a_stream_hides_nothing_of_it() {
+    let event = "data: {\"choices\":[{\"delta\":{\"content\":\"abc\"}}],\"usage\":{\"prompt_tokens\":4}}\n\n";
+    for (before, read) in [
+        (&b"\xef\xbb\xbf"[..], true),
+        (b"\xef\xbb\xbf\xef\xbb\xbf", false),
+        (b"\xef\xbb", false),
+        (b"\n\xef\xbb\xbf", false),
+    ] {
+        let body = [before, event.as_bytes(), b"data: [DONE]\n\n"].concat();
+        for pieces in [1, 2, 3, 4, 1000] {
+            let Outcome { forwarded, observed, .. } = run(Route::Chat, Form::Events, true, &body, &[pieces]);
+            assert_eq!(forwarded, body, "{before:?} {pieces}");
+            let wanted = if read { (usage(4, 0, 0, 0, 0), 3, 2) } else { (None, 0, 1) };
+            assert_eq!((observed.usage, observed.text_bytes, observed.events), wanted, "{before:?} {pieces}");
+            assert!(observed.finished);
+        }
+    }
+}
+
 /// A stream of odd bytes in which everything of interest may occur.
 fn noise() -> impl Strategy<Value = Vec<u8>> {
     let piece = prop_oneof![
@@ -338,7 +373,7 @@ fn noise() -> impl Strategy<Value = Vec<u8>> {
         2 => Just("{\"choices\":["), 1 => Just("{\"delta\":{\"content\":\"hey"), 1 => Just("\"usage\":{\"prompt_tokens\":1"),
         3 => Just("{\"choices\":[],\"usage\":{\"completion_tokens\":5}}\n\n"), 1 => Just("\\"), 1 => Just("\\u00"), 1 => Just("\""),
         1 => Just("{"), 1 => Just("}"), 1 => Just("["), 1 => Just("]"), 1 => Just(","), 1 => Just("[DONE]"), 1 => Just("é"),
-        1 => Just("\"error\":{"), 1 => Just("event: error"),
+        1 => Just("\"error\":{"), 1 => Just("event: error"), 1 => Just("\u{feff}"),
     ];
     proptest::collection::vec(piece, 0..40).prop_map(|pieces| pieces.concat().into_bytes())
 }

@@ -136,7 +136,8 @@ async fn exchange(
     note_head(record, &head, &gated);
 
     let caller = visit.caller(peer, policy, &revoked)?;
-    record.belongs_to(&caller.org().id, gateway.recorder.metrics.org(&caller.org().id));
+    let org = &caller.org().id;
+    record.belongs_to(org, gateway.recorder.metrics.org(org));
     visit.bind(&caller)?;
     if !gated.route().is_forwarded() {
         let asker = selfservice::Asker { caller: &caller, peer, ledger: &gateway.ledger, now: gateway.clock.now() };
@@ -145,17 +146,15 @@ async fn exchange(
 
     let declared = gate::declared(&head.headers, &policy.purpose_header)?;
     let permitted = permit(record, admit::purpose(policy, &revoked, &caller, declared.clone()), &declared.purpose)?;
-    let (stated, crossing, query) = visit::kept(&head, &gated);
-    drop(head);
-    let whole = visit.whole(stated, body, (&policy.listen, &caller.org().id), record).await?;
+    let (stated, crossing, query) = visit::kept(head, &gated);
+    let whole = visit.whole(stated, body, (&policy.listen, org), record).await?;
     let ask = dialect::read(gated.route(), &whole.bytes)?;
     record.asks(&ask, &whole.bytes);
     let choice = admit::model(policy, &revoked, &caller, &ask)?;
 
     let plan = caller.org().plan(permitted.purpose(), choice.group_id()).ok_or_else(lost)?;
     let stand = || gateway.ledger.standings(plan, &policy.quota.timezone, gateway.clock.now());
-    let calibration = gateway.calibrations.of(&caller.org().id);
-    let reserved = reserve(&ask, choice.group.as_deref(), &policy.quota, &calibration, stand)?;
+    let reserved = reserve(&ask, choice.group.as_deref(), &policy.quota, &gateway.calibrations.of(org), stand)?;
     let hold = gateway.reserve(&caller, plan, snapshot, &reserved, manner).await?;
     let standings = stand();
     let entry = visit.enter(&caller, &permitted, &choice, &ask, &reserved, record);
@@ -182,7 +181,7 @@ async fn exchange(
     record.facts().upstream_request_id = head.request_id.as_ref().and_then(|id| Some(clip(id.to_str().ok()?)));
     answer::complete(&mut head.headers, head.request_id.take(), record.request_id());
     let shelved = (&visit.station.shelf, policy.generation, plan);
-    answer::limits(&mut head.headers, gated.route().dialect(), &standings, &caller.org().id, shelved);
+    answer::limits(&mut head.headers, gated.route().dialect(), &standings, org, shelved);
     let figures = gateway.recorder.metrics.model(&tab.ask.model);
     let told = Told { record, entry, leash: leash.clone(), figures };
     let body = metered(answer, &head, tab, told);

@@ -93,8 +93,10 @@ pub(super) async fn leave_unread(body: Option<Incoming>, old: bool, waits: bool)
     old && !whole
 }
 
-/// What is kept of a judged head while its body comes: the length it states, the headers that cross, the query.
-pub(super) fn kept(head: &Parts, gated: &Gated) -> (Option<u64>, Crossing, Option<String>) {
+/// What is kept of a judged head while its body comes: the length it states, the headers that cross, the query. The rest
+/// goes.
+#[expect(clippy::needless_pass_by_value, reason = "nobody needs it any more")]
+pub(super) fn kept(head: Parts, gated: &Gated) -> (Option<u64>, Crossing, Option<String>) {
     (body::stated(&head.headers), Crossing::of(&head.headers), gated.query().map(str::to_owned))
 }
 

@@ -607,7 +607,7 @@ PASTED = [
     ('private_key = "server.key"', 'private_key = "-----BEGIN PRIVATE KEY-----\\n{}\\n-----END PRIVATE KEY-----"'),
     ('private_key = "server.key"', 'private_key = """-----BEGIN PRIVATE KEY-----\n{}\n-----END PRIVATE KEY-----'),
     ("[audit]", '[audit]\nbody_hmac_secret = "{}"'),
-    ("[admin]", '[admin]\ntls = {{ certificate = "a.pem", private_key = "-----BEGIN KEY-----{}", client_authority = "b" }}'),
+    ("[admin]", '[admin]\ntls = {{ certificate = "a", client_authority = "b", private_key = "-----BEGIN-----{}" }}'),
 ]
 
 

@@ -1,5 +1,7 @@
 """Changing the configuration while everything runs: whole or nothing, however it is asked for; nothing is refilled."""
 
+import base64
+import contextlib
 import mmap
 import os
 import pathlib
@@ -721,6 +723,42 @@ def test_a_new_server_certificate_is_shown_to_new_connections_and_old_ones_go_on
     assert stream.ended is None
     texts = [past["text"] for past in one.status()["reloads"] if past["result"] == "applied"]
     assert any("server certificate" in text for text in texts)
+
+
+def in_memory(pid, texts):
+    """Which of some texts stand anywhere in a process's memory."""
+    found = set()
+    with open(f"/proc/{pid}/maps") as maps, open(f"/proc/{pid}/mem", "rb", 0) as memory:
+        for line in maps:
+            span, rights, *_ = line.split()
+            start, end = (int(edge, 16) for edge in span.split("-"))
+            if "r" not in rights or "[v" in line:
+                continue
+            # What was given back meanwhile cannot be read, and holds nothing.
+            with contextlib.suppress(OSError):
+                memory.seek(start)
+                content = memory.read(end - start)
+                found |= {name for name, text in texts.items() if text in content}
+    return found
+
+
+def test_of_a_private_key_no_text_stays_in_memory(stage):
+    """In force it is the library's alone, in a form of its own; of one that was replaced nothing is left."""
+    one = stage()
+
+    def texts():
+        lines = (one.folder / "server.key").read_bytes().splitlines()[1:-1]
+        joined = b"".join(lines)
+        return {"a line of the file": lines[0], "base64": joined, "DER": base64.b64decode(joined)}
+
+    old = texts()
+    try:
+        assert not in_memory(one.gateway.process.pid, old)
+    except PermissionError:
+        pytest.skip("only root may look into the gateway's memory")
+    one.servers.leaf("server", dns=["localhost"], use=ExtendedKeyUsageOID.SERVER_AUTH)
+    assert reload(one).status == 200
+    assert not in_memory(one.gateway.process.pid, old | {f"new {name}": text for name, text in texts().items()})
 
 
 def test_a_key_that_does_not_fit_its_certificate_changes_nothing(stage):

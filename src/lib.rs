@@ -18,7 +18,7 @@
 //! | floor | modules |
 //! |---|---|
 //! | 6 commands | `remote`, `mock`, `demo`, `cli` |
-//! | 5 assembly | `drain`, `snapshot`, `tenure`, `failure`, `selfservice`, `gateway`, `withdraw`, `waiting`, `turnstile`, `connection`, `worker`, `door`, `reload`, `admin`, `handover`, `server` |
+//! | 5 assembly | `drain`, `snapshot`, `tenure`, `failure`, `selfservice`, `waiting`, `gateway`, `withdraw`, `turnstile`, `connection`, `worker`, `door`, `reload`, `admin`, `handover`, `server` |
 //! | 4 exchange | `record`, `body`, `cut`, `upstream`, `reserve`, `meter`, `answer` |
 //! | 3 wire | `deadline`, `descriptors`, `socket`, `tls`, `guard`, `dialect`, `usage` |
 //! | 2 judgement | `gate`, `identify`, `admit` |

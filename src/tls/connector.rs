@@ -3,12 +3,15 @@
 use std::fmt;
 use std::sync::Arc;
 
+use rustls::crypto::aws_lc_rs::sign::any_supported_type;
 use rustls::server::WebPkiClientVerifier;
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
 use super::provider;
+use crate::trust::private_key;
 
 /// Why no connection can be made with what was given.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,11 +38,8 @@ pub fn connector(authority: Option<&[u8]>, identity: Option<(&[u8], &[u8])>) -> 
     let mut config = match identity {
         None => builder.with_no_client_auth(),
         Some((certificate, key)) => {
-            let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(certificate).collect();
-            let chain = chain.map_err(|error| Unusable(format!("the client certificate is not PEM: {error}")))?;
-            let key = PrivateKeyDer::from_pem_slice(key)
-                .map_err(|_| Unusable("the client key is not a PEM private key".into()))?;
-            builder.with_client_auth_cert(chain, key).map_err(|error| Unusable(error.to_string()))?
+            let certified = certified(certificate, key).map_err(|Unusable(what)| Unusable(format!("client {what}")))?;
+            builder.with_client_cert_resolver(Arc::new(certified))
         }
     };
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
@@ -55,18 +55,27 @@ pub fn operators(certificate: &[u8], key: &[u8], authority: &[u8]) -> Result<Arc
     let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots(Some(authority))?), provider())
         .build()
         .map_err(|error| wrong(&error))?;
-    let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(certificate).collect();
-    let chain = chain.map_err(|error| wrong(&error))?;
-    let key = PrivateKeyDer::from_pem_slice(key).map_err(|error| wrong(&error))?;
+    let certified = certified(certificate, key)?;
     let mut config = ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(|error| wrong(&error))?
         .with_client_cert_verifier(verifier)
-        .with_single_cert(chain, key)
-        .map_err(|error| wrong(&error))?;
+        .with_cert_resolver(Arc::new(certified));
     config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
     Ok(Arc::new(config))
+}
+
+/// A chain with its key, both PEM. Nothing that the key passes through is left unwiped.
+fn certified(certificate: &[u8], key: &[u8]) -> Result<SingleCertAndKey, Unusable> {
+    let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(certificate).collect();
+    let chain = chain.map_err(|error| Unusable(format!("certificate: {error}")))?;
+    let key = private_key(key)
+        .and_then(|der| any_supported_type(&PrivateKeyDer::try_from(der.as_slice()).ok()?).ok())
+        .ok_or_else(|| Unusable("key: it is no usable PEM private key".into()))?;
+    let certified = CertifiedKey::new(chain, key);
+    certified.keys_match().map_err(|error| Unusable(format!("key: it does not belong to the certificate: {error}")))?;
+    Ok(SingleCertAndKey::from(certified))
 }
 
 fn roots(authority: Option<&[u8]>) -> Result<RootCertStore, Unusable> {

@@ -247,6 +247,19 @@ def test_padding_priorities_unknown_frames_and_trailers_pass(door, wire):
     assert "x-note" not in dict(last["headers"])
 
 
+@pytest.mark.parametrize("pseudo", [
+    [(":path", "/v1/models")], [(":status", "200")],
+    [(":method", "GET"), (":scheme", "https"), (":authority", "localhost"), (":path", "/v1/models")],
+])  # fmt: skip
+def test_trailers_of_pseudo_headers_are_refused(door, wire, pseudo):
+    before, number = door.ledger()["totals"]["requests"], wire.open()
+    head = wire.head(number, fields(body=BODY), end=False)[0]
+    wire.send(head, DataFrame(number, BODY), wire.head(number, pseudo)[0])
+    stream = wire.finish(wire.stream(number))
+    assert (stream.status, stream.reason) == (400, "request_invalid")
+    assert door.ledger()["totals"]["requests"] == before
+
+
 def test_streams_side_by_side_each_get_their_own_answer(wire):
     streams = [wire.request(fields(body=body, x_client_request_id=str(number)), body) for number, body in enumerate([BODY] * 50)]
     wrong = wire.request(fields(body=BODY, portcullis_purpose=None), BODY)

@@ -688,6 +688,81 @@ def test_an_organization_has_no_more_connections_than_its_own(stage):
     eventually(lambda: one.ask(body=chat()).status == 200, what="a place")
 
 
+def crowded_out(stage, who, ask):
+    """Many of `who` take every place of a small house, and `ask` as long as they may; a partner gets in all the same."""
+    with contextlib.ExitStack() as stack:
+        crowd = []
+        for _ in range(30):
+            with contextlib.suppress(OSError, EOFError):  # Some had to make room already.
+                crowd.append(stack.enter_context(H1(stage.connect(who))))
+                if ask:
+                    ask(crowd[-1])
+        for _ in range(3):
+            assert stage.ask("/v1/models", certificate="globex").status == 200
+            for one in crowd if ask else []:
+                with contextlib.suppress(OSError, EOFError):
+                    ask(one)
+
+
+def models(connection):
+    assert connection.ask("/v1/models").status in (200, 401, 403, 429)
+
+
+@pytest.mark.parametrize("ask", [None, models], ids=["silent", "asking"])
+def test_an_organization_takes_no_places_beyond_its_own_connections(stage, ask):
+    limited = Stage.ACME + "[limits]\nconnections = 2\n"
+    one = stage(orgs={"acme": limited, "globex": Stage.GLOBEX}, listen="max_connections = 6")
+    crowded_out(one, "acme", ask)
+
+
+@pytest.mark.parametrize("ask", [None, models], ids=["silent", "asking"])
+def test_whoever_was_cut_off_takes_no_places(stage, ask):
+    one = stage(orgs={"acme": Stage.ACME, "globex": Stage.GLOBEX}, listen="max_connections = 6")
+    one.run("revoke", "--org", "acme", check=True)
+    crowded_out(one, "acme", ask)
+
+
+@pytest.mark.parametrize("ask", [None, models], ids=["silent", "asking"])
+def test_strangers_whose_missing_certificate_is_explained_take_no_places(stage, ask):
+    one = stage(orgs={"acme": Stage.ACME, "globex": Stage.GLOBEX}, listen="max_connections = 6", start=False)
+    path = one.folder / "portcullis.toml"
+    path.write_text(path.read_text().replace("[client_auth]", '[client_auth]\non_missing = "explain"'))
+    one.start()
+    with H1(one.connect(None)) as stranger:
+        assert stranger.ask("/v1/models").status == 401
+    crowded_out(one, None, ask)
+
+
+def test_the_connections_of_a_parent_are_those_of_all_below_it(stage):
+    lead = Stage.ACME.replace('"acme"', '"lead"').replace("Acme", "Lead").replace("partners/acme", "partners/lead")
+    below = [org.replace("purposes", 'parent = "lead"\npurposes') for org in (Stage.ACME, Stage.GLOBEX)]
+    lead = lead.replace("purposes = ", "purposes = ") + "[limits]\nconnections = 2\n"
+    one = stage(orgs={"lead": lead, "acme": below[0], "globex": below[1]})
+    with H1(one.connect()) as first, H1(one.connect("globex")) as second:
+        assert [each.ask("/v1/models").status for each in (first, second)] == [200, 200]
+        refused = one.ask("/v1/models")
+        assert (refused.status, refused.headers["portcullis-reason"]) == (429, "concurrency_limit_exceeded")
+    eventually(lambda: one.ask("/v1/models").status == 200, what="a place")
+
+
+def test_one_organization_cannot_hold_all_the_room_for_bodies(stage):
+    """Of 64 KiB it has half, or one body; what it takes its time for keeps nobody else out."""
+    one = stage(orgs={"acme": Stage.ACME, "globex": Stage.GLOBEX}, listen='body_memory = "64KiB"\nmax_body = "20KiB"')
+    large = json.dumps(chat(user="u" * 15_000)).encode()
+    with contextlib.ExitStack() as stack:
+        for _ in range(2):
+            held = stack.enter_context(H1(one.connect()))
+            held.send(held.head(body=large)[:-1])
+
+        def refused():
+            answer = one.ask(body=large)
+            return (answer.status, answer.headers.get("portcullis-reason")) == (503, "overloaded")
+
+        eventually(refused, what="bodies that are held")
+        assert one.ask(body=large, certificate="globex").status == 200
+    eventually(lambda: one.ask(body=large).status == 200, what="room")
+
+
 def test_many_slow_clients_do_not_slow_a_good_one(hasty):
     stop, opened = threading.Event(), []
 

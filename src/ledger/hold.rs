@@ -11,7 +11,7 @@ use smallvec::SmallVec;
 
 use super::account::{Account, Settling, TallySettling};
 use super::bell::Wait;
-use super::judge::{CHAIN, Given, Occasion, Share, Step, Steps, keep_worst, wait_for_marks};
+use super::judge::{CHAIN, Numbers, Occasion, Share, Step, Steps, keep_worst, wait_for_marks};
 use super::standing::Shortfall;
 use super::window::Ends;
 use crate::clock::Now;
@@ -55,17 +55,9 @@ impl Stake {
         Stake { account, share, carried: None }
     }
 
-    /// The reservation grew by `more`, which a settlement takes back as if it had been there from the beginning; `given`
-    /// goes on from this stake's meters.
-    fn grew<'a>(&self, more: &Charge, given: &mut impl Iterator<Item = &'a mut u64>) {
-        for (unit, given) in self.share.units().zip(given) {
-            *given = given.wrapping_add(more.get(unit));
-        }
-    }
-
-    /// Settles in this account; `given` goes on from its meters. A tally whose window is over is left alone: what it
+    /// Settles in this account; `numbers` goes on from its meters. A tally whose window is over is left alone: what it
     /// counted is history, and the windows after it never saw the reservation.
-    fn settle(&self, reserved: &Charge, actual: &Charge, given: &mut impl Iterator<Item = u64>) {
+    fn settle(&self, reserved: &Charge, actual: &Charge, numbers: &mut impl Iterator<Item = u64>) {
         let mut state = self.account.lock();
         let (ends, share) = (state.ends, &self.share);
         let of_tally = |open: bool, carried: Option<Charge>| match carried {
@@ -80,7 +72,7 @@ impl Stake {
         let settling = Settling { reserved, actual, unused: &unused, day, month };
         let mut outrun = false;
         for (seat, moved) in share.scopes() {
-            let moved = moved.zip(&mut *given);
+            let moved = moved.zip(&mut *numbers);
             let Some(counters) = state.counters(seat) else {
                 moved.for_each(drop);
                 continue;
@@ -118,7 +110,7 @@ impl Stake {
 pub struct Hold {
     id: HoldId,
     stakes: SmallVec<[Stake; CHAIN]>,
-    given: Given,
+    numbers: Numbers,
     reserved: Charge,
     noted: Option<Charge>,
     shadowed: Vec<Shortfall>,
@@ -128,11 +120,11 @@ impl Hold {
     pub(super) fn new(
         id: HoldId,
         stakes: SmallVec<[Stake; CHAIN]>,
-        given: Given,
+        numbers: Numbers,
         reserved: Charge,
         shadowed: Vec<Shortfall>,
     ) -> Hold {
-        Hold { id, stakes, given, reserved, noted: None, shadowed }
+        Hold { id, stakes, numbers, reserved, noted: None, shadowed }
     }
 
     /// The hold's number.
@@ -173,11 +165,9 @@ impl Hold {
             Ok(debt) => debt,
             Err(verdict) => return verdict,
         };
-        let mut given = self.given.iter_mut();
         for (step, stake) in steps.iter_mut().zip(&mut self.stakes) {
             stake.enter(step.state.ends, &self.reserved);
             step.charge(&stake.share, more);
-            stake.grew(more, &mut given);
         }
         self.reserved = self.reserved.plus(more);
         debt.map_or(Extension::Extended, Extension::Debt)
@@ -200,8 +190,8 @@ impl Hold {
     }
 
     fn finish(&mut self, actual: &Charge) {
-        let mut given = self.given.iter().copied();
-        self.stakes.iter().for_each(|stake| stake.settle(&self.reserved, actual, &mut given));
+        let mut numbers = self.numbers.iter().copied();
+        self.stakes.iter().for_each(|stake| stake.settle(&self.reserved, actual, &mut numbers));
         self.stakes.clear();
     }
 }

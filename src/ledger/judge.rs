@@ -8,7 +8,7 @@ use std::sync::Arc;
 use jiff::tz::TimeZone;
 use smallvec::SmallVec;
 
-use super::account::{Account, Bits, METERS, State, meter_index, metered_at};
+use super::account::{Account, Bits, METERS, State, meter_index};
 use super::bell::{Bell, Wait};
 use super::hold::Stake;
 use super::latch::Latched;
@@ -93,16 +93,11 @@ impl Share {
             (*seat, bits)
         })
     }
-
-    /// The unit of every moved meter, in the order of [`Share::scopes`].
-    pub(super) fn units(&self) -> impl Iterator<Item = Unit> {
-        self.scopes().flat_map(|(_, moved)| moved).filter_map(metered_at).map(|(unit, _)| unit)
-    }
 }
 
-/// What every meter of the [`Share`]s of a chain had been given when it was charged, share by share, each in the order of
-/// [`Share::scopes`].
-pub(super) type Given = SmallVec<[u64; 12]>;
+/// The numbers of a request in every meter of the [`Share`]s of a chain (see [`Queue`](super::queue::Queue)), share by
+/// share, each in the order of [`Share::scopes`].
+pub(super) type Numbers = SmallVec<[u64; 12]>;
 
 /// An account, locked, with the level that is held against it.
 pub(super) struct Step<'a> {
@@ -222,27 +217,28 @@ impl Step<'_> {
     }
 
     /// Charges a new request, which was judged before.
-    pub(super) fn commit(&mut self, charge: &Charge, given: &mut Given) -> Stake {
+    pub(super) fn commit(&mut self, charge: &Charge, numbers: &mut Numbers) -> Stake {
         let share = Share { seats: self.seats, moved: self.rated, ends: self.state.ends };
-        self.reserve(&share, charge, 1, |added| given.push(added));
-        Stake::new(Arc::clone(self.account), share)
-    }
-
-    /// Charges `more` where `share` tells.
-    pub(super) fn charge(&mut self, share: &Share, more: &Charge) {
-        self.reserve(share, more, 0, |_| {});
-    }
-
-    /// Charges `more` for so many `begun` requests, and tells what every meter has been given by then.
-    fn reserve(&mut self, share: &Share, more: &Charge, begun: u64, mut given: impl FnMut(u64)) {
         let durable = self.account.bell.is_some();
         for (seat, moved) in share.scopes() {
             let Some(counters) = self.state.counters(seat) else {
-                moved.for_each(|_| given(0));
+                moved.for_each(|_| numbers.push(0));
                 continue;
             };
-            counters.streams = counters.streams.saturating_add(begun);
-            counters.reserve(more, moved, &mut given);
+            counters.reserve(charge, moved, &mut |number| numbers.push(number));
+            if durable {
+                counters.lease.spend(charge);
+            }
+        }
+        Stake::new(Arc::clone(self.account), share)
+    }
+
+    /// Charges `more` of a request under way, where `share` tells.
+    pub(super) fn charge(&mut self, share: &Share, more: &Charge) {
+        let durable = self.account.bell.is_some();
+        for (seat, moved) in share.scopes() {
+            let Some(counters) = self.state.counters(seat) else { continue };
+            counters.extend(more, moved);
             if durable {
                 counters.lease.spend(more);
             }

@@ -78,7 +78,7 @@ pub(super) struct Meter {
     frac: u64,
     last: Mono,
     rate: u64,
-    /// Everything that was ever added, modulo 2⁶⁴.
+    /// Everything that was added since the process began, less what came back of it.
     added: u64,
 }
 
@@ -140,30 +140,35 @@ impl Meter {
     /// Adds units; the meter may stand above any burst: that is debt.
     pub(super) fn add(&mut self, units: u64) {
         self.used = self.used.saturating_add(units);
-        self.added = self.added.wrapping_add(units);
+        self.added = self.added.saturating_add(units);
     }
 
-    /// Everything that was ever added, modulo 2⁶⁴: what a reservation notes, to know at its settlement what came later.
-    pub(super) fn added(&self) -> u64 {
-        self.added
-    }
-
-    /// Replaces what was `reserved` by what was used in the end, and tells how many units came back. `since` is what
-    /// [`Meter::added`] was when the reservation had been made.
+    /// Replaces what was `reserved` by what was used in the end, and tells how many units came back. So many units as
+    /// `behind` may have been added later (see [`Queue`](super::queue::Queue)).
     ///
     /// What drained first was added first, so what came later still stands, and is left alone. The rest of the level
     /// is all that can come back: what had drained meanwhile may have been used by others, and is not given out again.
-    pub(super) fn settle(&mut self, reserved: u64, actual: u64, since: u64) -> u64 {
-        let later = self.added.wrapping_sub(since);
-        let there = self.used.saturating_sub(later);
-        let unused = reserved.saturating_sub(actual);
-        let mut back = unused.min(there);
+    pub(super) fn settle(&mut self, reserved: u64, actual: u64, behind: u64) -> u64 {
+        let back = self.take_back(reserved.saturating_sub(actual), behind);
+        self.added = self.added.saturating_sub(back);
+        self.add(actual.saturating_sub(reserved));
+        back
+    }
+
+    /// Takes back up to `units` that stood in the meter before anything was added to it in this process, and tells how
+    /// many they were.
+    pub(super) fn take_back_first(&mut self, units: u64) -> u64 {
+        self.take_back(units, self.added)
+    }
+
+    fn take_back(&mut self, units: u64, behind: u64) -> u64 {
+        let there = self.used.saturating_sub(behind);
+        let mut back = units.min(there);
         self.used -= back;
-        if there > 0 && unused >= there {
+        if there > 0 && units >= there {
             // The part of a unit that had drained was ours too.
             back -= u64::from(std::mem::take(&mut self.frac) > 0);
         }
-        self.add(actual.saturating_sub(reserved));
         back
     }
 
@@ -279,10 +284,9 @@ mod tests {
         ] {
             let mut meter = filled(0);
             meter.add(reserved);
-            let since = meter.added();
             meter.add(later);
             meter.drain(&flow, Mono(drained));
-            assert_eq!(meter.settle(reserved, actual, since), back, "{reserved} {actual} {later} {drained}");
+            assert_eq!(meter.settle(reserved, actual, later), back, "{reserved} {actual} {later} {drained}");
             assert_eq!(meter.used(), used, "{reserved} {actual} {later} {drained}");
         }
     }

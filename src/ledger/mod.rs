@@ -16,6 +16,7 @@ mod latch;
 mod lease;
 pub(crate) mod marks;
 mod meter;
+mod queue;
 mod reading;
 mod standing;
 mod window;
@@ -39,7 +40,7 @@ use crate::limits::{Charge, Level, LimitId, Plan, Seat};
 use crate::names::OrgId;
 use account::Account;
 use bell::Bell;
-use judge::{CHAIN, Given, Occasion, Step, Steps, keep_worst, wait_for_marks};
+use judge::{CHAIN, Numbers, Occasion, Step, Steps, keep_worst, wait_for_marks};
 use marks::{Batch, Restored};
 use reading::Reading;
 
@@ -197,13 +198,13 @@ impl Ledger {
         if let Some(wait) = wait_for_marks(&mut steps, charge, now) {
             return Verdict::NeedsStore(wait);
         }
-        let (mut stakes, mut given) = (SmallVec::new(), Given::new());
+        let (mut stakes, mut numbers) = (SmallVec::new(), Numbers::new());
         for step in &mut steps {
-            stakes.push(step.commit(charge, &mut given));
+            stakes.push(step.commit(charge, &mut numbers));
         }
         drop(steps);
         let id = HoldId(self.holds.fetch_add(1, Ordering::Relaxed));
-        Verdict::Admitted(Hold::new(id, stakes, given, *charge, shadowed))
+        Verdict::Admitted(Hold::new(id, stakes, numbers, *charge, shadowed))
     }
 
     /// As [`Ledger::admit`], and waits for the durable marks where that is all that is missing.

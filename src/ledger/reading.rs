@@ -177,7 +177,7 @@ pub(super) fn totals(state: &mut State, level: &Level, timezone: &TimeZone, now:
     state.seat(level);
     let ends = state.ends;
     let whole = state.slots_mut().find(|slot| slot.scope == Scope::default());
-    let whole = whole.map(|slot| slot.counters).unwrap_or_default();
+    let whole = whole.map(|slot| slot.counters.clone()).unwrap_or_default();
     let used = |tally: &Tally| {
         let requests = whole.charged_in(tally, Unit::Requests).0;
         tally.settled.with(Unit::Requests, requests)

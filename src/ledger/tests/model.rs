@@ -1,6 +1,6 @@
 //! The model: the same promises in exact fractions and plain lists, with no thought for speed.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use crate::clock::{Now, Wall};
 use crate::limits::{Allowance, Charge, Level, Measure, Plan, Scope, Unit, Window};
@@ -13,8 +13,8 @@ type Level128 = i128;
 struct Meter {
     level: Level128,
     last: u64,
-    /// Units ever added.
-    added: i128,
+    /// Everything that was ever added, and by which reservation; less what came back of it.
+    added: Vec<(u64, i128)>,
 }
 
 /// One meter of one organization.
@@ -39,8 +39,9 @@ pub(super) struct Held {
     plan: Plan,
     /// Every part of the reservation, with the ends of day and month (per level) when it was made.
     parts: Vec<(Charge, Vec<[Wall; 2]>)>,
-    /// What every meter had been given when the reservation was made, and what this one added since.
-    given: HashMap<MeterId, i128>,
+    number: u64,
+    /// The meters that it moved.
+    moved: HashSet<MeterId>,
 }
 
 impl Held {
@@ -56,6 +57,7 @@ impl Held {
 #[derive(Debug, Clone, Default)]
 pub(super) struct Model {
     accounts: HashMap<OrgId, Account>,
+    reservations: u64,
 }
 
 pub(super) fn nanos(window: Window) -> i128 {
@@ -150,14 +152,14 @@ impl Model {
     pub(super) fn charge(&mut self, plan: &Plan, charge: &Charge, now: Now) -> Held {
         self.drain(plan, now);
         let ends = self.ends(plan, now);
-        let mut held = Held { plan: plan.clone(), parts: vec![(*charge, ends)], given: HashMap::new() };
+        self.reservations += 1;
+        let number = self.reservations;
+        let mut held = Held { plan: plan.clone(), parts: vec![(*charge, ends)], number, moved: HashSet::new() };
         self.each_scope(plan, |counted, level, scope| {
             counted.live += 1;
-            add(counted, level, scope, charge);
-            let meters = rates(level, scope).map(|(unit, window)| {
-                ((level.org.clone(), scope.clone(), unit, window), counted.meters[&(unit, window)].added)
-            });
-            held.given.extend(meters);
+            add(counted, level, scope, number, charge);
+            held.moved
+                .extend(rates(level, scope).map(|(unit, window)| (level.org.clone(), scope.clone(), unit, window)));
         });
         held
     }
@@ -204,8 +206,7 @@ impl Model {
         let ends = self.ends(&held.plan, now);
         held.parts.push((*more, ends));
         let plan = held.plan.clone();
-        self.each_scope(&plan, |counted, level, scope| add(counted, level, scope, more));
-        held.given.iter_mut().for_each(|((_, _, unit, _), given)| *given += i128::from(more.get(*unit)));
+        self.each_scope(&plan, |counted, level, scope| add(counted, level, scope, held.number, more));
     }
 
     pub(super) fn settle(&mut self, held: &Held, actual: &Charge) {
@@ -218,12 +219,18 @@ impl Model {
                 counted.live -= 1;
                 for ((unit, window), meter) in &mut counted.meters {
                     let id = (level.org.clone(), scope.clone(), *unit, *window);
-                    let Some(given) = held.given.get(&id) else { continue };
+                    if !held.moved.contains(&id) {
+                        continue;
+                    }
                     let change = i128::from(actual.get(*unit)) - i128::from(reserved.get(*unit));
-                    // What came later stands on top, and is not touched.
-                    let later = ((meter.added - given) * nanos(*window)).min(meter.level);
-                    meter.level = (meter.level + change * nanos(*window)).max(later);
-                    meter.added += change.max(0);
+                    // What others added later stands on top, and is not touched.
+                    let first = meter.added.iter().position(|(whose, _)| *whose == held.number).unwrap();
+                    let others = meter.added[first..].iter().filter(|(whose, _)| *whose != held.number);
+                    let later = (others.map(|(_, n)| n).sum::<i128>().max(0) * nanos(*window)).min(meter.level);
+                    let level = (meter.level + change * nanos(*window)).max(later);
+                    meter.added[first].1 -= ((meter.level - level) / nanos(*window)).max(0);
+                    meter.added.push((held.number, change.max(0)));
+                    meter.level = level;
                 }
                 for (which, window) in [Window::Day, Window::Month].into_iter().enumerate() {
                     let last = held.parts.last().unwrap().1[place][which];
@@ -270,11 +277,11 @@ fn rates(level: &Level, scope: &Scope) -> impl Iterator<Item = (Unit, Window)> {
     })
 }
 
-fn add(counted: &mut Counted, level: &Level, scope: &Scope, charge: &Charge) {
+fn add(counted: &mut Counted, level: &Level, scope: &Scope, number: u64, charge: &Charge) {
     for (unit, window) in rates(level, scope) {
         let meter = counted.meters.entry((unit, window)).or_default();
         meter.level += i128::from(charge.get(unit)) * nanos(window);
-        meter.added += i128::from(charge.get(unit));
+        meter.added.push((number, charge.get(unit).into()));
     }
     for unit in Unit::ALL {
         for window in [Window::Day, Window::Month] {

@@ -392,3 +392,19 @@ fn opening_many_accounts_at_once_leaves_those_alone_that_are_open() {
         assert_eq!((used(level), used(&stranger)), (60, 0));
     }
 }
+
+#[test]
+fn what_others_gave_back_meanwhile_keeps_nobodys_reservation_in_a_meter() {
+    let plans =
+        || alone(vec![rate(0, Unit::Tokens, Window::Hour, 1, 200_000), budget(0, Unit::Tokens, Window::Day, 200_000)]);
+    let (ledger, plan) = (Ledger::new(), plans());
+    let long = ask(&ledger, &plan, tokens(64_000), at(0)).unwrap();
+    for _ in 0..100 {
+        let early = ask(&ledger, &plan, tokens(4_000), at(0)).unwrap();
+        let late = ask(&ledger, &plan, tokens(4_000), at(0)).unwrap();
+        late.settle(&tokens(20));
+        early.settle(&tokens(20));
+    }
+    long.settle(&tokens(100));
+    assert_eq!(charged(&ledger, &plan, at(0)), [4_100, 4_100]);
+}

@@ -281,16 +281,6 @@ pub struct Plan {
     pub levels: Box<[Level]>,
 }
 
-/// How much a request may be charged beyond what was reserved at its admission, input and output, in each unit;
-/// `u64::MAX` where nothing bounds it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Beyond {
-    /// Of a budget.
-    pub budgets: Charge,
-    /// Of a rate.
-    pub rates: Charge,
-}
-
 /// What happens when a running stream needs more than it reserved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Enforce {

@@ -280,7 +280,13 @@ impl Metered {
     /// Settles and closes, once.
     fn finish(&mut self, ending: Ending, reason: Option<Code>) {
         let observed = self.observed(ending);
-        let settlement = self.tab.take().map(|mut tab| tab.settle(&observed, self.charged));
+        let reported = observed.usage_final && observed.usage.is_some();
+        let whole = ending == Ending::Complete && observed.finished;
+        let charged = match self.charged {
+            Charged::Observed if !reported && !whole => Charged::Unseen,
+            charged => charged,
+        };
+        let settlement = self.tab.take().map(|mut tab| tab.settle(&observed, charged));
         let note = reason.and_then(|code| self.note(code));
         if let Some(mut record) = self.record.take() {
             let facts = record.facts();

@@ -13,7 +13,7 @@ use dashmap::DashMap;
 
 use crate::ask::Route;
 use crate::clock::{Mono, Now, Wall};
-use crate::limits::Beyond;
+use crate::limits::Charge;
 use crate::names::{GroupId, Hashing, ModelName, OrgId, PurposeId};
 use crate::outcome::{Code, Ending, Refusal, Retry};
 use crate::peer::Peer;
@@ -182,8 +182,9 @@ pub struct StreamFacts {
     pub group: Option<GroupId>,
     /// Its route.
     pub route: Route,
-    /// By how much it may exceed its reservation.
-    pub beyond: Beyond,
+    /// How much it may be charged beyond what was reserved at its admission, input and output; `u64::MAX` where nothing
+    /// bounds it.
+    pub beyond: Charge,
 }
 
 impl Stream {

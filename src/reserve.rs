@@ -6,7 +6,7 @@
 
 use crate::ask::{Ask, Route};
 use crate::ledger::Standing;
-use crate::limits::{Allowance, Beyond, Charge, Enforce, Measure, Unit};
+use crate::limits::{Allowance, Charge, Enforce, Measure, Unit};
 use crate::outcome::{Code, Refusal};
 use crate::policy::{Group, Quota};
 use crate::tokens::{Price, Usage, Weights};
@@ -26,7 +26,7 @@ pub struct Reserve {
     /// What tokens cost.
     pub rates: Rates,
     /// What may be charged beyond all that.
-    pub beyond: Beyond,
+    pub beyond: Charge,
 }
 
 /// What tokens cost, and how they count.
@@ -85,7 +85,7 @@ pub fn reserve(
     let hard = quota.enforce == Enforce::Hard;
     if ask.route == Route::CountTokens {
         let usage = Usage::default();
-        let beyond = Beyond::default();
+        let beyond = Charge::ZERO;
         return Ok(Reserve { usage, charge: rates.charge(1, &usage), gauge, held_to: None, rates, beyond });
     }
     let input = if hard { bounded_input(ask, group)? } else { gauge.input_to_reserve() };
@@ -128,10 +128,9 @@ pub fn reserve(
         unreserved(&rates.most(&usage), &charge)
     };
     let beyond = match quota.enforce {
-        Enforce::Hard => Beyond::default(),
-        // What comes in one piece cannot be cut.
-        Enforce::Bounded if ask.stream => Beyond { budgets: most(rest.min(quota.extend)), rates: most(rest) },
-        Enforce::Bounded | Enforce::Post => Beyond { budgets: most(rest), rates: most(rest) },
+        Enforce::Hard => Charge::ZERO,
+        // What comes in one piece cannot be cut; nor can what was thought and is only reported in the end.
+        Enforce::Bounded | Enforce::Post => most(rest),
     };
     Ok(Reserve { usage, charge, gauge, held_to, rates, beyond })
 }
@@ -262,21 +261,21 @@ mod tests {
     }
 
     #[test]
-    fn what_may_be_charged_beyond_the_reservation_holds_input_as_well() {
+    fn what_may_be_charged_beyond_the_reservation_is_all_that_may_come() {
         use Enforce::{Bounded, Hard, Post};
         let (stream, whole) = (r#""stream":true,"#, "");
         let named = r#""max_output_tokens":2000,"stream":true,"#;
         let (image, thread) = (r#""input":[{"type":"image"}],"#, r#""previous_response_id":"r","#);
         let rest = 16_384 - 1024;
-        // members, mode; output beyond the reservation in budgets and in rates, and whether the input is bounded
-        for (members, enforce, budgets, rates, bounded) in [
-            (named, Bounded, 0, 0, true),
-            (stream, Bounded, 256, rest, true),
-            (whole, Bounded, rest, rest, true),
-            (stream, Post, rest, rest, true),
-            (image, Post, rest, rest, true),
-            (thread, Bounded, rest, rest, false),
-            (stream, Hard, 0, 0, true),
+        // members, mode; output beyond the reservation, and whether the input is bounded
+        for (members, enforce, output, bounded) in [
+            (named, Bounded, 0, true),
+            (stream, Bounded, rest, true),
+            (whole, Bounded, rest, true),
+            (stream, Post, rest, true),
+            (image, Post, rest, true),
+            (thread, Bounded, rest, false),
+            (stream, Hard, 0, true),
         ] {
             let body = format!(r#"{{"model":"m",{members}"instructions":"{}"}}"#, "x".repeat(300));
             let ask = crate::dialect::read(Route::Responses, body.as_bytes()).unwrap();
@@ -285,14 +284,12 @@ mod tests {
             assert_eq!(most.is_some(), bounded, "{members}");
             let input = most.map_or(u64::MAX, |most| most - reserved.usage.input);
             assert_eq!(input == 0, enforce == Hard, "{members}");
-            for (beyond, output) in [(reserved.beyond.budgets, budgets), (reserved.beyond.rates, rates)] {
-                let got =
-                    [Unit::Requests, Unit::InputTokens, Unit::OutputTokens, Unit::Tokens].map(|unit| beyond.get(unit));
-                assert_eq!(got, [0, input, output, input.saturating_add(output)], "{members} {enforce:?}");
-                // In billionths: 2 and 10 for a million.
-                let cost = if bounded { 2000 * input + 10_000 * output } else { u64::MAX };
-                assert_eq!(beyond.get(Unit::Cost), cost, "{members} {enforce:?}");
-            }
+            let units = [Unit::Requests, Unit::InputTokens, Unit::OutputTokens, Unit::Tokens];
+            let got = units.map(|unit| reserved.beyond.get(unit));
+            assert_eq!(got, [0, input, output, input.saturating_add(output)], "{members} {enforce:?}");
+            // In billionths: 2 and 10 for a million.
+            let cost = if bounded { 2000 * input + 10_000 * output } else { u64::MAX };
+            assert_eq!(reserved.beyond.get(Unit::Cost), cost, "{members} {enforce:?}");
         }
     }
 

@@ -1,25 +1,19 @@
 //! By how much what is under way may still exceed each limit: the bound that the enforcement mode promises, counted over
 //! the streams that are open now.
 //!
-//! It looks and adds up; what bounds one stream was decided when it was admitted ([`Beyond`]).
+//! It looks and adds up; what bounds one stream was decided when it was admitted.
 
 use std::collections::HashMap;
 
 use crate::ledger::Standing;
-use crate::limits::{Allowance, Beyond, Charge, Scope};
+use crate::limits::{Allowance, Charge, Scope};
 use crate::names::OrgId;
 use crate::policy::Policy;
 use crate::registry::{Registry, StreamFacts};
 
 /// What open streams may use beyond their reservations, by whose limits they count against. `u64::MAX` is without bound.
 #[derive(Debug, Default)]
-pub(super) struct Exposure(HashMap<(OrgId, Scope), Most>);
-
-#[derive(Debug, Default)]
-struct Most {
-    budgets: Charge,
-    rates: Charge,
-}
+pub(super) struct Exposure(HashMap<(OrgId, Scope), Charge>);
 
 impl Exposure {
     /// Of everything that is under way.
@@ -32,8 +26,8 @@ impl Exposure {
     }
 
     fn add(&mut self, facts: &StreamFacts, policy: &Policy) {
-        let StreamFacts { beyond: Beyond { budgets, rates }, org, purpose, group, .. } = facts;
-        if budgets.is_zero() && rates.is_zero() {
+        let StreamFacts { beyond, org, purpose, group, .. } = facts;
+        if beyond.is_zero() {
             return;
         }
         let Some(org) = policy.org(org.as_str()) else { return };
@@ -43,7 +37,7 @@ impl Exposure {
         for (owner, (purpose, model)) in org.line().flat_map(|org| scopes.clone().map(move |scope| (org, scope))) {
             let scope = Scope { purpose: purpose.cloned(), model: model.cloned() };
             let most = self.0.entry((owner.id.clone(), scope)).or_default();
-            (most.budgets, most.rates) = (most.budgets.plus(budgets), most.rates.plus(rates));
+            *most = most.plus(beyond);
         }
     }
 
@@ -51,8 +45,7 @@ impl Exposure {
     pub fn beyond(&self, standing: &Standing) -> u64 {
         let most = self.0.get(&(standing.org.clone(), standing.id.scope.clone()));
         most.map_or(0, |most| match standing.allowance {
-            Allowance::Budget(_) => most.budgets.get(standing.unit()),
-            Allowance::Rate { .. } => most.rates.get(standing.unit()),
+            Allowance::Budget(_) | Allowance::Rate { .. } => most.get(standing.unit()),
             // Who is let in is counted, whatever they use.
             Allowance::Concurrent(_) => 0,
         })

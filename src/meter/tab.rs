@@ -54,6 +54,8 @@ pub struct Tab {
 pub enum Charged {
     /// What was observed.
     Observed,
+    /// What was observed of an answer whose end nobody saw, and no report of its use.
+    Unseen,
     /// The input alone: it was sent, and no answer came.
     Input,
     /// Nothing: the upstream did not work.
@@ -69,26 +71,39 @@ impl Tab {
     /// What is charged when nobody comes back to settle a request that was sent.
     #[must_use]
     pub fn abandoned(&self) -> Settlement {
-        self.figure(&nothing(), Charged::Input)
+        self.figure(&nothing(), Charged::Input).0
     }
 
-    fn figure(&self, observed: &Observed, charged: Charged) -> Settlement {
+    /// What an exchange comes to, in tokens and in every unit.
+    fn figure(&self, observed: &Observed, charged: Charged) -> (Settlement, Charge) {
         let metered = self.gauge.settle(observed);
         let (usage, kind) = match charged {
-            Charged::Observed => (metered.usage, metered.basis.as_str()),
+            Charged::Observed | Charged::Unseen => (metered.usage, metered.basis.as_str()),
             Charged::Input => (Usage { output: 0, reasoning: 0, ..metered.usage }, "estimated"),
             Charged::Nothing => (Usage::default(), "none"),
         };
-        let cost = Nano(self.rates.charge(1, &usage).get(Unit::Cost));
-        Settlement { usage, kind, cost, quota: None }
+        let charge = self.rates.charge(1, &usage);
+        let settled =
+            |usage, charge: &Charge| Settlement { usage, kind, cost: Nano(charge.get(Unit::Cost)), quota: None };
+        match (self.enforce, charged) {
+            // What was read and thought before nobody looked any more may be all that it was allowed, and `hard` promises
+            // that a budget holds whatever it was.
+            (Enforce::Hard, Charged::Unseen | Charged::Input) => {
+                let reserved = self.hold.as_ref().map_or(&Charge::ZERO, Hold::reserved);
+                let charge = Charge::of_each(|unit| charge.get(unit).max(reserved.get(unit)));
+                let most = if usage.total() < self.reserved.total() { self.reserved } else { usage };
+                (settled(most, &charge), charge)
+            }
+            _ => (settled(usage, &charge), charge),
+        }
     }
 
     pub(super) fn settle(&mut self, observed: &Observed, charged: Charged) -> Settlement {
-        let mut settlement = self.figure(observed, charged);
+        let (mut settlement, charge) = self.figure(observed, charged);
         if let Some(hold) = self.hold.take() {
             let plan = (self.plan)();
             let before = self.told_level(plan.as_deref());
-            hold.settle(&self.rates.charge(1, &settlement.usage));
+            hold.settle(&charge);
             settlement.quota = before.zip(self.told_level(plan.as_deref()));
         }
         if charged == Charged::Observed {
@@ -109,9 +124,11 @@ impl Tab {
 /// A request that nobody settled: its client left before there was an answer, or it was never sent.
 impl Drop for Tab {
     fn drop(&mut self) {
-        let Some(hold) = self.hold.take() else { return };
-        let charge = if self.sent { self.rates.charge(1, &self.abandoned().usage) } else { Charge::ZERO };
-        hold.settle(&charge);
+        if self.hold.is_none() {
+            return;
+        }
+        let charge = if self.sent { self.figure(&nothing(), Charged::Input).1 } else { Charge::ZERO };
+        self.hold.take().into_iter().for_each(|hold| hold.settle(&charge));
     }
 }
 

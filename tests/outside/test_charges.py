@@ -11,6 +11,7 @@ from place import (
 from stage import eventually, fetch
 
 bounded_place, bounded = place("bounded")
+hard_place, hard = place("hard")
 
 
 # What is charged.
@@ -107,6 +108,27 @@ def test_a_client_that_leaves_before_the_head_is_charged_its_input(bounded):
     assert bounded.ask(org, text=HUNDRED).status == 200, "its place is free again"
     (sent,) = bounded.sent(model)
     assert sent["ended"] == "client_gone"
+
+
+@pytest.mark.parametrize("script", ["hang", "tokens-60.tps-200", "die-20.tokens-40", "no-done.no-usage.tokens-20"])
+def test_hard_charges_all_that_was_reserved_where_nobody_saw_the_end(hard, script):
+    """What a model thought and would have reported in the end is in no byte that passed."""
+    org, model = hard.join("tokens_per_day = 100_000"), fresh(script)
+    with hard.connect(org) as connection:
+        connection.send(connection.head(PATHS["chat"], body("chat", model, HUNDRED, stream=True, maximum=5000)))
+        eventually(lambda: hard.sent(model), what="the request upstream")
+        reserved = hard.stage.limit(org, "tokens_per_day")
+        if script.startswith("tokens"):
+            connection.read_head()
+            connection.read_chunk()
+        elif script != "hang":
+            connection.read_head()
+            until_cut(connection)
+    used = hard.settled(org)["used"]
+    assert used == reserved["reserved"] + reserved["used"] > 5000
+    line = eventually(lambda: next((one for one in hard.stage.audit() if one["kind"] == "closed"
+                                    and one["organization"] == org), None), what="a closing line")  # fmt: skip
+    assert (line["settlement"], line["usage"]["output"]) == ("estimated", 5000)
 
 
 def test_counting_tokens_is_a_request_without_tokens(bounded):

@@ -135,6 +135,7 @@ impl Reader {
         }
         self.place = Place::Between;
         self.at = Nesting::OUTSIDE;
+        self.report.drop_iterations();
         std::mem::take(&mut self.document)
     }
 
@@ -165,7 +166,12 @@ impl Reader {
                 b',' => self.at.comma(),
                 b'{' => self.at.open(true, &mut self.document),
                 b'[' => self.at.open(false, &mut self.document),
-                b'}' | b']' => self.at.close(&mut self.document),
+                b'}' | b']' => {
+                    if self.at.in_iterations() {
+                        self.leave_iteration();
+                    }
+                    self.at.close(&mut self.document);
+                }
                 b'0'..=b'9' | b'-' if self.at.at_count() => {
                     self.place = Place::Number;
                     self.scratch.clear();
@@ -222,8 +228,20 @@ impl Reader {
 
     fn end_number(&mut self) {
         self.place = Place::Between;
-        if let Word::Count(field) = self.at.name {
-            self.report.note(field, self.scratch.whole());
+        match self.at.name {
+            Word::Count(field) if self.at.in_iterations() => self.report.note_iteration(field, self.scratch.whole()),
+            Word::Count(field) => self.report.note(field, self.scratch.whole()),
+            _ => {}
+        }
+    }
+
+    /// Comes out of one of a usage object's iterations, or out of all of them.
+    #[cold]
+    fn leave_iteration(&mut self) {
+        if self.at.in_iteration() {
+            self.report.end_iteration();
+        } else if self.at.ends_iterations() {
+            self.report.end_iterations();
         }
     }
 
@@ -248,6 +266,7 @@ impl Reader {
     fn other_string(&mut self) -> Role {
         match (self.at.depth, self.at.name) {
             (1, Word::Type) => return Role::Type,
+            (_, Word::Type) if self.at.in_iteration() => return Role::Type,
             (1, Word::Error) => self.document.error = true,
             _ if self.at.in_choices() => self.document.choices = Choices::Filled,
             _ => {}
@@ -269,7 +288,7 @@ impl Reader {
             Role::Nothing => {}
             Role::Text => self.text_bytes = self.text_bytes.saturating_add(inside.len() as u64),
             Role::Name if self.scratch.is_empty() => self.at.named(Word::of(inside)),
-            Role::Type if self.scratch.is_empty() => self.document.says = Says::of(inside),
+            Role::Type if self.scratch.is_empty() => self.typed(inside),
             Role::Name | Role::Type => self.end_scratch(inside),
         }
     }
@@ -279,8 +298,17 @@ impl Reader {
         self.scratch.push(inside);
         let scratch = self.scratch;
         match self.role {
-            Role::Type => self.document.says = Says::of(scratch.whole()),
+            Role::Type => self.typed(scratch.whole()),
             _ => self.at.named(Word::of(scratch.whole())),
+        }
+    }
+
+    /// Learns the type of the document, or of an iteration in its usage.
+    fn typed(&mut self, name: &[u8]) {
+        if self.at.in_iterations() {
+            self.report.note_kind(name);
+        } else {
+            self.document.says = Says::of(name);
         }
     }
 }

@@ -52,14 +52,24 @@ pub(super) struct Nesting {
     top: Word,
     /// Depth of the usage object that is open; 0 for none.
     usage: u32,
+    /// Depth of the usage object's array of iterations that is open; 0 for none.
+    iterations: u32,
     /// Depth of the tool input that is open; 0 for none.
     pub(super) input: u32,
 }
 
 impl Nesting {
     /// Before a document.
-    pub(super) const OUTSIDE: Nesting =
-        Nesting { depth: 0, objects: 0, at_name: false, name: Word::Other, top: Word::Other, usage: 0, input: 0 };
+    pub(super) const OUTSIDE: Nesting = Nesting {
+        depth: 0,
+        objects: 0,
+        at_name: false,
+        name: Word::Other,
+        top: Word::Other,
+        usage: 0,
+        iterations: 0,
+        input: 0,
+    };
 
     fn in_object(&self) -> bool {
         let bit = self.depth.wrapping_sub(1);
@@ -84,6 +94,7 @@ impl Nesting {
     /// Whether a number that comes now is one of the usage object's, or tells more of one in an object directly in it.
     pub(super) fn at_count(&self) -> bool {
         match self.name {
+            Word::Count(_) if self.iterations != 0 => self.in_iteration(),
             Word::Count(field) if self.usage != 0 => match self.depth - self.usage {
                 0 => true,
                 1 => field.is_a_share(),
@@ -91,6 +102,21 @@ impl Nesting {
             },
             _ => false,
         }
+    }
+
+    /// Whether an array of iterations is open.
+    pub(super) fn in_iterations(&self) -> bool {
+        self.iterations != 0
+    }
+
+    /// Whether this is the inside of one iteration.
+    pub(super) fn in_iteration(&self) -> bool {
+        self.iterations != 0 && self.depth == self.iterations + 1
+    }
+
+    /// Whether the bracket that closes next is that of the iterations.
+    pub(super) fn ends_iterations(&self) -> bool {
+        self.depth == self.iterations
     }
 
     /// Goes by a comma.
@@ -129,6 +155,7 @@ impl Nesting {
                 document.held_usage = true;
             }
             (Word::Error, 1) => document.error = true,
+            (Word::Iterations, depth) if !object && self.usage != 0 && depth == self.usage => self.iterations = inside,
             (Word::Input, _) if object && self.input == 0 && self.top.holds_text() => self.input = inside,
             _ => {}
         }
@@ -144,6 +171,9 @@ impl Nesting {
         let depth = self.depth;
         if depth == self.usage {
             self.usage = 0;
+        }
+        if depth == self.iterations {
+            self.iterations = 0;
         }
         if depth == self.input {
             self.input = 0;

@@ -25,6 +25,8 @@ pub(super) enum Word {
     Input,
     /// A text of the answer.
     Text,
+    /// `iterations`: in a usage object, what each of several runs of a model used.
+    Iterations,
     /// A number of a usage object.
     Count(Field),
     /// Anything else.
@@ -43,6 +45,7 @@ impl Word {
             b"delta" | b"content" => Word::Content,
             b"content_block" | b"output" => Word::Place,
             b"input" => Word::Input,
+            b"iterations" => Word::Iterations,
             b"text" | b"arguments" | b"reasoning_content" | b"reasoning" | b"thinking" | b"refusal"
             | b"partial_json" | b"transcript" | b"code" => Word::Text,
             b"prompt_tokens" | b"input_tokens" => Word::Count(Field::Prompt),

@@ -317,6 +317,84 @@ fn a_message_start_alone_is_not_the_last_word() {
 }
 
 #[test]
+fn what_other_runs_than_the_answers_own_used_is_counted_once() {
+    let run = |kind: &str, input: u64, cached: u64, written: u64, output: u64| {
+        format!(
+            r#"{{"type":"{kind}","model":"m","input_tokens":{input},"cache_read_input_tokens":{cached},"cache_creation":
+            {{"ephemeral_1h_input_tokens":{written}}},"cache_creation_input_tokens":{written},"output_tokens":{output}}}"#
+        )
+    };
+    // The object's own numbers; the iterations; what is charged.
+    for (own, runs, wanted) in [
+        // A conversation was summarized before it was answered.
+        (
+            [23_000, 0, 0, 1000],
+            vec![run("compaction", 180_000, 9, 7, 3500), run("message", 23_000, 0, 0, 1000)],
+            [203_000, 9, 7, 4500],
+        ),
+        // Tools of the vendor: the object is their sum already.
+        ([60, 5, 3, 30], vec![run("message", 10, 5, 0, 10), run("message", 50, 0, 3, 20)], [60, 5, 3, 30]),
+        // Another model was asked for advice.
+        ([60, 0, 0, 30], vec![run("message", 60, 0, 0, 30), run("advisor_message", 70, 0, 0, 400)], [130, 0, 0, 430]),
+        // A model declined in the middle of its answer, or before it said a word.
+        (
+            [412, 0, 0, 264],
+            vec![run("message", 535, 0, 0, 20), run("fallback_message", 412, 0, 0, 264)],
+            [947, 0, 0, 284],
+        ),
+        (
+            [412, 0, 0, 264],
+            vec![run("message", 535, 8, 0, 0), run("fallback_message", 412, 0, 0, 264)],
+            [412, 0, 0, 264],
+        ),
+        ([535, 0, 0, 0], vec![run("message", 535, 0, 0, 0)], [535, 0, 0, 0]),
+        ([535, 0, 0, 0], vec![run("compaction", 900, 0, 0, 9), run("message", 535, 0, 0, 0)], [1435, 0, 0, 9]),
+        ([60, 0, 0, 30], vec![], [60, 0, 0, 30]),
+    ] {
+        let [input, cached, written, output] = own;
+        let object = |runs: &str| {
+            format!(
+                r#"{{"iterations":{runs},"input_tokens":{input},"cache_read_input_tokens":{cached},
+                "cache_creation_input_tokens":{written},"output_tokens":{output}}}"#
+            )
+        };
+        let usage_of = object(&format!("[{}]", runs.join(",")));
+        let event = format!(r#"{{"type":"message_delta","usage":{usage_of}}}"#).replace('\n', "");
+        let start = format!(r#"{{"type":"message_start","message":{{"usage":{usage_of}}}}}"#).replace('\n', "");
+        let stream = format!("data: {start}\n\ndata: {event}\n\ndata: {event}\n\n");
+        let [input, cached, written, output] = wanted;
+        for pieces in [1, 7, 100_000] {
+            let read = |form, body: &str| run_usage(form, body, pieces);
+            assert_eq!(read(Form::Events, &stream), usage(input, cached, written, output, 0), "{stream}");
+            assert_eq!(read(Form::Whole, &event), usage(input, cached, written, output, 0), "{event}");
+        }
+    }
+    // Elsewhere, in another shape, or not to its end, it says nothing; nor does it in another dialect.
+    let compaction = run("compaction", 900, 9, 9, 9);
+    for usage_of in [
+        format!(r#"{{"input_tokens":5,"output_tokens":6,"x":{{"iterations":[{compaction}]}}}}"#),
+        format!(r#"{{"input_tokens":5,"output_tokens":6,"iterations":[[{compaction}]]}}"#),
+        format!(r#"{{"input_tokens":5,"output_tokens":6,"iterations":[{{"x":{compaction}}}]}}"#),
+    ] {
+        let body = format!(r#"{{"usage":{usage_of}}}"#);
+        assert_eq!(run_usage(Form::Whole, &body, 1), usage(5, 0, 0, 6, 0), "{body}");
+    }
+    let body = format!(r#"{{"usage":{{"input_tokens":5,"output_tokens":6,"iterations":[{compaction}]}}}}"#);
+    assert_eq!(whole(Route::Responses, Form::Whole, false, body.as_bytes()).observed.usage, usage(5, 0, 0, 6, 0));
+    let body = format!(r#"{{"usage":{{"input_tokens":5,"output_tokens":6,"iterations":[{compaction},"#);
+    assert_eq!(run_usage(Form::Whole, &body, 1), usage(5, 0, 0, 6, 0));
+    // What breaks off in one document is not carried into the next.
+    let stream = format!("data: {{\"usage\":{{\"iterations\":[{}\n\n", compaction.replace('\n', ""));
+    let next = "data: {\"usage\":{\"output_tokens\":6,\"iterations\":[{\"output_tokens\":6}]}}\n\n";
+    assert_eq!(run_usage(Form::Events, &[&*stream, next].concat(), 3), usage(0, 0, 0, 6, 0));
+}
+
+/// What an answer to `messages` used, fed in pieces.
+fn run_usage(form: Form, body: &str, pieces: usize) -> Option<Usage> {
+    run(Route::Messages, form, false, body.as_bytes(), &[pieces]).observed.usage
+}
+
+#[test]
 fn data_may_lie_on_several_lines_and_lines_may_end_in_three_ways() {
     for end in ["\n", "\r", "\r\n"] {
         let body = [
@@ -430,6 +508,8 @@ proptest! {
 #[derive(Default)]
 struct Reference {
     counts: BTreeMap<&'static str, u64>,
+    /// The largest sums over iterations.
+    sums: BTreeMap<&'static str, u64>,
     text_bytes: u64,
     error: bool,
     finished: bool,
@@ -461,19 +541,40 @@ impl Reference {
 
     fn count(&mut self, usage: Option<&Value>) {
         let Some(Value::Object(usage)) = usage else { return };
+        self.iterations(usage.get("iterations"));
         let is_share = |name: &str| name.contains("cache") || name.contains("reasoning");
         let deeper = usage.values().filter_map(Value::as_object).flatten().filter(|(name, _)| is_share(name));
         for (name, number) in usage.iter().chain(deeper).filter_map(|(name, value)| Some((name, value.as_u64()?))) {
-            let slot = match name.as_str() {
-                "prompt_tokens" | "input_tokens" => "prompt",
-                "completion_tokens" | "output_tokens" => "completion",
-                "total_tokens" => "total",
-                "cached_tokens" | "cache_read_input_tokens" => "cached",
-                "reasoning_tokens" => "reasoning",
-                _ => continue,
-            };
+            let Some(slot) = Self::slot(name) else { continue };
             let slot = self.counts.entry(slot).or_default();
             *slot = number.max(*slot);
+        }
+    }
+
+    fn slot(name: &str) -> Option<&'static str> {
+        Some(match name {
+            "prompt_tokens" | "input_tokens" => "prompt",
+            "completion_tokens" | "output_tokens" => "completion",
+            "total_tokens" => "total",
+            "cached_tokens" | "cache_read_input_tokens" => "cached",
+            "reasoning_tokens" => "reasoning",
+            _ => return None,
+        })
+    }
+
+    fn iterations(&mut self, iterations: Option<&Value>) {
+        let runs: Vec<_> =
+            iterations.and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_object).collect();
+        let fell_back = runs.iter().any(|run| run.get("type").and_then(Value::as_str) == Some("fallback_message"));
+        let of = |run: &Map<String, Value>, slot| {
+            let numbers = run.iter().filter(|(name, _)| Self::slot(name) == Some(slot));
+            numbers.filter_map(|(_, number)| number.as_u64()).max().unwrap_or(0)
+        };
+        for slot in ["prompt", "cached", "completion"] {
+            let counted = runs.iter().filter(|run| !fell_back || of(run, "completion") > 0);
+            let sum: u64 = counted.map(|run| of(run, slot)).sum();
+            let largest = self.sums.entry(slot).or_default();
+            *largest = sum.max(*largest);
         }
     }
 
@@ -494,7 +595,8 @@ impl Reference {
     }
 
     fn usage(&self) -> Option<Usage> {
-        let count = |slot| self.counts.get(slot).copied().unwrap_or(0);
+        let sum = |slot| self.sums.get(slot).copied().unwrap_or(0);
+        let count = |slot| self.counts.get(slot).copied().unwrap_or(0).max(sum(slot));
         let all = usage(
             count("prompt"),
             count("cached"),
@@ -502,7 +604,7 @@ impl Reference {
             count("completion"),
             count("reasoning").min(count("completion")),
         );
-        all.filter(|_| !self.counts.is_empty())
+        all.filter(|_| !self.counts.is_empty() || self.sums.values().any(|sum| *sum > 0))
     }
 }
 
@@ -532,6 +634,7 @@ fn document() -> impl Strategy<Value = Value> {
         "cache_read_input_tokens",
         "reasoning_tokens",
         "prompt_tokens_details",
+        "iterations",
         "x",
     ]);
     let leaf = prop_oneof![
@@ -544,6 +647,7 @@ fn document() -> impl Strategy<Value = Value> {
             "message_stop",
             "response.failed",
             "error",
+            "fallback_message",
             "usage",
             "hello",
             "ü{}[],:",

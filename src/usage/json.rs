@@ -4,7 +4,7 @@
 //! It holds no document and no string, only where in the nesting it stands; a document of any size takes the same few
 //! hundred bytes. It validates nothing: what is not JSON is read as if it were, without harm, until the document ends.
 
-use super::nesting::{Choices, Document, Nesting};
+use super::nesting::{Choices, Data, Document, Nesting};
 use super::report::Report;
 use super::token::{Scratch, string_end};
 use super::words::{Says, Word};
@@ -28,6 +28,7 @@ enum Role {
     Name,
     Type,
     Text,
+    Data(Data),
     Nothing,
 }
 
@@ -61,6 +62,8 @@ pub(super) struct Reader {
     document: Document,
     report: Report,
     text_bytes: u64,
+    sealed_bytes: u64,
+    media_bytes: u64,
     echo: Echo,
 }
 
@@ -75,6 +78,8 @@ impl Reader {
             document: Document::default(),
             report: Report::default(),
             text_bytes: 0,
+            sealed_bytes: 0,
+            media_bytes: 0,
             echo: Echo { beginning: Vec::new(), at: Nesting::OUTSIDE, document: Document::default(), misses: 0 },
         }
     }
@@ -95,9 +100,11 @@ impl Reader {
         if self.echo.misses == Echo::MOST_MISSES {
             return self.feed(bytes);
         }
+        let counted = (self.sealed_bytes, self.media_bytes);
         let rest = self.read(bytes, true);
         let length = bytes.len() - rest.len();
-        if self.in_text() && length <= Echo::LONGEST {
+        // What is counted by its bytes must be counted again.
+        if self.in_text() && length <= Echo::LONGEST && counted == (self.sealed_bytes, self.media_bytes) {
             self.remember(bytes.get(..length).unwrap_or_default());
         }
         self.feed(rest);
@@ -152,6 +159,16 @@ impl Reader {
     /// Bytes of the answer's text in all documents.
     pub(super) fn text_bytes(&self) -> u64 {
         self.text_bytes
+    }
+
+    /// Bytes of what only the vendor can read, in all documents.
+    pub(super) fn sealed_bytes(&self) -> u64 {
+        self.sealed_bytes
+    }
+
+    /// Bytes of images and sounds in all documents.
+    pub(super) fn media_bytes(&self) -> u64 {
+        self.media_bytes
     }
 
     fn between<'b>(&mut self, bytes: &'b [u8]) -> &'b [u8] {
@@ -209,7 +226,7 @@ impl Reader {
             Role::Text if rest.first() != Some(&b'u') => self.text_bytes = self.text_bytes.saturating_add(1),
             // No vendor escapes a name that means anything.
             Role::Name | Role::Type => self.scratch.spoil(),
-            Role::Text | Role::Nothing => {}
+            Role::Text | Role::Data(_) | Role::Nothing => {}
         }
         self.place = Place::String;
         rest.get(1..).unwrap_or_default()
@@ -271,13 +288,17 @@ impl Reader {
             _ if self.at.in_choices() => self.document.choices = Choices::Filled,
             _ => {}
         }
-        Role::Nothing
+        match self.at.at_data() {
+            Some(data) if self.document.says != Says::Begins => Role::Data(data),
+            _ => Role::Nothing,
+        }
     }
 
     fn pass_string(&mut self, inside: &[u8]) {
         match self.role {
             Role::Text => self.text_bytes = self.text_bytes.saturating_add(inside.len() as u64),
             Role::Name | Role::Type => self.scratch.push(inside),
+            Role::Data(data) => self.count(data, inside),
             Role::Nothing => {}
         }
     }
@@ -286,11 +307,20 @@ impl Reader {
         self.place = Place::Between;
         match self.role {
             Role::Nothing => {}
+            Role::Data(data) => self.count(data, inside),
             Role::Text => self.text_bytes = self.text_bytes.saturating_add(inside.len() as u64),
             Role::Name if self.scratch.is_empty() => self.at.named(Word::of(inside)),
             Role::Type if self.scratch.is_empty() => self.typed(inside),
             Role::Name | Role::Type => self.end_scratch(inside),
         }
+    }
+
+    fn count(&mut self, data: Data, inside: &[u8]) {
+        let bytes = match data {
+            Data::Sealed => &mut self.sealed_bytes,
+            Data::Media => &mut self.media_bytes,
+        };
+        *bytes = bytes.saturating_add(inside.len() as u64);
     }
 
     #[cold]

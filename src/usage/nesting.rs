@@ -37,6 +37,15 @@ pub(super) struct Document {
     pub(super) done: bool,
 }
 
+/// A part of an answer that is no text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Data {
+    /// What only its vendor can read.
+    Sealed,
+    /// Images and sounds.
+    Media,
+}
+
 /// Where in the nesting the reader stands.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Nesting {
@@ -78,12 +87,33 @@ impl Nesting {
 
     /// Whether names mean something here.
     pub(super) fn knows_names(&self) -> bool {
-        self.depth == 1 || self.usage != 0 || self.top.holds_text() || (self.depth == 2 && self.top == Word::Holder)
+        self.depth == 1
+            || self.usage != 0
+            || self.top.holds_text()
+            || (self.depth == 2 && matches!(self.top, Word::Holder | Word::Item))
     }
 
     /// Whether a string value that comes now is text of the answer.
     pub(super) fn at_text(&self) -> bool {
         self.input != 0 || (self.name.is_text() && self.top.holds_text())
+    }
+
+    /// What a string value that comes now is, if it is a part of the answer that is no text. Deeper down in contents
+    /// stands what tools found, which is input.
+    pub(super) fn at_data(&self) -> Option<Data> {
+        let data = match self.name {
+            Word::Sealed => Data::Sealed,
+            Word::Data if self.top != Word::Choices => Data::Sealed,
+            Word::Data | Word::Media => Data::Media,
+            _ => return None,
+        };
+        let stands = match self.top {
+            Word::Choices => true,
+            Word::Content | Word::Place => self.depth <= 3,
+            Word::Item => self.depth == 2,
+            _ => self.depth == 1 && data == Data::Media,
+        };
+        stands.then_some(data)
     }
 
     /// Whether a value that comes now is an element of `choices`.

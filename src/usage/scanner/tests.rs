@@ -114,9 +114,10 @@ fn samples_of_every_dialect_are_read() {
             usage: reported,
             usage_final: reported.is_some(),
             text_bytes,
+            sealed_bytes: if name == "messages.sse" { 29 } else { 0 },
             events,
             finished: true,
-            upstream_error: false,
+            ..Observed::default()
         };
         assert_eq!(outcome.observed, wanted, "{name}");
         assert_eq!(outcome.between_events, form == Form::Events, "{name}");
@@ -444,6 +445,137 @@ fn a_mark_before_a_stream_hides_nothing_of_it() {
     }
 }
 
+#[test]
+fn what_of_an_answer_is_no_text_is_counted_apart() {
+    for (route, form, body, text, sealed, media) in [
+        (
+            Route::Messages,
+            Form::Events,
+            r#"{"type":"content_block_start","content_block":{"type":"redacted_thinking","data":"0123456789"}}"#,
+            0,
+            10,
+            0,
+        ),
+        (Route::Messages, Form::Events, r#"{"type":"content_block_delta","delta":{"signature":"0123"}}"#, 0, 4, 0),
+        (
+            Route::Messages,
+            Form::Whole,
+            r#"{"content":[{"type":"redacted_thinking","data":"01234"},{"thinking":"","signature":"67"}]}"#,
+            0,
+            7,
+            0,
+        ),
+        // What a tool of the vendor found is input.
+        (
+            Route::Messages,
+            Form::Whole,
+            r#"{"content":[{"content":[{"encrypted_content":"0123"}]},{"content":{"source":{"data":"456"}}}]}"#,
+            0,
+            0,
+            0,
+        ),
+        (
+            Route::Responses,
+            Form::Whole,
+            r#"{"output":[{"type":"image_generation_call","result":"01\/34"},{"encrypted_content":"678","content":[{"text":"a"}]}]}"#,
+            1,
+            3,
+            4,
+        ),
+        (
+            Route::Responses,
+            Form::Events,
+            r#"{"type":"response.image_generation_call.partial_image","partial_image_b64":"0123"}"#,
+            0,
+            0,
+            4,
+        ),
+        // Of an item all is told when it ends; its text was told before.
+        (
+            Route::Responses,
+            Form::Events,
+            r#"{"type":"response.output_item.done","item":{"result":"01","encrypted_content":"234","content":[{"text":"a"}]}}"#,
+            0,
+            3,
+            2,
+        ),
+        (
+            Route::Responses,
+            Form::Events,
+            r#"{"type":"response.output_item.added","item":{"result":"01","encrypted_content":"234"}}"#,
+            0,
+            0,
+            0,
+        ),
+        (
+            Route::Responses,
+            Form::Events,
+            r#"{"type":"response.completed","response":{"output":[{"result":"01","encrypted_content":"234"}]}}"#,
+            0,
+            0,
+            0,
+        ),
+        (
+            Route::Chat,
+            Form::Events,
+            r#"{"choices":[{"delta":{"audio":{"data":"012345","transcript":"ab"},"images":[{"image_url":{"url":"678"}}]}}]}"#,
+            2,
+            0,
+            9,
+        ),
+        (Route::Embeddings, Form::Whole, r#"{"data":[{"embedding":"0123"}]}"#, 0, 0, 0),
+        (Route::Chat, Form::Whole, r#"{"choices":[{"message":{"content":null}}],"metadata":{"data":"012"}}"#, 0, 0, 0),
+    ] {
+        let body = if form == Form::Events { format!("data: {body}\n\n") } else { body.to_owned() };
+        for pieces in [1, 5, 1000] {
+            let observed = run(route, form, false, body.as_bytes(), &[pieces]).observed;
+            assert_eq!(
+                (observed.text_bytes, observed.sealed_bytes, observed.media_bytes),
+                (text, sealed, media),
+                "{body}"
+            );
+        }
+    }
+}
+
+#[test]
+fn what_does_not_begin_as_its_head_says_is_foreign() {
+    for (form, body, foreign) in [
+        (Form::Events, &b"\x1f\x8b\x08\x00data: {}\n\n"[..], true),
+        (Form::Events, b"{\"error\":{}}", true),
+        (Form::Events, b"data: {}\n\n", false),
+        (Form::Events, b"event: x\n", false),
+        (Form::Events, b": hello\n", false),
+        (Form::Events, b"\xef\xbb\xbfdata: {}\n\n", false),
+        (Form::Events, b"\r\n", false),
+        (Form::Events, b"", false),
+        (Form::Whole, b"\x1f\x8b\x08\x00{}", true),
+        (Form::Whole, b"\x28\xb5\x2f\xfd", true),
+        (Form::Whole, b"<html>", true),
+        (Form::Whole, b" \r\n\t{}", false),
+        (Form::Whole, b"[]", false),
+        (Form::Whole, b"  ", false),
+    ] {
+        for pieces in [1, 100] {
+            let mut scanner = Scanner::new(Route::Chat, form, false);
+            for piece in body.chunks(pieces) {
+                scanner.feed(&Bytes::copy_from_slice(piece), &mut drop);
+            }
+            let bytes = foreign.then_some(body.len() as u64);
+            assert_eq!(scanner.foreign_bytes(), bytes, "{form:?} {body:?}");
+        }
+    }
+}
+
+#[test]
+fn what_is_no_text_is_counted_in_every_event_that_begins_alike() {
+    let event = "data: {\"choices\":[{\"delta\":{\"audio\":{\"data\":\"0123\",\"transcript\":\"ab\"}}}]}\n\n";
+    for pieces in [1, 3, 1000] {
+        let observed = run(Route::Chat, Form::Events, false, event.repeat(30).as_bytes(), &[pieces]).observed;
+        assert_eq!((observed.text_bytes, observed.media_bytes), (60, 120), "{pieces}");
+    }
+}
+
 /// A stream of odd bytes in which everything of interest may occur.
 fn noise() -> impl Strategy<Value = Vec<u8>> {
     let piece = prop_oneof![
@@ -497,6 +629,8 @@ proptest! {
         let outcome = whole(Route::Chat, Form::Events, true, body.as_bytes());
         prop_assert_eq!(String::from_utf8(outcome.forwarded).unwrap(), kept);
         prop_assert_eq!(outcome.observed.text_bytes, wanted.text_bytes);
+        prop_assert_eq!(outcome.observed.sealed_bytes, wanted.sealed_bytes);
+        prop_assert_eq!(outcome.observed.media_bytes, wanted.media_bytes);
         prop_assert_eq!(outcome.observed.upstream_error, wanted.error);
         prop_assert_eq!(outcome.observed.finished, wanted.finished);
         let anthropic = whole(Route::Messages, Form::Events, false, body.as_bytes()).observed.usage;
@@ -511,6 +645,8 @@ struct Reference {
     /// The largest sums over iterations.
     sums: BTreeMap<&'static str, u64>,
     text_bytes: u64,
+    sealed_bytes: u64,
+    media_bytes: u64,
     error: bool,
     finished: bool,
 }
@@ -527,6 +663,9 @@ impl Reference {
             if let Some(value) = root.get(place) {
                 self.text(place, value, false);
             }
+        }
+        for (name, value) in root {
+            self.data(name, name, value, 1);
         }
         self.error |= root.get("error").is_some_and(|error| error.is_object() || error.is_array() || error.is_string());
         match root.get("type").and_then(Value::as_str) {
@@ -594,6 +733,28 @@ impl Reference {
         }
     }
 
+    fn data(&mut self, top: &str, name: &str, value: &Value, depth: u32) {
+        let stands = match top {
+            "choices" => true,
+            "delta" | "content" | "content_block" | "output" => depth <= 3,
+            "item" => depth == 2,
+            _ => depth == 1 && name == "result",
+        };
+        match (name, value) {
+            ("encrypted_content", Value::String(data)) if stands => self.sealed_bytes += data.len() as u64,
+            ("data", Value::String(data)) if stands && top != "choices" => self.sealed_bytes += data.len() as u64,
+            ("data" | "result", Value::String(data)) if stands => self.media_bytes += data.len() as u64,
+            (_, Value::Array(elements)) => elements.iter().for_each(|element| self.data(top, "", element, depth + 1)),
+            // What a tool is called with is text.
+            ("input", Value::Object(_))
+                if ["choices", "delta", "content", "content_block", "output"].contains(&top) => {}
+            (_, Value::Object(members)) => {
+                members.iter().for_each(|(name, value)| self.data(top, name, value, depth + 1));
+            }
+            _ => {}
+        }
+    }
+
     fn usage(&self) -> Option<Usage> {
         let sum = |slot| self.sums.get(slot).copied().unwrap_or(0);
         let count = |slot| self.counts.get(slot).copied().unwrap_or(0).max(sum(slot));
@@ -635,6 +796,10 @@ fn document() -> impl Strategy<Value = Value> {
         "reasoning_tokens",
         "prompt_tokens_details",
         "iterations",
+        "item",
+        "encrypted_content",
+        "data",
+        "result",
         "x",
     ]);
     let leaf = prop_oneof![

@@ -104,8 +104,11 @@ impl Calibration {
         let shares = self.models.lock().get(&key).copied().unwrap_or_default();
         let nontext_input = nontext_tokens.saturating_mul(ask.nontext_parts.into());
         let likely = shares.input.high().tokens(ask.text_bytes).saturating_add(nontext_input);
+        let reserved_input = upper_bound(ask, Some(nontext_tokens)).map_or(likely, |most| most.min(likely));
+        let sparsest = PerByte(LEARNED.start().unsigned_abs()).tokens(ask.text_bytes);
         Gauge {
-            reserved_input: upper_bound(ask, Some(nontext_tokens)).map_or(likely, |most| most.min(likely)),
+            reserved_input,
+            least_input: sparsest.saturating_add(nontext_input).min(reserved_input),
             text_input: shares.input.mean().tokens(ask.text_bytes),
             told_input: shares.input.mean().tokens(ask.told_bytes),
             nontext_input,

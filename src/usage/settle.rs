@@ -67,6 +67,8 @@ pub struct Settlement {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Gauge {
     pub(super) reserved_input: u64,
+    /// What the input comes to if it is of the sparsest kind.
+    pub(super) least_input: u64,
     pub(super) text_input: u64,
     /// What the texts alone would come to: what a report is doubted by.
     pub(super) told_input: u64,
@@ -91,6 +93,13 @@ impl Gauge {
     #[must_use]
     pub fn input_to_reserve(&self) -> u64 {
         self.reserved_input
+    }
+
+    /// Input tokens that a request of this size uses where every byte makes as few as ever is learned: what is reserved
+    /// beyond that may turn out to be too much.
+    #[must_use]
+    pub fn least_input(&self) -> u64 {
+        self.least_input
     }
 
     /// Output tokens that have passed so far: what was metered, or reported, whichever is more. A report that is absurd
@@ -171,6 +180,7 @@ mod tests {
 
     const GAUGE: Gauge = Gauge {
         reserved_input: 60,
+        least_input: 32,
         text_input: 40,
         told_input: 40,
         nontext_input: 2000,

@@ -1063,6 +1063,37 @@ def test_an_answer_that_is_no_text_and_reports_nothing_is_charged_by_its_bytes(p
     assert (closed["settlement"], closed["usage"]["output"]) == ("estimated", tokens), closed
 
 
+def ran(kind, read, made):
+    return {"type": kind, "input_tokens": read, "output_tokens": made}
+
+
+# What an answer's usage tells of itself; of the runs of a model behind it; what all of that comes to.
+RUNS = {
+    "summarized-before": ((23_000, 1000), [ran("compaction", 180_000, 3500), ran("message", 23_000, 1000)], 207_500),
+    "tools-of-the-vendor": ((60, 30), [ran("message", 10, 10), ran("message", 50, 20)], 90),
+    "advised": ((60, 30), [ran("message", 60, 30), ran("advisor_message", 70, 400)], 560),
+    "declined-at-once": ((412, 264), [ran("message", 535, 0), ran("fallback_message", 412, 264)], 676),
+    "declined-midway": ((412, 264), [ran("message", 535, 20), ran("fallback_message", 412, 264)], 1231),
+}
+
+
+@pytest.mark.parametrize("streams", [False, True], ids=["whole", "stream"])
+@pytest.mark.parametrize("runs", RUNS)
+def test_every_run_of_a_model_behind_an_answer_is_charged_once(play, runs, streams):
+    before, ((read, made), iterations, tokens) = play.used(), RUNS[runs]
+    usage = {"input_tokens": read, "output_tokens": made, "iterations": iterations}
+    told = [
+        {"type": "message_start", "message": {"usage": {"input_tokens": read, "output_tokens": 1}}},
+        {"type": "message_delta", "usage": usage}, {"type": "message_delta", "usage": usage}, {"type": "message_stop"},
+    ]  # fmt: skip
+    events = b"".join(chunk(b"data: " + json.dumps(one).encode() + b"\n\n") for one in told)
+    answered = json.dumps({"type": "message", "content": [], "usage": usage}).encode()
+    play.raw.script = answer(STREAM_HEAD + events + LAST_CHUNK if streams else whole(answered))
+    asked = chat("vendor-runs", max_tokens=2000, stream=streams)
+    assert play.stage.ask("/v1/messages", body=asked).status == 200
+    assert play.used()[0] - before[0] == tokens
+
+
 @pytest.mark.parametrize("protocol", ["h1", "h2"])
 @pytest.mark.parametrize("hang", ["nothing", "half-a-head", "drip", "hints"])
 def test_a_head_that_does_not_come_is_upstream_timeout_and_costs_the_input(play, protocol, hang):

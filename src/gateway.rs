@@ -47,7 +47,7 @@ use crate::snapshot::Snapshot;
 use crate::tenure::Bench;
 use crate::tls;
 use crate::upstream::{AnswerBody, Head, Outgoing};
-use crate::usage::{Calibrations, Form};
+use crate::usage::{Calibration, Calibrations, Form};
 
 /// What all workers share.
 pub struct Gateway {
@@ -154,13 +154,14 @@ async fn exchange(
 
     let plan = caller.org().plan(permitted.purpose(), choice.group_id()).ok_or_else(lost)?;
     let stand = || gateway.ledger.standings(plan, &policy.quota.timezone, gateway.clock.now());
-    let reserved = reserve(&ask, choice.group.as_deref(), &policy.quota, &gateway.calibrations.of(org), stand)?;
+    let calibration = gateway.calibrations.of(org);
+    let reserved = reserve(&ask, choice.group.as_deref(), &policy.quota, &calibration, plan, stand)?;
     let hold = gateway.reserve(&caller, plan, snapshot, &reserved, manner).await?;
     let standings = stand();
     let entry = visit.enter(&caller, &permitted, &choice, &ask, &reserved, record);
     gateway.may_stay(&entry, snapshot, &revoked)?;
     let spliced = dialect::splice(&whole.bytes, &ask, edits(&ask, &reserved));
-    let mut tab = gateway.tab(&caller, &permitted, &choice, ask, hold, &reserved, snapshot);
+    let mut tab = gateway.tab(&caller, &permitted, &choice, ask, hold, (&reserved, calibration), snapshot);
     tab.told = record.reserves(reserved.usage, &reserved.charge, &standings);
     record.facts().upstream = Some(choice.upstream.name.clone());
     let accepted = record.accept().await?;
@@ -171,12 +172,11 @@ async fn exchange(
     let outgoing = Outgoing { route: gated.route(), query, crossing, body: spliced };
     let sent = visit.send(snapshot, &choice, outgoing, &entry, &accepted, record).await;
     drop(whole);
-    let response = match sent {
+    let (mut head, answer) = match sent {
         Ok(response) => response,
         Err(failure) => return Err(fail(failure, tab, story, manner)),
     };
     let mut record = story.take().ok_or_else(lost)?;
-    let (mut head, answer) = response;
     record.facts().status = head.status.as_u16();
     record.facts().upstream_request_id = head.request_id.as_ref().and_then(|id| Some(clip(id.to_str().ok()?)));
     answer::complete(&mut head.headers, head.request_id.take(), record.request_id());
@@ -259,7 +259,7 @@ impl Gateway {
         choice: &Choice,
         ask: Ask,
         hold: Hold,
-        reserved: &Reserve,
+        (reserved, calibration): (&Reserve, Arc<Calibration>),
         snapshot: &Snapshot,
     ) -> Tab {
         let (gateway, org) = (self.clone(), caller.org().id.clone());
@@ -279,7 +279,7 @@ impl Gateway {
             step: quota.extend,
             timezone: quota.timezone.clone(),
             plan: Rc::new(plan),
-            calibration: self.calibrations.of(&caller.org().id),
+            calibration,
             clock: self.clock.clone(),
         }
     }

@@ -271,10 +271,9 @@ impl Metered {
     fn observed(&self, ending: Ending) -> Observed {
         let mut observed = self.scanner.as_ref().map_or_else(nothing, Scanner::observed);
         observed.finished |= ending == Ending::Complete && observed.usage_final && observed.usage.is_some();
-        let strange = ending == Ending::Complete
-            && observed.usage.is_none()
-            && (observed.text_bytes, observed.finished, observed.upstream_error) == (0, false, false);
-        if strange { Observed { text_bytes: self.bytes_out, ..observed } } else { observed }
+        let foreign = self.scanner.as_ref().and_then(Scanner::foreign_bytes);
+        let strange = observed.says_nothing() && (foreign.is_some() || ending == Ending::Complete);
+        if strange { Observed { text_bytes: foreign.unwrap_or(self.bytes_out), ..observed } } else { observed }
     }
 
     /// Settles and closes, once.

@@ -178,7 +178,9 @@ pub struct StreamFacts {
     pub purpose: PurposeId,
     /// The model it uses.
     pub model: ModelName,
-    /// That model's group.
+    /// Models that its request names beside that one; most name none, which takes nothing from the heap.
+    pub others: Box<[ModelName]>,
+    /// Its model's group.
     pub group: Option<GroupId>,
     /// Its route.
     pub route: Route,

@@ -2,11 +2,12 @@
 //!
 //! Pure: the request, its model's group, the quota settings and how the limits stand decide. What the gateway itself
 //! assumes (the output of a client that names no maximum) never keeps a request out that would otherwise fit: of a
-//! budget it takes what is left at most, of a rate what can ever be there.
+//! budget it takes what is left at most, of a rate what can ever be there. What it only estimates (input, except in
+//! `hard`) may let a request wait until a limit is whole again, but refuses none for its size that may well fit.
 
 use crate::ask::{Ask, Route};
 use crate::ledger::Standing;
-use crate::limits::{Allowance, Charge, Enforce, Measure, Unit};
+use crate::limits::{Allowance, Charge, Enforce, Measure, Plan, Unit};
 use crate::outcome::{Code, Refusal};
 use crate::policy::{Group, Quota};
 use crate::tokens::{Price, Usage, Weights};
@@ -62,6 +63,13 @@ impl Rates {
         Charge::of_each(|unit| charges.iter().map(|charge| charge.get(unit)).max().unwrap_or(0))
     }
 
+    /// How many input tokens `money` buys beside `output`.
+    fn input_for(&self, money: u64, output: u64) -> u64 {
+        let Some(price) = self.price.filter(|price| price.input.0 > 0) else { return u64::MAX };
+        let left = (u128::from(money) * 1_000_000).saturating_sub(u128::from(output) * u128::from(price.output.0));
+        u64::try_from(left / u128::from(price.input.0)).unwrap_or(u64::MAX)
+    }
+
     /// How many output tokens `money` buys.
     fn output_for(&self, money: u64) -> u64 {
         let Some(price) = self.price.filter(|price| price.output.0 > 0) else { return u64::MAX };
@@ -69,7 +77,8 @@ impl Rates {
     }
 }
 
-/// Decides what to reserve. How the limits `stand` is asked only where the client leaves something to be assumed.
+/// Decides what to reserve under a plan. How its limits `stand` is asked only where the client leaves something to be
+/// assumed.
 ///
 /// # Errors
 /// `quota_request_too_large` in `hard` mode, when the request holds input that nothing bounds.
@@ -78,6 +87,7 @@ pub fn reserve(
     group: Option<&Group>,
     quota: &Quota,
     calibration: &Calibration,
+    plan: &Plan,
     stand: impl FnOnce() -> Vec<Standing>,
 ) -> Result<Reserve, Refusal> {
     let gauge = calibration.gauge(ask, group.map_or(2000, |group| group.nontext_tokens));
@@ -88,7 +98,6 @@ pub fn reserve(
         let beyond = Charge::ZERO;
         return Ok(Reserve { usage, charge: rates.charge(1, &usage), gauge, held_to: None, rates, beyond });
     }
-    let input = if hard { bounded_input(ask, group)? } else { gauge.input_to_reserve() };
     let charge = |usage: &Usage| if hard { rates.most(usage) } else { rates.charge(1, usage) };
     let answers = u64::from(ask.answers);
     let cap = group.and_then(|group| group.max_output_tokens).unwrap_or(u64::MAX);
@@ -101,6 +110,12 @@ pub fn reserve(
         _ => quota.default_output_reserve.min(cap).max(named),
     };
     let mut all = each.saturating_mul(answers);
+    let input = if hard {
+        bounded_input(ask, group)?
+    } else {
+        let least = if ask.own_maximum { all } else { named.saturating_mul(answers).max(each.min(1)) };
+        likely_input(&gauge, plan, &rates, (least, all))
+    };
     if !ask.own_maximum && each > 0 {
         let room = Room::of(&stand(), &charge(&Usage { input, ..Usage::default() }), &rates);
         // An answer in one piece cannot be cut, so a budget is safe only when all that it can cost is reserved.
@@ -123,15 +138,9 @@ pub fn reserve(
     let charge = charge(&usage);
     // All that the body can come to, whatever a cache does with it.
     let input = upper_bound(ask, group.map(|group| group.nontext_tokens)).unwrap_or(u64::MAX).max(input);
-    let most = |rest: u64| {
-        let usage = Usage { input, output: usage.output.saturating_add(rest), ..usage };
-        unreserved(&rates.most(&usage), &charge)
-    };
-    let beyond = match quota.enforce {
-        Enforce::Hard => Charge::ZERO,
-        // What comes in one piece cannot be cut; nor can what was thought and is only reported in the end.
-        Enforce::Bounded | Enforce::Post => most(rest),
-    };
+    let most = rates.most(&Usage { input, output: usage.output.saturating_add(rest), ..usage });
+    // What comes in one piece cannot be cut; nor can what was thought and is only reported in the end.
+    let beyond = if hard { Charge::ZERO } else { unreserved(&most, &charge) };
     Ok(Reserve { usage, charge, gauge, held_to, rates, beyond })
 }
 
@@ -149,6 +158,31 @@ fn bounded_input(ask: &Ask, group: Option<&Group>) -> Result<u64, Refusal> {
                        server tools), whose size cannot be bounded here. Send the input itself.";
         Refusal::new(Code::QuotaRequestTooLarge, message)
     })
+}
+
+/// Input to reserve by estimate, beside output of which the last is wanted and the first needed. Where the limits could
+/// never hold the estimate, but could hold the least that such input comes to, it is as much as they hold.
+fn likely_input(gauge: &Gauge, plan: &Plan, rates: &Rates, (needed, wanted): (u64, u64)) -> u64 {
+    let (likely, least) = (gauge.input_to_reserve(), gauge.least_input());
+    let room = room_for_input(plan, rates, wanted);
+    if likely <= room || room_for_input(plan, rates, needed) < least { likely } else { room.max(least) }
+}
+
+/// How much input all limits of a plan can hold beside `output`, while nothing else stands against them.
+fn room_for_input(plan: &Plan, rates: &Rates, output: u64) -> u64 {
+    let limits = plan.levels.iter().flat_map(|level| level.limits.iter()).filter(|limit| !limit.shadow);
+    let rooms = limits.map(|limit| {
+        let most = match limit.allowance {
+            Allowance::Rate { burst: most, .. } | Allowance::Budget(most) | Allowance::Concurrent(most) => most,
+        };
+        match limit.id.measure {
+            Measure::Metered(Unit::Tokens, _) => most.saturating_sub(output),
+            Measure::Metered(Unit::InputTokens, _) => most,
+            Measure::Metered(Unit::Cost, _) => rates.input_for(most, output),
+            _ => u64::MAX,
+        }
+    });
+    rooms.min().unwrap_or(u64::MAX)
 }
 
 /// How much output fits beside the input.
@@ -255,7 +289,7 @@ mod tests {
         ] {
             let body = format!("{{\"model\":\"m\",{members}}}");
             let ask = crate::dialect::read(route, body.as_bytes()).unwrap();
-            let reserved = reserve(&ask, group, &quota(enforce), &Calibration::new(), Vec::new).unwrap();
+            let reserved = reserve(&ask, group, &quota(enforce), &Calibration::new(), &plan(&[]), Vec::new).unwrap();
             assert_eq!((reserved.usage.output, reserved.held_to), (output, held), "{route:?} {members} {enforce:?}");
         }
     }
@@ -279,7 +313,8 @@ mod tests {
         ] {
             let body = format!(r#"{{"model":"m",{members}"instructions":"{}"}}"#, "x".repeat(300));
             let ask = crate::dialect::read(Route::Responses, body.as_bytes()).unwrap();
-            let reserved = reserve(&ask, Some(&group()), &quota(enforce), &Calibration::new(), Vec::new).unwrap();
+            let reserved =
+                reserve(&ask, Some(&group()), &quota(enforce), &Calibration::new(), &plan(&[]), Vec::new).unwrap();
             let most = upper_bound(&ask, Some(2000));
             assert_eq!(most.is_some(), bounded, "{members}");
             let input = most.map_or(u64::MAX, |most| most - reserved.usage.input);
@@ -290,6 +325,53 @@ mod tests {
             // In billionths: 2 and 10 for a million.
             let cost = if bounded { 2000 * input + 10_000 * output } else { u64::MAX };
             assert_eq!(reserved.beyond.get(Unit::Cost), cost, "{members} {enforce:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_only_estimated_refuses_nobody_for_ever() {
+        use Enforce::{Bounded, Hard, Post};
+        use Unit::{Cost, InputTokens, Tokens};
+        use Window::{Day, Minute};
+        let (named, assumed) = (r#""max_tokens":100,"#, r#""stream":true,"#);
+        // Mode, members, limits; input and output reserved of a body of 3000 bytes (1000 tokens likely, 600 at least), and
+        // whether limits that are whole admit it.
+        let table: [(_, _, &[_], _, _, _); 18] = [
+            (Bounded, named, &[], 1000, 100, true),
+            (Bounded, named, &[(Tokens, Day, 1100)], 1000, 100, true),
+            (Bounded, named, &[(Tokens, Day, 1099)], 999, 100, true),
+            (Bounded, named, &[(Tokens, Minute, 1099)], 999, 100, true),
+            (Post, named, &[(Tokens, Minute, 1099)], 999, 100, true),
+            (Bounded, named, &[(InputTokens, Day, 998), (Tokens, Day, 1099)], 998, 100, true),
+            (Bounded, named, &[(Tokens, Day, 700)], 600, 100, true),
+            // 2 and 10 for a million.
+            (Bounded, named, &[(Cost, Day, 3_000_000)], 1000, 100, true),
+            (Bounded, named, &[(Cost, Day, 2_999_999)], 999, 100, true),
+            (Bounded, named, &[(Cost, Day, 2_199_999)], 1000, 100, false),
+            // Too large at least, or by its output alone: refused.
+            (Bounded, named, &[(Tokens, Day, 699)], 1000, 100, false),
+            (Bounded, named, &[(InputTokens, Day, 599)], 1000, 100, false),
+            (Bounded, named, &[(Tokens, Day, 99)], 1000, 100, false),
+            // Output that is only assumed leaves room for input.
+            (Bounded, assumed, &[(Tokens, Day, 1700)], 676, 1024, true),
+            (Bounded, assumed, &[(Tokens, Day, 800)], 600, 200, true),
+            (Bounded, assumed, &[(Tokens, Day, 601)], 600, 1, true),
+            (Bounded, assumed, &[(Tokens, Day, 600)], 1000, 1, false),
+            (Hard, named, &[(Tokens, Day, 3131)], 3032, 100, false),
+        ];
+        for (enforce, members, limits, input, output, admitted) in table {
+            let (ledger, plan) = (Ledger::new(), plan(limits));
+            let (start, end) = (format!(r#"{{"model":"m",{members}"messages":[{{"content":""#), r#""}]}"#);
+            let body = [&*start, &*"x".repeat(3000 - start.len() - end.len()), end].concat();
+            let ask = crate::dialect::read(Route::Chat, body.as_bytes()).unwrap();
+            let stand = || ledger.standings(&plan, &TimeZone::UTC, NOW);
+            let reserved = reserve(&ask, Some(&group()), &quota(enforce), &Calibration::new(), &plan, stand).unwrap();
+            let told = (enforce, members, limits);
+            assert_eq!((reserved.usage.input, reserved.usage.output), (input, output), "{told:?}");
+            let demand = Demand { plan: &plan, charge: reserved.charge, timezone: &TimeZone::UTC };
+            assert_eq!(matches!(ledger.admit(&demand, NOW), Verdict::Admitted(_)), admitted, "{told:?}");
+            let more = reserved.beyond.get(InputTokens);
+            assert_eq!(more, if enforce == Hard { 0 } else { 3032 - input }, "{told:?}");
         }
     }
 
@@ -325,7 +407,7 @@ mod tests {
             let ask = crate::dialect::read(Route::Chat, body.as_bytes()).unwrap();
             let stand = || ledger.standings(&plan, &TimeZone::UTC, NOW);
             let quota = quota(Enforce::Bounded);
-            let reserved = reserve(&ask, Some(&group()), &quota, &Calibration::new(), stand).unwrap();
+            let reserved = reserve(&ask, Some(&group()), &quota, &Calibration::new(), &plan, stand).unwrap();
             assert_eq!(reserved.usage.output, output, "{body} {limits:?} {seen}");
             let demand = Demand { charge: reserved.charge, ..demand };
             let roomy = limits.iter().all(|(_, window, n)| window.is_calendar() && seen < *n) && body != named;

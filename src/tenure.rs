@@ -1,5 +1,5 @@
 //! Whether somebody who is here may stay: each live connection is judged as if it came now, each stream's purpose and
-//! model as if they were asked for now.
+//! models as if they were asked for now.
 //!
 //! Judgement only: it takes the policy, the withdrawals and the time, and cuts nobody.
 
@@ -78,7 +78,8 @@ impl Bench<'_> {
         if !admit::may_pursue(org, self.revoked, purpose) || !policy.purposes.contains_key(purpose) {
             return Some(self.severed(Code::PurposeNotPermitted));
         }
-        if !admit::may_use(policy, org, self.revoked, stream.facts.model.as_str()) {
+        let mut named = std::iter::once(&stream.facts.model).chain(&stream.facts.others);
+        if !named.all(|model| admit::may_use(policy, org, self.revoked, model.as_str())) {
             return Some(self.severed(Code::ModelNotPermitted));
         }
         None

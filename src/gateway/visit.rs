@@ -272,6 +272,7 @@ impl Visit {
             org: caller.org().id.clone(),
             purpose: permitted.purpose().clone(),
             model: ask.model.clone(),
+            others: ask.others.as_slice().into(),
             group: choice.group_id().cloned(),
             route: ask.route,
             beyond: reserved.beyond,

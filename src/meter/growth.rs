@@ -132,8 +132,7 @@ mod tests {
         /// How the reservation grows when so much output was reported, and whether the marks had to rise for it.
         fn grow(&mut self, output: u64, reach: Reach) -> (bool, bool) {
             let usage = Some(Usage { output, ..Usage::default() });
-            let observed =
-                Observed { usage, usage_final: true, text_bytes: 0, events: 1, finished: false, upstream_error: false };
+            let observed = Observed { usage, usage_final: true, events: 1, ..Observed::default() };
             match grow(&mut self.tab, &observed, reach) {
                 Growth::Enough => (true, false),
                 Growth::Refused => (false, false),

@@ -134,5 +134,5 @@ impl Drop for Tab {
 
 /// What is seen of an answer that never came.
 pub(super) fn nothing() -> Observed {
-    Observed { usage: None, usage_final: false, text_bytes: 0, events: 0, finished: false, upstream_error: false }
+    Observed::default()
 }

@@ -62,6 +62,10 @@ struct Charged {
     disputed: IntCounter,
 }
 
+/// The most that one settlement adds to a counter: where no limit keeps out an absurd output maximum, a few would make
+/// the counter begin anew.
+const MOST_SETTLED: u64 = 1 << 32;
+
 /// Codes whose counters exist before their first event: what alerts and dashboards ask about.
 const EXPECTED: [Code; 9] = [
     Code::RateLimitExceeded,
@@ -238,8 +242,8 @@ impl OrgSeries {
     /// By how much a settlement differed from its reservation.
     pub fn settled(&self, reserved: u64, used: u64) {
         let [refunded, overdrawn] = &self.settled;
-        refunded.inc_by(reserved.saturating_sub(used));
-        overdrawn.inc_by(used.saturating_sub(reserved));
+        refunded.inc_by(reserved.saturating_sub(used).min(MOST_SETTLED));
+        overdrawn.inc_by(used.saturating_sub(reserved).min(MOST_SETTLED));
     }
 
     fn charge_of(&self, model: &str) -> Charged {

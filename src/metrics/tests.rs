@@ -53,6 +53,24 @@ fn organizations_begin_with_zeros_and_removed_ones_leave() {
 }
 
 #[test]
+fn what_absurd_maxima_reserve_never_wraps_a_counter() {
+    let metrics = Metrics::new().unwrap();
+    let org = metrics.org(&"acme".parse().unwrap());
+    let told = || {
+        let text = metrics.render();
+        let line =
+            text.lines().find(|line| line.starts_with("portcullis_quota_settled_tokens_total{direction=\"refunded"));
+        line.and_then(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok()).unwrap()
+    };
+    let mut before = told();
+    for reserved in [1000, u64::MAX, 1 << 60, u64::MAX, 1] {
+        org.settled(reserved, 0);
+        assert!(told() > before, "{reserved}");
+        before = told();
+    }
+}
+
+#[test]
 fn of_very_many_organizations_those_are_shown_that_came() {
     let metrics = Metrics::new().unwrap();
     let orgs: Vec<OrgId> = (0..=FORESEEN).map(|n| format!("org-{n}").parse().unwrap()).collect();

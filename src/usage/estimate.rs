@@ -104,8 +104,11 @@ impl Calibration {
         let shares = self.models.lock().get(&key).copied().unwrap_or_default();
         let nontext_input = nontext_tokens.saturating_mul(ask.nontext_parts.into());
         let likely = shares.input.high().tokens(ask.text_bytes).saturating_add(nontext_input);
+        let reserved_input = upper_bound(ask, Some(nontext_tokens)).map_or(likely, |most| most.min(likely));
+        let sparsest = PerByte(LEARNED.start().unsigned_abs()).tokens(ask.text_bytes);
         Gauge {
-            reserved_input: upper_bound(ask, Some(nontext_tokens)).map_or(likely, |most| most.min(likely)),
+            reserved_input,
+            least_input: sparsest.saturating_add(nontext_input).min(reserved_input),
             text_input: shares.input.mean().tokens(ask.text_bytes),
             told_input: shares.input.mean().tokens(ask.told_bytes),
             nontext_input,
@@ -132,7 +135,10 @@ impl Calibration {
         if !ask.unbounded && ask.nontext_parts == 0 {
             shares.input.learn(usage.all_input(), ask.text_bytes);
         }
-        shares.output.learn(usage.output.saturating_sub(usage.reasoning), observed.text_bytes);
+        let sealed = observed.sealed_bytes > 0 && usage.reasoning == 0;
+        if !sealed && observed.media_bytes == 0 {
+            shares.output.learn(usage.output.saturating_sub(usage.reasoning), observed.text_bytes);
+        }
     }
 }
 
@@ -195,7 +201,7 @@ mod tests {
             text_bytes,
             events: 1,
             finished: true,
-            upstream_error: false,
+            ..Observed::default()
         };
         (observed, Settlement { usage, basis: Basis::Reported })
     }
@@ -278,6 +284,9 @@ mod tests {
         calibration.learn(&Ask { nontext_parts: 1, ..ask(1000) }, &observed, &settlement);
         calibration.learn(&Ask { unbounded: true, ..ask(1000) }, &observed, &settlement);
         calibration.learn(&ask(10), &observed, &settlement);
+        let (observed, settlement) = ended(0, 900, 1000);
+        calibration.learn(&ask(1000), &Observed { media_bytes: 1, ..observed }, &settlement);
+        calibration.learn(&ask(1000), &Observed { sealed_bytes: 1, ..observed }, &settlement);
         assert_eq!(calibration.gauge(&ask(3000), 0), Calibration::new().gauge(&ask(3000), 0));
     }
 

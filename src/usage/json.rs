@@ -4,7 +4,7 @@
 //! It holds no document and no string, only where in the nesting it stands; a document of any size takes the same few
 //! hundred bytes. It validates nothing: what is not JSON is read as if it were, without harm, until the document ends.
 
-use super::nesting::{Choices, Document, Nesting};
+use super::nesting::{Choices, Data, Document, Nesting};
 use super::report::Report;
 use super::token::{Scratch, string_end};
 use super::words::{Says, Word};
@@ -28,6 +28,7 @@ enum Role {
     Name,
     Type,
     Text,
+    Data(Data),
     Nothing,
 }
 
@@ -61,6 +62,8 @@ pub(super) struct Reader {
     document: Document,
     report: Report,
     text_bytes: u64,
+    sealed_bytes: u64,
+    media_bytes: u64,
     echo: Echo,
 }
 
@@ -75,6 +78,8 @@ impl Reader {
             document: Document::default(),
             report: Report::default(),
             text_bytes: 0,
+            sealed_bytes: 0,
+            media_bytes: 0,
             echo: Echo { beginning: Vec::new(), at: Nesting::OUTSIDE, document: Document::default(), misses: 0 },
         }
     }
@@ -95,9 +100,11 @@ impl Reader {
         if self.echo.misses == Echo::MOST_MISSES {
             return self.feed(bytes);
         }
+        let counted = (self.sealed_bytes, self.media_bytes);
         let rest = self.read(bytes, true);
         let length = bytes.len() - rest.len();
-        if self.in_text() && length <= Echo::LONGEST {
+        // What is counted by its bytes must be counted again.
+        if self.in_text() && length <= Echo::LONGEST && counted == (self.sealed_bytes, self.media_bytes) {
             self.remember(bytes.get(..length).unwrap_or_default());
         }
         self.feed(rest);
@@ -135,6 +142,7 @@ impl Reader {
         }
         self.place = Place::Between;
         self.at = Nesting::OUTSIDE;
+        self.report.drop_iterations();
         std::mem::take(&mut self.document)
     }
 
@@ -153,6 +161,16 @@ impl Reader {
         self.text_bytes
     }
 
+    /// Bytes of what only the vendor can read, in all documents.
+    pub(super) fn sealed_bytes(&self) -> u64 {
+        self.sealed_bytes
+    }
+
+    /// Bytes of images and sounds in all documents.
+    pub(super) fn media_bytes(&self) -> u64 {
+        self.media_bytes
+    }
+
     fn between<'b>(&mut self, bytes: &'b [u8]) -> &'b [u8] {
         let mut rest = bytes;
         while let [byte, after @ ..] = rest {
@@ -165,7 +183,12 @@ impl Reader {
                 b',' => self.at.comma(),
                 b'{' => self.at.open(true, &mut self.document),
                 b'[' => self.at.open(false, &mut self.document),
-                b'}' | b']' => self.at.close(&mut self.document),
+                b'}' | b']' => {
+                    if self.at.in_iterations() {
+                        self.leave_iteration();
+                    }
+                    self.at.close(&mut self.document);
+                }
                 b'0'..=b'9' | b'-' if self.at.at_count() => {
                     self.place = Place::Number;
                     self.scratch.clear();
@@ -203,7 +226,7 @@ impl Reader {
             Role::Text if rest.first() != Some(&b'u') => self.text_bytes = self.text_bytes.saturating_add(1),
             // No vendor escapes a name that means anything.
             Role::Name | Role::Type => self.scratch.spoil(),
-            Role::Text | Role::Nothing => {}
+            Role::Text | Role::Data(_) | Role::Nothing => {}
         }
         self.place = Place::String;
         rest.get(1..).unwrap_or_default()
@@ -222,8 +245,20 @@ impl Reader {
 
     fn end_number(&mut self) {
         self.place = Place::Between;
-        if let Word::Count(field) = self.at.name {
-            self.report.note(field, self.scratch.whole());
+        match self.at.name {
+            Word::Count(field) if self.at.in_iterations() => self.report.note_iteration(field, self.scratch.whole()),
+            Word::Count(field) => self.report.note(field, self.scratch.whole()),
+            _ => {}
+        }
+    }
+
+    /// Comes out of one of a usage object's iterations, or out of all of them.
+    #[cold]
+    fn leave_iteration(&mut self) {
+        if self.at.in_iteration() {
+            self.report.end_iteration();
+        } else if self.at.ends_iterations() {
+            self.report.end_iterations();
         }
     }
 
@@ -248,17 +283,22 @@ impl Reader {
     fn other_string(&mut self) -> Role {
         match (self.at.depth, self.at.name) {
             (1, Word::Type) => return Role::Type,
+            (_, Word::Type) if self.at.in_iteration() => return Role::Type,
             (1, Word::Error) => self.document.error = true,
             _ if self.at.in_choices() => self.document.choices = Choices::Filled,
             _ => {}
         }
-        Role::Nothing
+        match self.at.at_data() {
+            Some(data) if self.document.says != Says::Begins => Role::Data(data),
+            _ => Role::Nothing,
+        }
     }
 
     fn pass_string(&mut self, inside: &[u8]) {
         match self.role {
             Role::Text => self.text_bytes = self.text_bytes.saturating_add(inside.len() as u64),
             Role::Name | Role::Type => self.scratch.push(inside),
+            Role::Data(data) => self.count(data, inside),
             Role::Nothing => {}
         }
     }
@@ -267,11 +307,20 @@ impl Reader {
         self.place = Place::Between;
         match self.role {
             Role::Nothing => {}
+            Role::Data(data) => self.count(data, inside),
             Role::Text => self.text_bytes = self.text_bytes.saturating_add(inside.len() as u64),
             Role::Name if self.scratch.is_empty() => self.at.named(Word::of(inside)),
-            Role::Type if self.scratch.is_empty() => self.document.says = Says::of(inside),
+            Role::Type if self.scratch.is_empty() => self.typed(inside),
             Role::Name | Role::Type => self.end_scratch(inside),
         }
+    }
+
+    fn count(&mut self, data: Data, inside: &[u8]) {
+        let bytes = match data {
+            Data::Sealed => &mut self.sealed_bytes,
+            Data::Media => &mut self.media_bytes,
+        };
+        *bytes = bytes.saturating_add(inside.len() as u64);
     }
 
     #[cold]
@@ -279,8 +328,17 @@ impl Reader {
         self.scratch.push(inside);
         let scratch = self.scratch;
         match self.role {
-            Role::Type => self.document.says = Says::of(scratch.whole()),
+            Role::Type => self.typed(scratch.whole()),
             _ => self.at.named(Word::of(scratch.whole())),
+        }
+    }
+
+    /// Learns the type of the document, or of an iteration in its usage.
+    fn typed(&mut self, name: &[u8]) {
+        if self.at.in_iterations() {
+            self.report.note_kind(name);
+        } else {
+            self.document.says = Says::of(name);
         }
     }
 }

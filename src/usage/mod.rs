@@ -10,6 +10,7 @@ mod json;
 mod lines;
 mod nesting;
 mod report;
+mod runs;
 mod scanner;
 mod settle;
 mod token;

@@ -37,6 +37,15 @@ pub(super) struct Document {
     pub(super) done: bool,
 }
 
+/// A part of an answer that is no text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Data {
+    /// What only its vendor can read.
+    Sealed,
+    /// Images and sounds.
+    Media,
+}
+
 /// Where in the nesting the reader stands.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Nesting {
@@ -52,14 +61,24 @@ pub(super) struct Nesting {
     top: Word,
     /// Depth of the usage object that is open; 0 for none.
     usage: u32,
+    /// Depth of the usage object's array of iterations that is open; 0 for none.
+    iterations: u32,
     /// Depth of the tool input that is open; 0 for none.
     pub(super) input: u32,
 }
 
 impl Nesting {
     /// Before a document.
-    pub(super) const OUTSIDE: Nesting =
-        Nesting { depth: 0, objects: 0, at_name: false, name: Word::Other, top: Word::Other, usage: 0, input: 0 };
+    pub(super) const OUTSIDE: Nesting = Nesting {
+        depth: 0,
+        objects: 0,
+        at_name: false,
+        name: Word::Other,
+        top: Word::Other,
+        usage: 0,
+        iterations: 0,
+        input: 0,
+    };
 
     fn in_object(&self) -> bool {
         let bit = self.depth.wrapping_sub(1);
@@ -68,12 +87,33 @@ impl Nesting {
 
     /// Whether names mean something here.
     pub(super) fn knows_names(&self) -> bool {
-        self.depth == 1 || self.usage != 0 || self.top.holds_text() || (self.depth == 2 && self.top == Word::Holder)
+        self.depth == 1
+            || self.usage != 0
+            || self.top.holds_text()
+            || (self.depth == 2 && matches!(self.top, Word::Holder | Word::Item))
     }
 
     /// Whether a string value that comes now is text of the answer.
     pub(super) fn at_text(&self) -> bool {
         self.input != 0 || (self.name.is_text() && self.top.holds_text())
+    }
+
+    /// What a string value that comes now is, if it is a part of the answer that is no text. Deeper down in contents
+    /// stands what tools found, which is input.
+    pub(super) fn at_data(&self) -> Option<Data> {
+        let data = match self.name {
+            Word::Sealed => Data::Sealed,
+            Word::Data if self.top != Word::Choices => Data::Sealed,
+            Word::Data | Word::Media => Data::Media,
+            _ => return None,
+        };
+        let stands = match self.top {
+            Word::Choices => true,
+            Word::Content | Word::Place => self.depth <= 3,
+            Word::Item => self.depth == 2,
+            _ => self.depth == 1 && data == Data::Media,
+        };
+        stands.then_some(data)
     }
 
     /// Whether a value that comes now is an element of `choices`.
@@ -84,6 +124,7 @@ impl Nesting {
     /// Whether a number that comes now is one of the usage object's, or tells more of one in an object directly in it.
     pub(super) fn at_count(&self) -> bool {
         match self.name {
+            Word::Count(_) if self.iterations != 0 => self.in_iteration(),
             Word::Count(field) if self.usage != 0 => match self.depth - self.usage {
                 0 => true,
                 1 => field.is_a_share(),
@@ -91,6 +132,21 @@ impl Nesting {
             },
             _ => false,
         }
+    }
+
+    /// Whether an array of iterations is open.
+    pub(super) fn in_iterations(&self) -> bool {
+        self.iterations != 0
+    }
+
+    /// Whether this is the inside of one iteration.
+    pub(super) fn in_iteration(&self) -> bool {
+        self.iterations != 0 && self.depth == self.iterations + 1
+    }
+
+    /// Whether the bracket that closes next is that of the iterations.
+    pub(super) fn ends_iterations(&self) -> bool {
+        self.depth == self.iterations
     }
 
     /// Goes by a comma.
@@ -129,6 +185,7 @@ impl Nesting {
                 document.held_usage = true;
             }
             (Word::Error, 1) => document.error = true,
+            (Word::Iterations, depth) if !object && self.usage != 0 && depth == self.usage => self.iterations = inside,
             (Word::Input, _) if object && self.input == 0 && self.top.holds_text() => self.input = inside,
             _ => {}
         }
@@ -144,6 +201,9 @@ impl Nesting {
         let depth = self.depth;
         if depth == self.usage {
             self.usage = 0;
+        }
+        if depth == self.iterations {
+            self.iterations = 0;
         }
         if depth == self.input {
             self.input = 0;

@@ -1,8 +1,10 @@
 //! The numbers of usage objects, gathered over a whole answer.
 //!
 //! Vendors report usage once, or repeat it cumulatively: the largest number of each kind wins and nothing is ever
-//! summed, so an object that comes twice or goes back changes nothing.
+//! summed, so an object that comes twice or goes back changes nothing. What is summed are the iterations within one
+//! object, each of which is a run of a model by itself.
 
+use super::runs::Runs;
 use crate::ask::Dialect;
 use crate::tokens::Usage;
 
@@ -41,6 +43,7 @@ pub(super) struct Report {
     cached: u64,
     cache_write: u64,
     reasoning: u64,
+    runs: Runs,
 }
 
 impl Report {
@@ -59,18 +62,53 @@ impl Report {
         *slot = number.max(*slot);
     }
 
+    /// Notes a number of the iteration that is being read.
+    pub(super) fn note_iteration(&mut self, field: Field, written: &[u8]) {
+        if let Some(number) = amount(written) {
+            self.runs.note(field, number);
+        }
+    }
+
+    /// Notes what kind of iteration is being read.
+    pub(super) fn note_kind(&mut self, kind: &[u8]) {
+        self.runs.note_kind(kind);
+    }
+
+    /// Ends an iteration.
+    pub(super) fn end_iteration(&mut self) {
+        self.runs.end_one();
+    }
+
+    /// Ends a usage object's iterations.
+    pub(super) fn end_iterations(&mut self) {
+        self.any |= self.runs.end_all();
+    }
+
+    /// Forgets iterations that did not end.
+    pub(super) fn drop_iterations(&mut self) {
+        self.runs.forget();
+    }
+
     /// What was used, if anything was reported.
     pub(super) fn usage(&self, dialect: Dialect) -> Option<Usage> {
         self.any.then(|| match dialect {
             Dialect::OpenAi => self.inclusive(),
-            Dialect::Anthropic => Usage {
-                input: self.prompt,
-                cached_input: self.cached,
-                cache_write: self.cache_write,
-                output: self.completion,
-                reasoning: self.reasoning.min(self.completion),
-            },
+            Dialect::Anthropic => self.exclusive(),
         })
+    }
+
+    /// Anthropic's input is what no cache had to do with. The numbers of the object itself leave out what its iterations
+    /// tell of other runs than the answer's own, and are contained in their sum.
+    fn exclusive(&self) -> Usage {
+        let all = self.runs.all();
+        let output = self.completion.max(all.completion);
+        Usage {
+            input: self.prompt.max(all.prompt),
+            cached_input: self.cached.max(all.cached),
+            cache_write: self.cache_write.max(all.cache_write),
+            output,
+            reasoning: self.reasoning.min(output),
+        }
     }
 
     /// OpenAI's input includes what was cached. Some compatible servers count reasoning in the total alone.

@@ -35,10 +35,19 @@ impl Form {
         let named = content_type.get(..EVENTS.len()).is_some_and(|kind| kind.eq_ignore_ascii_case(EVENTS));
         if named { Form::Events } else { Form::Whole }
     }
+
+    /// Whether a body of this form may begin so; `None` where that cannot be told yet.
+    fn begins(self, piece: &[u8]) -> Option<bool> {
+        match self {
+            // The fields that there are, a comment, an empty line, or the mark.
+            Form::Events => piece.first().map(|first| b"deir:\r\n\xef".contains(first)),
+            Form::Whole => piece.trim_ascii_start().first().map(|first| b"{[".contains(first)),
+        }
+    }
 }
 
 /// What is known of an answer so far.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Observed {
     /// What the upstream reported.
     pub usage: Option<Usage>,
@@ -46,6 +55,10 @@ pub struct Observed {
     pub usage_final: bool,
     /// Bytes of the answer's text, for estimates; not zero from the first content on.
     pub text_bytes: u64,
+    /// Bytes of the answer that only its vendor can read, such as thoughts that it does not show.
+    pub sealed_bytes: u64,
+    /// Bytes of its images and sounds.
+    pub media_bytes: u64,
     /// Events that were complete.
     pub events: u64,
     /// The answer said that it is over: `[DONE]`, `message_stop`, `response.completed` and its like; for a whole
@@ -53,6 +66,14 @@ pub struct Observed {
     pub finished: bool,
     /// The upstream reported an error in the body.
     pub upstream_error: bool,
+}
+
+impl Observed {
+    /// Whether nothing at all could be made of the answer.
+    #[must_use]
+    pub fn says_nothing(&self) -> bool {
+        *self == Observed { usage_final: self.usage_final, events: self.events, ..Observed::default() }
+    }
 }
 
 /// The observer of one answer.
@@ -71,6 +92,9 @@ pub struct Scanner {
     took_out: bool,
     events: u64,
     verdict: Verdict,
+    /// It did not begin as such an answer does; not known before its first byte.
+    foreign: Option<bool>,
+    bytes: u64,
 }
 
 /// What complete documents have said.
@@ -119,11 +143,17 @@ impl Scanner {
             took_out: false,
             events: 0,
             verdict: Verdict::default(),
+            foreign: None,
+            bytes: 0,
         }
     }
 
     /// Reads the next piece and hands `forward` what may go on to the client, in order; nothing it is handed is empty.
     pub fn feed(&mut self, piece: &Bytes, forward: &mut impl FnMut(Bytes)) {
+        self.bytes = self.bytes.saturating_add(piece.len() as u64);
+        if self.foreign.is_none() {
+            self.foreign = self.form.begins(piece).map(|begins| !begins);
+        }
         if self.form == Form::Whole {
             self.reader.feed(piece);
             return pass(piece.clone(), forward);
@@ -174,6 +204,8 @@ impl Scanner {
             usage: self.reader.report().usage(self.dialect),
             usage_final: verdict.usage_final,
             text_bytes: self.reader.text_bytes(),
+            sealed_bytes: self.reader.sealed_bytes(),
+            media_bytes: self.reader.media_bytes(),
             events: self.events,
             finished: verdict.finished,
             upstream_error: verdict.error,
@@ -184,6 +216,12 @@ impl Scanner {
     #[must_use]
     pub fn at_event_boundary(&self) -> bool {
         self.form == Form::Events && !self.inside
+    }
+
+    /// How many bytes came, if the answer is neither JSON nor events, whatever its head says: compressed, say.
+    #[must_use]
+    pub fn foreign_bytes(&self) -> Option<u64> {
+        (self.foreign == Some(true)).then_some(self.bytes)
     }
 
     /// Whether what came so far stops within an event that nothing was to follow.

@@ -15,6 +15,10 @@ pub(super) const MOST_OUTPUT: u64 = 1 << 20;
 /// with every turn of its own tools, is not in it.
 pub(super) const MOST_INPUT: u64 = 1 << 24;
 
+/// So many bytes of an image or a sound are taken for a token where nobody reports one: an image has some thousand tokens
+/// and one or two megabytes, a second of sound has twenty and ten kilobytes.
+const MEDIA_BYTES: u64 = 512;
+
 /// Tokens per byte, in 65,536ths.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct PerByte(pub(super) u64);
@@ -63,6 +67,8 @@ pub struct Settlement {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Gauge {
     pub(super) reserved_input: u64,
+    /// What the input comes to if it is of the sparsest kind.
+    pub(super) least_input: u64,
     pub(super) text_input: u64,
     /// What the texts alone would come to: what a report is doubted by.
     pub(super) told_input: u64,
@@ -89,11 +95,18 @@ impl Gauge {
         self.reserved_input
     }
 
+    /// Input tokens that a request of this size uses where every byte makes as few as ever is learned: what is reserved
+    /// beyond that may turn out to be too much.
+    #[must_use]
+    pub fn least_input(&self) -> u64 {
+        self.least_input
+    }
+
     /// Output tokens that have passed so far: what was metered, or reported, whichever is more. A report that is absurd
     /// counts for nothing.
     #[must_use]
     pub fn output_so_far(&self, observed: &Observed) -> u64 {
-        let metered = self.metered(observed);
+        let metered = self.metered(observed).saturating_add(self.unread(observed));
         let reported = observed.usage.map(|usage| usage.output).filter(|output| !self.is_absurd(*output, metered));
         metered.max(reported.unwrap_or(0))
     }
@@ -103,6 +116,14 @@ impl Gauge {
     fn metered(&self, observed: &Observed) -> u64 {
         let metered = self.output.tokens(observed.text_bytes);
         if metered > self.told_output.saturating_mul(2) { metered } else { metered.min(self.told_output) }
+    }
+
+    /// What comes to it that is no text. Sealed is what was text, in base64. All of it is a guess: it goes no further than
+    /// the upstream was told, and no report is doubted by it.
+    fn unread(&self, observed: &Observed) -> u64 {
+        let sealed = self.output.tokens(observed.sealed_bytes - observed.sealed_bytes / 4);
+        let tokens = sealed.saturating_add(observed.media_bytes.div_ceil(MEDIA_BYTES));
+        tokens.min(self.told_output.saturating_sub(self.metered(observed)))
     }
 
     /// Whether an answer of which so much was metered cannot have had so much output: above 64 times of that, above
@@ -159,6 +180,7 @@ mod tests {
 
     const GAUGE: Gauge = Gauge {
         reserved_input: 60,
+        least_input: 32,
         text_input: 40,
         told_input: 40,
         nontext_input: 2000,
@@ -170,7 +192,7 @@ mod tests {
 
     fn observed(usage: Option<(u64, u64)>, text_bytes: u64, finished: bool) -> Observed {
         let usage = usage.map(|(input, output)| Usage { input, output, ..Usage::default() });
-        Observed { usage, usage_final: false, text_bytes, events: 1, finished, upstream_error: false }
+        Observed { usage, text_bytes, events: 1, finished, ..Observed::default() }
     }
 
     #[test]
@@ -205,6 +227,32 @@ mod tests {
             assert_eq!(gauge.settle(&observed(None, text_bytes, false)).usage.output, so_far, "{text_bytes}");
         }
         assert_eq!(gauge.output_so_far(&observed(Some((1, 70)), 400, false)), 70, "a report is believed");
+    }
+
+    #[test]
+    fn what_is_no_text_is_guessed_never_nothing_and_no_report_is_doubted_by_it() {
+        // told, text, sealed and media bytes, what is reported; what is charged
+        for (told, bytes, reported, charged, basis) in [
+            (u64::MAX, [0, 0, 1], None, 1, Basis::Estimated),
+            (u64::MAX, [0, 1, 0], None, 1, Basis::Estimated),
+            (u64::MAX, [0, 0, 2 << 20], None, 4096, Basis::Estimated),
+            (u64::MAX, [400, 1600, 5120], None, 100 + 300 + 10, Basis::Estimated),
+            // Never beyond what the upstream was told, to which text comes first.
+            (150, [400, 1600, 5120], None, 150, Basis::Estimated),
+            (100, [400, 1600, 5120], None, 100, Basis::Estimated),
+            (10, [400, 1600, 5120], None, 100, Basis::Estimated),
+            (u64::MAX, [400, 1600, 2 << 20], Some(25), 25, Basis::Reported),
+            (u64::MAX, [400, 1600, 2 << 20], Some(24), 100, Basis::Disputed),
+            (u64::MAX, [0, 1600, 2 << 20], Some(1), 1, Basis::Reported),
+        ] {
+            let [text_bytes, sealed_bytes, media_bytes] = bytes;
+            let usage = reported.map(|output| (100, output));
+            let observed = Observed { sealed_bytes, media_bytes, ..observed(usage, text_bytes, true) };
+            let settlement = GAUGE.told(told).settle(&observed);
+            assert_eq!((settlement.usage.output, settlement.basis), (charged, basis), "{told} {bytes:?} {reported:?}");
+            let broken = Observed { usage: None, finished: false, ..observed };
+            assert!(GAUGE.told(told).output_so_far(&broken) > 0, "{told} {bytes:?}");
+        }
     }
 
     #[test]

@@ -25,6 +25,16 @@ pub(super) enum Word {
     Input,
     /// A text of the answer.
     Text,
+    /// `item`: at the top, a part of the answer that is told again as a whole.
+    Item,
+    /// A part of the answer that only its vendor can read: thoughts, most of the time.
+    Sealed,
+    /// `data`: in `choices` that of an image or a sound, elsewhere sealed thoughts.
+    Data,
+    /// An image.
+    Media,
+    /// `iterations`: in a usage object, what each of several runs of a model used.
+    Iterations,
     /// A number of a usage object.
     Count(Field),
     /// Anything else.
@@ -43,6 +53,11 @@ impl Word {
             b"delta" | b"content" => Word::Content,
             b"content_block" | b"output" => Word::Place,
             b"input" => Word::Input,
+            b"iterations" => Word::Iterations,
+            b"item" => Word::Item,
+            b"encrypted_content" | b"signature" => Word::Sealed,
+            b"data" => Word::Data,
+            b"result" | b"partial_image_b64" | b"b64_json" | b"url" => Word::Media,
             b"text" | b"arguments" | b"reasoning_content" | b"reasoning" | b"thinking" | b"refusal"
             | b"partial_json" | b"transcript" | b"code" => Word::Text,
             b"prompt_tokens" | b"input_tokens" => Word::Count(Field::Prompt),
@@ -72,6 +87,8 @@ pub(super) enum Says {
     /// Nothing of note.
     #[default]
     Nothing,
+    /// An item of the answer begins, of which all will be told when it ends.
+    Begins,
     /// The answer is over.
     Finished,
     /// The answer is over, for it failed.
@@ -86,6 +103,7 @@ impl Says {
         match name {
             b"message_stop" | b"response.completed" | b"response.incomplete" | b"response.cancelled" => Says::Finished,
             b"response.failed" => Says::Failed,
+            b"response.output_item.added" => Says::Begins,
             b"error" => Says::Error,
             _ => Says::Nothing,
         }

@@ -340,6 +340,28 @@ def test_a_request_that_can_never_fit_is_told_so_at_once(either, route):
     assert either.settled(org)["used"] == 0
 
 
+@every_stream
+def test_an_estimate_alone_lets_a_request_wait_and_never_refuses_it_for_ever(bounded, route):
+    """By its bytes this input is more than the limit holds; by the model's own count it is less."""
+    org, text = bounded.join("tokens_per_day = 1_000"), "word " * 700
+    first = bounded.ask(org, route, model=fresh("tokens-20"), text=text, maximum=20)
+    assert first.status == 200, first.body
+    assert bounded.settled(org)["used"] == 875 + 20
+    second = bounded.ask(org, route, model=fresh("tokens-20"), text=text, maximum=20)
+    assert (second.status, second.headers["portcullis-reason"]) == (429, "insufficient_quota")
+    assert int(second.headers["retry-after"]) > 0
+    # However sparse, this is more than the limit holds.
+    third = bounded.ask(org, route, model=fresh("tokens-20"), text="word " * 1100, maximum=20)
+    assert (third.status, third.headers["portcullis-reason"]) == (400, "quota_request_too_large")
+    assert bounded.settled(org)["used"] == 875 + 20
+
+
+def test_hard_still_refuses_what_its_limits_can_not_hold(hard):
+    org = hard.join("tokens_per_day = 1_000")
+    answer = hard.ask(org, text="word " * 700, maximum=20)
+    assert (answer.status, answer.headers["portcullis-reason"]) == (400, "quota_request_too_large")
+
+
 # Limits of every kind.
 
 

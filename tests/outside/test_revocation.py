@@ -431,6 +431,26 @@ def test_a_grant_taken_out_of_the_file_ends_its_streams_and_no_others(place, cha
         untouched(scene.beside, pulled)
 
 
+@pytest.mark.parametrize("member", ["fallbacks", "models", "tools"])
+def test_a_model_that_a_stream_only_names_is_taken_away_with_it(stage, member):
+    one = stage()
+    named = {
+        "fallbacks": [{"model": "claude-stand-in"}],
+        "models": ["claude-stand-in"],
+        "tools": [{"type": "advisor_20260301", "name": "advisor", "model": "claude-stand-in"}],
+    }
+    asked = {"model": "claude-mock-tokens-100000.tps-50", "stream": True, "max_tokens": 90000}
+    with H2(one) as connection:
+        stream = connection.stream(chat() | asked | {member: named[member]}, "/v1/messages")
+        spared = connection.stream(chat() | asked, "/v1/messages")
+        eventually(lambda: len(stream.pieces) > 3 and len(spared.pieces) > 3, what="flow")
+        pulled = by_command("--model", "claude-stand-in")(one)
+        assert stream.wait() != "complete"
+        assert stream.ended_at - pulled < IN_TIME
+        assert json.loads(events(stream.text)[-1][1])["error"]["code"] == "model_not_permitted"
+        untouched(spared, pulled)
+
+
 def short_leaf(stage, ends):
     stage.partners.leaf("acme", uri="spiffe://partners/acme", not_after=ends)
 

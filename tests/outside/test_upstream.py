@@ -998,6 +998,102 @@ def test_an_answer_that_breaks_off_is_cut_in_whole_events_and_charged_as_metered
     assert play.stage.ask(body=chat("raw-1")).status == 200
 
 
+def stream_of(data):
+    return STREAM_HEAD + chunk(b"data: " + json.dumps(data).encode() + b"\n\n")
+
+
+def image_call(size):
+    return {"type": "image_generation_call", "result": "A" * size}
+
+
+ZIPPED = gzip.compress(random.Random(3).randbytes(900))
+# What came without a report of usage; the output tokens that it is taken for. Before anything is learned, a byte of text
+# is a third of a token.
+UNTOLD = {
+    "an-image": ("responses", whole(json.dumps({"output": [image_call(102_400)]}).encode()), 200),
+    "an-image-that-streams": (
+        "responses",
+        stream_of({"type": "response.output_item.added", "item": image_call(9000)})
+        + chunk(b'data: {"type":"response.x.partial_image","partial_image_b64":"%s"}\n\n' % (b"A" * 5120))
+        + chunk(b"data: " + json.dumps({"type": "response.output_item.done", "item": image_call(51_200)}).encode() + b"\n\n"),
+        110,
+    ),
+    "a-sound": ("chat/completions", whole(b'{"choices":[{"message":{"audio":{"data":"%s"}}}]}' % (b"A" * 5120)), 10),
+    "sealed-thoughts": (
+        "messages",
+        whole(b'{"content":[{"type":"redacted_thinking","data":"%s"}]}' % (b"A" * 400)),
+        100,
+    ),
+    "sealed-thoughts-that-stream": (
+        "messages",
+        stream_of({"type": "content_block_start", "content_block": {"type": "redacted_thinking", "data": "A" * 400}}),
+        100,
+    ),
+    "sealed-reasoning": (
+        "responses",
+        whole(json.dumps({"output": [{"type": "reasoning", "encrypted_content": "A" * 400}]}).encode()),
+        100,
+    ),
+    "compressed-and-not-said": ("chat/completions", whole(ZIPPED), -(-len(ZIPPED) // 3)),
+    "compressed-and-broken-off": ("chat/completions", FIELDS + b"content-length: 2000\r\n\r\n" + ZIPPED, -(-len(ZIPPED) // 3)),
+    "compressed-events": ("chat/completions", b"HTTP/1.1 200 OK\r\n" + SSE + b"\r\n" + ZIPPED, -(-len(ZIPPED) // 3)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("untold", UNTOLD)
+def test_an_answer_that_is_no_text_and_reports_nothing_is_charged_by_its_bytes(play, untold):
+    route, written, tokens = UNTOLD[untold]
+    play.raw.script = answer(written, keep=False)
+    model = f"vendor-{untold}" if route == "messages" else f"raw-{untold}"
+    body = {"model": model, "input": "hello"} if route == "responses" else chat(model)
+    with H1(play.stage.connect()) as client:
+        client.send(client.head(f"/v1/{route}", body | ({"stream": True} if SSE in written else {}), connection="close"))
+        status, headers = client.read_head()
+        assert status == 200
+        with contextlib.suppress(ConnectionError):
+            while client.more():
+                pass
+    play.used()
+
+    def told():
+        lines = [line for line in play.stage.audit() if line.get("request_id") == headers["request-id"]]
+        return [line for line in lines if line["kind"] == "closed"]
+
+    (closed,) = eventually(told, what="the closing line")
+    assert (closed["settlement"], closed["usage"]["output"]) == ("estimated", tokens), closed
+
+
+def ran(kind, read, made):
+    return {"type": kind, "input_tokens": read, "output_tokens": made}
+
+
+# What an answer's usage tells of itself; of the runs of a model behind it; what all of that comes to.
+RUNS = {
+    "summarized-before": ((23_000, 1000), [ran("compaction", 180_000, 3500), ran("message", 23_000, 1000)], 207_500),
+    "tools-of-the-vendor": ((60, 30), [ran("message", 10, 10), ran("message", 50, 20)], 90),
+    "advised": ((60, 30), [ran("message", 60, 30), ran("advisor_message", 70, 400)], 560),
+    "declined-at-once": ((412, 264), [ran("message", 535, 0), ran("fallback_message", 412, 264)], 676),
+    "declined-midway": ((412, 264), [ran("message", 535, 20), ran("fallback_message", 412, 264)], 1231),
+}
+
+
+@pytest.mark.parametrize("streams", [False, True], ids=["whole", "stream"])
+@pytest.mark.parametrize("runs", RUNS)
+def test_every_run_of_a_model_behind_an_answer_is_charged_once(play, runs, streams):
+    before, ((read, made), iterations, tokens) = play.used(), RUNS[runs]
+    usage = {"input_tokens": read, "output_tokens": made, "iterations": iterations}
+    told = [
+        {"type": "message_start", "message": {"usage": {"input_tokens": read, "output_tokens": 1}}},
+        {"type": "message_delta", "usage": usage}, {"type": "message_delta", "usage": usage}, {"type": "message_stop"},
+    ]  # fmt: skip
+    events = b"".join(chunk(b"data: " + json.dumps(one).encode() + b"\n\n") for one in told)
+    answered = json.dumps({"type": "message", "content": [], "usage": usage}).encode()
+    play.raw.script = answer(STREAM_HEAD + events + LAST_CHUNK if streams else whole(answered))
+    asked = chat("vendor-runs", max_tokens=2000, stream=streams)
+    assert play.stage.ask("/v1/messages", body=asked).status == 200
+    assert play.used()[0] - before[0] == tokens
+
+
 @pytest.mark.parametrize("protocol", ["h1", "h2"])
 @pytest.mark.parametrize("hang", ["nothing", "half-a-head", "drip", "hints"])
 def test_a_head_that_does_not_come_is_upstream_timeout_and_costs_the_input(play, protocol, hang):

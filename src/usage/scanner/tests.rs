@@ -114,9 +114,10 @@ fn samples_of_every_dialect_are_read() {
             usage: reported,
             usage_final: reported.is_some(),
             text_bytes,
+            sealed_bytes: if name == "messages.sse" { 29 } else { 0 },
             events,
             finished: true,
-            upstream_error: false,
+            ..Observed::default()
         };
         assert_eq!(outcome.observed, wanted, "{name}");
         assert_eq!(outcome.between_events, form == Form::Events, "{name}");
@@ -317,6 +318,84 @@ fn a_message_start_alone_is_not_the_last_word() {
 }
 
 #[test]
+fn what_other_runs_than_the_answers_own_used_is_counted_once() {
+    let run = |kind: &str, input: u64, cached: u64, written: u64, output: u64| {
+        format!(
+            r#"{{"type":"{kind}","model":"m","input_tokens":{input},"cache_read_input_tokens":{cached},"cache_creation":
+            {{"ephemeral_1h_input_tokens":{written}}},"cache_creation_input_tokens":{written},"output_tokens":{output}}}"#
+        )
+    };
+    // The object's own numbers; the iterations; what is charged.
+    for (own, runs, wanted) in [
+        // A conversation was summarized before it was answered.
+        (
+            [23_000, 0, 0, 1000],
+            vec![run("compaction", 180_000, 9, 7, 3500), run("message", 23_000, 0, 0, 1000)],
+            [203_000, 9, 7, 4500],
+        ),
+        // Tools of the vendor: the object is their sum already.
+        ([60, 5, 3, 30], vec![run("message", 10, 5, 0, 10), run("message", 50, 0, 3, 20)], [60, 5, 3, 30]),
+        // Another model was asked for advice.
+        ([60, 0, 0, 30], vec![run("message", 60, 0, 0, 30), run("advisor_message", 70, 0, 0, 400)], [130, 0, 0, 430]),
+        // A model declined in the middle of its answer, or before it said a word.
+        (
+            [412, 0, 0, 264],
+            vec![run("message", 535, 0, 0, 20), run("fallback_message", 412, 0, 0, 264)],
+            [947, 0, 0, 284],
+        ),
+        (
+            [412, 0, 0, 264],
+            vec![run("message", 535, 8, 0, 0), run("fallback_message", 412, 0, 0, 264)],
+            [412, 0, 0, 264],
+        ),
+        ([535, 0, 0, 0], vec![run("message", 535, 0, 0, 0)], [535, 0, 0, 0]),
+        ([535, 0, 0, 0], vec![run("compaction", 900, 0, 0, 9), run("message", 535, 0, 0, 0)], [1435, 0, 0, 9]),
+        ([60, 0, 0, 30], vec![], [60, 0, 0, 30]),
+    ] {
+        let [input, cached, written, output] = own;
+        let object = |runs: &str| {
+            format!(
+                r#"{{"iterations":{runs},"input_tokens":{input},"cache_read_input_tokens":{cached},
+                "cache_creation_input_tokens":{written},"output_tokens":{output}}}"#
+            )
+        };
+        let usage_of = object(&format!("[{}]", runs.join(",")));
+        let event = format!(r#"{{"type":"message_delta","usage":{usage_of}}}"#).replace('\n', "");
+        let start = format!(r#"{{"type":"message_start","message":{{"usage":{usage_of}}}}}"#).replace('\n', "");
+        let stream = format!("data: {start}\n\ndata: {event}\n\ndata: {event}\n\n");
+        let [input, cached, written, output] = wanted;
+        for pieces in [1, 7, 100_000] {
+            let read = |form, body: &str| run_usage(form, body, pieces);
+            assert_eq!(read(Form::Events, &stream), usage(input, cached, written, output, 0), "{stream}");
+            assert_eq!(read(Form::Whole, &event), usage(input, cached, written, output, 0), "{event}");
+        }
+    }
+    // Elsewhere, in another shape, or not to its end, it says nothing; nor does it in another dialect.
+    let compaction = run("compaction", 900, 9, 9, 9);
+    for usage_of in [
+        format!(r#"{{"input_tokens":5,"output_tokens":6,"x":{{"iterations":[{compaction}]}}}}"#),
+        format!(r#"{{"input_tokens":5,"output_tokens":6,"iterations":[[{compaction}]]}}"#),
+        format!(r#"{{"input_tokens":5,"output_tokens":6,"iterations":[{{"x":{compaction}}}]}}"#),
+    ] {
+        let body = format!(r#"{{"usage":{usage_of}}}"#);
+        assert_eq!(run_usage(Form::Whole, &body, 1), usage(5, 0, 0, 6, 0), "{body}");
+    }
+    let body = format!(r#"{{"usage":{{"input_tokens":5,"output_tokens":6,"iterations":[{compaction}]}}}}"#);
+    assert_eq!(whole(Route::Responses, Form::Whole, false, body.as_bytes()).observed.usage, usage(5, 0, 0, 6, 0));
+    let body = format!(r#"{{"usage":{{"input_tokens":5,"output_tokens":6,"iterations":[{compaction},"#);
+    assert_eq!(run_usage(Form::Whole, &body, 1), usage(5, 0, 0, 6, 0));
+    // What breaks off in one document is not carried into the next.
+    let stream = format!("data: {{\"usage\":{{\"iterations\":[{}\n\n", compaction.replace('\n', ""));
+    let next = "data: {\"usage\":{\"output_tokens\":6,\"iterations\":[{\"output_tokens\":6}]}}\n\n";
+    assert_eq!(run_usage(Form::Events, &[&*stream, next].concat(), 3), usage(0, 0, 0, 6, 0));
+}
+
+/// What an answer to `messages` used, fed in pieces.
+fn run_usage(form: Form, body: &str, pieces: usize) -> Option<Usage> {
+    run(Route::Messages, form, false, body.as_bytes(), &[pieces]).observed.usage
+}
+
+#[test]
 fn data_may_lie_on_several_lines_and_lines_may_end_in_three_ways() {
     for end in ["\n", "\r", "\r\n"] {
         let body = [
@@ -363,6 +442,137 @@ fn a_mark_before_a_stream_hides_nothing_of_it() {
             assert_eq!((observed.usage, observed.text_bytes, observed.events), wanted, "{before:?} {pieces}");
             assert!(observed.finished);
         }
+    }
+}
+
+#[test]
+fn what_of_an_answer_is_no_text_is_counted_apart() {
+    for (route, form, body, text, sealed, media) in [
+        (
+            Route::Messages,
+            Form::Events,
+            r#"{"type":"content_block_start","content_block":{"type":"redacted_thinking","data":"0123456789"}}"#,
+            0,
+            10,
+            0,
+        ),
+        (Route::Messages, Form::Events, r#"{"type":"content_block_delta","delta":{"signature":"0123"}}"#, 0, 4, 0),
+        (
+            Route::Messages,
+            Form::Whole,
+            r#"{"content":[{"type":"redacted_thinking","data":"01234"},{"thinking":"","signature":"67"}]}"#,
+            0,
+            7,
+            0,
+        ),
+        // What a tool of the vendor found is input.
+        (
+            Route::Messages,
+            Form::Whole,
+            r#"{"content":[{"content":[{"encrypted_content":"0123"}]},{"content":{"source":{"data":"456"}}}]}"#,
+            0,
+            0,
+            0,
+        ),
+        (
+            Route::Responses,
+            Form::Whole,
+            r#"{"output":[{"type":"image_generation_call","result":"01\/34"},{"encrypted_content":"678","content":[{"text":"a"}]}]}"#,
+            1,
+            3,
+            4,
+        ),
+        (
+            Route::Responses,
+            Form::Events,
+            r#"{"type":"response.image_generation_call.partial_image","partial_image_b64":"0123"}"#,
+            0,
+            0,
+            4,
+        ),
+        // Of an item all is told when it ends; its text was told before.
+        (
+            Route::Responses,
+            Form::Events,
+            r#"{"type":"response.output_item.done","item":{"result":"01","encrypted_content":"234","content":[{"text":"a"}]}}"#,
+            0,
+            3,
+            2,
+        ),
+        (
+            Route::Responses,
+            Form::Events,
+            r#"{"type":"response.output_item.added","item":{"result":"01","encrypted_content":"234"}}"#,
+            0,
+            0,
+            0,
+        ),
+        (
+            Route::Responses,
+            Form::Events,
+            r#"{"type":"response.completed","response":{"output":[{"result":"01","encrypted_content":"234"}]}}"#,
+            0,
+            0,
+            0,
+        ),
+        (
+            Route::Chat,
+            Form::Events,
+            r#"{"choices":[{"delta":{"audio":{"data":"012345","transcript":"ab"},"images":[{"image_url":{"url":"678"}}]}}]}"#,
+            2,
+            0,
+            9,
+        ),
+        (Route::Embeddings, Form::Whole, r#"{"data":[{"embedding":"0123"}]}"#, 0, 0, 0),
+        (Route::Chat, Form::Whole, r#"{"choices":[{"message":{"content":null}}],"metadata":{"data":"012"}}"#, 0, 0, 0),
+    ] {
+        let body = if form == Form::Events { format!("data: {body}\n\n") } else { body.to_owned() };
+        for pieces in [1, 5, 1000] {
+            let observed = run(route, form, false, body.as_bytes(), &[pieces]).observed;
+            assert_eq!(
+                (observed.text_bytes, observed.sealed_bytes, observed.media_bytes),
+                (text, sealed, media),
+                "{body}"
+            );
+        }
+    }
+}
+
+#[test]
+fn what_does_not_begin_as_its_head_says_is_foreign() {
+    for (form, body, foreign) in [
+        (Form::Events, &b"\x1f\x8b\x08\x00data: {}\n\n"[..], true),
+        (Form::Events, b"{\"error\":{}}", true),
+        (Form::Events, b"data: {}\n\n", false),
+        (Form::Events, b"event: x\n", false),
+        (Form::Events, b": hello\n", false),
+        (Form::Events, b"\xef\xbb\xbfdata: {}\n\n", false),
+        (Form::Events, b"\r\n", false),
+        (Form::Events, b"", false),
+        (Form::Whole, b"\x1f\x8b\x08\x00{}", true),
+        (Form::Whole, b"\x28\xb5\x2f\xfd", true),
+        (Form::Whole, b"<html>", true),
+        (Form::Whole, b" \r\n\t{}", false),
+        (Form::Whole, b"[]", false),
+        (Form::Whole, b"  ", false),
+    ] {
+        for pieces in [1, 100] {
+            let mut scanner = Scanner::new(Route::Chat, form, false);
+            for piece in body.chunks(pieces) {
+                scanner.feed(&Bytes::copy_from_slice(piece), &mut drop);
+            }
+            let bytes = foreign.then_some(body.len() as u64);
+            assert_eq!(scanner.foreign_bytes(), bytes, "{form:?} {body:?}");
+        }
+    }
+}
+
+#[test]
+fn what_is_no_text_is_counted_in_every_event_that_begins_alike() {
+    let event = "data: {\"choices\":[{\"delta\":{\"audio\":{\"data\":\"0123\",\"transcript\":\"ab\"}}}]}\n\n";
+    for pieces in [1, 3, 1000] {
+        let observed = run(Route::Chat, Form::Events, false, event.repeat(30).as_bytes(), &[pieces]).observed;
+        assert_eq!((observed.text_bytes, observed.media_bytes), (60, 120), "{pieces}");
     }
 }
 
@@ -419,6 +629,8 @@ proptest! {
         let outcome = whole(Route::Chat, Form::Events, true, body.as_bytes());
         prop_assert_eq!(String::from_utf8(outcome.forwarded).unwrap(), kept);
         prop_assert_eq!(outcome.observed.text_bytes, wanted.text_bytes);
+        prop_assert_eq!(outcome.observed.sealed_bytes, wanted.sealed_bytes);
+        prop_assert_eq!(outcome.observed.media_bytes, wanted.media_bytes);
         prop_assert_eq!(outcome.observed.upstream_error, wanted.error);
         prop_assert_eq!(outcome.observed.finished, wanted.finished);
         let anthropic = whole(Route::Messages, Form::Events, false, body.as_bytes()).observed.usage;
@@ -430,7 +642,11 @@ proptest! {
 #[derive(Default)]
 struct Reference {
     counts: BTreeMap<&'static str, u64>,
+    /// The largest sums over iterations.
+    sums: BTreeMap<&'static str, u64>,
     text_bytes: u64,
+    sealed_bytes: u64,
+    media_bytes: u64,
     error: bool,
     finished: bool,
 }
@@ -448,6 +664,9 @@ impl Reference {
                 self.text(place, value, false);
             }
         }
+        for (name, value) in root {
+            self.data(name, name, value, 1);
+        }
         self.error |= root.get("error").is_some_and(|error| error.is_object() || error.is_array() || error.is_string());
         match root.get("type").and_then(Value::as_str) {
             Some("response.failed") => (self.error, self.finished) = (true, true),
@@ -461,19 +680,40 @@ impl Reference {
 
     fn count(&mut self, usage: Option<&Value>) {
         let Some(Value::Object(usage)) = usage else { return };
+        self.iterations(usage.get("iterations"));
         let is_share = |name: &str| name.contains("cache") || name.contains("reasoning");
         let deeper = usage.values().filter_map(Value::as_object).flatten().filter(|(name, _)| is_share(name));
         for (name, number) in usage.iter().chain(deeper).filter_map(|(name, value)| Some((name, value.as_u64()?))) {
-            let slot = match name.as_str() {
-                "prompt_tokens" | "input_tokens" => "prompt",
-                "completion_tokens" | "output_tokens" => "completion",
-                "total_tokens" => "total",
-                "cached_tokens" | "cache_read_input_tokens" => "cached",
-                "reasoning_tokens" => "reasoning",
-                _ => continue,
-            };
+            let Some(slot) = Self::slot(name) else { continue };
             let slot = self.counts.entry(slot).or_default();
             *slot = number.max(*slot);
+        }
+    }
+
+    fn slot(name: &str) -> Option<&'static str> {
+        Some(match name {
+            "prompt_tokens" | "input_tokens" => "prompt",
+            "completion_tokens" | "output_tokens" => "completion",
+            "total_tokens" => "total",
+            "cached_tokens" | "cache_read_input_tokens" => "cached",
+            "reasoning_tokens" => "reasoning",
+            _ => return None,
+        })
+    }
+
+    fn iterations(&mut self, iterations: Option<&Value>) {
+        let runs: Vec<_> =
+            iterations.and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_object).collect();
+        let fell_back = runs.iter().any(|run| run.get("type").and_then(Value::as_str) == Some("fallback_message"));
+        let of = |run: &Map<String, Value>, slot| {
+            let numbers = run.iter().filter(|(name, _)| Self::slot(name) == Some(slot));
+            numbers.filter_map(|(_, number)| number.as_u64()).max().unwrap_or(0)
+        };
+        for slot in ["prompt", "cached", "completion"] {
+            let counted = runs.iter().filter(|run| !fell_back || of(run, "completion") > 0);
+            let sum: u64 = counted.map(|run| of(run, slot)).sum();
+            let largest = self.sums.entry(slot).or_default();
+            *largest = sum.max(*largest);
         }
     }
 
@@ -493,8 +733,31 @@ impl Reference {
         }
     }
 
+    fn data(&mut self, top: &str, name: &str, value: &Value, depth: u32) {
+        let stands = match top {
+            "choices" => true,
+            "delta" | "content" | "content_block" | "output" => depth <= 3,
+            "item" => depth == 2,
+            _ => depth == 1 && name == "result",
+        };
+        match (name, value) {
+            ("encrypted_content", Value::String(data)) if stands => self.sealed_bytes += data.len() as u64,
+            ("data", Value::String(data)) if stands && top != "choices" => self.sealed_bytes += data.len() as u64,
+            ("data" | "result", Value::String(data)) if stands => self.media_bytes += data.len() as u64,
+            (_, Value::Array(elements)) => elements.iter().for_each(|element| self.data(top, "", element, depth + 1)),
+            // What a tool is called with is text.
+            ("input", Value::Object(_))
+                if ["choices", "delta", "content", "content_block", "output"].contains(&top) => {}
+            (_, Value::Object(members)) => {
+                members.iter().for_each(|(name, value)| self.data(top, name, value, depth + 1));
+            }
+            _ => {}
+        }
+    }
+
     fn usage(&self) -> Option<Usage> {
-        let count = |slot| self.counts.get(slot).copied().unwrap_or(0);
+        let sum = |slot| self.sums.get(slot).copied().unwrap_or(0);
+        let count = |slot| self.counts.get(slot).copied().unwrap_or(0).max(sum(slot));
         let all = usage(
             count("prompt"),
             count("cached"),
@@ -502,7 +765,7 @@ impl Reference {
             count("completion"),
             count("reasoning").min(count("completion")),
         );
-        all.filter(|_| !self.counts.is_empty())
+        all.filter(|_| !self.counts.is_empty() || self.sums.values().any(|sum| *sum > 0))
     }
 }
 
@@ -532,6 +795,11 @@ fn document() -> impl Strategy<Value = Value> {
         "cache_read_input_tokens",
         "reasoning_tokens",
         "prompt_tokens_details",
+        "iterations",
+        "item",
+        "encrypted_content",
+        "data",
+        "result",
         "x",
     ]);
     let leaf = prop_oneof![
@@ -544,6 +812,7 @@ fn document() -> impl Strategy<Value = Value> {
             "message_stop",
             "response.failed",
             "error",
+            "fallback_message",
             "usage",
             "hello",
             "ü{}[],:",

@@ -1,0 +1,87 @@
+//! What the iterations of one usage object add up to.
+//!
+//! Where one request makes a model run several times, Anthropic tells each run in `usage.iterations`. The numbers of the
+//! object itself are the sum of those runs that made the answer: what summarized the conversation before
+//! (`compaction`), who was asked for advice (`advisor_message`) and models that declined before another one answered are
+//! left out of them, and paid for. The sum over all iterations holds everything, the object's own numbers included. Only
+//! a run that declined before it said anything is free: where another model answered, one without output does not count.
+
+use super::report::Field;
+
+/// The numbers of one run, or of several.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Run {
+    /// Input that a cache had nothing to do with.
+    pub(super) prompt: u64,
+    /// Input read from a cache.
+    pub(super) cached: u64,
+    /// Input written to a cache.
+    pub(super) cache_write: u64,
+    /// Output.
+    pub(super) completion: u64,
+}
+
+impl Run {
+    fn with(self, other: Run, joined: fn(u64, u64) -> u64) -> Run {
+        Run {
+            prompt: joined(self.prompt, other.prompt),
+            cached: joined(self.cached, other.cached),
+            cache_write: joined(self.cache_write, other.cache_write),
+            completion: joined(self.completion, other.completion),
+        }
+    }
+}
+
+/// The iterations that are being read, and the largest sums of those that were.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Runs {
+    one: Run,
+    spoke: Run,
+    silent: Run,
+    fell_back: bool,
+    all: Run,
+}
+
+impl Runs {
+    /// Notes a number of the iteration that is being read.
+    pub(super) fn note(&mut self, field: Field, number: u64) {
+        let slot = match field {
+            Field::Prompt => &mut self.one.prompt,
+            Field::Completion => &mut self.one.completion,
+            Field::Cached => &mut self.one.cached,
+            Field::CacheWrite => &mut self.one.cache_write,
+            Field::Total | Field::Reasoning => return,
+        };
+        *slot = number.max(*slot);
+    }
+
+    /// Notes what kind of iteration is being read.
+    pub(super) fn note_kind(&mut self, kind: &[u8]) {
+        self.fell_back |= kind == b"fallback_message";
+    }
+
+    /// Ends an iteration.
+    pub(super) fn end_one(&mut self) {
+        let one = std::mem::take(&mut self.one);
+        let of_its_like = if one.completion == 0 { &mut self.silent } else { &mut self.spoke };
+        *of_its_like = of_its_like.with(one, u64::saturating_add);
+    }
+
+    /// Ends the iterations of one object; tells whether they told anything. Objects repeat them: the largest sums stay.
+    pub(super) fn end_all(&mut self) -> bool {
+        let silent = if self.fell_back { Run::default() } else { self.silent };
+        let sum = self.spoke.with(silent, u64::saturating_add);
+        *self = Runs { all: self.all.with(sum, u64::max), ..Runs::default() };
+        sum != Run::default()
+    }
+
+    /// Forgets what did not end.
+    pub(super) fn forget(&mut self) {
+        *self = Runs { all: self.all, ..Runs::default() };
+    }
+
+    /// The largest sums.
+    pub(super) fn all(&self) -> Run {
+        self.all
+    }
+}

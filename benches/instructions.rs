@@ -33,7 +33,7 @@ use portcullis::metrics::Metrics;
 use portcullis::names::OrgId;
 use portcullis::peer::{Peer, Sha256};
 use portcullis::policy::{self, Policy, Revocations};
-use portcullis::record::{Party, Recorder, Settlement};
+use portcullis::record::{Party, Recorder, Settlement, Stamp};
 use portcullis::registry::Registry;
 use portcullis::tokens::{Nano, Usage};
 use portcullis::trust::issue::{DevAuthority, Holder, Pair};
@@ -358,13 +358,13 @@ fn audit_step(stage: &Stage) -> Fallible<Turn> {
     let log = AuditLog::start(options, Clock::system(), &audit::Fields::none())?;
     let recorder = Recorder::new(log.journal().clone(), Metrics::new()?, stage.clock.clone());
     let entry = Registry::default().enter(Some(stage.peer.clone()));
-    let party = Party::of(entry.connection());
+    let (party, stamp) = (Party::of(entry.connection()), Stamp::of(1, Sha256([3; 32])));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
     let org: OrgId = "acme".parse()?;
     let (purpose, model, upstream) = (Some("research".parse()?), Some("mock-1".parse()?), Some("model".parse()?));
     Ok(Box::new(move || {
         let _kept = (&log, &directory, &entry);
-        let mut record = recorder.open(&party, 1, Sha256([3; 32]));
+        let mut record = recorder.open(&party, &stamp);
         record.belongs_to(&org, recorder.metrics.org(&org));
         let usage = Usage { input: 250, output: 100, ..Usage::default() };
         let facts = record.facts();

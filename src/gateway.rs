@@ -16,6 +16,7 @@ use std::task::Poll;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
+use http::HeaderName;
 use http::request::Parts;
 use hyper::body::Incoming;
 use hyper::{Request, Response};
@@ -81,7 +82,7 @@ pub async fn serve(visit: Rc<Visit>, leash: Rc<Leash>, request: Request<Incoming
     let waits = head.headers.contains_key(http::header::EXPECT);
     let mut body = Some(body);
     let mut manner = Manner { problem_json: gate::wants_problem_json(&head), ..Manner::default() };
-    let record = visit.station.recorder.open(&visit.party, policy.generation, policy.hash);
+    let record = visit.station.recorder.open(&visit.party, &snapshot.stamp);
     let mut story = Some(record);
     let underway = visit.watch.begin();
     let answered = {
@@ -285,18 +286,22 @@ impl Gateway {
     }
 }
 
+const CLIENT_REQUEST_ID: HeaderName = HeaderName::from_static("x-client-request-id");
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+
 /// What is known of a request from its head.
 fn note_head(record: &mut Record, head: &Parts, gated: &Gated) {
-    let text = |name: &str| head.headers.get(name).and_then(|value| value.to_str().ok()).map(clip);
+    let text = |name: &HeaderName| head.headers.get(name).and_then(|value| value.to_str().ok()).map(clip);
     let facts = record.facts();
     facts.route = Some(gated.route());
-    facts.client_request_id = text("x-client-request-id");
-    facts.traceparent = text("traceparent");
+    facts.client_request_id = text(&CLIENT_REQUEST_ID);
+    facts.traceparent = text(&TRACEPARENT);
 }
 
 /// Foreign text for records: short.
 fn clip(text: &str) -> String {
-    text.chars().take(128).collect()
+    let end = text.char_indices().nth(128).map_or(text.len(), |(end, _)| end);
+    text.get(..end).unwrap_or_default().to_owned()
 }
 
 /// Counts what the purpose check decided, under a name of the catalogue.

@@ -11,8 +11,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use smallvec::SmallVec;
+
 use crate::ask::{Ask, Route};
 use crate::audit::identity::BodyIdentity;
+use crate::audit::line::push_hex;
 use crate::audit::{Event, Fields};
 use crate::clock::{Clock, Now};
 use crate::keeper::audit::{Journal, Place};
@@ -21,11 +24,10 @@ use crate::limits::{Charge, LimitId};
 use crate::metrics::{Metrics, OrgSeries};
 use crate::names::{CaseRef, ModelName, OrgId, PurposeId, UpstreamName};
 use crate::outcome::{Code, Ending, Refusal};
-use crate::peer::Sha256;
 use crate::tokens::{Nano, Usage};
 use crate::traces::{Exchange, Traces};
-pub use line::Party;
 use line::{End, Line};
+pub use line::{Party, Stamp};
 
 /// What every record needs at its opening and its close.
 pub struct Recorder {
@@ -61,12 +63,11 @@ impl Recorder {
 
     /// Opens the record of a request that has just arrived.
     #[must_use]
-    pub fn open(self: &Arc<Self>, party: &Party, generation: u64, config_hash: Sha256) -> Record {
+    pub fn open(self: &Arc<Self>, party: &Party, stamp: &Stamp) -> Record {
         let story = Story {
             request_id: self.ids.next(),
             party: party.clone(),
-            generation,
-            config_hash,
+            stamp: stamp.clone(),
             opened: self.clock.now(),
             series: self.metrics.unknown(),
             facts: Facts::default(),
@@ -88,8 +89,7 @@ pub struct Record {
 struct Story {
     request_id: Arc<str>,
     party: Party,
-    generation: u64,
-    config_hash: Sha256,
+    stamp: Stamp,
     opened: Now,
     series: Arc<OrgSeries>,
     facts: Facts,
@@ -365,8 +365,7 @@ impl Story {
             decision: if ending == Some(Ending::Refused) { "refused" } else { "accepted" },
             reason,
             end: ending.map(end),
-            generation: self.generation,
-            config_hash: self.config_hash,
+            stamp: &self.stamp,
             reserved: facts.reserved,
             quota,
             body_hmac: facts.body.as_ref(),
@@ -385,7 +384,8 @@ impl Story {
 
 /// Request ids: a random beginning for the process, and a count.
 struct RequestIds {
-    boot: u64,
+    /// `req_` and the beginning.
+    boot: Box<[u8]>,
     next: AtomicU64,
 }
 
@@ -394,12 +394,18 @@ impl RequestIds {
         let mut boot = [0; 8];
         // Without randomness there would be no TLS either.
         let _ = aws_lc_rs::rand::fill(&mut boot);
-        RequestIds { boot: u64::from_le_bytes(boot), next: AtomicU64::new(1) }
+        let mut text = b"req_".to_vec();
+        push_hex(&mut text, &boot);
+        RequestIds { boot: text.into(), next: AtomicU64::new(1) }
     }
 
     fn next(&self) -> Arc<str> {
-        let number = self.next.fetch_add(1, Ordering::Relaxed);
-        format!("req_{:016x}{number:08x}", self.boot).into()
+        let number = self.next.fetch_add(1, Ordering::Relaxed).to_be_bytes();
+        let mut text = SmallVec::<[u8; 40]>::from_slice(&self.boot);
+        // Eight digits, and more only from four thousand million requests on.
+        let needed = number.iter().take(4).position(|byte| *byte != 0).unwrap_or(4);
+        push_hex(&mut text, number.get(needed..).unwrap_or_default());
+        std::str::from_utf8(&text).unwrap_or_default().into()
     }
 }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use crate::metrics::Metrics;
 use crate::policy::Policy;
+use crate::record::Stamp;
 use crate::tls::{self, Acceptance, Revoked, Terms};
 use crate::upstream::{Endpoint, Unusable};
 
@@ -13,6 +14,8 @@ use crate::upstream::{Endpoint, Unusable};
 pub struct Snapshot {
     /// What may be.
     pub policy: Arc<Policy>,
+    /// What records say of it.
+    pub stamp: Stamp,
     /// Who is let in.
     pub acceptance: Arc<Acceptance>,
     /// How upstreams are reached, in the order of the policy.
@@ -53,7 +56,8 @@ impl Snapshot {
             made.map_err(|Unusable(what)| Unusable(format!("admin.tls: {what}")))
         });
         let operators = operators.transpose()?;
-        Ok(Snapshot { policy: Arc::new(policy), acceptance: Acceptance::new(terms), endpoints, operators })
+        let stamp = Stamp::of(policy.generation, policy.hash);
+        Ok(Snapshot { policy: Arc::new(policy), stamp, acceptance: Acceptance::new(terms), endpoints, operators })
     }
 
     /// The endpoint of an upstream.

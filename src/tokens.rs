@@ -5,6 +5,8 @@
 
 use std::fmt;
 
+use smallvec::SmallVec;
+
 /// What one exchange used, in parts that do not overlap, except that `reasoning` is a part of `output`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
 pub struct Usage {
@@ -54,12 +56,38 @@ impl Nano {
 }
 
 /// The shortest decimal with at least two places.
+impl Nano {
+    /// The amount with at least two decimals, and no more than it needs.
+    #[must_use]
+    pub fn text(self) -> NanoText {
+        // Nine decimals, filled up with zeros by the leading one.
+        let (whole, nano) = (self.0 / 1_000_000_000, self.0 % 1_000_000_000 + 1_000_000_000);
+        let (mut digits, mut places) = (itoa::Buffer::new(), itoa::Buffer::new());
+        let places = places.format(nano).as_bytes().get(1..).unwrap_or_default();
+        let kept = places.iter().rposition(|digit| *digit != b'0').map_or(0, |last| last + 1).max(2);
+        let mut text = SmallVec::new();
+        text.extend_from_slice(digits.format(whole).as_bytes());
+        text.push(b'.');
+        text.extend_from_slice(places.get(..kept).unwrap_or_default());
+        NanoText(text)
+    }
+}
+
+/// The decimal text of an amount.
+#[derive(Debug, Clone)]
+pub struct NanoText(SmallVec<[u8; 24]>);
+
+impl NanoText {
+    /// Its digits and point.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
 impl fmt::Display for Nano {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (whole, nano) = (self.0 / 1_000_000_000, self.0 % 1_000_000_000);
-        let places = format!("{nano:09}");
-        let kept = places.trim_end_matches('0').len().max(2);
-        write!(f, "{whole}.{}", places.get(..kept).unwrap_or("00"))
+        f.write_str(std::str::from_utf8(self.text().as_bytes()).unwrap_or_default())
     }
 }
 

@@ -6,6 +6,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::peer::Sha256;
+use crate::tokens::Nano;
 
 /// What a line tells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize, Serialize)]
@@ -145,6 +146,18 @@ impl Fields {
     }
 }
 
+/// A member's name as a line has it: behind a comma, in quotes, before a colon. Made by [`member!`].
+#[derive(Debug, Clone, Copy)]
+pub struct Name(pub(crate) &'static str);
+
+/// The [`Name`] of a member.
+macro_rules! member {
+    ($name:literal) => {
+        $crate::audit::line::Name(concat!(",\"", $name, "\":"))
+    };
+}
+pub(crate) use member;
+
 /// Writes a line's own members one by one, in the order of the calls: for lines that are written for every request,
 /// where going through a general serializer would cost more than all judgement.
 #[derive(Debug)]
@@ -159,29 +172,28 @@ impl Members {
         Members(json)
     }
 
-    fn name(&mut self, name: &str) {
+    #[inline]
+    fn name(&mut self, Name(written): Name) {
         let first = self.0.last() == Some(&b'{');
-        let before: &[u8] = if first { b"\"" } else { b",\"" };
-        for part in [before, name.as_bytes(), b"\":"] {
-            self.0.extend_from_slice(part);
-        }
+        let written = written.as_bytes();
+        self.0.extend_from_slice(if first { written.get(1..).unwrap_or_default() } else { written });
     }
 
     /// A text of any kind.
-    pub fn text(&mut self, name: &str, text: &str) {
+    pub fn text(&mut self, name: Name, text: &str) {
         self.name(name);
         push_text(&mut self.0, text);
     }
 
     /// A text, where there is one.
-    pub fn some_text(&mut self, name: &str, text: Option<&str>) {
+    pub fn some_text(&mut self, name: Name, text: Option<&str>) {
         if let Some(text) = text {
             self.text(name, text);
         }
     }
 
     /// Words that are known to hold nothing that must be escaped, one after the other.
-    pub fn words(&mut self, name: &str, words: [&'static str; 3]) {
+    pub fn words(&mut self, name: Name, words: [&'static str; 3]) {
         self.name(name);
         for part in ["\"", words[0], words[1], words[2], "\""] {
             self.0.extend_from_slice(part.as_bytes());
@@ -189,13 +201,21 @@ impl Members {
     }
 
     /// A number.
-    pub fn number(&mut self, name: &str, number: u64) {
+    pub fn number(&mut self, name: Name, number: u64) {
         self.name(name);
         self.0.extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
     }
 
+    /// An amount of money: a decimal text.
+    pub fn money(&mut self, name: Name, amount: Nano) {
+        self.name(name);
+        self.0.push(b'"');
+        self.0.extend_from_slice(amount.text().as_bytes());
+        self.0.push(b'"');
+    }
+
     /// A duration in milliseconds, with three places.
-    pub fn millis(&mut self, name: &str, duration: std::time::Duration) {
+    pub fn millis(&mut self, name: Name, duration: std::time::Duration) {
         let micros = u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
         self.number(name, micros / 1000);
         let digit = |of: u64| b'0' + u8::try_from(of % 10).unwrap_or(0);
@@ -203,7 +223,7 @@ impl Members {
     }
 
     /// A digest, in hexadecimal digits.
-    pub fn digest(&mut self, name: &str, digest: &Sha256) {
+    pub fn digest(&mut self, name: Name, digest: &Sha256) {
         self.name(name);
         self.0.push(b'"');
         push_hex(&mut self.0, &digest.0);
@@ -211,7 +231,7 @@ impl Members {
     }
 
     /// Members of a member.
-    pub fn object(&mut self, name: &str, write: impl FnOnce(&mut Members)) {
+    pub fn object(&mut self, name: Name, write: impl FnOnce(&mut Members)) {
         self.name(name);
         self.0.push(b'{');
         write(self);
@@ -229,7 +249,7 @@ impl Members {
     }
 
     /// Anything else that serializes.
-    pub fn value(&mut self, name: &str, value: &impl Serialize) {
+    pub fn value(&mut self, name: Name, value: &impl Serialize) {
         let before = self.0.len();
         self.name(name);
         if serde_json::to_writer(&mut self.0, value).is_err() {
@@ -291,13 +311,10 @@ fn hex<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Sha256, D::E
 }
 
 /// Appends lower-case hexadecimal digits.
-pub(crate) fn push_hex(out: &mut Vec<u8>, bytes: &[u8]) {
+pub(crate) fn push_hex(out: &mut impl Extend<u8>, bytes: &[u8]) {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    out.reserve(bytes.len() * 2);
-    for byte in bytes {
-        let digit = |half: u8| DIGITS.get(usize::from(half)).copied().unwrap_or(b'0');
-        out.extend_from_slice(&[digit(byte >> 4), digit(byte & 15)]);
-    }
+    let digit = |half: u8| DIGITS.get(usize::from(half)).copied().unwrap_or(b'0');
+    out.extend(bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]));
 }
 
 #[cfg(test)]
@@ -324,15 +341,15 @@ mod tests {
         let mut members = Members::with_capacity(0);
         members.again(&Fields::none());
         for text in texts {
-            members.text("text", text);
+            members.text(member!("text"), text);
         }
-        members.object("inside", |inside| {
-            inside.number("n", u64::MAX);
-            inside.object("empty", |_| {});
+        members.object(member!("inside"), |inside| {
+            inside.number(member!("n"), u64::MAX);
+            inside.object(member!("empty"), |_| {});
         });
-        members.millis("ms", std::time::Duration::from_micros(12_045));
-        members.digest("digest", &Sha256([0xa5; 32]));
-        members.value("list", &[1, 2]);
+        members.millis(member!("ms"), std::time::Duration::from_micros(12_045));
+        members.digest(member!("digest"), &Sha256([0xa5; 32]));
+        members.value(member!("list"), &[1, 2]);
         let fields = members.finish();
         let mut expected: Vec<String> =
             texts.map(|text| format!("\"text\":{}", serde_json::to_string(text).unwrap())).into();

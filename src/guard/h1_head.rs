@@ -149,20 +149,17 @@ fn all(bytes: &[u8], fine: impl Fn(u8) -> bool) -> bool {
 
 /// RFC 9110 §5.6.2.
 fn is_token(byte: u8) -> bool {
-    /// One bit for each byte of ASCII.
-    const TOKEN: u128 = {
-        let (mut set, mut byte) = (0, 0_u8);
+    static TOKEN: [bool; 256] = {
+        let (mut set, mut byte) = ([false; 256], 0_u8);
         while byte < 128 {
             let mark = matches!(
                 byte,
                 b'!' | b'#' | b'$' | b'%' | b'&' | b'\'' | b'*' | b'+' | b'-' | b'.' | b'^' | b'_' | b'`' | b'|' | b'~'
             );
-            if byte.is_ascii_alphanumeric() || mark {
-                set |= 1 << byte;
-            }
+            set[byte as usize] = byte.is_ascii_alphanumeric() || mark;
             byte += 1;
         }
         set
     };
-    byte < 128 && TOKEN >> byte & 1 == 1
+    TOKEN.get(usize::from(byte)).is_some_and(|token| *token)
 }

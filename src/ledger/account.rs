@@ -215,8 +215,10 @@ pub(super) struct Settling<'a> {
 }
 
 /// A meter that runs, and who is under way in it.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 struct Running {
+    unit: Unit,
+    leak: Leak,
     meter: Meter,
     queue: Queue,
 }
@@ -226,7 +228,9 @@ struct Running {
 pub(super) struct Counters {
     /// The meters that a limit was ever held against, as bits, by [`meter_index`].
     running: u64,
-    /// They, in the order of their bits.
+    /// Their places among `meters`, counted from 1, by [`meter_index`].
+    places: [u8; METERS],
+    /// They, in the order in which they began to run.
     meters: Vec<Running>,
     /// What requests under way have reserved, whenever that was.
     pub(super) reserved: Charge,
@@ -256,20 +260,17 @@ impl Counters {
 
     #[cold]
     fn run(&mut self, index: usize) {
-        self.meters.insert(self.rank(index), Running::default());
-        self.running |= 1 << index;
-    }
-
-    /// How many meters run before the one at an index.
-    #[inline]
-    fn rank(&self, index: usize) -> usize {
-        (self.running & ((1 << index) - 1)).count_ones() as usize
+        if let (Some((unit, leak)), Some(place)) = (metered_at(index), self.places.get_mut(index)) {
+            self.meters.push(Running { unit, leak, meter: Meter::default(), queue: Queue::default() });
+            *place = u8::try_from(self.meters.len()).unwrap_or(0);
+            self.running |= 1 << index;
+        }
     }
 
     #[inline]
     fn at(&mut self, index: usize) -> Option<&mut Running> {
-        let rank = self.rank(index);
-        self.meters.get_mut(rank).filter(|_| self.running & (1 << index) != 0)
+        let place = usize::from(*self.places.get(index)?);
+        self.meters.get_mut(place.wrapping_sub(1))
     }
 
     /// The meters that run, as bits.
@@ -279,7 +280,7 @@ impl Counters {
 
     /// The meters that run, with their indexes.
     pub(super) fn meters(&self) -> impl Iterator<Item = (usize, &Meter)> {
-        Bits(self.running).zip(self.meters.iter().map(|running| &running.meter))
+        self.meters.iter().map(|running| (meter_index(running.unit, running.leak), &running.meter))
     }
 
     /// What a tally's window has been charged in one unit, and how much of it is reserved.
@@ -298,10 +299,10 @@ impl Counters {
         self.streams = self.streams.saturating_add(1);
         self.reserved = self.reserved.plus(charge);
         for index in moved {
-            let unit = metered_at(index).map_or(0, |(unit, _)| charge.get(unit));
-            number(self.at(index).map_or(0, |running| {
-                running.meter.add(unit);
-                running.queue.enter(unit)
+            number(self.at(index).map_or(0, |Running { unit, meter, queue, .. }| {
+                let units = charge.get(*unit);
+                meter.add(units);
+                queue.enter(units)
             }));
         }
     }
@@ -310,9 +311,9 @@ impl Counters {
     pub(super) fn extend(&mut self, more: &Charge, moved: Bits) {
         self.reserved = self.reserved.plus(more);
         for index in moved {
-            if let Some(((unit, _), running)) = metered_at(index).zip(self.at(index)) {
-                running.meter.add(more.get(unit));
-                running.queue.add(more.get(unit));
+            if let Some(Running { unit, meter, queue, .. }) = self.at(index) {
+                meter.add(more.get(*unit));
+                queue.add(more.get(*unit));
             }
         }
     }
@@ -332,7 +333,8 @@ impl Counters {
         }
         for (index, number) in moved {
             unmoved &= !(1 << index);
-            if let Some(((unit, _), Running { meter, queue })) = metered_at(index).zip(self.at(index)) {
+            if let Some(Running { unit, meter, queue, .. }) = self.at(index) {
+                let unit = *unit;
                 let (reserved, actual) = (reserved.get(unit), actual.get(unit));
                 let of_meter = meter.settle(reserved, actual, queue.behind(number, reserved));
                 queue.add(actual.saturating_sub(reserved));
@@ -347,10 +349,8 @@ impl Counters {
 
     /// Lets every meter drain as it did, where nobody reads them any more: a settlement gives back what stands.
     pub(super) fn drain_on(&mut self, now: Mono) {
-        for (index, running) in Bits(self.running).zip(&mut self.meters) {
-            if let Some((_, leak)) = metered_at(index) {
-                running.meter.drain_on(leak, now);
-            }
+        for Running { leak, meter, .. } in &mut self.meters {
+            meter.drain_on(*leak, now);
         }
     }
 
@@ -365,13 +365,11 @@ impl Counters {
             tally.settled = tally.settled.plus(&told.tallies.more).minus(&of_tallies);
         }
         let mut everywhere = of_meters;
-        for (index, Running { meter, queue }) in Bits(self.running).zip(&mut self.meters) {
-            if let Some((unit, _)) = metered_at(index) {
-                let back = meter.take_back_first(of_meters.get(unit));
-                meter.add(told.meters.more.get(unit));
-                queue.add(told.meters.more.get(unit));
-                everywhere = everywhere.with(unit, everywhere.get(unit).min(back));
-            }
+        for Running { unit, meter, queue, .. } in &mut self.meters {
+            let back = meter.take_back_first(of_meters.get(*unit));
+            meter.add(told.meters.more.get(*unit));
+            queue.add(told.meters.more.get(*unit));
+            everywhere = everywhere.with(*unit, everywhere.get(*unit).min(back));
         }
         // The meters are told of more than the tallies, never of less.
         self.lease.spend(&told.meters.more);

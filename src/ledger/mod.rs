@@ -110,26 +110,9 @@ impl Directory {
         seated.or_else(|| self.names.get(&level.org))
     }
 
-    /// Whether every organization of `plan` has an account here.
-    fn holds(&self, plan: &Plan) -> bool {
-        plan.levels.iter().all(|level| self.find(level).is_some())
-    }
-
-    /// Locks the accounts of a plan, each once, in the order of their addresses (see [`Steps`]).
-    fn lock<'a>(&'a self, plan: &'a Plan, timezone: &TimeZone, now: Now) -> Steps<'a> {
-        let mut accounts = SmallVec::<[_; CHAIN]>::new();
-        for level in &plan.levels {
-            if let Some(account) = self.find(level) {
-                accounts.push((level, account));
-            }
-        }
-        accounts.sort_unstable_by_key(|(_, account)| Arc::as_ptr(account));
-        accounts.dedup_by(|(_, one), (_, other)| Arc::ptr_eq(one, other));
-        let mut steps = Steps::new();
-        for (level, account) in accounts {
-            steps.push(Step::admit(level, account, timezone, now));
-        }
-        steps
+    /// The accounts of a plan, as far as they were opened.
+    fn find_all<'a>(&'a self, plan: &'a Plan) -> Accounts<'a> {
+        plan.levels.iter().filter_map(|level| Some((level, self.find(level)?))).collect()
     }
 
     fn enter(&mut self, Seat(seat): Seat, account: &Arc<Account>) {
@@ -144,6 +127,16 @@ impl Directory {
             *place = Some(Arc::clone(account));
         }
     }
+}
+
+/// The accounts of a plan, each with its level.
+type Accounts<'a> = SmallVec<[(&'a Level, &'a Arc<Account>); CHAIN]>;
+
+/// Locks accounts, each once, in the order of their addresses (see [`Steps`]).
+fn lock<'a>(mut accounts: Accounts<'a>, timezone: &TimeZone, now: Now) -> Steps<'a> {
+    accounts.sort_unstable_by_key(|(_, account)| Arc::as_ptr(account));
+    accounts.dedup_by(|(_, one), (_, other)| Arc::ptr_eq(one, other));
+    accounts.into_iter().map(|(level, account)| Step::admit(level, account, timezone, now)).collect()
 }
 
 /// Whether two names are one; most often they are even one text in memory.
@@ -180,12 +173,15 @@ impl Ledger {
     /// none.
     pub fn admit(&self, demand: &Demand<'_>, now: Now) -> Verdict {
         let Demand { plan, charge, timezone } = demand;
-        let mut directory = self.directory.load();
-        if !directory.holds(plan) {
+        let (known, opened);
+        known = self.directory.load();
+        let mut accounts = known.find_all(plan);
+        if accounts.len() < plan.levels.len() {
             plan.levels.iter().for_each(|level| drop(self.open(level, timezone, now)));
-            directory = self.directory.load();
+            opened = self.directory.load();
+            accounts = opened.find_all(plan);
         }
-        let mut steps = directory.lock(plan, timezone, now);
+        let mut steps = lock(accounts, timezone, now);
         let (mut worst, mut shadowed) = (None, Vec::new());
         for step in &mut steps {
             step.judge(Occasion::Admission, charge, now, |limit, found| {

@@ -56,13 +56,12 @@ impl Pattern {
     /// Whether `name` matches, `*` standing for any run of characters.
     #[must_use]
     pub fn matches(&self, name: &str) -> bool {
-        let mut parts = self.0.split('*');
-        let first = parts.next().unwrap_or_default();
+        let Some((first, behind)) = self.0.split_once('*') else { return *self.0 == *name };
         let Some(mut rest) = name.strip_prefix(first) else { return false };
-        let mut parts = parts.peekable();
-        if parts.peek().is_none() {
-            return rest.is_empty();
+        if behind.is_empty() {
+            return true;
         }
+        let mut parts = behind.split('*').peekable();
         while let Some(part) = parts.next() {
             if parts.peek().is_none() {
                 return rest.ends_with(part);

@@ -12,6 +12,7 @@ use crate::limits::{LimitId, Measure, Scope, Unit, Window};
 use crate::outcome::Handshake;
 use crate::peer::Leaf;
 use crate::peer::Peer;
+use crate::peer::Sha256;
 use crate::registry::Connection;
 use crate::registry::{ConnectionEntry, Registry};
 
@@ -101,7 +102,7 @@ const BODY: &[u8] = br#"{"model":"gpt-5"}"#;
 
 /// One request of each fate.
 async fn requests(recorder: &Arc<Recorder>, connection: &Connection) {
-    let open = || recorder.open(&Party::of(connection), 7, Sha256([3; 32]));
+    let open = || recorder.open(&Party::of(connection), &Stamp::of(7, Sha256([3; 32])));
     let message = "no";
     drop(open().refuse(Refusal::new(Code::RouteNotFound, message)));
     for (ending, reason) in [(Ending::Complete, None), (Ending::Severed, Some(Code::OrganizationSuspended))] {

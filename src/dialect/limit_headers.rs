@@ -75,6 +75,8 @@ pub struct Fixed {
     policy: Option<HeaderValue>,
     /// How each limit's item of `RateLimit` begins; empty for one in shadow.
     items: Box<[Box<[u8]>]>,
+    /// Each limit's number.
+    limits: Box<[HeaderValue]>,
 }
 
 impl Fixed {
@@ -94,7 +96,8 @@ impl Fixed {
             pen.put(";r=");
             pen.0.split().to_vec().into()
         };
-        Fixed { policy, items: views.iter().map(begin).collect() }
+        let limits = views.iter().map(|view| HeaderValue::from(view.limit)).collect();
+        Fixed { policy, items: views.iter().map(begin).collect(), limits }
     }
 }
 
@@ -106,9 +109,10 @@ pub fn limit_headers(dialect: Dialect, views: &[LimitView<'_>], fixed: &Fixed, h
         Dialect::Anthropic => &ANTHROPIC,
     };
     for (unit, [limit, remaining, reset]) in units {
-        let Some(view) = tightest(views, *unit) else { continue };
-        headers.insert(limit, HeaderValue::from(view.limit));
-        headers.insert(remaining, passing(HeaderValue::from(view.remaining.min(view.limit))));
+        let Some((view, number)) = tightest(views.iter().zip(&fixed.limits), *unit) else { continue };
+        headers.insert(limit, number.clone());
+        pen.number(view.remaining.min(view.limit));
+        pen.finish(remaining.clone(), headers);
         match dialect {
             Dialect::OpenAi => pen.go_duration(view.to_full),
             Dialect::Anthropic => pen.instant(view.resets_at),
@@ -132,14 +136,17 @@ pub fn policy_name(above: u8, scope: &Scope, measure: Measure) -> String {
     String::from_utf8_lossy(&pen.0).into_owned()
 }
 
-/// The second, minute or hour limit of `unit` with the lowest share left.
-fn tightest<'a, 'v>(views: &'a [LimitView<'v>], unit: Unit) -> Option<&'a LimitView<'v>> {
-    let rates = views.iter().filter(|view| {
+/// The second, minute or hour limit of `unit` with the lowest share left, and what comes with it.
+fn tightest<'a, 'v: 'a, T>(
+    views: impl Iterator<Item = (&'a LimitView<'v>, T)>,
+    unit: Unit,
+) -> Option<(&'a LimitView<'v>, T)> {
+    let rates = views.filter(|(view, _)| {
         matches!(view.measure, Measure::Metered(of, window) if of == unit && !window.is_calendar()) && !view.shadow
     });
-    rates.reduce(|tightest, view| {
+    rates.reduce(|tightest, one| {
         let share = |of: &LimitView<'_>, other: &LimitView<'_>| u128::from(of.remaining) * u128::from(other.limit);
-        if share(view, tightest) < share(tightest, view) { view } else { tightest }
+        if share(one.0, tightest.0) < share(tightest.0, one.0) { one } else { tightest }
     })
 }
 

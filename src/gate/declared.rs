@@ -14,15 +14,18 @@ pub struct Declared {
     pub case: Result<Option<CaseRef>, Refusal>,
 }
 
+/// Names of the purpose's line that are always read, beside the configured one.
+static ALIASES: [HeaderName; 2] = [HeaderName::from_static("portcullis-purpose"), HeaderName::from_static("x-purpose")];
+const CASE: HeaderName = HeaderName::from_static("portcullis-case");
+
 /// Reads the purpose (under its configured name, `portcullis-purpose` or `x-purpose`) and `portcullis-case`.
 ///
 /// # Errors
 /// `purpose_missing` or `purpose_invalid`.
 pub fn declared(headers: &HeaderMap, purpose_header: &HeaderName) -> Result<Declared, Refusal> {
-    let aliases = ["portcullis-purpose", "x-purpose"];
     let own = headers.get_all(purpose_header).iter();
-    let others = aliases.iter().filter(|alias| **alias != purpose_header.as_str());
-    let mut lines = own.chain(others.flat_map(|alias| headers.get_all(*alias).iter()));
+    let others = ALIASES.iter().filter(|alias| *alias != purpose_header);
+    let mut lines = own.chain(others.flat_map(|alias| headers.get_all(alias).iter()));
     let Some(value) = lines.next() else {
         let message = format!("Declare what this request is for in the {purpose_header} header.");
         return Err(Refusal::new(Code::PurposeMissing, message).at("portcullis-purpose"));
@@ -39,7 +42,7 @@ pub fn declared(headers: &HeaderMap, purpose_header: &HeaderName) -> Result<Decl
 }
 
 fn case(headers: &HeaderMap) -> Result<Option<CaseRef>, Refusal> {
-    let mut lines = headers.get_all("portcullis-case").iter();
+    let mut lines = headers.get_all(CASE).iter();
     let wrong = |message: String| Refusal::new(Code::CaseInvalid, message).at("portcullis-case");
     match (lines.next(), lines.next()) {
         (None, _) => Ok(None),

@@ -11,6 +11,8 @@ use super::invalid;
 use crate::ask::Route;
 use crate::outcome::{Code, Refusal};
 
+const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
+
 /// Lines of one head.
 const MOST_LINES: usize = 64;
 /// Bytes of all names and values of one head.
@@ -68,7 +70,7 @@ pub(super) fn shape(head: &Parts, purpose_header: &HeaderName) -> Result<(), Ref
     for (name, value) in &head.headers {
         line(name, value, head.version, purpose_header)?;
     }
-    if head.headers.contains_key(UPGRADE) || head.headers.contains_key("http2-settings") {
+    if head.headers.contains_key(UPGRADE) || head.headers.contains_key(HTTP2_SETTINGS) {
         return Err(invalid("The protocol cannot be changed here.").at("upgrade"));
     }
     if head.headers.get_all(CONTENT_LENGTH).iter().count() > 1 {

@@ -19,6 +19,7 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use http_body::SizeHint;
 
+use crate::ask::Route;
 use crate::clock::Mono;
 use crate::cut::{BrokenOff, Ladder, Leash};
 use crate::dialect;
@@ -269,11 +270,15 @@ impl Metered {
     /// What was seen of the answer. Of one in a form that nobody knows, all of it is text; one that ended with its
     /// report is over, whether it says so or not.
     fn observed(&self, ending: Ending) -> Observed {
-        let mut observed = self.scanner.as_ref().map_or_else(nothing, Scanner::observed);
+        let Some(scanner) = &self.scanner else { return nothing() };
+        let mut observed = scanner.observed();
         observed.finished |= ending == Ending::Complete && observed.usage_final && observed.usage.is_some();
-        let strange = ending == Ending::Complete
-            && observed.usage.is_none()
+        let empty = ending == Ending::Complete
             && (observed.text_bytes, observed.finished, observed.upstream_error) == (0, false, false);
+        // Embeddings have no text.
+        let unknown =
+            || scanner.is_strange() && self.tab.as_ref().is_some_and(|tab| tab.ask.route != Route::Embeddings);
+        let strange = observed.usage.is_none() && (empty || unknown());
         if strange { Observed { text_bytes: self.bytes_out, ..observed } } else { observed }
     }
 

@@ -6,6 +6,7 @@
 
 use super::nesting::{Choices, Document, Nesting};
 use super::report::Report;
+use super::texts::Texts;
 use super::token::{Scratch, string_end};
 use super::words::{Says, Word};
 
@@ -27,6 +28,8 @@ enum Place {
 enum Role {
     Name,
     Type,
+    /// The `type` of an object within.
+    Kind,
     Text,
     Nothing,
 }
@@ -60,7 +63,7 @@ pub(super) struct Reader {
     scratch: Scratch,
     document: Document,
     report: Report,
-    text_bytes: u64,
+    texts: Texts,
     echo: Echo,
 }
 
@@ -74,7 +77,7 @@ impl Reader {
             scratch: Scratch::EMPTY,
             document: Document::default(),
             report: Report::default(),
-            text_bytes: 0,
+            texts: Texts::default(),
             echo: Echo { beginning: Vec::new(), at: Nesting::OUTSIDE, document: Document::default(), misses: 0 },
         }
     }
@@ -148,9 +151,9 @@ impl Reader {
         &self.report
     }
 
-    /// Bytes of the answer's text in all documents.
-    pub(super) fn text_bytes(&self) -> u64 {
-        self.text_bytes
+    /// The answer's text in all documents.
+    pub(super) fn texts(&self) -> &Texts {
+        &self.texts
     }
 
     fn between<'b>(&mut self, bytes: &'b [u8]) -> &'b [u8] {
@@ -200,9 +203,9 @@ impl Reader {
     fn escape<'b>(&mut self, rest: &'b [u8]) -> &'b [u8] {
         match self.role {
             // A `\u` counts as its four digits: about the bytes of such a character.
-            Role::Text if rest.first() != Some(&b'u') => self.text_bytes = self.text_bytes.saturating_add(1),
+            Role::Text if rest.first() != Some(&b'u') => self.texts.add(self.at.telling(), 1),
             // No vendor escapes a name that means anything.
-            Role::Name | Role::Type => self.scratch.spoil(),
+            Role::Name | Role::Type | Role::Kind => self.scratch.spoil(),
             Role::Text | Role::Nothing => {}
         }
         self.place = Place::String;
@@ -249,6 +252,7 @@ impl Reader {
         match (self.at.depth, self.at.name) {
             (1, Word::Type) => return Role::Type,
             (1, Word::Error) => self.document.error = true,
+            _ if self.at.at_kind() => return Role::Kind,
             _ if self.at.in_choices() => self.document.choices = Choices::Filled,
             _ => {}
         }
@@ -257,8 +261,8 @@ impl Reader {
 
     fn pass_string(&mut self, inside: &[u8]) {
         match self.role {
-            Role::Text => self.text_bytes = self.text_bytes.saturating_add(inside.len() as u64),
-            Role::Name | Role::Type => self.scratch.push(inside),
+            Role::Text => self.texts.add(self.at.telling(), inside.len() as u64),
+            Role::Name | Role::Type | Role::Kind => self.scratch.push(inside),
             Role::Nothing => {}
         }
     }
@@ -267,10 +271,11 @@ impl Reader {
         self.place = Place::Between;
         match self.role {
             Role::Nothing => {}
-            Role::Text => self.text_bytes = self.text_bytes.saturating_add(inside.len() as u64),
+            Role::Text => self.texts.add(self.at.telling(), inside.len() as u64),
             Role::Name if self.scratch.is_empty() => self.at.named(Word::of(inside)),
             Role::Type if self.scratch.is_empty() => self.document.says = Says::of(inside),
-            Role::Name | Role::Type => self.end_scratch(inside),
+            Role::Kind if self.scratch.is_empty() => self.at.is_kind(inside),
+            Role::Name | Role::Type | Role::Kind => self.end_scratch(inside),
         }
     }
 
@@ -280,6 +285,7 @@ impl Reader {
         let scratch = self.scratch;
         match self.role {
             Role::Type => self.document.says = Says::of(scratch.whole()),
+            Role::Kind => self.at.is_kind(scratch.whole()),
             _ => self.at.named(Word::of(scratch.whole())),
         }
     }

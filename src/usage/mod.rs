@@ -12,6 +12,7 @@ mod nesting;
 mod report;
 mod scanner;
 mod settle;
+mod texts;
 mod token;
 mod words;
 

@@ -79,6 +79,10 @@ struct Verdict {
     usage_final: bool,
     finished: bool,
     error: bool,
+    /// Something was understood.
+    known: bool,
+    /// Something was not.
+    odd: bool,
 }
 
 impl Verdict {
@@ -87,10 +91,13 @@ impl Verdict {
         // its start certainly does.
         let last_word = document.usage && (form == Form::Whole || document.choices != Choices::Filled);
         let terminal = matches!(document.says, Says::Finished | Says::Failed);
+        let error = document.error || matches!(document.says, Says::Failed | Says::Error);
         Verdict {
             usage_final: document.closed && (last_word || (document.held_usage && terminal)),
             finished: document.done || terminal || (form == Form::Whole && document.closed),
-            error: document.error || matches!(document.says, Says::Failed | Says::Error),
+            error,
+            known: document.known,
+            odd: document.closed && !(document.known || document.done || terminal || error),
         }
     }
 
@@ -99,6 +106,8 @@ impl Verdict {
             usage_final: self.usage_final || other.usage_final,
             finished: self.finished || other.finished,
             error: self.error || other.error,
+            known: self.known || other.known,
+            odd: self.odd || other.odd,
         }
     }
 }
@@ -166,18 +175,29 @@ impl Scanner {
         self.release(forward);
     }
 
+    fn verdict(&self) -> Verdict {
+        self.verdict.or(Verdict::of(self.reader.document(), self.form))
+    }
+
     /// What is known so far.
     #[must_use]
     pub fn observed(&self) -> Observed {
-        let verdict = self.verdict.or(Verdict::of(self.reader.document(), self.form));
+        let verdict = self.verdict();
         Observed {
             usage: self.reader.report().usage(self.dialect),
             usage_final: verdict.usage_final,
-            text_bytes: self.reader.text_bytes(),
+            text_bytes: self.reader.texts().bytes(),
             events: self.events,
             finished: verdict.finished,
             upstream_error: verdict.error,
         }
+    }
+
+    /// Whether there was something, and nothing in which the text of an answer is known to stand.
+    #[must_use]
+    pub fn is_strange(&self) -> bool {
+        let verdict = self.verdict();
+        verdict.odd && !verdict.known && self.reader.texts().bytes() == 0
     }
 
     /// Whether what was forwarded so far ends between two events, where an event of ours can be put.

@@ -187,6 +187,7 @@ impl Metered {
         }
         let observed = scanner.observed();
         let Some(tab) = &mut self.tab else { return };
+        tab.gauge = tab.gauge.repeating(scanner.repeating_bytes());
         let now = tab.clock.now();
         if let Some(last) = self.last.replace(now.mono) {
             self.figures.gap(now.mono.since(last));
@@ -285,7 +286,11 @@ impl Metered {
     /// Settles and closes, once.
     fn finish(&mut self, ending: Ending, reason: Option<Code>) {
         let observed = self.observed(ending);
-        let settlement = self.tab.take().map(|mut tab| tab.settle(&observed, self.charged));
+        let repeating = self.scanner.as_ref().map_or(0, Scanner::repeating_bytes);
+        let settlement = self.tab.take().map(|mut tab| {
+            tab.gauge = tab.gauge.repeating(repeating);
+            tab.settle(&observed, self.charged)
+        });
         let note = reason.and_then(|code| self.note(code));
         if let Some(mut record) = self.record.take() {
             let facts = record.facts();

@@ -114,7 +114,7 @@ pub fn reserve(
     // What the upstream is told, it keeps to.
     let own = ask.output_maximum.filter(|_| ask.own_maximum);
     let told = held_to.or(own).unwrap_or(u64::MAX).saturating_mul(answers);
-    let gauge = gauge.told(told);
+    let gauge = gauge.told(told).held(held_to.is_some());
     let rest = match told.min(cap.saturating_mul(answers)) {
         _ if each == 0 => 0,
         u64::MAX => u64::MAX,

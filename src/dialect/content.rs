@@ -43,6 +43,8 @@ pub(super) struct Content {
     pub(super) media_bytes: u64,
     /// Bytes of the strings that a model reads, their names and everything around them left out.
     pub(super) told_bytes: u64,
+    /// Those of them that are like the one before them.
+    pub(super) repeating_bytes: u64,
 }
 
 /// What was found beside text.
@@ -180,7 +182,10 @@ impl Content {
 
     /// Reads a string for the model.
     fn told(&mut self, cursor: &mut Cursor<'_>) -> Result<(), Fault> {
-        self.told_bytes = self.told_bytes.saturating_add(length(cursor)?);
+        let text = cursor.string()?.raw().as_bytes();
+        let repeating = text.iter().zip(text.get(1..).unwrap_or_default()).filter(|(before, byte)| before == byte);
+        self.repeating_bytes = self.repeating_bytes.saturating_add(repeating.count() as u64);
+        self.told_bytes = self.told_bytes.saturating_add(text.len() as u64);
         Ok(())
     }
 

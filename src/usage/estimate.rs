@@ -14,7 +14,7 @@ use dashmap::DashMap;
 use parking_lot::Mutex;
 
 use super::scanner::Observed;
-use super::settle::{Basis, Gauge, MOST_INPUT, MOST_OUTPUT, PerByte, Settlement};
+use super::settle::{Basis, Gauge, MOST_INPUT, MOST_OUTPUT, PerByte, Settlement, least};
 use crate::ask::{Ask, Dialect};
 use crate::names::{ModelName, OrgId};
 
@@ -107,10 +107,13 @@ impl Calibration {
         Gauge {
             reserved_input: upper_bound(ask, Some(nontext_tokens)).map_or(likely, |most| most.min(likely)),
             text_input: shares.input.mean().tokens(ask.text_bytes),
-            told_input: shares.input.mean().tokens(ask.told_bytes),
+            told_input: least(shares.input.mean(), ask.told_bytes, ask.repeating_bytes),
             nontext_input,
             output: shares.output.mean(),
+            echoed_bytes: ask.echoed_bytes,
+            repeating_bytes: 0,
             told_output: u64::MAX,
+            held: false,
             // No text has more tokens than bytes, and of what is more by far nothing was asked.
             most_input: MOST_INPUT.max(ask.body_bytes.saturating_add(nontext_input).saturating_mul(16)),
             most_output: MOST_OUTPUT.saturating_mul(ask.answers.into()),
@@ -132,7 +135,9 @@ impl Calibration {
         if !ask.unbounded && ask.nontext_parts == 0 {
             shares.input.learn(usage.all_input(), ask.text_bytes);
         }
-        shares.output.learn(usage.output.saturating_sub(usage.reasoning), observed.text_bytes);
+        if ask.echoed_bytes == 0 {
+            shares.output.learn(usage.output.saturating_sub(usage.reasoning), observed.text_bytes);
+        }
     }
 }
 
@@ -178,6 +183,8 @@ mod tests {
             body_bytes: text_bytes,
             text_bytes,
             told_bytes: text_bytes,
+            repeating_bytes: 0,
+            echoed_bytes: 0,
             items: 1,
             nontext_parts: 0,
             unbounded: false,
@@ -289,6 +296,13 @@ mod tests {
         assert_eq!(upper_bound(&image, None), None);
         assert_eq!(upper_bound(&Ask { unbounded: true, ..ask(1000) }, Some(0)), None);
         assert_eq!(Calibration::new().gauge(&image, 2000).input_to_reserve(), 4334);
+    }
+
+    #[test]
+    fn a_page_of_dashes_may_be_few_tokens() {
+        let asked = Ask { repeating_bytes: 3999, ..ask(4000) };
+        let told = |asked: &Ask| Calibration::new().gauge(asked, 0).told_input;
+        assert_eq!((told(&asked), told(&ask(4000))), (125, 1334));
     }
 
     #[test]

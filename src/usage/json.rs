@@ -203,10 +203,14 @@ impl Reader {
     fn escape<'b>(&mut self, rest: &'b [u8]) -> &'b [u8] {
         match self.role {
             // A `\u` counts as its four digits: about the bytes of such a character.
-            Role::Text if rest.first() != Some(&b'u') => self.texts.add(self.at.telling(), 1),
+            Role::Text => {
+                if let Some(letter) = rest.first().filter(|letter| **letter != b'u') {
+                    self.texts.escaped(self.at.telling(), *letter);
+                }
+            }
             // No vendor escapes a name that means anything.
             Role::Name | Role::Type | Role::Kind => self.scratch.spoil(),
-            Role::Text | Role::Nothing => {}
+            Role::Nothing => {}
         }
         self.place = Place::String;
         rest.get(1..).unwrap_or_default()
@@ -261,7 +265,7 @@ impl Reader {
 
     fn pass_string(&mut self, inside: &[u8]) {
         match self.role {
-            Role::Text => self.texts.add(self.at.telling(), inside.len() as u64),
+            Role::Text => self.texts.pass(self.at.telling(), inside),
             Role::Name | Role::Type | Role::Kind => self.scratch.push(inside),
             Role::Nothing => {}
         }
@@ -271,7 +275,7 @@ impl Reader {
         self.place = Place::Between;
         match self.role {
             Role::Nothing => {}
-            Role::Text => self.texts.add(self.at.telling(), inside.len() as u64),
+            Role::Text => self.texts.pass(self.at.telling(), inside),
             Role::Name if self.scratch.is_empty() => self.at.named(Word::of(inside)),
             Role::Type if self.scratch.is_empty() => self.document.says = Says::of(inside),
             Role::Kind if self.scratch.is_empty() => self.at.is_kind(inside),

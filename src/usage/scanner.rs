@@ -193,6 +193,12 @@ impl Scanner {
         }
     }
 
+    /// Bytes of the text that are like the one before them.
+    #[must_use]
+    pub fn repeating_bytes(&self) -> u64 {
+        self.reader.texts().repeating()
+    }
+
     /// Whether there was something, and nothing in which the text of an answer is known to stand.
     #[must_use]
     pub fn is_strange(&self) -> bool {

@@ -88,12 +88,61 @@ def place(enforce):
     return made
 
 
-bounded = place("bounded")
+bounded, hard = place("bounded"), place("hard")
 
 
 def events(*said, done=True):
     said = [f"data: {json.dumps(one)}\n\n" for one in said] + ["data: [DONE]\n\n"] * done
     return "".join(said).encode()
+
+
+def usage(given, made):
+    return {"prompt_tokens": given, "completion_tokens": made, "total_tokens": given + made}
+
+
+def completion(text):
+    return {"object": "text_completion", "choices": [{"index": 0, "text": text}]}
+
+
+ECHO = events(completion(TEXT), completion(" a b c"), {"choices": [], "usage": usage(900, 5)})
+FOUND = "word " * 8000
+
+
+@pytest.mark.parametrize(("route", "asked", "kind", "answer", "output"), [
+    ("completions", {"echo": True, "maximum": 5}, JSON, completion(TEXT + " a b c") | {"usage": usage(900, 5)}, 5),
+    ("completions", {"echo": True, "maximum": 5, "stream": True}, SSE, ECHO, 5),
+    ("completions", {"echo": True, "stream": True}, SSE, ECHO, 5),
+    ("messages", {"maximum": 50_000}, JSON, {"type": "message", "content": [
+        {"type": "mcp_tool_use", "id": "1", "name": "a", "input": {}, "server_name": "e"},
+        {"type": "mcp_tool_result", "tool_use_id": "1", "content": [{"type": "text", "text": FOUND}]},
+        {"type": "text", "text": "Yes."}], "usage": {"input_tokens": 9000, "output_tokens": 60}}, 60),
+    ("responses", {"include": ["file_search_call.results"]}, JSON, {"object": "response", "output": [
+        {"type": "file_search_call", "id": "f", "results": [{"file_id": "a", "text": FOUND}]},
+        {"type": "message", "content": [{"type": "output_text", "text": "Yes."}]}],
+        "usage": {"input_tokens": 9000, "output_tokens": 60, "total_tokens": 9060}}, 60),
+    # A tool's result in a shape that nobody knows, after an answer that says it kept to its maximum.
+    ("responses", {"maximum": 200}, JSON, {"object": "response", "output": [
+        {"type": "odd_call", "content": [{"text": FOUND}]}],
+        "usage": {"input_tokens": 9000, "output_tokens": 60, "total_tokens": 9060}}, 60),
+    ("chat", {}, JSON, {"choices": [{"message": {"content": "-" * 4000}}], "usage": usage(900, 64)}, 64),
+    ("chat", {"text": " " * 4000}, JSON, {"choices": [{"message": {"content": "ok"}}], "usage": usage(60, 2)}, 2),
+], ids=["echo", "echo-stream", "echo-no-maximum", "mcp", "file-search", "unknown-tool", "dashes", "spaces"])  # fmt: skip
+def test_an_honest_report_is_charged_as_it_stands(bounded, route, asked, kind, answer, output):
+    org = bounded.join()
+    reply, line = bounded.ask(org, route, answer, kind, **asked)
+    assert reply.status == 200, reply.body
+    assert (line["settlement"], line["ending"], line["usage"]["output"]) == ("reported", "complete", output)
+    assert bounded.place.stage.metric("portcullis_usage_disputed_total", org=org) == 0
+
+
+def test_hard_cuts_nothing_that_keeps_to_its_maximum(hard):
+    """The budget has room for the input's bound and five tokens, and for nothing else."""
+    text = "The quick brown fox jumps. " * 40
+    echo = events(completion(text), completion(" a b c"), {"choices": [], "usage": usage(250, 5)})
+    org = hard.join("tokens_per_day = 1400")
+    reply, line = hard.ask(org, "completions", echo, SSE, text=text, echo=True, maximum=5, stream=True)
+    assert (reply.status, line["ending"], line["settlement"]) == (200, "complete", "reported")
+    assert hard.place.settled(org)["used"] == 255
 
 
 SAID = "word " * 500

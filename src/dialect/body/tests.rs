@@ -15,6 +15,20 @@ fn chat(members: &str) -> String {
 }
 
 #[test]
+fn a_prompt_that_is_to_come_back_is_counted_as_often_as_it_does() {
+    for (route, members, bytes) in [
+        (Route::Completions, r#""prompt":"hello","echo":true"#, 5),
+        (Route::Completions, r#""echo":true,"n":3,"prompt":["hello","you"]"#, 24),
+        (Route::Completions, r#""prompt":"hello","echo":false"#, 0),
+        (Route::Completions, r#""prompt":"hello","echo":"true""#, 0),
+        (Route::Completions, r#""prompt":[1,2,3],"echo":true"#, 0),
+        (Route::Chat, r#""messages":[{"role":"user","content":"hello"}],"echo":true"#, 0),
+    ] {
+        assert_eq!(asked(route, &chat(members)).echoed_bytes, bytes, "{members}");
+    }
+}
+
+#[test]
 fn a_whole_chat_request_becomes_an_ask() {
     let body = r#" {
         "model": "gpt-5.1", "stream": true, "n": 2, "max_tokens": null, "max_completion_tokens": 300,

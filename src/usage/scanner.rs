@@ -61,6 +61,8 @@ pub struct Scanner {
     dialect: Dialect,
     form: Form,
     strip: bool,
+    /// Whether the stream begins as JSON does and no event can; unknown until its first byte.
+    misnamed: Option<bool>,
     reader: Reader,
     lines: Lines,
     /// The beginning of an event that may be the extra usage chunk.
@@ -121,6 +123,7 @@ impl Scanner {
             dialect: route.dialect(),
             form,
             strip: strip_usage_chunk && form == Form::Events && matches!(route, Route::Chat | Route::Completions),
+            misnamed: None,
             reader: Reader::new(),
             lines: Lines::new(),
             held: BytesMut::new(),
@@ -133,6 +136,14 @@ impl Scanner {
 
     /// Reads the next piece and hands `forward` what may go on to the client, in order; nothing it is handed is empty.
     pub fn feed(&mut self, piece: &Bytes, forward: &mut impl FnMut(Bytes)) {
+        if self.misnamed.is_none() && self.form == Form::Events {
+            let first = piece.iter().find(|byte| !byte.is_ascii_whitespace());
+            self.misnamed = first.map(|byte| matches!(byte, b'{' | b'['));
+            if self.misnamed == Some(true) {
+                self.form = Form::Whole;
+                self.release(forward);
+            }
+        }
         if self.form == Form::Whole {
             self.reader.feed(piece);
             return pass(piece.clone(), forward);

@@ -166,3 +166,9 @@ def test_text_without_usage_is_charged_once_in_every_shape(bounded, route, kind,
     assert line["settlement"] == "estimated"
     text = math.ceil(len(SAID) / 3)
     assert text <= line["usage"]["output"] <= text + 30
+
+
+def test_a_report_in_json_that_is_called_a_stream_is_read(bounded):
+    answer = ANSWER | {"usage": usage(900, 20)}
+    _, line = bounded.ask(bounded.join(), "chat", answer, SSE, stream=True)
+    assert (line["settlement"], line["usage"]["input"], line["usage"]["output"]) == ("reported", 900, 20)

@@ -389,6 +389,24 @@ fn what_nobody_knows_is_strange_and_what_is_empty_is_not() {
 }
 
 #[test]
+fn json_that_is_called_a_stream_is_read_as_what_it_is() {
+    for before in ["", "\r\n\n  "] {
+        let json = format!("{before}{{\"choices\":[{{\"text\":\"hello\"}}],\"usage\":{{\"prompt_tokens\":4}}}}\n");
+        for pieces in [1, 2, 1000] {
+            let outcome = run(Route::Chat, Form::Events, true, json.as_bytes(), &[pieces]);
+            assert_eq!(outcome.forwarded, json.as_bytes());
+            let observed = outcome.observed;
+            assert_eq!(
+                (observed.usage, observed.text_bytes, observed.finished),
+                (usage(4, 0, 0, 0, 0), 5, true),
+                "{json}"
+            );
+            assert!(!outcome.between_events, "no event can stand in it");
+        }
+    }
+}
+
+#[test]
 fn a_message_start_alone_is_not_the_last_word() {
     let start =
         "data: {\"type\":\"message_start\",\"message\":{\"usage\":{\"input_tokens\":9,\"output_tokens\":1}}}\n\n";

@@ -287,9 +287,10 @@ impl Metered {
     fn finish(&mut self, ending: Ending, reason: Option<Code>) {
         let observed = self.observed(ending);
         let repeating = self.scanner.as_ref().map_or(0, Scanner::repeating_bytes);
+        let charged = if is_failure(&observed) { Charged::Nothing } else { self.charged };
         let settlement = self.tab.take().map(|mut tab| {
             tab.gauge = tab.gauge.repeating(repeating);
-            tab.settle(&observed, self.charged)
+            tab.settle(&observed, charged)
         });
         let note = reason.and_then(|code| self.note(code));
         if let Some(mut record) = self.record.take() {
@@ -330,6 +331,12 @@ pub struct Told {
     pub leash: Rc<Leash>,
     /// Its model's figures.
     pub figures: Arc<ModelSeries>,
+}
+
+/// Whether the upstream answered with an error and nothing else, whatever the status said.
+fn is_failure(observed: &Observed) -> bool {
+    let used = observed.usage.is_some_and(|usage| usage.total() > 0);
+    observed.upstream_error && observed.text_bytes == 0 && !used
 }
 
 /// How much of what nobody reads any more is counted at most.

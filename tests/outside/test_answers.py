@@ -172,3 +172,24 @@ def test_a_report_in_json_that_is_called_a_stream_is_read(bounded):
     answer = ANSWER | {"usage": usage(900, 20)}
     _, line = bounded.ask(bounded.join(), "chat", answer, SSE, stream=True)
     assert (line["settlement"], line["usage"]["input"], line["usage"]["output"]) == ("reported", 900, 20)
+
+
+OVERLOADED = {"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded"}}
+DELTA = {"choices": [{"delta": {"content": SAID}}]}
+
+
+@pytest.mark.parametrize(("route", "kind", "answer", "free"), [
+    ("chat", JSON, {"error": {"message": "overloaded", "type": "server_error"}}, True),
+    ("chat", SSE, events({"error": {"message": "overloaded"}}, done=False), True),
+    ("messages", SSE, events(OVERLOADED, done=False), True),
+    ("responses", SSE, events({"type": "response.created", "response": {"output": []}},
+                              {"type": "response.failed", "response": {"error": {"code": "x"}}}, done=False), True),
+    ("chat", SSE, events(DELTA, {"error": {"message": "overloaded"}}, done=False), False),
+    ("chat", SSE, events({"odd": SAID}, {"error": {"message": "overloaded"}}, done=False), False),
+], ids=["whole", "chat", "messages", "responses", "after-content", "after-odd-content"])  # fmt: skip
+def test_an_error_instead_of_an_answer_costs_no_tokens_whatever_the_status(bounded, route, kind, answer, free):
+    org = bounded.join("tokens_per_day = 1_000_000\nrequests_per_day = 10")
+    _, line = bounded.ask(org, route, answer, kind, maximum=2000, stream=kind == SSE)
+    assert bounded.place.stage.limit(org, "requests_per_day")["used"] == 1
+    used = bounded.place.settled(org)["used"]
+    assert used == 0 if free else used > len(SAID) / 3 + len(TEXT) / 3, line

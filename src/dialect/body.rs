@@ -283,6 +283,7 @@ impl<'a> Draft<'a> {
             answers: u32::try_from(answers).unwrap_or(u32::MAX),
             body_bytes,
             text_bytes: body_bytes.saturating_sub(self.content.media_bytes),
+            file_bytes: self.content.file_bytes,
             told_bytes: self.content.told_bytes,
             repeating_bytes: self.content.repeating_bytes,
             echoed_bytes: if self.echo { self.prompt_bytes.saturating_mul(each) } else { 0 },

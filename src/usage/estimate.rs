@@ -106,7 +106,7 @@ impl Calibration {
         let likely = shares.input.high().tokens(ask.text_bytes).saturating_add(nontext_input);
         Gauge {
             reserved_input: upper_bound(ask, Some(nontext_tokens)).map_or(likely, |most| most.min(likely)),
-            text_input: shares.input.mean().tokens(ask.text_bytes),
+            text_input: shares.input.mean().tokens(ask.text_bytes.saturating_sub(ask.file_bytes)),
             told_input: least(shares.input.mean(), ask.told_bytes, ask.repeating_bytes),
             nontext_input,
             output: shares.output.mean(),
@@ -182,6 +182,7 @@ mod tests {
             answers: 1,
             body_bytes: text_bytes,
             text_bytes,
+            file_bytes: 0,
             told_bytes: text_bytes,
             repeating_bytes: 0,
             echoed_bytes: 0,
@@ -296,6 +297,22 @@ mod tests {
         assert_eq!(upper_bound(&image, None), None);
         assert_eq!(upper_bound(&Ask { unbounded: true, ..ask(1000) }, Some(0)), None);
         assert_eq!(Calibration::new().gauge(&image, 2000).input_to_reserve(), 4334);
+    }
+
+    #[test]
+    fn a_file_is_reserved_as_its_text_might_be_and_charged_as_what_is_no_text() {
+        let file = Ask { nontext_parts: 1, file_bytes: 900, ..ask(1200) };
+        let gauge = Calibration::new().gauge(&file, 2000);
+        assert_eq!((gauge.input_to_reserve(), upper_bound(&file, Some(2000))), (2400, Some(3232)));
+        let nothing = Observed {
+            usage: None,
+            usage_final: false,
+            text_bytes: 0,
+            events: 0,
+            finished: false,
+            upstream_error: false,
+        };
+        assert_eq!(gauge.settle(&nothing).usage.input, 2100);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 The upstream here answers to a model's name with the bytes that a test has put there.
 """
 
+import base64
 import http.server
 import itertools
 import json
@@ -143,6 +144,18 @@ def test_hard_cuts_nothing_that_keeps_to_its_maximum(hard):
     reply, line = hard.ask(org, "completions", echo, SSE, text=text, echo=True, maximum=5, stream=True)
     assert (reply.status, line["ending"], line["settlement"]) == (200, "complete", "reported")
     assert hard.place.settled(org)["used"] == 255
+
+
+PDF = base64.b64encode(b"%PDF-1.7" + b"0123456789abcdef" * 60_000).decode()
+FILE = [{"role": "user", "content": [{"type": "file", "file": {"filename": "a.pdf", "file_data": PDF}}]}]
+IMAGE = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:image/png;base64," + PDF}}]}]
+ANSWER = {"choices": [{"message": {"content": "ok"}}]}
+
+
+def test_a_file_is_estimated_as_what_is_no_text(bounded):
+    inputs = [bounded.ask(bounded.join(), "chat", ANSWER, messages=messages)[1]["usage"]["input"]
+              for messages in (FILE, IMAGE)]  # fmt: skip
+    assert all(2000 < one < 2100 for one in inputs), inputs
 
 
 SAID = "word " * 500

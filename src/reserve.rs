@@ -8,7 +8,7 @@ use crate::ask::{Ask, Route};
 use crate::ledger::Standing;
 use crate::limits::{Allowance, Beyond, Charge, Enforce, Measure, Unit};
 use crate::outcome::{Code, Refusal};
-use crate::policy::{Group, Quota};
+use crate::policy::{Group, NONTEXT, Quota};
 use crate::tokens::{Price, Usage, Weights};
 use crate::usage::{Calibration, Gauge, upper_bound};
 
@@ -80,7 +80,8 @@ pub fn reserve(
     calibration: &Calibration,
     stand: impl FnOnce() -> Vec<Standing>,
 ) -> Result<Reserve, Refusal> {
-    let gauge = calibration.gauge(ask, group.map_or(2000, |group| group.nontext_tokens));
+    let nontext = group.and_then(|group| group.nontext_tokens);
+    let gauge = calibration.gauge(ask, nontext.unwrap_or(NONTEXT));
     let rates = Rates::of(group);
     let hard = quota.enforce == Enforce::Hard;
     if ask.route == Route::CountTokens {
@@ -88,7 +89,7 @@ pub fn reserve(
         let beyond = Beyond::default();
         return Ok(Reserve { usage, charge: rates.charge(1, &usage), gauge, held_to: None, rates, beyond });
     }
-    let input = if hard { bounded_input(ask, group)? } else { gauge.input_to_reserve() };
+    let input = if hard { bounded_input(ask, nontext)? } else { gauge.input_to_reserve() };
     let charge = |usage: &Usage| if hard { rates.most(usage) } else { rates.charge(1, usage) };
     let answers = u64::from(ask.answers);
     let cap = group.and_then(|group| group.max_output_tokens).unwrap_or(u64::MAX);
@@ -122,7 +123,7 @@ pub fn reserve(
     };
     let charge = charge(&usage);
     // All that the body can come to, whatever a cache does with it.
-    let input = upper_bound(ask, group.map(|group| group.nontext_tokens)).unwrap_or(u64::MAX).max(input);
+    let input = upper_bound(ask, nontext).unwrap_or(u64::MAX).max(input);
     let most = |rest: u64| {
         let usage = Usage { input, output: usage.output.saturating_add(rest), ..usage };
         unreserved(&rates.most(&usage), &charge)
@@ -144,10 +145,15 @@ fn unreserved(most: &Charge, reserved: &Charge) -> Charge {
     })
 }
 
-fn bounded_input(ask: &Ask, group: Option<&Group>) -> Result<u64, Refusal> {
-    upper_bound(ask, group.map(|group| group.nontext_tokens)).ok_or_else(|| {
-        let message = "This request refers to input that is not in its body (earlier responses, URLs, files or \
-                       server tools), whose size cannot be bounded here. Send the input itself.";
+fn bounded_input(ask: &Ask, nontext: Option<u64>) -> Result<u64, Refusal> {
+    upper_bound(ask, nontext).ok_or_else(|| {
+        let message = if ask.unbounded {
+            "This request refers to input that is not in its body (earlier responses, URLs, files or \
+             server tools), whose size cannot be bounded here. Send the input itself."
+        } else {
+            "This request holds images, sounds or files, and the gateway's operator has set no `nontext_tokens` for \
+             this model, without which their size cannot be bounded here. Send text alone."
+        };
         Refusal::new(Code::QuotaRequestTooLarge, message)
     })
 }
@@ -232,7 +238,7 @@ mod tests {
             price: Some(price),
             weights: Weights::default(),
             max_output_tokens: Some(16_384),
-            nontext_tokens: 2000,
+            nontext_tokens: Some(2000),
         }
     }
 
@@ -292,6 +298,33 @@ mod tests {
                 // In billionths: 2 and 10 for a million.
                 let cost = if bounded { 2000 * input + 10_000 * output } else { u64::MAX };
                 assert_eq!(beyond.get(Unit::Cost), cost, "{members} {enforce:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_no_text_has_a_bound_only_where_one_is_set() {
+        let body = br#"{"model":"m","messages":[{"role":"user","content":[{"type":"image_url","image_url":{"url":"x"}}]}],"max_tokens":9}"#;
+        let ask = crate::dialect::read(Route::Chat, body).unwrap();
+        let unset = Group { nontext_tokens: None, ..group() };
+        for (group, enforce, input, refused) in [
+            (Some(&group()), Enforce::Hard, Some(0), false),
+            (Some(&unset), Enforce::Hard, None, true),
+            (None, Enforce::Hard, None, true),
+            (Some(&unset), Enforce::Bounded, Some(u64::MAX), false),
+            (None, Enforce::Post, Some(u64::MAX), false),
+        ] {
+            let reserved = reserve(&ask, group, &quota(enforce), &Calibration::new(), Vec::new);
+            assert_eq!(reserved.is_err(), refused, "{enforce:?}");
+            match reserved {
+                Ok(reserved) => {
+                    assert!(reserved.usage.input >= 2000, "something is assumed");
+                    assert_eq!(Some(reserved.beyond.budgets.get(Unit::InputTokens)), input, "{enforce:?}");
+                }
+                Err(refusal) => {
+                    assert_eq!(refusal.code, Code::QuotaRequestTooLarge);
+                    assert!(refusal.message.contains("`nontext_tokens`"), "{}", refusal.message);
+                }
             }
         }
     }

@@ -24,9 +24,12 @@ pub struct Group {
     pub weights: Weights,
     /// The most output tokens a request may ask for.
     pub max_output_tokens: Option<u64>,
-    /// Tokens reserved for each part that is not text.
-    pub nontext_tokens: u64,
+    /// The most tokens of each part that is not text; without it nothing bounds them, and [`NONTEXT`] is assumed.
+    pub nontext_tokens: Option<u64>,
 }
+
+/// What a part that is not text is assumed to come to, where nobody says.
+pub const NONTEXT: u64 = 2000;
 
 /// `[[upstream]]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -167,7 +170,7 @@ fn group(name: &At<String>, table: &Table<'_>, places: &mut Vec<(Pattern, GroupI
     let price = table.table("price_per_mtok").map(|price| read_price(&price));
     let weights = table.table("weights").map(|weights| read_weights(&weights)).unwrap_or_default();
     let max_output_tokens = table.number("max_output_tokens").map(|at| at.value);
-    let nontext_tokens = table.number("nontext_tokens").map_or(2000, |at| at.value);
+    let nontext_tokens = table.number("nontext_tokens").map(|at| at.value);
     table.finish();
     let id = id?;
     places.extend(patterns.iter().map(|at| (at.value.clone(), id.clone(), at.place.clone())));

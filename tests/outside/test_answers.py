@@ -16,6 +16,9 @@ from place import Place, body
 TEXT = "The quick brown fox jumps. " * 150
 JSON, SSE = "application/json", "text/event-stream"
 MODELS = """
+[model.capped]
+match = ["odd-capped-*"]
+nontext_tokens = 150_000
 [[upstream]]
 name = "odd-openai"
 url = "http://127.0.0.1:{port}"
@@ -150,6 +153,19 @@ PDF = base64.b64encode(b"%PDF-1.7" + b"0123456789abcdef" * 60_000).decode()
 FILE = [{"role": "user", "content": [{"type": "file", "file": {"filename": "a.pdf", "file_data": PDF}}]}]
 IMAGE = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:image/png;base64," + PDF}}]}]
 ANSWER = {"choices": [{"message": {"content": "ok"}}]}
+
+
+def test_hard_refuses_files_and_images_whose_cap_nobody_set(hard):
+    org = hard.join()
+    for messages in (FILE, IMAGE):
+        answer = ANSWER | {"usage": usage(150_000, 1)}
+        refused, _ = hard.ask(org, "chat", answer, messages=messages, maximum=5)
+        assert (refused.status, refused.headers["portcullis-reason"]) == (400, "quota_request_too_large")
+        assert "`nontext_tokens`" in refused.json["error"]["message"]
+    assert hard.place.settled(org)["used"] == 0
+    roomy = hard.join("tokens_per_day = 2_000_000")
+    _, line = hard.ask(roomy, "chat", ANSWER | {"usage": usage(150_000, 1)}, model="capped", messages=IMAGE, maximum=5)
+    assert line["usage"]["input"] == 150_000
 
 
 def test_a_file_is_estimated_as_what_is_no_text(bounded):

@@ -236,6 +236,7 @@ mod tests {
             id: "frontier".parse().unwrap(),
             patterns: Vec::new(),
             price: Some(price),
+            unpriced: Vec::new(),
             weights: Weights::default(),
             max_output_tokens: Some(16_384),
             nontext_tokens: Some(2000),

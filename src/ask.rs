@@ -139,8 +139,14 @@ pub struct Ask {
     pub body_bytes: u64,
     /// Bytes of the body without the data of images, sounds and films: they bound its text tokens from above.
     pub text_bytes: u64,
+    /// Those of them that hold the data of files, of which nobody knows before how much is text.
+    pub file_bytes: u64,
     /// Bytes of the texts that the model reads, without what stands around them in the body.
     pub told_bytes: u64,
+    /// Those of them that are like the one before them: of a line of dashes, many are one token.
+    pub repeating_bytes: u64,
+    /// Bytes of a completion's prompts, as often as they come back with its answers (`echo`).
+    pub echoed_bytes: u64,
     /// Messages or input items, each of which may cost a few tokens of framing.
     pub items: u32,
     /// Image, audio and file parts, and other input whose tokens the body's length does not bound.

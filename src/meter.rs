@@ -19,6 +19,7 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use http_body::SizeHint;
 
+use crate::ask::Route;
 use crate::clock::Mono;
 use crate::cut::{BrokenOff, Ladder, Leash};
 use crate::dialect;
@@ -186,6 +187,7 @@ impl Metered {
         }
         let observed = scanner.observed();
         let Some(tab) = &mut self.tab else { return };
+        tab.gauge = tab.gauge.repeating(scanner.repeating_bytes());
         let now = tab.clock.now();
         if let Some(last) = self.last.replace(now.mono) {
             self.figures.gap(now.mono.since(last));
@@ -266,26 +268,45 @@ impl Metered {
         }
     }
 
-    /// What was seen of the answer. Of one in a form that nobody knows, all of it is text; one that ended with its
-    /// report is over, whether it says so or not.
+    /// What was seen of the answer. Of one in a form that nobody knows, all is text that is not known to be something
+    /// else; one that ended with its report is over, whether it says so or not.
     fn observed(&self, ending: Ending) -> Observed {
-        let mut observed = self.scanner.as_ref().map_or_else(nothing, Scanner::observed);
+        let Some(scanner) = &self.scanner else { return nothing() };
+        let mut observed = scanner.observed();
         observed.finished |= ending == Ending::Complete && observed.usage_final && observed.usage.is_some();
-        let foreign = self.scanner.as_ref().and_then(Scanner::foreign_bytes);
-        let strange = observed.says_nothing() && (foreign.is_some() || ending == Ending::Complete);
-        if strange { Observed { text_bytes: foreign.unwrap_or(self.bytes_out), ..observed } } else { observed }
+        let foreign = scanner.foreign_bytes();
+        let empty = observed.says_nothing() && (foreign.is_some() || ending == Ending::Complete);
+        // Embeddings have no text.
+        let unknown =
+            || scanner.is_strange() && self.tab.as_ref().is_some_and(|tab| tab.ask.route != Route::Embeddings);
+        if !(empty || observed.usage.is_none() && unknown()) {
+            return observed;
+        }
+        let known = observed.sealed_bytes.saturating_add(observed.media_bytes);
+        let text_bytes = foreign.unwrap_or(0).max(self.bytes_out).saturating_sub(known);
+        Observed { text_bytes, ..observed }
+    }
+
+    /// What becomes of its tokens: an error in place of an answer costs none, whoever saw the end of it.
+    fn charged(&self, observed: &Observed, ending: Ending) -> Charged {
+        let reported = observed.usage_final && observed.usage.is_some();
+        let whole = ending == Ending::Complete && observed.finished;
+        match self.charged {
+            Charged::Observed if is_failure(observed) => Charged::Nothing,
+            Charged::Observed if !reported && !whole => Charged::Unseen,
+            charged => charged,
+        }
     }
 
     /// Settles and closes, once.
     fn finish(&mut self, ending: Ending, reason: Option<Code>) {
         let observed = self.observed(ending);
-        let reported = observed.usage_final && observed.usage.is_some();
-        let whole = ending == Ending::Complete && observed.finished;
-        let charged = match self.charged {
-            Charged::Observed if !reported && !whole => Charged::Unseen,
-            charged => charged,
-        };
-        let settlement = self.tab.take().map(|mut tab| tab.settle(&observed, charged));
+        let charged = self.charged(&observed, ending);
+        let repeating = self.scanner.as_ref().map_or(0, Scanner::repeating_bytes);
+        let settlement = self.tab.take().map(|mut tab| {
+            tab.gauge = tab.gauge.repeating(repeating);
+            tab.settle(&observed, charged)
+        });
         let note = reason.and_then(|code| self.note(code));
         if let Some(mut record) = self.record.take() {
             let facts = record.facts();
@@ -325,6 +346,13 @@ pub struct Told {
     pub leash: Rc<Leash>,
     /// Its model's figures.
     pub figures: Arc<ModelSeries>,
+}
+
+/// Whether the upstream answered with an error and nothing else, whatever the status said.
+fn is_failure(observed: &Observed) -> bool {
+    let used = observed.usage.is_some_and(|usage| usage.total() > 0);
+    let made = (observed.text_bytes, observed.sealed_bytes, observed.media_bytes) != (0, 0, 0);
+    observed.upstream_error && !made && !used
 }
 
 /// How much of what nobody reads any more is counted at most.

@@ -9,7 +9,7 @@ use crate::ask::{Ask, Route};
 use crate::ledger::Standing;
 use crate::limits::{Allowance, Charge, Enforce, Measure, Plan, Unit};
 use crate::outcome::{Code, Refusal};
-use crate::policy::{Group, Quota};
+use crate::policy::{Group, NONTEXT, Quota};
 use crate::tokens::{Price, Usage, Weights};
 use crate::usage::{Calibration, Gauge, upper_bound};
 
@@ -90,7 +90,8 @@ pub fn reserve(
     plan: &Plan,
     stand: impl FnOnce() -> Vec<Standing>,
 ) -> Result<Reserve, Refusal> {
-    let gauge = calibration.gauge(ask, group.map_or(2000, |group| group.nontext_tokens));
+    let nontext = group.and_then(|group| group.nontext_tokens);
+    let gauge = calibration.gauge(ask, nontext.unwrap_or(NONTEXT));
     let rates = Rates::of(group);
     let hard = quota.enforce == Enforce::Hard;
     if ask.route == Route::CountTokens {
@@ -111,7 +112,7 @@ pub fn reserve(
     };
     let mut all = each.saturating_mul(answers);
     let input = if hard {
-        bounded_input(ask, group)?
+        bounded_input(ask, nontext)?
     } else {
         let least = if ask.own_maximum { all } else { named.saturating_mul(answers).max(each.min(1)) };
         likely_input(&gauge, plan, &rates, (least, all))
@@ -129,7 +130,7 @@ pub fn reserve(
     // What the upstream is told, it keeps to.
     let own = ask.output_maximum.filter(|_| ask.own_maximum);
     let told = held_to.or(own).unwrap_or(u64::MAX).saturating_mul(answers);
-    let gauge = gauge.told(told);
+    let gauge = gauge.told(told).held(held_to.is_some());
     let rest = match told.min(cap.saturating_mul(answers)) {
         _ if each == 0 => 0,
         u64::MAX => u64::MAX,
@@ -137,7 +138,7 @@ pub fn reserve(
     };
     let charge = charge(&usage);
     // All that the body can come to, whatever a cache does with it.
-    let input = upper_bound(ask, group.map(|group| group.nontext_tokens)).unwrap_or(u64::MAX).max(input);
+    let input = upper_bound(ask, nontext).unwrap_or(u64::MAX).max(input);
     let most = rates.most(&Usage { input, output: usage.output.saturating_add(rest), ..usage });
     // What comes in one piece cannot be cut; nor can what was thought and is only reported in the end.
     let beyond = if hard { Charge::ZERO } else { unreserved(&most, &charge) };
@@ -152,10 +153,15 @@ fn unreserved(most: &Charge, reserved: &Charge) -> Charge {
     })
 }
 
-fn bounded_input(ask: &Ask, group: Option<&Group>) -> Result<u64, Refusal> {
-    upper_bound(ask, group.map(|group| group.nontext_tokens)).ok_or_else(|| {
-        let message = "This request refers to input that is not in its body (earlier responses, URLs, files or \
-                       server tools), whose size cannot be bounded here. Send the input itself.";
+fn bounded_input(ask: &Ask, nontext: Option<u64>) -> Result<u64, Refusal> {
+    upper_bound(ask, nontext).ok_or_else(|| {
+        let message = if ask.unbounded {
+            "This request refers to input that is not in its body (earlier responses, URLs, files or \
+             server tools), whose size cannot be bounded here. Send the input itself."
+        } else {
+            "This request holds images, sounds or files, and the gateway's operator has set no `nontext_tokens` for \
+             this model, without which their size cannot be bounded here. Send text alone."
+        };
         Refusal::new(Code::QuotaRequestTooLarge, message)
     })
 }
@@ -263,9 +269,10 @@ mod tests {
             id: "frontier".parse().unwrap(),
             patterns: Vec::new(),
             price: Some(price),
+            unpriced: Vec::new(),
             weights: Weights::default(),
             max_output_tokens: Some(16_384),
-            nontext_tokens: 2000,
+            nontext_tokens: Some(2000),
         }
     }
 
@@ -372,6 +379,33 @@ mod tests {
             assert_eq!(matches!(ledger.admit(&demand, NOW), Verdict::Admitted(_)), admitted, "{told:?}");
             let more = reserved.beyond.get(InputTokens);
             assert_eq!(more, if enforce == Hard { 0 } else { 3032 - input }, "{told:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_text_has_a_bound_only_where_one_is_set() {
+        let body = br#"{"model":"m","messages":[{"role":"user","content":[{"type":"image_url","image_url":{"url":"x"}}]}],"max_tokens":9}"#;
+        let ask = crate::dialect::read(Route::Chat, body).unwrap();
+        let unset = Group { nontext_tokens: None, ..group() };
+        for (group, enforce, input, refused) in [
+            (Some(&group()), Enforce::Hard, Some(0), false),
+            (Some(&unset), Enforce::Hard, None, true),
+            (None, Enforce::Hard, None, true),
+            (Some(&unset), Enforce::Bounded, Some(u64::MAX), false),
+            (None, Enforce::Post, Some(u64::MAX), false),
+        ] {
+            let reserved = reserve(&ask, group, &quota(enforce), &Calibration::new(), &plan(&[]), Vec::new);
+            assert_eq!(reserved.is_err(), refused, "{enforce:?}");
+            match reserved {
+                Ok(reserved) => {
+                    assert!(reserved.usage.input >= 2000, "something is assumed");
+                    assert_eq!(Some(reserved.beyond.get(Unit::InputTokens)), input, "{enforce:?}");
+                }
+                Err(refusal) => {
+                    assert_eq!(refusal.code, Code::QuotaRequestTooLarge);
+                    assert!(refusal.message.contains("`nontext_tokens`"), "{}", refusal.message);
+                }
+            }
         }
     }
 

@@ -65,6 +65,9 @@ struct Draft<'a> {
     maximum_spans: Vec<Range<usize>>,
     answers: u64,
     prompts: u32,
+    /// Bytes of a completion's prompts, and whether they are to come back.
+    prompt_bytes: u64,
+    echo: bool,
     options: StreamOptions,
     content: Content,
 }
@@ -95,8 +98,14 @@ impl<'a> Draft<'a> {
             ("input", Route::Responses) => self.content.list(cursor, true).map(drop),
             ("messages" | "input" | "system" | "instructions", _) => self.content.list(cursor, false).map(drop),
             ("prompt", Route::Completions) => {
+                let before = self.content.told_bytes;
                 self.prompts = self.prompts.saturating_add(self.content.list(cursor, false)?);
+                self.prompt_bytes = self.content.told_bytes - before;
                 Ok(())
+            }
+            ("echo", Route::Completions) => {
+                self.echo = cursor.kind()? == Kind::True;
+                cursor.skip()
             }
             ("functions", _) => {
                 self.content.tools(cursor)?;
@@ -261,7 +270,8 @@ impl<'a> Draft<'a> {
         if let Some(fault) = self.fault {
             return Err(fault);
         }
-        let answers = self.answers.max(1).saturating_mul(self.prompts.max(1).into());
+        let each = self.answers.max(1);
+        let answers = each.saturating_mul(self.prompts.max(1).into());
         let body_bytes = u64::try_from(length).unwrap_or(u64::MAX);
         Ok(Ask {
             route,
@@ -273,7 +283,10 @@ impl<'a> Draft<'a> {
             answers: u32::try_from(answers).unwrap_or(u32::MAX),
             body_bytes,
             text_bytes: body_bytes.saturating_sub(self.content.media_bytes),
+            file_bytes: self.content.file_bytes,
             told_bytes: self.content.told_bytes,
+            repeating_bytes: self.content.repeating_bytes,
+            echoed_bytes: if self.echo { self.prompt_bytes.saturating_mul(each) } else { 0 },
             items: self.content.items,
             nontext_parts: self.content.found.nontext_parts,
             unbounded: self.content.found.unbounded,

@@ -41,8 +41,12 @@ pub(super) struct Content {
     pub(super) overridden: bool,
     /// Bytes of the body that hold the data of images, sounds and films.
     pub(super) media_bytes: u64,
+    /// Bytes of the body that hold the data of files: text in base64, or nothing of the kind.
+    pub(super) file_bytes: u64,
     /// Bytes of the strings that a model reads, their names and everything around them left out.
     pub(super) told_bytes: u64,
+    /// Those of them that are like the one before them.
+    pub(super) repeating_bytes: u64,
 }
 
 /// What was found beside text.
@@ -59,6 +63,8 @@ pub(super) struct Found {
 struct Seen {
     /// Bytes of the string that holds data, or the address of data.
     data_bytes: u64,
+    /// Bytes of a file's data.
+    file_data: u64,
     /// Its data is elsewhere.
     by_url: bool,
     /// Its data is text.
@@ -88,6 +94,8 @@ struct Object {
     /// Bytes of `data` and of `url`, where they are strings.
     data: u64,
     url: u64,
+    /// Bytes of its `file_data`, or of that in its `file`.
+    file_data: u64,
     /// The data of each of [`HOLDERS`].
     held: [u64; HOLDERS.len()],
     /// Of what stands in it.
@@ -172,15 +180,18 @@ impl Content {
 
     /// Reads what may be text in the form of parts; tells what was found, and keeps none of it.
     fn aside(&mut self, cursor: &mut Cursor<'_>) -> Result<Found, Fault> {
-        let (before, media_bytes) = (std::mem::take(&mut self.found), self.media_bytes);
+        let (before, media_bytes, file_bytes) = (std::mem::take(&mut self.found), self.media_bytes, self.file_bytes);
         self.walk(cursor)?;
-        self.media_bytes = media_bytes;
+        (self.media_bytes, self.file_bytes) = (media_bytes, file_bytes);
         Ok(std::mem::replace(&mut self.found, before))
     }
 
     /// Reads a string for the model.
     fn told(&mut self, cursor: &mut Cursor<'_>) -> Result<(), Fault> {
-        self.told_bytes = self.told_bytes.saturating_add(length(cursor)?);
+        let text = cursor.string()?.raw().as_bytes();
+        let repeating = text.iter().zip(text.get(1..).unwrap_or_default()).filter(|(before, byte)| before == byte);
+        self.repeating_bytes = self.repeating_bytes.saturating_add(repeating.count() as u64);
+        self.told_bytes = self.told_bytes.saturating_add(text.len() as u64);
         Ok(())
     }
 
@@ -201,6 +212,7 @@ impl Content {
             }
             ("data", Kind::String) => object.data = length(cursor)?,
             ("url", Kind::String) => object.url = length(cursor)?,
+            ("file_data", Kind::String) => object.file_data = length(cursor)?,
             ("input", Kind::Object | Kind::Array) => object.input.add(self.aside(cursor)?),
             ("arguments" | "input_schema" | "parameters", Kind::Object | Kind::Array) => {
                 self.aside(cursor)?;
@@ -211,6 +223,9 @@ impl Content {
                 let inside = self.walk(cursor)?;
                 object.inside.by_url |= inside.by_url;
                 object.inside.textual |= inside.textual && name == "source";
+                if name == "file" {
+                    object.file_data = inside.file_data;
+                }
                 object.hold(name, inside.data_bytes);
             }
             _ => cursor.skip()?,
@@ -235,6 +250,8 @@ impl Content {
             }
             Part::File if !(object.inside.textual && object.sources == 1) => {
                 let unbounded = object.inside.by_url || object.has_url;
+                let bytes = if clear { object.file_data.saturating_add(object.held_in(Some("source"))) } else { 0 };
+                self.file_bytes = self.file_bytes.saturating_add(bytes);
                 self.found.add(Found { nontext_parts: 1, unbounded });
                 return nothing;
             }
@@ -243,6 +260,7 @@ impl Content {
         }
         Seen {
             data_bytes: if clear { object.data_bytes() } else { 0 },
+            file_data: object.file_data,
             by_url: object.has_url || object.part == Part::ByUrl,
             textual: object.part == Part::Textual && clear && !object.has_url,
             bare_id: object.bare_id(),

@@ -20,6 +20,9 @@ const STATE: HeaderName = HeaderName::from_static("ratelimit");
 /// The largest integer of structured fields (RFC 9651 §3.3.1).
 const MAX_SF_INTEGER: u64 = 999_999_999_999_999;
 
+/// The longest duration that Go reads, in milliseconds (some 292 years): what never comes is not further away.
+const GO_MAX_MILLIS: u64 = i64::MAX.unsigned_abs() / 1_000_000;
+
 /// How one limit stands, after the request was reserved.
 #[derive(Debug, Clone, Copy)]
 pub struct LimitView<'a> {
@@ -189,7 +192,7 @@ impl Pen {
 
     /// `6m0s`, `1.5s`, `174ms`: as Go writes a duration, in whole milliseconds.
     fn go_duration(&mut self, duration: Duration) {
-        let millis = whole(duration.as_nanos().div_ceil(1_000_000));
+        let millis = whole(duration.as_nanos().div_ceil(1_000_000)).min(GO_MAX_MILLIS);
         let (seconds, millis) = (millis / 1000, millis % 1000);
         if seconds == 0 && millis > 0 {
             self.number(millis);

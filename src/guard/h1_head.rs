@@ -149,6 +149,7 @@ fn all(bytes: &[u8], fine: impl Fn(u8) -> bool) -> bool {
 
 /// RFC 9110 §5.6.2.
 fn is_token(byte: u8) -> bool {
+    #[expect(clippy::indexing_slicing, reason = "made by the compiler, which would say so")]
     static TOKEN: [bool; 256] = {
         let (mut set, mut byte) = ([false; 256], 0_u8);
         while byte < 128 {

@@ -4,6 +4,7 @@
 //! when it is told to close. A file that cannot be trusted is an error that says so, never a fresh beginning: quotas
 //! that were used up stay used up. A disk that fails later stops admissions that need higher marks, until it recovers.
 
+mod complaint;
 mod store;
 
 use std::path::Path;
@@ -19,6 +20,7 @@ use crate::keeper::heir::{Heir, Saying};
 use crate::ledger::Ledger;
 use crate::ledger::bell::Bell;
 use crate::ledger::marks::{Batch, Restored};
+use complaint::Complaint;
 pub use store::{MarksError, Trouble};
 use store::{Store, trusted};
 
@@ -61,7 +63,9 @@ impl Marks {
         let ledger = Arc::new(Ledger::durable(Restored::new(marks, opened), Arc::clone(&bell)));
         let bequest: Arc<Mutex<Option<Bequest>>> = Arc::default();
         let (left, bell_here) = (Arc::clone(&bequest), Arc::clone(&bell));
-        let keeper = Keeper { ledger: Arc::clone(&ledger), bell: bell_here, clock: clock.clone(), bequest: left };
+        let complaint = Complaint::default();
+        let keeper =
+            Keeper { ledger: Arc::clone(&ledger), bell: bell_here, clock: clock.clone(), bequest: left, complaint };
         let thread = std::thread::Builder::new().name("quota-marks".into());
         let failed = store.error(Trouble::NoThread);
         let thread = thread.spawn(move || keeper.run(store)).map_err(|_| failed)?;
@@ -119,10 +123,11 @@ struct Keeper {
     bell: Arc<Bell>,
     clock: Clock,
     bequest: Arc<Mutex<Option<Bequest>>>,
+    complaint: Complaint,
 }
 
 impl Keeper {
-    fn run(self, mut store: Store) -> Result<(), MarksError> {
+    fn run(mut self, mut store: Store) -> Result<(), MarksError> {
         while self.bell.listen(BEAT) {
             let bequest = self.bequest.lock().take();
             if let Some(Bequest { heir, free }) = bequest {
@@ -151,10 +156,12 @@ impl Keeper {
         }
     }
 
-    fn raise(&self, store: &mut Store, batch: Batch) -> Result<(), MarksError> {
+    fn raise(&mut self, store: &mut Store, batch: Batch) -> Result<(), MarksError> {
         let written = store.write(&batch.marks);
-        if let Err(error) = &written {
-            tracing::error!(%error, "quota marks not written");
+        if let Err(error) = &written
+            && let Some(left_out) = self.complaint.is_due(self.clock.now().mono)
+        {
+            tracing::error!(%error, left_out, "quota marks not written");
         }
         batch.decide(&self.bell, written.is_ok());
         written

@@ -144,6 +144,11 @@ impl<'a> Table<'a> {
         self.map.get(key)
     }
 
+    /// Whether something stands under `key`, whatever it is.
+    pub fn holds(&self, key: &str) -> bool {
+        self.map.contains_key(key)
+    }
+
     fn at(&self, span: Range<usize>) -> Place {
         Place { file: self.place.file, span }
     }

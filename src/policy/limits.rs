@@ -104,6 +104,11 @@ fn one(entry: &Entry<'_, '_>, id: LimitId) -> Option<Written> {
         let hint = Some("a burst of 0 lets nothing through; leave it out, or set the limit to 0".into());
         table.sink().wrong(Some(place), "the burst contradicts the limit", hint);
     }
+    if let (0, Some(At { value: 1.., place })) = (amount, &burst) {
+        let hint =
+            Some("a limit of 0 lets nothing through, and a burst would never come back; leave the burst out".into());
+        table.sink().wrong(Some(place), "the burst contradicts the limit", hint);
+    }
     let burst = burst.map_or(amount, |at| at.value);
     Some(Written { id, amount, burst, shadow })
 }

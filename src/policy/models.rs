@@ -20,13 +20,18 @@ pub struct Group {
     pub patterns: Vec<Pattern>,
     /// What they cost; without it, cost is not counted.
     pub price: Option<Price>,
+    /// What the price leaves out and nothing stands in for: it is counted as free, and under a cost limit a mistake.
+    pub unpriced: Vec<&'static str>,
     /// How cached tokens count.
     pub weights: Weights,
     /// The most output tokens a request may ask for.
     pub max_output_tokens: Option<u64>,
-    /// Tokens reserved for each part that is not text.
-    pub nontext_tokens: u64,
+    /// The most tokens of each part that is not text; without it nothing bounds them, and [`NONTEXT`] is assumed.
+    pub nontext_tokens: Option<u64>,
 }
+
+/// What a part that is not text is assumed to come to, where nobody says.
+pub const NONTEXT: u64 = 2000;
 
 /// `[[upstream]]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -164,15 +169,16 @@ fn group(name: &At<String>, table: &Table<'_>, places: &mut Vec<(Pattern, GroupI
         }
     };
     let patterns = patterns(table, "match");
-    let price = table.table("price_per_mtok").map(|price| read_price(&price));
+    let (price, unpriced) = table.table("price_per_mtok").map(|price| read_price(&price)).unzip();
     let weights = table.table("weights").map(|weights| read_weights(&weights)).unwrap_or_default();
     let max_output_tokens = table.number("max_output_tokens").map(|at| at.value);
-    let nontext_tokens = table.number("nontext_tokens").map_or(2000, |at| at.value);
+    let nontext_tokens = table.number("nontext_tokens").map(|at| at.value);
     table.finish();
     let id = id?;
     places.extend(patterns.iter().map(|at| (at.value.clone(), id.clone(), at.place.clone())));
     let patterns = patterns.into_iter().map(|at| at.value).collect();
-    Some(Group { id, patterns, price, weights, max_output_tokens, nontext_tokens })
+    let unpriced = unpriced.unwrap_or_default();
+    Some(Group { id, patterns, price, unpriced, weights, max_output_tokens, nontext_tokens })
 }
 
 fn patterns(table: &Table<'_>, key: &str) -> Vec<At<Pattern>> {
@@ -206,7 +212,8 @@ fn money(text: &str) -> Result<Nano, &'static str> {
     Nano::parse(text).ok_or("must be an amount such as \"2.50\"")
 }
 
-fn read_price(table: &Table<'_>) -> Price {
+/// The price, and which of its parts are missing that stand for themselves.
+fn read_price(table: &Table<'_>) -> (Price, Vec<&'static str>) {
     let part = |key: &str| table.parsed(key, money).map(|at| at.value);
     let input = part("input").unwrap_or_default();
     let price = Price {
@@ -216,7 +223,7 @@ fn read_price(table: &Table<'_>) -> Price {
         output: part("output").unwrap_or_default(),
     };
     table.finish();
-    price
+    (price, ["input", "output"].into_iter().filter(|key| !table.holds(key)).collect())
 }
 
 /// Weights are whole numbers or decimals, as numbers or text.

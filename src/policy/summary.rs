@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::limits::Written;
 use super::listen::{AdminAddress, AdminSettings, AuditSettings, Listen};
-use super::models::{Group, Upstream};
+use super::models::{Group, NONTEXT, Upstream};
 use super::org::{Org, Status};
 use super::pattern::Pattern;
 use super::{Policy, Purpose, mask, named};
@@ -203,7 +203,8 @@ fn group(group: &Group, rule: &mut impl FnMut(&str, String)) {
     rule("weights", format!("cached_input {cached}, cache_write {write}"));
     let most = group.max_output_tokens.map_or_else(|| "none".into(), |most| most.to_string());
     rule("max_output_tokens", most);
-    rule("nontext_tokens", group.nontext_tokens.to_string());
+    let nontext = group.nontext_tokens.map_or_else(|| format!("none: {NONTEXT} assumed"), |most| most.to_string());
+    rule("nontext_tokens", nontext);
 }
 
 fn audit(audit: &AuditSettings, rule: &mut impl FnMut(&str, String)) {

@@ -343,6 +343,30 @@ fn mistakes_point_at_what_is_wrong_and_name_its_counterpart() {
 }
 
 #[test]
+fn under_a_cost_limit_input_and_output_both_have_a_price() {
+    let all = "{ input = \"2.50\", cached_input = \"0.25\", cache_write = \"3.125\", output = \"15.00\" }";
+    for (price, missing) in [
+        ("{}", Some("its input and output")),
+        ("{ output = \"15.00\" }", Some("its input,")),
+        ("{ input = \"2.50\", cached_input = \"0.25\" }", Some("its output,")),
+        ("{ input = \"2.50\", output = \"0\" }", None),
+        ("{ input = \"2.50\", output = \"much\" }", None),
+    ] {
+        let dir = example();
+        edit(&dir, "portcullis.toml", all, price);
+        let Some(missing) = missing else {
+            let told = reload(&dir, None, at(0)).map_err(|mistakes| mistakes.render(false)).err();
+            assert!(told.iter().all(|told| !told.contains("without a price")), "{told:?}");
+            assert_eq!(told.is_some(), price.contains("much"), "{price}");
+            continue;
+        };
+        let told = reload(&dir, None, at(0)).unwrap_err().render(false);
+        assert!(told.contains("a cost limit covers models without a price (frontier)"), "{told}");
+        assert!(told.contains(missing) && told.contains("[model.frontier]"), "{told}");
+    }
+}
+
+#[test]
 fn an_overdue_list_stops_a_start_and_no_reload() {
     let dir = example();
     let policy = reload(&dir, None, at(0)).unwrap();

@@ -14,7 +14,7 @@ use dashmap::DashMap;
 use parking_lot::Mutex;
 
 use super::scanner::Observed;
-use super::settle::{Basis, Gauge, MOST_INPUT, MOST_OUTPUT, PerByte, Settlement};
+use super::settle::{Basis, Gauge, MOST_INPUT, MOST_OUTPUT, PerByte, Settlement, least};
 use crate::ask::{Ask, Dialect};
 use crate::names::{ModelName, OrgId};
 
@@ -105,15 +105,20 @@ impl Calibration {
         let nontext_input = nontext_tokens.saturating_mul(ask.nontext_parts.into());
         let likely = shares.input.high().tokens(ask.text_bytes).saturating_add(nontext_input);
         let reserved_input = upper_bound(ask, Some(nontext_tokens)).map_or(likely, |most| most.min(likely));
-        let sparsest = PerByte(LEARNED.start().unsigned_abs()).tokens(ask.text_bytes);
+        // The data of a file may be no text at all.
+        let text_bytes = ask.text_bytes.saturating_sub(ask.file_bytes);
+        let sparsest = PerByte(LEARNED.start().unsigned_abs()).tokens(text_bytes);
         Gauge {
             reserved_input,
             least_input: sparsest.saturating_add(nontext_input).min(reserved_input),
-            text_input: shares.input.mean().tokens(ask.text_bytes),
-            told_input: shares.input.mean().tokens(ask.told_bytes),
+            text_input: shares.input.mean().tokens(text_bytes),
+            told_input: least(shares.input.mean(), ask.told_bytes, ask.repeating_bytes),
             nontext_input,
             output: shares.output.mean(),
+            echoed_bytes: ask.echoed_bytes,
+            repeating_bytes: 0,
             told_output: u64::MAX,
+            held: false,
             // No text has more tokens than bytes, and of what is more by far nothing was asked.
             most_input: MOST_INPUT.max(ask.body_bytes.saturating_add(nontext_input).saturating_mul(16)),
             most_output: MOST_OUTPUT.saturating_mul(ask.answers.into()),
@@ -136,7 +141,7 @@ impl Calibration {
             shares.input.learn(usage.all_input(), ask.text_bytes);
         }
         let sealed = observed.sealed_bytes > 0 && usage.reasoning == 0;
-        if !sealed && observed.media_bytes == 0 {
+        if !sealed && observed.media_bytes == 0 && ask.echoed_bytes == 0 {
             shares.output.learn(usage.output.saturating_sub(usage.reasoning), observed.text_bytes);
         }
     }
@@ -183,7 +188,10 @@ mod tests {
             answers: 1,
             body_bytes: text_bytes,
             text_bytes,
+            file_bytes: 0,
             told_bytes: text_bytes,
+            repeating_bytes: 0,
+            echoed_bytes: 0,
             items: 1,
             nontext_parts: 0,
             unbounded: false,
@@ -298,6 +306,22 @@ mod tests {
         assert_eq!(upper_bound(&image, None), None);
         assert_eq!(upper_bound(&Ask { unbounded: true, ..ask(1000) }, Some(0)), None);
         assert_eq!(Calibration::new().gauge(&image, 2000).input_to_reserve(), 4334);
+    }
+
+    #[test]
+    fn a_file_is_reserved_as_its_text_might_be_and_charged_as_what_is_no_text() {
+        let file = Ask { nontext_parts: 1, file_bytes: 900, ..ask(1200) };
+        let gauge = Calibration::new().gauge(&file, 2000);
+        assert_eq!((gauge.input_to_reserve(), upper_bound(&file, Some(2000))), (2400, Some(3232)));
+        assert_eq!(gauge.settle(&Observed::default()).usage.input, 2100);
+        assert_eq!(gauge.least_input(), 2060, "no more than what is charged");
+    }
+
+    #[test]
+    fn a_page_of_dashes_may_be_few_tokens() {
+        let asked = Ask { repeating_bytes: 3999, ..ask(4000) };
+        let told = |asked: &Ask| Calibration::new().gauge(asked, 0).told_input;
+        assert_eq!((told(&asked), told(&ask(4000))), (125, 1334));
     }
 
     #[test]

@@ -6,6 +6,7 @@
 
 use super::nesting::{Choices, Data, Document, Nesting};
 use super::report::Report;
+use super::texts::Texts;
 use super::token::{Scratch, string_end};
 use super::words::{Says, Word};
 
@@ -27,6 +28,8 @@ enum Place {
 enum Role {
     Name,
     Type,
+    /// The `type` of an object within.
+    Kind,
     Text,
     Data(Data),
     Nothing,
@@ -61,7 +64,7 @@ pub(super) struct Reader {
     scratch: Scratch,
     document: Document,
     report: Report,
-    text_bytes: u64,
+    texts: Texts,
     sealed_bytes: u64,
     media_bytes: u64,
     echo: Echo,
@@ -77,7 +80,7 @@ impl Reader {
             scratch: Scratch::EMPTY,
             document: Document::default(),
             report: Report::default(),
-            text_bytes: 0,
+            texts: Texts::default(),
             sealed_bytes: 0,
             media_bytes: 0,
             echo: Echo { beginning: Vec::new(), at: Nesting::OUTSIDE, document: Document::default(), misses: 0 },
@@ -156,9 +159,9 @@ impl Reader {
         &self.report
     }
 
-    /// Bytes of the answer's text in all documents.
-    pub(super) fn text_bytes(&self) -> u64 {
-        self.text_bytes
+    /// The answer's text in all documents.
+    pub(super) fn texts(&self) -> &Texts {
+        &self.texts
     }
 
     /// Bytes of what only the vendor can read, in all documents.
@@ -223,10 +226,14 @@ impl Reader {
     fn escape<'b>(&mut self, rest: &'b [u8]) -> &'b [u8] {
         match self.role {
             // A `\u` counts as its four digits: about the bytes of such a character.
-            Role::Text if rest.first() != Some(&b'u') => self.text_bytes = self.text_bytes.saturating_add(1),
+            Role::Text => {
+                if let Some(letter) = rest.first().filter(|letter| **letter != b'u') {
+                    self.texts.escaped(self.at.telling(), *letter);
+                }
+            }
             // No vendor escapes a name that means anything.
-            Role::Name | Role::Type => self.scratch.spoil(),
-            Role::Text | Role::Data(_) | Role::Nothing => {}
+            Role::Name | Role::Type | Role::Kind => self.scratch.spoil(),
+            Role::Data(_) | Role::Nothing => {}
         }
         self.place = Place::String;
         rest.get(1..).unwrap_or_default()
@@ -285,6 +292,7 @@ impl Reader {
             (1, Word::Type) => return Role::Type,
             (_, Word::Type) if self.at.in_iteration() => return Role::Type,
             (1, Word::Error) => self.document.error = true,
+            _ if self.at.at_kind() => return Role::Kind,
             _ if self.at.in_choices() => self.document.choices = Choices::Filled,
             _ => {}
         }
@@ -296,8 +304,8 @@ impl Reader {
 
     fn pass_string(&mut self, inside: &[u8]) {
         match self.role {
-            Role::Text => self.text_bytes = self.text_bytes.saturating_add(inside.len() as u64),
-            Role::Name | Role::Type => self.scratch.push(inside),
+            Role::Text => self.texts.pass(self.at.telling(), inside),
+            Role::Name | Role::Type | Role::Kind => self.scratch.push(inside),
             Role::Data(data) => self.count(data, inside),
             Role::Nothing => {}
         }
@@ -308,10 +316,11 @@ impl Reader {
         match self.role {
             Role::Nothing => {}
             Role::Data(data) => self.count(data, inside),
-            Role::Text => self.text_bytes = self.text_bytes.saturating_add(inside.len() as u64),
+            Role::Text => self.texts.pass(self.at.telling(), inside),
             Role::Name if self.scratch.is_empty() => self.at.named(Word::of(inside)),
             Role::Type if self.scratch.is_empty() => self.typed(inside),
-            Role::Name | Role::Type => self.end_scratch(inside),
+            Role::Kind if self.scratch.is_empty() => self.at.is_kind(inside),
+            Role::Name | Role::Type | Role::Kind => self.end_scratch(inside),
         }
     }
 
@@ -329,6 +338,7 @@ impl Reader {
         let scratch = self.scratch;
         match self.role {
             Role::Type => self.typed(scratch.whole()),
+            Role::Kind => self.at.is_kind(scratch.whole()),
             _ => self.at.named(Word::of(scratch.whole())),
         }
     }

@@ -13,6 +13,7 @@ mod report;
 mod runs;
 mod scanner;
 mod settle;
+mod texts;
 mod token;
 mod words;
 

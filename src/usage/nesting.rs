@@ -4,7 +4,8 @@
 //! It keeps no names but the outermost and the current one; deeper than 64 levels it no longer tells objects from
 //! arrays, as nothing that matters stands there.
 
-use super::words::{Says, Word};
+use super::texts::Telling;
+use super::words::{Says, Word, is_tool_result};
 
 /// What is known of the `choices` of a document.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -35,6 +36,8 @@ pub(super) struct Document {
     pub(super) closed: bool,
     /// It is no JSON but `[DONE]`.
     pub(super) done: bool,
+    /// It holds something in which an answer's text or its usage stands.
+    pub(super) known: bool,
 }
 
 /// A part of an answer that is no text.
@@ -59,10 +62,14 @@ pub(super) struct Nesting {
     pub(super) name: Word,
     /// The name of the outermost object's current member.
     top: Word,
+    /// In a `response` or `message`: whether its current member is a place where text stands.
+    held: bool,
     /// Depth of the usage object that is open; 0 for none.
     usage: u32,
     /// Depth of the usage object's array of iterations that is open; 0 for none.
     iterations: u32,
+    /// Depth of what is open and the model did not write; 0 for none.
+    aside: u32,
     /// Depth of the tool input that is open; 0 for none.
     pub(super) input: u32,
 }
@@ -75,8 +82,10 @@ impl Nesting {
         at_name: false,
         name: Word::Other,
         top: Word::Other,
+        held: false,
         usage: 0,
         iterations: 0,
+        aside: 0,
         input: 0,
     };
 
@@ -87,20 +96,49 @@ impl Nesting {
 
     /// Whether names mean something here.
     pub(super) fn knows_names(&self) -> bool {
-        self.depth == 1
-            || self.usage != 0
-            || self.top.holds_text()
-            || (self.depth == 2 && matches!(self.top, Word::Holder | Word::Item))
+        self.depth == 1 || self.usage != 0 || self.in_place() || (self.depth == 2 && self.top == Word::Holder)
+    }
+
+    /// Whether this is where the text of an answer stands.
+    fn in_place(&self) -> bool {
+        self.top.holds_text() || self.held
     }
 
     /// Whether a string value that comes now is text of the answer.
     pub(super) fn at_text(&self) -> bool {
-        self.input != 0 || (self.name.is_text() && self.top.holds_text())
+        let is_text = self.name.is_text() && self.in_place() || self.depth == 1 && self.name == Word::Text;
+        self.input != 0 || (is_text && self.aside == 0)
     }
 
-    /// What a string value that comes now is, if it is a part of the answer that is no text. Deeper down in contents
-    /// stands what tools found, which is input.
+    /// Whether a string value that comes now may say that its object is the result of a tool.
+    pub(super) fn at_kind(&self) -> bool {
+        self.depth > 1 && self.name == Word::Type && self.in_place() && self.aside == 0
+    }
+
+    /// Learns the `type` of the object that is open.
+    pub(super) fn is_kind(&mut self, kind: &[u8]) {
+        if is_tool_result(kind) {
+            self.aside = self.depth;
+        }
+    }
+
+    /// Where a text that comes now stands.
+    pub(super) fn telling(&self) -> Telling {
+        match self.top {
+            Word::Part => Telling::Part,
+            Word::Item => Telling::Item,
+            Word::Holder => Telling::Whole,
+            Word::Text => Telling::Done,
+            _ => Telling::Passing,
+        }
+    }
+
+    /// What a string value that comes now is, if it is a part of the answer that is no text. What tools found is input,
+    /// and stands deeper down in contents, too.
     pub(super) fn at_data(&self) -> Option<Data> {
+        if self.aside != 0 {
+            return None;
+        }
         let data = match self.name {
             Word::Sealed => Data::Sealed,
             Word::Data if self.top != Word::Choices => Data::Sealed,
@@ -163,8 +201,10 @@ impl Nesting {
     /// Learns the name of the value that comes next.
     pub(super) fn named(&mut self, name: Word) {
         self.name = name;
-        if self.depth == 1 {
-            self.top = name;
+        match self.depth {
+            1 => (self.top, self.held) = (name, false),
+            2 if self.top == Word::Holder => self.held = name.holds_text(),
+            _ => {}
         }
     }
 
@@ -174,6 +214,11 @@ impl Nesting {
             document.choices = Choices::Filled;
         }
         let inside = self.depth.saturating_add(1);
+        document.known |= match self.depth {
+            1 => self.name.holds_text() || self.name == Word::Usage,
+            2 => self.held,
+            _ => false,
+        };
         match (self.name, self.depth) {
             (Word::Choices, 1) if !object && document.choices == Choices::Unseen => document.choices = Choices::Empty,
             (Word::Usage, 1) if object => {
@@ -186,7 +231,8 @@ impl Nesting {
             }
             (Word::Error, 1) => document.error = true,
             (Word::Iterations, depth) if !object && self.usage != 0 && depth == self.usage => self.iterations = inside,
-            (Word::Input, _) if object && self.input == 0 && self.top.holds_text() => self.input = inside,
+            (Word::Input, _) if object && self.input == 0 && self.aside == 0 && self.in_place() => self.input = inside,
+            (Word::Results, _) if self.input == 0 && self.aside == 0 && self.in_place() => self.aside = inside,
             _ => {}
         }
         let bit = 1u64.checked_shl(self.depth).unwrap_or(0);
@@ -207,6 +253,9 @@ impl Nesting {
         }
         if depth == self.input {
             self.input = 0;
+        }
+        if depth == self.aside {
+            self.aside = 0;
         }
         self.depth = depth.saturating_sub(1);
         self.at_name = false;

@@ -82,6 +82,8 @@ pub struct Scanner {
     dialect: Dialect,
     form: Form,
     strip: bool,
+    /// Whether the stream begins as JSON does and no event can; unknown until its first byte.
+    misnamed: Option<bool>,
     reader: Reader,
     lines: Lines,
     /// The beginning of an event that may be the extra usage chunk.
@@ -103,6 +105,10 @@ struct Verdict {
     usage_final: bool,
     finished: bool,
     error: bool,
+    /// Something was understood.
+    known: bool,
+    /// Something was not.
+    odd: bool,
 }
 
 impl Verdict {
@@ -111,10 +117,13 @@ impl Verdict {
         // its start certainly does.
         let last_word = document.usage && (form == Form::Whole || document.choices != Choices::Filled);
         let terminal = matches!(document.says, Says::Finished | Says::Failed);
+        let error = document.error || matches!(document.says, Says::Failed | Says::Error);
         Verdict {
             usage_final: document.closed && (last_word || (document.held_usage && terminal)),
             finished: document.done || terminal || (form == Form::Whole && document.closed),
-            error: document.error || matches!(document.says, Says::Failed | Says::Error),
+            error,
+            known: document.known,
+            odd: document.closed && !(document.known || document.done || terminal || error),
         }
     }
 
@@ -123,6 +132,8 @@ impl Verdict {
             usage_final: self.usage_final || other.usage_final,
             finished: self.finished || other.finished,
             error: self.error || other.error,
+            known: self.known || other.known,
+            odd: self.odd || other.odd,
         }
     }
 }
@@ -136,6 +147,7 @@ impl Scanner {
             dialect: route.dialect(),
             form,
             strip: strip_usage_chunk && form == Form::Events && matches!(route, Route::Chat | Route::Completions),
+            misnamed: None,
             reader: Reader::new(),
             lines: Lines::new(),
             held: BytesMut::new(),
@@ -151,6 +163,15 @@ impl Scanner {
     /// Reads the next piece and hands `forward` what may go on to the client, in order; nothing it is handed is empty.
     pub fn feed(&mut self, piece: &Bytes, forward: &mut impl FnMut(Bytes)) {
         self.bytes = self.bytes.saturating_add(piece.len() as u64);
+        if self.misnamed.is_none() && self.form == Form::Events {
+            let first = piece.iter().find(|byte| !byte.is_ascii_whitespace());
+            self.misnamed = first.map(|byte| matches!(byte, b'{' | b'['));
+            if self.misnamed == Some(true) {
+                self.form = Form::Whole;
+                self.foreign = Some(false);
+                self.release(forward);
+            }
+        }
         if self.foreign.is_none() {
             self.foreign = self.form.begins(piece).map(|begins| !begins);
         }
@@ -196,20 +217,37 @@ impl Scanner {
         self.release(forward);
     }
 
+    fn verdict(&self) -> Verdict {
+        self.verdict.or(Verdict::of(self.reader.document(), self.form))
+    }
+
     /// What is known so far.
     #[must_use]
     pub fn observed(&self) -> Observed {
-        let verdict = self.verdict.or(Verdict::of(self.reader.document(), self.form));
+        let verdict = self.verdict();
         Observed {
             usage: self.reader.report().usage(self.dialect),
             usage_final: verdict.usage_final,
-            text_bytes: self.reader.text_bytes(),
+            text_bytes: self.reader.texts().bytes(),
             sealed_bytes: self.reader.sealed_bytes(),
             media_bytes: self.reader.media_bytes(),
             events: self.events,
             finished: verdict.finished,
             upstream_error: verdict.error,
         }
+    }
+
+    /// Bytes of the text that are like the one before them.
+    #[must_use]
+    pub fn repeating_bytes(&self) -> u64 {
+        self.reader.texts().repeating()
+    }
+
+    /// Whether there was something, and nothing in which the text of an answer is known to stand.
+    #[must_use]
+    pub fn is_strange(&self) -> bool {
+        let verdict = self.verdict();
+        verdict.odd && !verdict.known && self.reader.texts().bytes() == 0
     }
 
     /// Whether what was forwarded so far ends between two events, where an event of ours can be put.

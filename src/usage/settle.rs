@@ -19,6 +19,13 @@ pub(super) const MOST_INPUT: u64 = 1 << 24;
 /// and one or two megabytes, a second of sound has twenty and ten kilobytes.
 const MEDIA_BYTES: u64 = 512;
 
+/// Of bytes that are like the one before them, so many at least make a token that a report may leave out: tokenizers
+/// have tokens of up to 128 equal characters, and a report is doubted below a quarter.
+const MERGED: u64 = 32;
+
+/// No token is longer than so many bytes.
+const LONGEST_TOKEN: u64 = 128;
+
 /// Tokens per byte, in 65,536ths.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct PerByte(pub(super) u64);
@@ -74,8 +81,14 @@ pub struct Gauge {
     pub(super) told_input: u64,
     pub(super) nontext_input: u64,
     pub(super) output: PerByte,
+    /// Bytes of the answer that may be the prompt again, if that was asked for.
+    pub(super) echoed_bytes: u64,
+    /// Bytes of the answer that are like the one before them.
+    pub(super) repeating_bytes: u64,
     /// The most output that the upstream was told to make.
     pub(super) told_output: u64,
+    /// It was told by the gateway, which relies on that.
+    pub(super) held: bool,
     /// The most input that a report on a request of this size is believed to know of.
     pub(super) most_input: u64,
     /// The most output that a report on so many answers is believed to know of, whatever they look like.
@@ -87,6 +100,18 @@ impl Gauge {
     #[must_use]
     pub fn told(self, output: u64) -> Gauge {
         Gauge { told_output: output, ..self }
+    }
+
+    /// The same measure where the gateway itself has told that maximum: what is only estimated never goes against it.
+    #[must_use]
+    pub fn held(self, held: bool) -> Gauge {
+        Gauge { held, ..self }
+    }
+
+    /// The same measure of an answer of which so many bytes are like the one before them.
+    #[must_use]
+    pub fn repeating(self, bytes: u64) -> Gauge {
+        Gauge { repeating_bytes: bytes, ..self }
     }
 
     /// Input tokens to reserve: more than most requests of this size use.
@@ -112,10 +137,31 @@ impl Gauge {
     }
 
     /// What the text comes to. An estimate that is above what the upstream was told is taken for wrong, unless it is so
-    /// far above that the upstream does not seem to care.
+    /// far above that the upstream does not seem to care. A prompt that comes back is left out then; else what the
+    /// upstream was told bounds it anyway.
     fn metered(&self, observed: &Observed) -> u64 {
-        let metered = self.output.tokens(observed.text_bytes);
-        if metered > self.told_output.saturating_mul(2) { metered } else { metered.min(self.told_output) }
+        if self.is_heeded(observed) {
+            return self.output.tokens(observed.text_bytes).min(self.told_output);
+        }
+        self.output.tokens(self.made(observed))
+    }
+
+    /// Bytes that the model made, without a prompt that came back.
+    fn made(&self, observed: &Observed) -> u64 {
+        observed.text_bytes.saturating_sub(self.echoed_bytes)
+    }
+
+    /// The least that the text comes to, as far as can be said: much of it may be one token. A report is doubted by this.
+    fn least(&self, observed: &Observed) -> u64 {
+        least(self.output, self.made(observed), self.repeating_bytes)
+    }
+
+    /// Whether the upstream seems to keep to the maximum that it was told.
+    fn is_heeded(&self, observed: &Observed) -> bool {
+        if self.held {
+            return self.made(observed) / LONGEST_TOKEN <= self.told_output;
+        }
+        self.least(observed) <= self.told_output.saturating_mul(2)
     }
 
     /// What comes to it that is no text. Sealed is what was text, in base64. All of it is a guess: it goes no further than
@@ -154,12 +200,19 @@ impl Gauge {
         Settlement { usage, basis }
     }
 
-    /// The output that is charged where so much is `reported`.
+    /// The output that is charged where so much is `reported`. Whoever says that he kept to what he was told is not held
+    /// to have made more.
     fn output(&self, reported: u64, observed: &Observed) -> (u64, Basis) {
-        let metered = self.metered(observed);
+        let is_low = below_a_quarter(reported, self.least(observed));
+        let (metered, is_low) = if is_low && reported <= self.told_output {
+            let most = self.output.tokens(self.made(observed)).min(self.told_output);
+            (most, below_a_quarter(reported, most))
+        } else {
+            (self.metered(observed), is_low)
+        };
         match (observed.finished, observed.usage_final) {
             (false, false) => (self.output_so_far(observed), Basis::Estimated),
-            _ if below_a_quarter(reported, metered) || self.is_absurd(reported, metered) => (metered, Basis::Disputed),
+            _ if is_low || self.is_absurd(reported, metered) => (metered, Basis::Disputed),
             (false, true) if reported < metered => (metered, Basis::Estimated),
             _ => (reported, Basis::Reported),
         }
@@ -168,6 +221,12 @@ impl Gauge {
     fn input(&self) -> u64 {
         self.text_input.saturating_add(self.nontext_input)
     }
+}
+
+/// The least that so many bytes come to, of which some are like the one before them.
+pub(super) fn least(share: PerByte, bytes: u64, repeating: u64) -> u64 {
+    let repeating = repeating.min(bytes);
+    share.tokens(bytes - repeating).saturating_add(repeating / MERGED)
 }
 
 fn below_a_quarter(reported: u64, metered: u64) -> bool {
@@ -185,7 +244,10 @@ mod tests {
         told_input: 40,
         nontext_input: 2000,
         output: PerByte((1 << 16) / 4),
+        echoed_bytes: 0,
+        repeating_bytes: 0,
         told_output: u64::MAX,
+        held: false,
         most_input: MOST_INPUT,
         most_output: MOST_OUTPUT,
     };
@@ -253,6 +315,66 @@ mod tests {
             let broken = Observed { usage: None, finished: false, ..observed };
             assert!(GAUGE.told(told).output_so_far(&broken) > 0, "{told} {bytes:?}");
         }
+    }
+
+    #[test]
+    fn what_the_gateway_told_itself_no_estimate_goes_against() {
+        let held = GAUGE.told(60).held(true);
+        // Beyond 128 bytes for each token it is no estimate any more.
+        for (text_bytes, so_far) in [(200, 50), (484, 60), (128 * 61 - 1, 60), (128 * 61, 32 * 61)] {
+            assert_eq!(held.output_so_far(&observed(None, text_bytes, false)), so_far, "{text_bytes}");
+            assert_eq!(held.settle(&observed(None, text_bytes, false)).usage.output, so_far, "{text_bytes}");
+        }
+        assert_eq!(held.output_so_far(&observed(Some((1, 70)), 4000, false)), 70, "a report is believed");
+    }
+
+    #[test]
+    fn a_report_within_what_the_upstream_was_told_is_doubted_up_to_that_at_most() {
+        // told, reported, text bytes; what is charged
+        for (told, reported, text_bytes, charged, basis) in [
+            (100, 25, 400, 25, Basis::Reported),
+            (60, 15, 400, 15, Basis::Reported),
+            (60, 14, 400, 60, Basis::Disputed),
+            (60, 0, 200, 50, Basis::Disputed),
+            (60, 15, 4000, 15, Basis::Reported),
+            (60, 14, 4000, 60, Basis::Disputed),
+            // Far beyond, the upstream does not seem to care.
+            (60, 61, 4000, 1000, Basis::Disputed),
+        ] {
+            let settlement = GAUGE.told(told).settle(&observed(Some((100, reported)), text_bytes, true));
+            assert_eq!((settlement.usage.output, settlement.basis), (charged, basis), "{told} {reported} {text_bytes}");
+        }
+    }
+
+    #[test]
+    fn a_prompt_that_comes_back_is_no_output() {
+        let gauge = Gauge { echoed_bytes: 4000, ..GAUGE };
+        for (told, usage, text_bytes, charged, basis) in [
+            (5, Some((1000, 5)), 4020, 5, Basis::Reported),
+            (5, Some((1000, 1)), 4020, 5, Basis::Disputed),
+            (u64::MAX, Some((1000, 5)), 4020, 5, Basis::Reported),
+            (u64::MAX, Some((1000, 1)), 4020, 5, Basis::Disputed),
+            // Nobody says whether it came back: then only what the upstream was told bounds it.
+            (5, None, 4020, 5, Basis::Estimated),
+            (5, None, 4, 1, Basis::Estimated),
+            (u64::MAX, None, 4020, 1005, Basis::Estimated),
+            (5, None, 4044, 11, Basis::Estimated),
+        ] {
+            let settlement = gauge.told(told).settle(&observed(usage, text_bytes, true));
+            assert_eq!((settlement.usage.output, settlement.basis), (charged, basis), "{told} {usage:?} {text_bytes}");
+        }
+    }
+
+    #[test]
+    fn a_line_of_one_character_may_be_few_tokens() {
+        let gauge = GAUGE.repeating(3999);
+        for (reported, charged, basis) in [(32, 32, Basis::Reported), (31, 1000, Basis::Disputed)] {
+            let settlement = gauge.settle(&observed(Some((100, reported)), 4000, true));
+            assert_eq!((settlement.usage.output, settlement.basis), (charged, basis), "{reported}");
+        }
+        assert_eq!(gauge.settle(&observed(None, 4000, true)).usage.output, 1000, "an estimate errs upwards");
+        assert_eq!(GAUGE.told(60).repeating(3999).output_so_far(&observed(None, 4000, false)), 1000);
+        assert_eq!(GAUGE.told(63).repeating(3999).output_so_far(&observed(None, 4000, false)), 63);
     }
 
     #[test]

@@ -21,12 +21,18 @@ pub(super) enum Word {
     Content,
     /// `content_block` or `output`: at the top a place where an answer's text stands.
     Place,
+    /// `item`: at the top a place where text stands that may have passed before.
+    Item,
+    /// `part`: the same, of one part of an item.
+    Part,
+    /// `results`: what a tool of the vendor's found; the model did not write it.
+    Results,
     /// `input`: what a tool is called with, as text or as a tree.
     Input,
     /// A text of the answer.
     Text,
-    /// `item`: at the top, a part of the answer that is told again as a whole.
-    Item,
+    /// `code`: a text of the answer, but for errors, whose code it is.
+    Code,
     /// A part of the answer that only its vendor can read: thoughts, most of the time.
     Sealed,
     /// `data`: in `choices` that of an image or a sound, elsewhere sealed thoughts.
@@ -52,14 +58,17 @@ impl Word {
             b"response" | b"message" => Word::Holder,
             b"delta" | b"content" => Word::Content,
             b"content_block" | b"output" => Word::Place,
+            b"item" => Word::Item,
+            b"part" => Word::Part,
+            b"results" => Word::Results,
             b"input" => Word::Input,
             b"iterations" => Word::Iterations,
-            b"item" => Word::Item,
             b"encrypted_content" | b"signature" => Word::Sealed,
             b"data" => Word::Data,
             b"result" | b"partial_image_b64" | b"b64_json" | b"url" => Word::Media,
             b"text" | b"arguments" | b"reasoning_content" | b"reasoning" | b"thinking" | b"refusal"
-            | b"partial_json" | b"transcript" | b"code" => Word::Text,
+            | b"partial_json" | b"transcript" => Word::Text,
+            b"code" => Word::Code,
             b"prompt_tokens" | b"input_tokens" => Word::Count(Field::Prompt),
             b"completion_tokens" | b"output_tokens" => Word::Count(Field::Completion),
             b"total_tokens" => Word::Count(Field::Total),
@@ -72,13 +81,19 @@ impl Word {
 
     /// Whether, at the top of a document, the text of an answer stands under it.
     pub(super) fn holds_text(self) -> bool {
-        matches!(self, Word::Choices | Word::Content | Word::Place)
+        matches!(self, Word::Choices | Word::Content | Word::Place | Word::Item | Word::Part)
     }
 
     /// Whether a string under it, in such a place, is text of the answer.
     pub(super) fn is_text(self) -> bool {
-        matches!(self, Word::Content | Word::Input | Word::Text)
+        matches!(self, Word::Content | Word::Input | Word::Text | Word::Code)
     }
+}
+
+/// Whether an object of the `type` called `name` holds what a tool gave back. The model has read it and did not write it;
+/// vendors count it as input.
+pub(super) fn is_tool_result(name: &[u8]) -> bool {
+    name.ends_with(b"tool_result")
 }
 
 /// What an event's `type` says about the stream.

@@ -77,12 +77,12 @@ uri = "spiffe://partners/{name}"
 class Place:
     """A gateway that organizations join one by one."""
 
-    def __init__(self, folder, enforce):
+    def __init__(self, folder, enforce, more=""):
         # Bound and not listening: a connection to it is refused as long as we hold it.
         self.nowhere = socket.socket()
         self.nowhere.bind(("127.0.0.1", 0))
         quota = f'enforce = "{enforce}"\ndefault_output_reserve = 64\nextend = {STEP}\ntimezone = "{midday()}"'
-        self.stage = Stage(folder, quota=quota, more=MODELS % self.nowhere.getsockname()[1])
+        self.stage = Stage(folder, quota=quota, more=MODELS % self.nowhere.getsockname()[1] + more)
         self.numbers = itertools.count(1)
 
     def close(self):

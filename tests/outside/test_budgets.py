@@ -600,6 +600,7 @@ def test_a_problem_document_names_the_violated_policy(bounded):
     ("tokens_per_day = 99999999999999999999", "large"),
     ("requests_per_day = { limit = 1, burst = 1 }", "burst"),
     ("requests_per_minute = { limit = 60, burst = 0 }", "burst"),
+    ("requests_per_minute = { limit = 0, burst = 3 }", "burst"),
     ("requests_per_minute = { burst = 1 }", "limit"),
     ("requests_per_fortnight = 1", "requests_per_fortnight"),
     ("cost_per_minute = \"1.00\"", "cost_per_minute"),

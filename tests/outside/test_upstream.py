@@ -998,14 +998,19 @@ def test_an_answer_that_breaks_off_is_cut_in_whole_events_and_charged_as_metered
     assert play.stage.ask(body=chat("raw-1")).status == 200
 
 
+def event_of(data):
+    return b"data: " + json.dumps(data).encode() + b"\n\n"
+
+
 def stream_of(data):
-    return STREAM_HEAD + chunk(b"data: " + json.dumps(data).encode() + b"\n\n")
+    return STREAM_HEAD + chunk(event_of(data))
 
 
 def image_call(size):
     return {"type": "image_generation_call", "result": "A" * size}
 
 
+PARTIAL = {"type": "response.x.partial_image", "partial_image_b64": "A" * 5120}
 ZIPPED = gzip.compress(random.Random(3).randbytes(900))
 # What came without a report of usage; the output tokens that it is taken for. Before anything is learned, a byte of text
 # is a third of a token.
@@ -1018,6 +1023,8 @@ UNTOLD = {
         + chunk(b"data: " + json.dumps({"type": "response.output_item.done", "item": image_call(51_200)}).encode() + b"\n\n"),
         110,
     ),
+    # An event that nobody knows is text, but for what is known to be an image.
+    "an-image-alone": ("responses", stream_of(PARTIAL), -(-(len(event_of(PARTIAL)) - 5120) // 3) + 10),
     "a-sound": ("chat/completions", whole(b'{"choices":[{"message":{"audio":{"data":"%s"}}}]}' % (b"A" * 5120)), 10),
     "sealed-thoughts": (
         "messages",

@@ -15,6 +15,43 @@ fn chat(members: &str) -> String {
 }
 
 #[test]
+fn the_data_of_files_is_known_apart() {
+    for (route, part, bytes) in [
+        (Route::Chat, r#"{"type":"file","file":{"filename":"a.pdf","file_data":"data:a;base64,AAAA"}}"#, 18),
+        (Route::Chat, r#"{"file":{"filename":"a.pdf","file_data":"data:a;base64,AAAA"},"type":"file"}"#, 18),
+        (Route::Responses, r#"{"type":"input_file","filename":"a.pdf","file_data":"AAAA"}"#, 4),
+        (
+            Route::Messages,
+            r#"{"type":"document","source":{"type":"base64","media_type":"application/pdf","data":"AAAA"}}"#,
+            4,
+        ),
+        // Text is text, and so is what is not clear.
+        (Route::Messages, r#"{"type":"document","source":{"type":"text","data":"AAAA"}}"#, 0),
+        (Route::Messages, r#"{"type":"document","type":"text","source":{"type":"base64","data":"AAAA"}}"#, 0),
+        (Route::Chat, r#"{"type":"text","text":"AAAA","file_data":"AAAA","file":{"file_data":"AAAA"}}"#, 0),
+        (Route::Messages, r#"{"type":"tool_use","input":{"type":"file","file":{"file_data":"AAAA"}}}"#, 0),
+    ] {
+        let body = format!(r#"{{"model":"m","messages":[{{"role":"user","content":[{part}]}}]}}"#);
+        let ask = asked(route, &body);
+        assert_eq!((ask.file_bytes, ask.text_bytes), (bytes, ask.body_bytes), "{part}");
+    }
+}
+
+#[test]
+fn a_prompt_that_is_to_come_back_is_counted_as_often_as_it_does() {
+    for (route, members, bytes) in [
+        (Route::Completions, r#""prompt":"hello","echo":true"#, 5),
+        (Route::Completions, r#""echo":true,"n":3,"prompt":["hello","you"]"#, 24),
+        (Route::Completions, r#""prompt":"hello","echo":false"#, 0),
+        (Route::Completions, r#""prompt":"hello","echo":"true""#, 0),
+        (Route::Completions, r#""prompt":[1,2,3],"echo":true"#, 0),
+        (Route::Chat, r#""messages":[{"role":"user","content":"hello"}],"echo":true"#, 0),
+    ] {
+        assert_eq!(asked(route, &chat(members)).echoed_bytes, bytes, "{members}");
+    }
+}
+
+#[test]
 fn a_whole_chat_request_becomes_an_ask() {
     let body = r#" {
         "model": "gpt-5.1", "stream": true, "n": 2, "max_tokens": null, "max_completion_tokens": 300,

@@ -95,6 +95,9 @@ fn durations_are_written_as_go_writes_them() {
         assert_eq!(pen.0, wanted);
     }
     let mut pen = Pen(BytesMut::new());
+    pen.go_duration(Duration::from_nanos(u64::MAX));
+    // What Go's `time.ParseDuration` still reads.
+    assert_eq!(pen.value().unwrap(), "2562047h47m16.854s");
     pen.go_duration(Duration::from_nanos(1));
     assert_eq!(pen.0, "1ms");
 }

@@ -150,8 +150,15 @@ impl Checked<'_> {
     /// What a cost limit covers and cannot count, and what to do.
     fn unpriced(&self, draft: &Draft, only: Option<&GroupId>) -> Option<(String, String)> {
         let without = |group: &Group| {
-            let hint = || format!("give [model.{}] a price_per_mtok", group.id);
-            group.price.is_none().then(|| (group.id.to_string(), hint()))
+            let id = &group.id;
+            match (group.price, &*group.unpriced) {
+                (None, _) => Some((id.to_string(), format!("give [model.{id}] a price_per_mtok"))),
+                (Some(_), []) => None,
+                (Some(_), missing) => {
+                    let hint = format!("give price_per_mtok of [model.{id}] its {}, if only 0", missing.join(" and "));
+                    Some((id.to_string(), hint))
+                }
+            }
         };
         if let Some(group) = only {
             return without(self.models.group(group.as_str())?);

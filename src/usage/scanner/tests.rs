@@ -304,6 +304,110 @@ fn ends_and_errors_are_noticed() {
 }
 
 #[test]
+fn a_text_counts_once_wherever_it_stands() {
+    let item = r#"{"type":"message","content":[{"type":"output_text","text":"hello"}]}"#;
+    let (delta, done, part, told, completed) = (
+        r#"{"type":"response.output_text.delta","delta":"hello"}"#.to_owned(),
+        r#"{"type":"response.output_text.done","text":"hello"}"#.to_owned(),
+        r#"{"type":"response.content_part.done","part":{"type":"output_text","text":"hello"}}"#.to_owned(),
+        format!(r#"{{"type":"response.output_item.done","item":{item}}}"#),
+        format!(r#"{{"type":"response.completed","response":{{"output":[{item}]}}}}"#),
+    );
+    let all = [&delta, &done, &part, &told, &completed];
+    for left_out in 0..32 {
+        let kept = all.iter().enumerate().filter(|(bit, _)| left_out >> bit & 1 == 0).map(|(_, event)| event);
+        let body: String = kept.map(|event| format!("data: {event}\n\n")).collect();
+        assert_eq!(events(Route::Responses, &body).text_bytes, if body.is_empty() { 0 } else { 5 }, "{body}");
+    }
+    for body in [
+        r#"data: {"type":"error","code":"server_error","message":"hello"}"#,
+        r#"data: {"type":"response.created","response":{"instructions":"hello","text":{"format":"hello"},"output":[]}}"#,
+        r#"data: {"message":"hello"}"#,
+    ] {
+        assert_eq!(events(Route::Responses, body).text_bytes, 0, "{body}");
+    }
+}
+
+#[test]
+fn what_tools_gave_back_is_no_text_of_the_answer() {
+    let blocks = |kind: &str| {
+        format!(
+            r#"{{"content":[{{"type":"{kind}","input":{{"a":"bc"}},"content":[{{"type":"text","text":"found"}}]}},
+                {{"type":"text","text":"Yes."}}]}}"#
+        )
+    };
+    for (kind, text_bytes) in [
+        ("mcp_tool_result", 4),
+        ("web_search_tool_result", 4),
+        ("text_editor_code_execution_tool_result", 4),
+        ("text", 4 + 5 + 3),
+        ("mcp_tool_result_of_a_kind_whose_name_is_longer_than_any", 4 + 5 + 3),
+    ] {
+        let body = blocks(kind);
+        for pieces in [1, 7, 1000] {
+            let observed = run(Route::Messages, Form::Whole, false, body.as_bytes(), &[pieces]).observed;
+            assert_eq!(observed.text_bytes, text_bytes, "{kind} {pieces}");
+        }
+    }
+    let start =
+        r#"data: {"type":"content_block_start","content_block":{"type":"mcp_tool_result","content":[{"text":"x"}]}}"#;
+    assert_eq!(events(Route::Messages, start).text_bytes, 0);
+    let item = r#"{"type":"file_search_call","queries":["q"],"results":[{"text":"found"}],"arguments":"abc"}"#;
+    for body in [
+        format!(r#"data: {{"item":{item}}}"#),
+        format!(r#"data: {{"response":{{"output":[{item}]}}}}"#),
+        format!(r#"data: {{"output":[{item}]}}"#),
+    ] {
+        assert_eq!(events(Route::Responses, &body).text_bytes, 3, "{body}");
+    }
+}
+
+#[test]
+fn what_nobody_knows_is_strange_and_what_is_empty_is_not() {
+    for (form, body, strange) in [
+        (Form::Events, "data: {\"x\":\"hello\"}\n\ndata: [DONE]\n\n", true),
+        (Form::Events, "data: {\"response\":\"hello\"}\n\ndata: [DONE]\n\n", true),
+        (Form::Events, "data: {\"x\":\"hello\"}\n\ndata: {\"error\":{}}\n\n", true),
+        (Form::Events, "data: {\"error\":{}}\n\n", false),
+        (Form::Events, "data: {\"choices\":[]}\n\ndata: {\"x\":\"hello\"}\n\ndata: [DONE]\n\n", false),
+        (Form::Events, "data: {\"type\":\"message_stop\"}\n\n", false),
+        (Form::Events, "data: [DONE]\n\n", false),
+        (Form::Whole, r#"[{"choices":[{"text":"hello"}]}]"#, true),
+        (Form::Whole, r#"{"text":{"y":"hello"}}"#, true),
+        (Form::Whole, r#"{"text":"hello"}"#, false),
+        (Form::Whole, r#"{"choices":[]}"#, false),
+        (Form::Whole, r#"{"error":{"message":"x"}}"#, false),
+        (Form::Whole, r#"{"content":null,"usage":{}}"#, false),
+    ] {
+        for pieces in [1, 1000] {
+            let mut scanner = Scanner::new(Route::Chat, form, false);
+            for piece in body.as_bytes().chunks(pieces) {
+                scanner.feed(&Bytes::copy_from_slice(piece), &mut drop);
+            }
+            assert_eq!(scanner.is_strange(), strange, "{body}");
+        }
+    }
+}
+
+#[test]
+fn json_that_is_called_a_stream_is_read_as_what_it_is() {
+    for before in ["", "\r\n\n  "] {
+        let json = format!("{before}{{\"choices\":[{{\"text\":\"hello\"}}],\"usage\":{{\"prompt_tokens\":4}}}}\n");
+        for pieces in [1, 2, 1000] {
+            let outcome = run(Route::Chat, Form::Events, true, json.as_bytes(), &[pieces]);
+            assert_eq!(outcome.forwarded, json.as_bytes());
+            let observed = outcome.observed;
+            assert_eq!(
+                (observed.usage, observed.text_bytes, observed.finished),
+                (usage(4, 0, 0, 0, 0), 5, true),
+                "{json}"
+            );
+            assert!(!outcome.between_events, "no event can stand in it");
+        }
+    }
+}
+
+#[test]
 fn a_message_start_alone_is_not_the_last_word() {
     let start =
         "data: {\"type\":\"message_start\",\"message\":{\"usage\":{\"input_tokens\":9,\"output_tokens\":1}}}\n\n";
@@ -475,6 +579,30 @@ fn what_of_an_answer_is_no_text_is_counted_apart() {
             0,
         ),
         (
+            Route::Messages,
+            Form::Events,
+            r#"{"content_block":{"data":"01","type":"mcp_tool_result","data":"234","signature":"5","content":[{"data":"6"}]}}"#,
+            0,
+            2,
+            0,
+        ),
+        (
+            Route::Messages,
+            Form::Whole,
+            r#"{"content":[{"type":"mcp_tool_result","data":"012"},{"type":"redacted_thinking","data":"34"}]}"#,
+            0,
+            2,
+            0,
+        ),
+        (
+            Route::Chat,
+            Form::Whole,
+            r#"{"choices":[{"message":{"results":[{"url":"012","b64_json":"3"}],"images":[{"url":"45"}]}}]}"#,
+            0,
+            0,
+            2,
+        ),
+        (
             Route::Responses,
             Form::Whole,
             r#"{"output":[{"type":"image_generation_call","result":"01\/34"},{"encrypted_content":"678","content":[{"text":"a"}]}]}"#,
@@ -490,12 +618,12 @@ fn what_of_an_answer_is_no_text_is_counted_apart() {
             0,
             4,
         ),
-        // Of an item all is told when it ends; its text was told before.
+        // Of an item all is told when it ends; its text may not have been told before.
         (
             Route::Responses,
             Form::Events,
             r#"{"type":"response.output_item.done","item":{"result":"01","encrypted_content":"234","content":[{"text":"a"}]}}"#,
-            0,
+            1,
             3,
             2,
         ),
@@ -542,7 +670,10 @@ fn what_of_an_answer_is_no_text_is_counted_apart() {
 fn what_does_not_begin_as_its_head_says_is_foreign() {
     for (form, body, foreign) in [
         (Form::Events, &b"\x1f\x8b\x08\x00data: {}\n\n"[..], true),
-        (Form::Events, b"{\"error\":{}}", true),
+        // What is called a stream and is JSON is read as that.
+        (Form::Events, b"{\"error\":{}}", false),
+        (Form::Events, b" \r\n[]", false),
+        (Form::Events, b" data: {}\n\n", true),
         (Form::Events, b"data: {}\n\n", false),
         (Form::Events, b"event: x\n", false),
         (Form::Events, b": hello\n", false),
@@ -628,7 +759,7 @@ proptest! {
         }
         let outcome = whole(Route::Chat, Form::Events, true, body.as_bytes());
         prop_assert_eq!(String::from_utf8(outcome.forwarded).unwrap(), kept);
-        prop_assert_eq!(outcome.observed.text_bytes, wanted.text_bytes);
+        prop_assert_eq!(outcome.observed.text_bytes, wanted.texts.values().max().copied().unwrap_or(0));
         prop_assert_eq!(outcome.observed.sealed_bytes, wanted.sealed_bytes);
         prop_assert_eq!(outcome.observed.media_bytes, wanted.media_bytes);
         prop_assert_eq!(outcome.observed.upstream_error, wanted.error);
@@ -638,13 +769,17 @@ proptest! {
     }
 }
 
+/// Where the text of an answer stands.
+const PLACES: [&str; 7] = ["choices", "delta", "content", "content_block", "output", "item", "part"];
+
 /// The same readings, taken from trees.
 #[derive(Default)]
 struct Reference {
     counts: BTreeMap<&'static str, u64>,
     /// The largest sums over iterations.
     sums: BTreeMap<&'static str, u64>,
-    text_bytes: u64,
+    /// By where it stands.
+    texts: BTreeMap<&'static str, u64>,
     sealed_bytes: u64,
     media_bytes: u64,
     error: bool,
@@ -659,13 +794,24 @@ impl Reference {
         for holder in ["response", "message"] {
             self.count(root.get(holder).filter(|held| held.is_object()).and_then(|held| held.get("usage")));
         }
-        for place in ["choices", "delta", "content", "content_block", "output"] {
+        for place in PLACES {
             if let Some(value) = root.get(place) {
-                self.text(place, value, false);
+                let telling = if matches!(place, "item" | "part") { place } else { "passing" };
+                self.text(telling, place, value, false);
             }
         }
         for (name, value) in root {
             self.data(name, name, value, 1);
+        }
+        for holder in ["response", "message"] {
+            for (place, value) in root.get(holder).and_then(Value::as_object).into_iter().flatten() {
+                if PLACES.contains(&place.as_str()) {
+                    self.text("whole", place, value, false);
+                }
+            }
+        }
+        for name in ["text", "arguments", "thinking"] {
+            *self.texts.entry("done").or_default() += root.get(name).and_then(Value::as_str).map_or(0, str::len) as u64;
         }
         self.error |= root.get("error").is_some_and(|error| error.is_object() || error.is_array() || error.is_string());
         match root.get("type").and_then(Value::as_str) {
@@ -717,16 +863,24 @@ impl Reference {
         }
     }
 
-    fn text(&mut self, name: &str, value: &Value, in_input: bool) {
+    fn text(&mut self, telling: &'static str, name: &str, value: &Value, in_input: bool) {
         let is_text = matches!(name, "content" | "delta" | "text" | "arguments" | "input" | "thinking");
+        let is_container = value.is_array() || value.is_object();
         match value {
-            Value::String(text) if in_input || is_text => self.text_bytes += text.len() as u64,
-            Value::Array(elements) => elements.iter().for_each(|element| self.text("", element, in_input)),
+            _ if is_container && name == "results" && !in_input => {}
+            Value::String(text) if in_input || is_text => {
+                *self.texts.entry(telling).or_default() += text.len() as u64;
+            }
+            Value::Array(elements) => elements.iter().for_each(|element| self.text(telling, "", element, in_input)),
             Value::Object(members) => {
                 let in_input = in_input || name == "input";
                 for (name, value) in members {
-                    self.text_bytes += if in_input { name.len() as u64 } else { 0 };
-                    self.text(name, value, in_input);
+                    // What stands before its type was counted by then.
+                    if !in_input && name == "type" && value == "mcp_tool_result" {
+                        return;
+                    }
+                    *self.texts.entry(telling).or_default() += if in_input { name.len() as u64 } else { 0 };
+                    self.text(telling, name, value, in_input);
                 }
             }
             _ => {}
@@ -741,15 +895,19 @@ impl Reference {
             _ => depth == 1 && name == "result",
         };
         match (name, value) {
+            // What a tool gave back is input, and what it is called with is text.
+            ("results", Value::Array(_)) | ("results" | "input", Value::Object(_)) if PLACES.contains(&top) => {}
             ("encrypted_content", Value::String(data)) if stands => self.sealed_bytes += data.len() as u64,
             ("data", Value::String(data)) if stands && top != "choices" => self.sealed_bytes += data.len() as u64,
             ("data" | "result", Value::String(data)) if stands => self.media_bytes += data.len() as u64,
             (_, Value::Array(elements)) => elements.iter().for_each(|element| self.data(top, "", element, depth + 1)),
-            // What a tool is called with is text.
-            ("input", Value::Object(_))
-                if ["choices", "delta", "content", "content_block", "output"].contains(&top) => {}
             (_, Value::Object(members)) => {
-                members.iter().for_each(|(name, value)| self.data(top, name, value, depth + 1));
+                for (name, value) in members {
+                    if PLACES.contains(&top) && name == "type" && value == "mcp_tool_result" {
+                        return;
+                    }
+                    self.data(top, name, value, depth + 1);
+                }
             }
             _ => {}
         }
@@ -782,6 +940,9 @@ fn document() -> impl Strategy<Value = Value> {
         "content",
         "content_block",
         "output",
+        "item",
+        "part",
+        "results",
         "input",
         "text",
         "arguments",
@@ -796,7 +957,6 @@ fn document() -> impl Strategy<Value = Value> {
         "reasoning_tokens",
         "prompt_tokens_details",
         "iterations",
-        "item",
         "encrypted_content",
         "data",
         "result",
@@ -813,6 +973,7 @@ fn document() -> impl Strategy<Value = Value> {
             "response.failed",
             "error",
             "fallback_message",
+            "mcp_tool_result",
             "usage",
             "hello",
             "ü{}[],:",

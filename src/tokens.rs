@@ -149,9 +149,32 @@ impl Weights {
     }
 }
 
+/// Bytes that are like the one before them, as in lines and indentation: many of them may be one token.
+#[must_use]
+pub fn repeating(text: &[u8]) -> u64 {
+    // Compared in runs whose count fits a byte, which a processor does for many at once.
+    let (before, after) = (text.chunks(RUN), text.get(1..).unwrap_or_default().chunks(RUN));
+    let alike =
+        |before: &[u8], after: &[u8]| before.iter().zip(after).fold(0, |n, (one, next)| n + u8::from(one == next));
+    before.zip(after).map(|(before, after)| u64::from(alike(before, after))).sum()
+}
+
+/// Pairs of bytes that are compared in one go.
+const RUN: usize = u8::MAX as usize;
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn bytes_like_the_one_before_are_counted_across_runs() {
+        let text: Vec<u8> = (0..2000_u32).map(|at| if at % 7 == 0 { b'a' } else { b'b' }).collect();
+        for length in [0, 1, 2, 254, 255, 256, 257, 511, 2000] {
+            let some = &text[..length];
+            assert_eq!(repeating(some), some.windows(2).filter(|two| two[0] == two[1]).count() as u64, "{length}");
+            assert_eq!(repeating(&vec![b'-'; length]), (length as u64).saturating_sub(1), "{length}");
+        }
+    }
 
     #[test]
     fn money_reads_and_prints_decimals() {

@@ -8,6 +8,7 @@ mod tools;
 
 use super::json::{Cursor, Fault, Kind};
 use crate::names::ModelName;
+use crate::tokens::repeating;
 
 /// Members whose strings a model reads.
 const TOLD: [&str; 10] = [
@@ -189,8 +190,7 @@ impl Content {
     /// Reads a string for the model.
     fn told(&mut self, cursor: &mut Cursor<'_>) -> Result<(), Fault> {
         let text = cursor.string()?.raw().as_bytes();
-        let repeating = text.iter().zip(text.get(1..).unwrap_or_default()).filter(|(before, byte)| before == byte);
-        self.repeating_bytes = self.repeating_bytes.saturating_add(repeating.count() as u64);
+        self.repeating_bytes = self.repeating_bytes.saturating_add(repeating(text));
         self.told_bytes = self.told_bytes.saturating_add(text.len() as u64);
         Ok(())
     }

@@ -4,6 +4,8 @@
 //! the response that is complete. Some servers send one of those alone. So each is summed apart, and the largest sum
 //! counts: what was told twice is not charged twice, and what was told late is charged.
 
+use crate::tokens::repeating;
+
 /// Where in a document a text stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Telling {
@@ -38,9 +40,7 @@ impl Texts {
         let [first, .., last] = inside else { return inside.iter().for_each(|byte| self.escaped(telling, *byte)) };
         self.add(telling, inside.len() as u64);
         if telling == Telling::Passing {
-            let pairs = inside.iter().zip(inside.get(1..).unwrap_or_default());
-            let repeating = pairs.filter(|(before, byte)| before == byte).count() as u64;
-            self.repeating += repeating + u64::from(self.last == Some(*first));
+            self.repeating += repeating(inside) + u64::from(self.last == Some(*first));
         }
         self.last = Some(*last);
     }

@@ -146,7 +146,7 @@ impl Fields {
     }
 }
 
-/// A member's name as a line has it: behind a comma, in quotes, before a colon. Made by [`member!`].
+/// A member's name as a line has it: behind a comma, in quotes, before a colon. Made by `member!`.
 #[derive(Debug, Clone, Copy)]
 pub struct Name(pub(crate) &'static str);
 

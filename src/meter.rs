@@ -187,7 +187,6 @@ impl Metered {
         }
         let observed = scanner.observed();
         let Some(tab) = &mut self.tab else { return };
-        tab.gauge = tab.gauge.repeating(scanner.repeating_bytes());
         let now = tab.clock.now();
         if let Some(last) = self.last.replace(now.mono) {
             self.figures.gap(now.mono.since(last));
@@ -302,11 +301,7 @@ impl Metered {
     fn finish(&mut self, ending: Ending, reason: Option<Code>) {
         let observed = self.observed(ending);
         let charged = self.charged(&observed, ending);
-        let repeating = self.scanner.as_ref().map_or(0, Scanner::repeating_bytes);
-        let settlement = self.tab.take().map(|mut tab| {
-            tab.gauge = tab.gauge.repeating(repeating);
-            tab.settle(&observed, charged)
-        });
+        let settlement = self.tab.take().map(|mut tab| tab.settle(&observed, charged));
         let note = reason.and_then(|code| self.note(code));
         if let Some(mut record) = self.record.take() {
             let facts = record.facts();

@@ -116,7 +116,6 @@ impl Calibration {
             nontext_input,
             output: shares.output.mean(),
             echoed_bytes: ask.echoed_bytes,
-            repeating_bytes: 0,
             told_output: u64::MAX,
             held: false,
             // No text has more tokens than bytes, and of what is more by far nothing was asked.

@@ -55,6 +55,8 @@ pub struct Observed {
     pub usage_final: bool,
     /// Bytes of the answer's text, for estimates; not zero from the first content on.
     pub text_bytes: u64,
+    /// Those of them that are like the one before them.
+    pub repeating_bytes: u64,
     /// Bytes of the answer that only its vendor can read, such as thoughts that it does not show.
     pub sealed_bytes: u64,
     /// Bytes of its images and sounds.
@@ -229,18 +231,13 @@ impl Scanner {
             usage: self.reader.report().usage(self.dialect),
             usage_final: verdict.usage_final,
             text_bytes: self.reader.texts().bytes(),
+            repeating_bytes: self.reader.texts().repeating(),
             sealed_bytes: self.reader.sealed_bytes(),
             media_bytes: self.reader.media_bytes(),
             events: self.events,
             finished: verdict.finished,
             upstream_error: verdict.error,
         }
-    }
-
-    /// Bytes of the text that are like the one before them.
-    #[must_use]
-    pub fn repeating_bytes(&self) -> u64 {
-        self.reader.texts().repeating()
     }
 
     /// Whether there was something, and nothing in which the text of an answer is known to stand.

@@ -83,8 +83,6 @@ pub struct Gauge {
     pub(super) output: PerByte,
     /// Bytes of the answer that may be the prompt again, if that was asked for.
     pub(super) echoed_bytes: u64,
-    /// Bytes of the answer that are like the one before them.
-    pub(super) repeating_bytes: u64,
     /// The most output that the upstream was told to make.
     pub(super) told_output: u64,
     /// It was told by the gateway, which relies on that.
@@ -106,12 +104,6 @@ impl Gauge {
     #[must_use]
     pub fn held(self, held: bool) -> Gauge {
         Gauge { held, ..self }
-    }
-
-    /// The same measure of an answer of which so many bytes are like the one before them.
-    #[must_use]
-    pub fn repeating(self, bytes: u64) -> Gauge {
-        Gauge { repeating_bytes: bytes, ..self }
     }
 
     /// Input tokens to reserve: more than most requests of this size use.
@@ -153,7 +145,7 @@ impl Gauge {
 
     /// The least that the text comes to, as far as can be said: much of it may be one token. A report is doubted by this.
     fn least(&self, observed: &Observed) -> u64 {
-        least(self.output, self.made(observed), self.repeating_bytes)
+        least(self.output, self.made(observed), observed.repeating_bytes)
     }
 
     /// Whether the upstream seems to keep to the maximum that it was told.
@@ -245,7 +237,6 @@ mod tests {
         nontext_input: 2000,
         output: PerByte((1 << 16) / 4),
         echoed_bytes: 0,
-        repeating_bytes: 0,
         told_output: u64::MAX,
         held: false,
         most_input: MOST_INPUT,
@@ -367,14 +358,14 @@ mod tests {
 
     #[test]
     fn a_line_of_one_character_may_be_few_tokens() {
-        let gauge = GAUGE.repeating(3999);
+        let line = |usage, finished| Observed { repeating_bytes: 3999, ..observed(usage, 4000, finished) };
         for (reported, charged, basis) in [(32, 32, Basis::Reported), (31, 1000, Basis::Disputed)] {
-            let settlement = gauge.settle(&observed(Some((100, reported)), 4000, true));
+            let settlement = GAUGE.settle(&line(Some((100, reported)), true));
             assert_eq!((settlement.usage.output, settlement.basis), (charged, basis), "{reported}");
         }
-        assert_eq!(gauge.settle(&observed(None, 4000, true)).usage.output, 1000, "an estimate errs upwards");
-        assert_eq!(GAUGE.told(60).repeating(3999).output_so_far(&observed(None, 4000, false)), 1000);
-        assert_eq!(GAUGE.told(63).repeating(3999).output_so_far(&observed(None, 4000, false)), 63);
+        assert_eq!(GAUGE.settle(&line(None, true)).usage.output, 1000, "an estimate errs upwards");
+        assert_eq!(GAUGE.told(60).output_so_far(&line(None, false)), 1000);
+        assert_eq!(GAUGE.told(63).output_so_far(&line(None, false)), 63);
     }
 
     #[test]

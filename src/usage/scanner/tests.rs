@@ -94,18 +94,18 @@ fn the_form_is_what_the_content_type_says_in_any_case() {
 
 #[test]
 fn samples_of_every_dialect_are_read() {
-    for (name, reported, text_bytes, events) in [
-        ("chat_usage.sse", usage(93, 1024, 0, 298, 64), 787, 186),
-        ("chat_tools.sse", usage(82, 0, 0, 21, 0), 39, 15),
-        ("chat_compatible.sse", usage(21, 0, 0, 15, 0), 55, 17),
-        ("chat_no_usage.sse", None, 22, 9),
-        ("completions.sse", usage(5, 0, 0, 9, 0), 39, 11),
-        ("responses.sse", usage(263, 2048, 0, 301, 192), 385, 93),
-        ("messages.sse", usage(14, 8192, 512, 167, 0), 378, 88),
-        ("chat.json", usage(19, 0, 0, 10, 0), 22, 0),
-        ("responses.json", usage(263, 2048, 0, 301, 192), 324, 0),
-        ("messages.json", usage(2095, 0, 0, 503, 0), 3 + 4 + 5 + 4 + 4 + 1 + 1, 0),
-        ("embeddings.json", usage(8, 0, 0, 0, 0), 0, 0),
+    for (name, reported, text_bytes, repeating_bytes, events) in [
+        ("chat_usage.sse", usage(93, 1024, 0, 298, 64), 787, 30, 186),
+        ("chat_tools.sse", usage(82, 0, 0, 21, 0), 39, 0, 15),
+        ("chat_compatible.sse", usage(21, 0, 0, 15, 0), 55, 0, 17),
+        ("chat_no_usage.sse", None, 22, 0, 9),
+        ("completions.sse", usage(5, 0, 0, 9, 0), 39, 0, 11),
+        ("responses.sse", usage(263, 2048, 0, 301, 192), 385, 18, 93),
+        ("messages.sse", usage(14, 8192, 512, 167, 0), 378, 15, 88),
+        ("chat.json", usage(19, 0, 0, 10, 0), 22, 1, 0),
+        ("responses.json", usage(263, 2048, 0, 301, 192), 324, 15, 0),
+        ("messages.json", usage(2095, 0, 0, 503, 0), 3 + 4 + 5 + 4 + 4 + 1 + 1, 1, 0),
+        ("embeddings.json", usage(8, 0, 0, 0, 0), 0, 0, 0),
     ] {
         let (_, route, form) = SAMPLES.into_iter().find(|(known, ..)| *known == name).unwrap();
         let body = fixture(name);
@@ -114,6 +114,7 @@ fn samples_of_every_dialect_are_read() {
             usage: reported,
             usage_final: reported.is_some(),
             text_bytes,
+            repeating_bytes,
             sealed_bytes: if name == "messages.sse" { 29 } else { 0 },
             events,
             finished: true,

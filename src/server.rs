@@ -66,14 +66,23 @@ fn unusable(what: impl std::fmt::Display) -> NotRunning {
     NotRunning::Unusable(what.to_string())
 }
 
+/// Listeners that whoever starts the gateway holds already: they are used as they are, and nobody can come between.
+#[derive(Default)]
+pub struct Given {
+    /// The partner side (socket activation).
+    pub partners: Option<std::net::TcpListener>,
+    /// The admin side, where the configuration has it on TCP.
+    pub admin: Option<std::net::TcpListener>,
+}
+
 /// What a start needs besides the configuration.
 pub struct Start {
     /// The configuration's main file.
     pub config: PathBuf,
     /// Time.
     pub clock: Clock,
-    /// A partner listener that is bound already (socket activation).
-    pub listener: Option<std::net::TcpListener>,
+    /// What is bound already.
+    pub given: Given,
     /// Lets the log filter be changed.
     pub filter: Option<SetFilter>,
     /// Takes over from the process that runs on the same state, if there is one.
@@ -125,7 +134,7 @@ impl Server {
     /// # Errors
     /// [`NotRunning`], with everything that is wrong.
     pub fn prepare(start: Start) -> Result<Server, NotRunning> {
-        let Start { config, clock, listener, filter, replace } = start;
+        let Start { config, clock, given, filter, replace } = start;
         if cfg!(feature = "fips") && !tls::is_fips() {
             return Err(unusable("this was built for a FIPS module, and the provider of cryptography says it is none"));
         }
@@ -137,12 +146,12 @@ impl Server {
         let policy = policy.map_err(|mistakes| NotRunning::Mistakes(Box::new(mistakes)))?;
         let mut before = if replace { knock(&settings.state)? } else { None };
         let at = |address| move |error| unusable(format!("{address}: {error}"));
-        let (partners, given) =
-            handover::partners(&mut before, listener, settings.address).map_err(at(settings.address))?;
+        let (partners, activated) =
+            handover::partners(&mut before, given.partners, settings.address).map_err(at(settings.address))?;
         let metrics = Metrics::new().map_err(unusable)?;
         let withdrawals: Arc<ArcSwap<Revocations>> = Arc::default();
         let snapshot = Snapshot::new(policy, reload::revoked(&withdrawals), &metrics, None).map_err(unusable)?;
-        let (mut admin, admin_url) = admin_listeners(&snapshot, &mut before)?;
+        let (mut admin, admin_url) = admin_listeners(&snapshot, given.admin, &mut before)?;
         let metrics_at = settings.admin.metrics;
         let metrics_only = metrics_at
             .map(|address| handover::plain(&mut before, Role::Metrics, address).map_err(at(address)))
@@ -150,7 +159,7 @@ impl Server {
         let scraped = metrics_only.as_ref().map(std::net::TcpListener::local_addr).transpose().map_err(unusable)?;
         admin.extend(metrics_only.map(|listener| (Bound::Plain(listener), Scope::Metrics)));
         let traces = traces(&snapshot.policy.log).map_err(unusable)?;
-        let lobby = lobby(&partners, given, &admin).map_err(unusable)?;
+        let lobby = lobby(&partners, activated, &admin).map_err(unusable)?;
         // Everything that can be wrong was found by now: the other process is not disturbed for nothing.
         let stream = before.map(Predecessor::succeed).transpose();
         let stream = stream.map_err(|error| unusable(format!("the running gateway does not hand over: {error}")))?;
@@ -356,11 +365,16 @@ fn lobby(partners: &std::net::TcpListener, given: bool, admin: &[(Bound, Scope)]
 
 type AdminBound = (Vec<(Bound, Scope)>, String);
 
-fn admin_listeners(snapshot: &Snapshot, before: &mut Taken) -> Result<AdminBound, NotRunning> {
+fn admin_listeners(
+    snapshot: &Snapshot,
+    given: Option<std::net::TcpListener>,
+    before: &mut Taken,
+) -> Result<AdminBound, NotRunning> {
     let tls = snapshot.operators.clone();
     match &snapshot.policy.settings.admin.address {
         AdminAddress::Tcp(address) => {
-            let listener = handover::plain(before, Role::Admin, *address)
+            let listener = given
+                .map_or_else(|| handover::plain(before, Role::Admin, *address), Ok)
                 .map_err(|error| unusable(format!("{address}: {error}")))?;
             let scheme = if tls.is_some() { "https" } else { "http" };
             let url = format!("{scheme}://{}", listener.local_addr().map_err(unusable)?);

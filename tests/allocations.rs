@@ -29,7 +29,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use portcullis::clock::Clock;
-use portcullis::server::{Server, Shutdown, Start, Wish};
+use portcullis::server::{Given, Server, Shutdown, Start, Wish};
 use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
 use tokio::task::LocalSet;
 
@@ -118,7 +118,7 @@ fn the_gateway_that_is_counted() {
     let server = Server::prepare(Start {
         config: config.into(),
         clock: Clock::system(),
-        listener: None,
+        given: Given::default(),
         replace: false,
         filter: None,
     })

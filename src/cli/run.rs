@@ -19,7 +19,7 @@ use super::{Done, REFUSED, complain, print, tell};
 use crate::clock::Clock;
 use crate::policy;
 use crate::reload::SetFilter;
-use crate::server::{Addresses, NotRunning, Server, Shutdown, Start, Wish};
+use crate::server::{Addresses, Given, NotRunning, Server, Shutdown, Start, Wish};
 
 /// Arguments of `portcullis run`.
 #[derive(Debug, ClapArgs)]
@@ -40,9 +40,10 @@ pub fn run(args: &Args) -> Done {
     let filter = start_log(&super::loaded(&args.config, false)?.log);
     let clock = Clock::system();
     // A socket that was handed over and cannot be used would otherwise stand there unserved.
-    let listener = listenfd::ListenFd::from_env().take_tcp_listener(0);
-    let listener = listener.map_err(|error| complain(format_args!("the socket of LISTEN_FDS: {error}")))?;
-    let start = Start { config: args.config.clone(), clock, listener, filter, replace: args.replace };
+    let partners = listenfd::ListenFd::from_env().take_tcp_listener(0);
+    let partners = partners.map_err(|error| complain(format_args!("the socket of LISTEN_FDS: {error}")))?;
+    let given = Given { partners, admin: None };
+    let start = Start { config: args.config.clone(), clock, given, filter, replace: args.replace };
     let server = match Server::prepare(start) {
         Ok(server) => server,
         Err(NotRunning::Mistakes(mistakes)) => {

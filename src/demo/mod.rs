@@ -19,7 +19,7 @@ use tokio::sync::Notify;
 use crate::clock::Clock;
 use crate::mock::{Mock, Options, Script};
 use crate::remote::Admin;
-use crate::server::{Addresses, Server, Shutdown, Start, Wish};
+use crate::server::{Addresses, Given, Server, Shutdown, Start, Wish};
 use client::Partner;
 use story::Stage;
 
@@ -60,10 +60,12 @@ fn demo(args: &Args) -> Result<bool, String> {
     files::certificates(&dir, clock.now().wall)?;
     let mock = start_mock()?;
     progress(args, "mock model");
-    files::configuration(&dir, mock, port(8443)?, port(9443)?)?;
+    let (partners, admin) = (listener(8443)?, listener(9443)?);
+    let at = |listener: &TcpListener| listener.local_addr().map_err(text);
+    files::configuration(&dir, mock, at(&partners)?, at(&admin)?)?;
     let config = dir.join("portcullis.toml");
-    let server =
-        Server::prepare(Start { config, clock, listener: None, filter: None, replace: false }).map_err(text)?;
+    let given = Given { partners: Some(partners), admin: Some(admin) };
+    let server = Server::prepare(Start { config, clock, given, filter: None, replace: false }).map_err(text)?;
     let addresses = server.addresses().clone();
     progress(args, "gateway");
     if args.check {
@@ -80,11 +82,11 @@ fn progress(args: &Args, what: &str) {
     }
 }
 
-/// The preferred port, or a free one.
-fn port(preferred: u16) -> Result<SocketAddr, String> {
+/// A listener on the preferred port, or on a free one. It is held from here on: another demo that starts in the same
+/// moment finds the port taken and goes elsewhere.
+fn listener(preferred: u16) -> Result<TcpListener, String> {
     let local = |port| SocketAddr::from(([127, 0, 0, 1], port));
-    let listener = TcpListener::bind(local(preferred)).or_else(|_| TcpListener::bind(local(0))).map_err(text)?;
-    listener.local_addr().map_err(text)
+    TcpListener::bind(local(preferred)).or_else(|_| TcpListener::bind(local(0))).map_err(text)
 }
 
 /// Runs the mock model on a thread of its own, for as long as the process lives.

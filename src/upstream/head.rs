@@ -4,7 +4,7 @@
 //! that is not named here reaches a client.
 
 use bytes::{Bytes, BytesMut};
-use http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
+use http::header::{CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
 use http::{HeaderMap, StatusCode};
 
 use super::framing::Framing;
@@ -118,8 +118,12 @@ fn read(bytes: &Bytes) -> Result<Option<Head>, String> {
             fields.note(line, bytes)?;
         }
     }
-    if status.is_success() && fields.compressed {
+    if status.is_success() && !fields.codings.is_empty() {
         return Err("a compressed answer".into());
+    }
+    // Nobody asked for it and nobody looks into it: a compressed error is the client's to read, so it is told how.
+    for coding in fields.codings {
+        headers.append(CONTENT_ENCODING, coding);
     }
     let (framing, framed) = match (fields.length, fields.chunked) {
         (Some(_), true) => return Err("both content-length and transfer-encoding".into()),
@@ -141,7 +145,8 @@ fn read(bytes: &Bytes) -> Result<Option<Head>, String> {
 struct Fields {
     length: Option<u64>,
     chunked: bool,
-    compressed: bool,
+    /// The content codings, line by line, but for those that change nothing.
+    codings: Vec<HeaderValue>,
     keep_alive: Option<bool>,
     request_id: Option<HeaderValue>,
 }
@@ -169,7 +174,9 @@ impl Fields {
                 }
             }
         } else if named("content-encoding") {
-            self.compressed |= !value_is("identity");
+            if !value_is("identity") {
+                self.codings.push(value(bytes, line.value)?);
+            }
         } else if named("x-request-id") || (named("request-id") && self.request_id.is_none()) {
             let value = value(bytes, line.value)?;
             let fine = line.value.len() <= MOST_ID && line.value.iter().all(u8::is_ascii_graphic);
@@ -230,6 +237,20 @@ mod tests {
         assert_eq!(keeps("HTTP/1.1 204 No\r\n\r\n"), Ok((Framing::Length(0), true)));
         assert_eq!(keeps("HTTP/1.1 204 No\r\ncontent-length: 5\r\n\r\n"), Ok((Framing::Length(0), false)));
         assert!(keeps("HTTP/1.0 200 OK\r\ntransfer-encoding: chunked\r\n\r\n").is_err());
+    }
+
+    #[test]
+    fn a_compressed_error_says_how_and_what_is_metered_is_never_compressed() {
+        let coded = |status: &str, lines: &str| {
+            let head = judged(&format!("HTTP/1.1 {status}\r\n{lines}\r\n"))?;
+            let codings = head.headers.get_all(CONTENT_ENCODING).iter();
+            Ok::<_, String>(codings.map(|coding| coding.to_str().expect("ASCII").to_owned()).collect::<Vec<_>>())
+        };
+        let two = "content-encoding: identity\r\ncontent-encoding: deflate\r\ncontent-encoding: gzip\r\n";
+        assert_eq!(coded("429 Slow", two), Ok(vec!["deflate".into(), "gzip".into()]));
+        assert_eq!(coded("500 Oops", "content-encoding: br\r\n"), Ok(vec!["br".into()]));
+        assert_eq!(coded("200 OK", "content-encoding: identity\r\n"), Ok(vec![]));
+        assert!(coded("200 OK", two).is_err());
     }
 
     #[test]

@@ -21,14 +21,13 @@ pub enum Failure {
 pub fn fail(failure: Failure, tab: Tab, story: &mut Option<Record>, manner: &mut Manner) -> Refusal {
     let (refusal, ending, charged) = match failure {
         Failure::Upstream(failed) => {
-            let timeout = failed.code == Code::UpstreamTimeout;
             let ending = match failed.code {
                 Code::UpstreamTimeout => Ending::UpstreamTimeout,
                 // Nobody was asked.
                 Code::Overloaded => Ending::Refused,
                 _ => Ending::UpstreamFailed,
             };
-            let charged = if timeout && failed.sent { Charged::Input } else { Charged::Nothing };
+            let charged = if failed.worked { Charged::Input } else { Charged::Nothing };
             let refusal = Refusal::new(failed.code, upstream_sentence(failed.code)).for_operator(failed.detail);
             (refusal, ending, charged)
         }

@@ -56,7 +56,7 @@ pub enum Charged {
     Observed,
     /// What was observed of an answer whose end nobody saw, and no report of its use.
     Unseen,
-    /// The input alone: it was sent, and no answer came.
+    /// The input alone: it was sent, and no answer came that could be read.
     Input,
     /// Nothing: the upstream did not work.
     Nothing,

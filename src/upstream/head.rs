@@ -45,24 +45,34 @@ pub struct Head {
     pub(super) keeps: bool,
 }
 
+/// Why an answer may not be passed on.
+#[derive(Debug)]
+pub(super) struct Unfit {
+    /// What is wrong with it, for the operator.
+    pub(super) what: String,
+    /// Whether its status says that the upstream did nothing for the request.
+    pub(super) declines: bool,
+}
+
 /// Takes the head of the final answer off `held`, and the informational heads before it. `None`: more is to come.
 /// `seen` is how much of `held` was looked through without an end; it begins at 0.
 ///
 /// # Errors
-/// Why the answer may not be passed on.
-pub(super) fn take(held: &mut BytesMut, seen: &mut usize) -> Result<Option<Head>, String> {
+/// [`Unfit`].
+pub(super) fn take(held: &mut BytesMut, seen: &mut usize) -> Result<Option<Head>, Unfit> {
+    let unfit = |what: &str| Unfit { what: what.into(), declines: false };
     const BEGINNING: &[u8] = b"HTTP/1.";
     loop {
         if held.iter().zip(BEGINNING).any(|(came, due)| came != due) {
-            return Err("not an answer in HTTP/1".into());
+            return Err(unfit("not an answer in HTTP/1"));
         }
         let Some(end) = end(held, *seen) else {
             *seen = held.len();
-            return if held.len() > MOST_BYTES { Err("a head that is too large".into()) } else { Ok(None) };
+            return if held.len() > MOST_BYTES { Err(unfit("a head that is too large")) } else { Ok(None) };
         };
         *seen = 0;
         if end > MOST_BYTES {
-            return Err("a head that is too large".into());
+            return Err(unfit("a head that is too large"));
         }
         let head = read(&held.split_to(end).freeze())?;
         if head.is_some() {
@@ -86,20 +96,28 @@ fn end(bytes: &[u8], seen: usize) -> Option<usize> {
 }
 
 /// Judges one complete head; `None` when it is informational, and another one follows.
-fn read(bytes: &Bytes) -> Result<Option<Head>, String> {
+fn read(bytes: &Bytes) -> Result<Option<Head>, Unfit> {
     let mut lines = [httparse::EMPTY_HEADER; MOST_LINES];
     let mut parsed = httparse::Response::new(&mut lines);
-    match parsed.parse(bytes) {
-        Ok(httparse::Status::Complete(length)) if length == bytes.len() => {}
-        Ok(_) => return Err("a malformed head".into()),
-        Err(error) => return Err(format!("a malformed head: {error}")),
-    }
+    let (status, declines) = match parsed.parse(bytes) {
+        Ok(httparse::Status::Complete(length)) if length == bytes.len() => {
+            let status = parsed.code.and_then(|code| StatusCode::from_u16(code).ok());
+            (status.ok_or_else(|| "no status".to_owned()), status.is_some_and(|status| !status.is_success()))
+        }
+        Ok(_) => (Err("a malformed head".into()), false),
+        Err(error) => (Err(format!("a malformed head: {error}")), false),
+    };
+    let judged = status.and_then(|status| judge(status, &parsed, bytes));
+    judged.map_err(|what| Unfit { what, declines })
+}
+
+/// Judges what a head of this status says.
+fn judge(status: StatusCode, parsed: &httparse::Response<'_, '_>, bytes: &Bytes) -> Result<Option<Head>, String> {
     // httparse lets a line end with LF alone.
     let bare = memchr::memchr_iter(b'\n', bytes).any(|at| at == 0 || bytes.get(at - 1) != Some(&b'\r'));
     if bare {
         return Err("a line that ends with a bare LF".into());
     }
-    let status = parsed.code.and_then(|code| StatusCode::from_u16(code).ok()).ok_or("no status")?;
     match status.as_u16() {
         100 | 102..=199 => return Ok(None),
         200..=299 | 400..=599 => {}
@@ -199,7 +217,7 @@ mod tests {
 
     fn judged(head: &str) -> Result<Head, String> {
         let mut held = BytesMut::from(head);
-        let head = take(&mut held, &mut 0).map(|head| head.expect("a whole head"));
+        let head = take(&mut held, &mut 0).map(|head| head.expect("a whole head")).map_err(|unfit| unfit.what);
         assert!(head.is_err() || held.is_empty());
         head
     }
@@ -260,6 +278,17 @@ mod tests {
         assert_eq!((head.status, head.request_id), (StatusCode::OK, Some(HeaderValue::from_static("a"))));
         assert!(judged("HTTP/1.1 101 Switching Protocols\r\n\r\n").is_err());
         assert!(judged("HTTP/1.1 302 Found\r\n\r\n").is_err());
+    }
+
+    #[test]
+    fn an_unfit_answer_declines_only_by_its_status() {
+        let declines = |head: &str| take(&mut BytesMut::from(head), &mut 0).map(drop).map_err(|unfit| unfit.declines);
+        for worked in ["SSH-2.0-x", "HTTP/1.1 OK\r\n\r\n", "HTTP/1.1 200 OK\r\ncontent-encoding: br\r\n\r\n"] {
+            assert_eq!(declines(worked), Err(false), "{worked}");
+        }
+        for declined in ["HTTP/1.1 302 Found\r\n\r\n", "HTTP/1.1 503 No\r\nretry-after: 1\r\nretry-after: 2\r\n\r\n"] {
+            assert_eq!(declines(declined), Err(true), "{declined}");
+        }
     }
 
     #[test]

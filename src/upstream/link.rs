@@ -16,7 +16,7 @@ use tokio::time::{Instant, Sleep, sleep};
 
 use super::endpoint::Endpoint;
 use super::framing::Framing;
-use super::head::{self, Head};
+use super::head::{self, Head, Unfit};
 use super::pool::Pool;
 use super::wire::Wire;
 use crate::deadline::now;
@@ -39,9 +39,17 @@ pub(super) enum Unanswered {
     /// The connection was gone before it took a byte: the request is as good as new.
     Untouched(String),
     /// No byte was taken and none came for too long.
-    Silent,
+    Silent {
+        /// Whether the upstream had the whole request.
+        worked: bool,
+    },
     /// The answer broke off or is not acceptable.
-    Invalid(String),
+    Invalid {
+        /// Why, for the operator.
+        detail: String,
+        /// Whether the upstream had the whole request, and did not decline it.
+        worked: bool,
+    },
 }
 
 impl Link {
@@ -84,7 +92,7 @@ impl Link {
             }
             while timer.as_mut().poll(cx).is_ready() {
                 if self.wire.moved.elapsed() >= patience {
-                    return Poll::Ready(Err(Unanswered::Silent));
+                    return Poll::Ready(Err(Unanswered::Silent { worked: !self.wire.is_unsent() }));
                 }
                 timer.as_mut().reset(self.wire.moved + patience);
             }
@@ -94,16 +102,21 @@ impl Link {
     }
 
     fn poll_head(&mut self, cx: &mut Context<'_>, seen: &mut usize) -> Poll<Result<Head, Unanswered>> {
+        let whole = !self.early && !self.wire.is_unsent();
+        let invalid = |detail, declines: bool| {
+            Poll::Ready(Err(Unanswered::Invalid { detail, worked: whole && !declines }))
+        };
         loop {
             match std::task::ready!(self.wire.poll_fill(cx)) {
-                Ok(0) => return Poll::Ready(Err(Unanswered::Invalid("the connection ended without an answer".into()))),
+                Ok(0) => return invalid("the connection ended without an answer".into(), false),
                 Ok(_) => self.early |= self.wire.is_unsent(),
-                Err(error) => return Poll::Ready(Err(Unanswered::Invalid(error.to_string()))),
+                // What TLS refuses never was a request: a client that lacks a certificate learns it only afterwards.
+                Err(error) => return invalid(error.to_string(), error.kind() == io::ErrorKind::InvalidData),
             }
             match head::take(&mut self.wire.held, seen) {
                 Ok(None) => {}
                 Ok(Some(head)) => return Poll::Ready(Ok(head)),
-                Err(what) => return Poll::Ready(Err(Unanswered::Invalid(what))),
+                Err(Unfit { what, declines }) => return invalid(what, declines),
             }
         }
     }

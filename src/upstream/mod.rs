@@ -32,19 +32,15 @@ pub struct Failed {
     /// [`Code::UpstreamUnreachable`], [`Code::UpstreamInvalid`], [`Code::UpstreamTimeout`], or [`Code::Overloaded`] where
     /// this machine is what has no room for another connection.
     pub code: Code,
-    /// Whether the upstream may have begun to work: the request was written, and no answer came.
-    pub sent: bool,
+    /// Whether the upstream may have worked: it had the whole request, and did not say that it would not.
+    pub worked: bool,
     /// What happened, for the operator only.
     pub detail: String,
 }
 
 impl Failed {
     fn unreachable(detail: impl Into<String>) -> Failed {
-        Failed { code: Code::UpstreamUnreachable, sent: false, detail: detail.into() }
-    }
-
-    fn invalid(detail: impl Into<String>) -> Failed {
-        Failed { code: Code::UpstreamInvalid, sent: true, detail: detail.into() }
+        Failed { code: Code::UpstreamUnreachable, worked: false, detail: detail.into() }
     }
 }
 
@@ -69,11 +65,13 @@ pub async fn send(pools: &Pools, endpoint: &Arc<Endpoint>, outgoing: Outgoing) -
             // Nothing was written on a connection that proved dead: the request goes out on another one.
             Err(Unanswered::Untouched(_)) if reused => {}
             Err(Unanswered::Untouched(detail)) => return Err(Failed::unreachable(detail)),
-            Err(Unanswered::Silent) => {
+            Err(Unanswered::Silent { worked }) => {
                 let detail = format!("no response head within {:?}", endpoint.head_timeout);
-                return Err(Failed { code: Code::UpstreamTimeout, sent: true, detail });
+                return Err(Failed { code: Code::UpstreamTimeout, worked, detail });
             }
-            Err(Unanswered::Invalid(detail)) => return Err(Failed::invalid(detail)),
+            Err(Unanswered::Invalid { detail, worked }) => {
+                return Err(Failed { code: Code::UpstreamInvalid, worked, detail });
+            }
         }
     }
 }

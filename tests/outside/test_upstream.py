@@ -618,8 +618,12 @@ BAD_HEADS = {
 }  # fmt: skip
 
 
+# Their status says that the upstream did nothing for the request.
+DECLINES = {"101", "301", "302", "304", "307", "308"}
+
+
 @pytest.mark.parametrize("bad", BAD_HEADS)
-def test_a_bad_head_is_upstream_invalid_costs_nothing_and_ends_only_its_connection(play, bad):
+def test_a_bad_head_is_upstream_invalid_costs_the_input_at_most_and_ends_only_its_connection(play, bad):
     before = play.used()
     # The upstream leaves its connection open: that it is not used again is the gateway's doing.
     ends = bad in ("nothing", "half-a-head", "http-0.9", "gzip-stream")
@@ -635,7 +639,9 @@ def test_a_bad_head_is_upstream_invalid_costs_nothing_and_ends_only_its_connecti
     first, second = play.raw.calls
     assert first.connection != second.connection
     tokens, requests = play.used()
-    assert (tokens - before[0], requests - before[1]) == (15, 2)
+    # Whoever took the whole request and did not decline it may have worked.
+    cost = tokens - before[0] - 15
+    assert (0 < cost < 100, cost == 0, requests - before[1]) == (bad not in DECLINES, bad in DECLINES, 2)
 
 
 def test_a_bad_head_is_told_to_operators(play):
@@ -939,7 +945,10 @@ def test_a_request_that_was_written_is_never_sent_again(play, part):
         assert client.ask(body=chat("raw-1")).status == 200
     connections = [call.connection for call in play.raw.calls]
     assert len(connections) == 3 and connections[0] == connections[1] != connections[2], connections
-    assert play.used() == (before[0] + 30, before[1] + 3)
+    tokens, requests = play.used()
+    # What had the whole request may have worked before it died.
+    cost = tokens - before[0] - 30
+    assert ((cost > 0, cost < 100), requests - before[1]) == ((part != "within-the-request", True), 3)
 
 
 # Answers that break off.

@@ -388,13 +388,23 @@ fn admin_listeners(
     }
 }
 
-/// Says so where quotas begin at nothing beside an audit log that does not.
+/// Says so where quotas begin at nothing, or go on from an older copy of themselves, beside an audit log that does not.
 fn suspect(marks: &Marks, settings: &Settings) {
-    let recorded = || Log::open(&settings.audit_directory).is_ok_and(|log| !log.segments().is_empty());
-    if marks.is_fresh() && recorded() {
+    let Ok(log) = Log::open(&settings.audit_directory) else { return };
+    let state = settings.state.display();
+    if marks.is_fresh() && !log.segments().is_empty() {
         tracing::error!(
-            state = %settings.state.display(),
+            %state,
             "quotas begin at nothing beside an audit log that does not: if the state was lost, so is what was used"
+        );
+    }
+    if let Some(closed) = marks.closed()
+        && let Ok(Some(last)) = log.last()
+        && last > closed
+    {
+        tracing::error!(
+            %state, %closed, audit = %last,
+            "the state was closed before the audit log's last line: it is an older copy, and what was used since is lost"
         );
     }
 }

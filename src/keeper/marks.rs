@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use crate::clock::Clock;
+use crate::clock::{Clock, Wall};
 use crate::keeper::heir::{Heir, Saying};
 use crate::ledger::Ledger;
 use crate::ledger::bell::Bell;
@@ -35,6 +35,7 @@ pub struct Marks {
     bell: Arc<Bell>,
     thread: Option<JoinHandle<Result<(), MarksError>>>,
     fresh: bool,
+    closed: Option<Wall>,
     bequest: Arc<Mutex<Option<Bequest>>>,
 }
 
@@ -59,6 +60,7 @@ impl Marks {
         let (history, marks): (Vec<_>, Vec<_>) =
             store.read()?.into_iter().partition(|mark| mark.is_history(opened.wall));
         store.forget(&history)?;
+        let closed = store.take_closed()?;
         let bell = Arc::new(Bell::new(opened.wall));
         let ledger = Arc::new(Ledger::durable(Restored::new(marks, opened), Arc::clone(&bell)));
         let bequest: Arc<Mutex<Option<Bequest>>> = Arc::default();
@@ -69,13 +71,20 @@ impl Marks {
         let thread = std::thread::Builder::new().name("quota-marks".into());
         let failed = store.error(Trouble::NoThread);
         let thread = thread.spawn(move || keeper.run(store)).map_err(|_| failed)?;
-        Ok((ledger, Marks { bell, thread: Some(thread), fresh, bequest }))
+        Ok((ledger, Marks { bell, thread: Some(thread), fresh, closed, bequest }))
     }
 
     /// Whether there was nothing to go on from: the file was made now.
     #[must_use]
     pub fn is_fresh(&self) -> bool {
         self.fresh
+    }
+
+    /// When the file was closed in good order by whoever had it last; none where that was killed, or handed it over.
+    /// Nothing can have been charged since: where anything was, this is an older copy of the file.
+    #[must_use]
+    pub fn closed(&self) -> Option<Wall> {
+        self.closed
     }
 
     /// Writes every mark, open reservations in full, and lets go of the file: from now on `heir` is told what is used,
@@ -142,7 +151,7 @@ impl Keeper {
             let _ = self.raise(&mut store, self.ledger.gather(&self.bell, self.clock.now()));
         }
         let closed = self.raise(&mut store, self.ledger.gather_last(&self.bell, self.clock.now()));
-        closed.and_then(|()| store.close())
+        closed.and_then(|()| store.note_closed(self.clock.now().wall)).and_then(|()| store.close())
     }
 
     /// Tells `heir` what is used until the end, the last of it last.

@@ -242,3 +242,24 @@ def test_a_state_directory_that_cannot_be_written_is_an_error(one):
     (one.folder / "state").write_text("not a directory")
     status, said = attempt(one)
     assert status == 2 and "state" in said, said
+
+
+OLDER = "it is an older copy"
+
+
+@pytest.mark.parametrize("ends", [Program.end, Program.kill], ids=["stopped", "killed"])
+def test_an_older_copy_of_the_state_is_told_and_the_state_itself_never(one, ends):
+    assert one.ask(body=chat()).status == 200
+    assert one.gateway.end() == 0
+    older = state(one).read_bytes()
+    for _ in range(2):
+        one.start()
+        assert one.ask(body=chat()).status == 200
+        ends(one.gateway)
+        assert OLDER not in one.gateway.log
+    state(one).write_bytes(older)
+    one.start()
+    assert OLDER in one.gateway.log, one.gateway.log
+    assert one.gateway.end() == 0
+    one.start()
+    assert OLDER not in one.gateway.log, "it goes on from here"

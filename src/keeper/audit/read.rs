@@ -13,7 +13,9 @@ use flate2::bufread::MultiGzDecoder;
 use super::segment::Number;
 use crate::audit::Leaf;
 use crate::audit::checkpoint::{VerifyingKey, notes};
+use crate::audit::line::Head;
 use crate::audit::verify::Place;
+use crate::clock::Wall;
 
 /// The public keys, one a line.
 pub(crate) const KEYS: &str = "audit.pub";
@@ -74,6 +76,28 @@ impl Log {
     #[must_use]
     pub fn is_live(&self) -> bool {
         self.live
+    }
+
+    /// The time that its last whole line bears; none where there is no such line.
+    ///
+    /// # Errors
+    /// A segment cannot be read.
+    pub fn last(&self) -> io::Result<Option<Wall>> {
+        let mut record = Vec::new();
+        for segment in self.segments.iter().rev() {
+            let mut lines = self.lines(*segment)?;
+            while let Some(line) = lines.advance()? {
+                if line.whole {
+                    record.clear();
+                    record.extend_from_slice(lines.leaf().record());
+                }
+            }
+            if !record.is_empty() {
+                break;
+            }
+        }
+        let time = Head::parse(&record).ok().and_then(|head| head.time.parse().ok());
+        Ok(time.map(Wall::from_timestamp))
     }
 
     /// The keys that lie beside the log.

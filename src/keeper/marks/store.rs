@@ -12,14 +12,17 @@ use std::str::FromStr;
 
 use redb::{Builder, Database, DatabaseError, ReadableDatabase, ReadableTable, Table, TableDefinition};
 
+use crate::clock::Wall;
 use crate::ledger::marks::Mark;
 use crate::limits::Scope;
 
 /// What this version writes, and the only thing it reads.
 const FORMAT: u64 = 1;
 
-/// `"format"` → [`FORMAT`].
+/// `"format"` → [`FORMAT`]; `"closed"` → when the file was closed in good order, while nobody has it open.
 pub(super) const META: TableDefinition<'static, &str, u64> = TableDefinition::new("portcullis");
+
+const CLOSED: &str = "closed";
 
 /// Organization, purpose, model group (empty: all of them) → [`Mark::encode`].
 const MARKS: TableDefinition<'static, (&str, &str, &str), &[u8]> = TableDefinition::new("marks");
@@ -128,7 +131,29 @@ impl Store {
         if marks.is_empty() { Ok(()) } else { self.with(|database| forget(database, marks)) }
     }
 
-    /// Lets go of the file in good order.
+    /// Takes off the note that says when the file was closed in good order: from here on it is open, and a copy of it
+    /// that is put back later says so by still bearing the note.
+    pub(super) fn take_closed(&mut self) -> Result<Option<Wall>, MarksError> {
+        self.with(|database| {
+            let mut writing = database.begin_write()?;
+            writing.set_two_phase_commit(true);
+            let closed = writing.open_table(META)?.remove(CLOSED)?.map(|at| Wall(at.value().cast_signed()));
+            writing.commit()?;
+            Ok(closed)
+        })
+    }
+
+    /// Notes that the file is closed in good order, after everything that was ever charged.
+    pub(super) fn note_closed(&mut self, at: Wall) -> Result<(), MarksError> {
+        self.with(|database| {
+            let mut writing = database.begin_write()?;
+            writing.set_two_phase_commit(true);
+            writing.open_table(META)?.insert(CLOSED, at.0.cast_unsigned())?;
+            Ok(writing.commit()?)
+        })
+    }
+
+    /// Lets go of the file.
     pub(super) fn close(mut self) -> Result<(), MarksError> {
         match self.database.take().map(Database::close) {
             Some(Err(error)) => Err(self.error(error.into())),

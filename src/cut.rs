@@ -12,7 +12,7 @@
 
 use std::cell::{Cell, OnceCell};
 use std::future::{Future, poll_fn};
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -35,17 +35,16 @@ pub const LAST: Duration = Duration::from_millis(400);
 /// come from another, may have to wait until the runtime has nothing else to do.
 const TURN: Duration = Duration::from_millis(5);
 
-/// Runs `future` until it is done or the cord is pulled, whichever comes first.
+/// Runs `future` until it is done or the cord is pulled, whichever comes first. The caller keeps it, so that it lies in
+/// memory once.
 ///
 /// # Errors
-/// The cause, when the cord was pulled; the future is dropped then.
-pub async fn unless_cut<F: Future>(cut: &Cut, future: F) -> Result<F::Output, Cause> {
-    let mut future = pin!(future);
-    poll_fn(|cx| match cut.poll_cause(cx) {
+/// The cause, when the cord was pulled; the future is to be dropped then.
+pub fn unless_cut<F: Future>(cut: &Cut, mut future: Pin<&mut F>) -> impl Future<Output = Result<F::Output, Cause>> {
+    poll_fn(move |cx| match cut.poll_cause(cx) {
         Some(cause) => Poll::Ready(Err(cause)),
         None => future.as_mut().poll(cx).map(Ok),
     })
-    .await
 }
 
 /// The body broke off on purpose, or because the upstream's did.

@@ -206,7 +206,7 @@ impl Record {
     /// # Errors
     /// `audit_unavailable` when the line cannot be written: then nothing may be forwarded.
     pub async fn accept(&mut self) -> Result<Accepted, Refusal> {
-        let line = self.story.line(None, None, self.recorder.clock.now());
+        let line = self.story.line(true, None, None, self.recorder.clock.now());
         self.waited = true;
         match self.recorder.journal.accepted(line).await {
             Ok(place) => {
@@ -261,7 +261,8 @@ impl Record {
         let now = self.recorder.clock.now();
         self.story.count(&self.recorder.metrics, self.place.is_some(), ending, reason, now);
         self.recorder.traces.tell(|| self.story.exchange(ending, reason, now));
-        let line = self.story.line(Some(ending), reason, now);
+        let accepted = self.place.is_some() && ending != Ending::Refused;
+        let line = self.story.line(accepted, Some(ending), reason, now);
         match self.place.take() {
             Some(place) => place.close(line),
             // A request that was dropped or given up while its line was written is closed by the keeper.
@@ -346,7 +347,7 @@ impl Story {
     }
 
     /// The record's own members; `ending` is none for the line that begins the exchange.
-    fn line(&self, ending: Option<Ending>, reason: Option<Code>, now: Now) -> Fields {
+    fn line(&self, accepted: bool, ending: Option<Ending>, reason: Option<Code>, now: Now) -> Fields {
         let facts = &self.facts;
         let since = |later: Now| later.mono.since(self.opened.mono);
         let quota = match ending {
@@ -354,6 +355,8 @@ impl Story {
             Some(_) => facts.quota.as_ref().zip(facts.settlement).and_then(|(quota, s)| Some(quota.again(s.quota?))),
         };
         let end = |ending| End { ending, status: facts.status, bytes_out: facts.bytes_out, duration: since(now) };
+        // Who left before anything was decided has no reason but that.
+        let left = ending.filter(|_| !accepted).map(|ending| ending.as_str());
         let line = Line {
             request_id: &self.request_id,
             party: &self.party,
@@ -362,8 +365,8 @@ impl Story {
             case: facts.case.as_ref(),
             route: facts.route.map(Route::as_str),
             model: facts.model.as_ref(),
-            decision: if ending == Some(Ending::Refused) { "refused" } else { "accepted" },
-            reason,
+            decision: if accepted { "accepted" } else { "refused" },
+            reason: reason.map(Code::as_str).or(left),
             end: ending.map(end),
             stamp: &self.stamp,
             reserved: facts.reserved,

@@ -3,6 +3,7 @@
 //! Nothing here decides: verdicts come from the floors below.
 
 use std::cell::Cell;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -294,10 +295,10 @@ impl Visit {
         let forwarded = clock.now();
         record.facts().forwarded = Some(forwarded);
         let endpoint = snapshot.endpoint(&choice.upstream).ok_or(Failure::Lost)?;
-        let sending = upstream::send(&self.station.pools, endpoint, outgoing);
-        let sent = match unless_cut(entry.stream().cut(), sending).await {
-            Ok(sent) => sent.map_err(Failure::Upstream),
-            Err(cause) => Err(Failure::Cut(cause)),
+        let sent = {
+            let sending = pin!(upstream::send(&self.station.pools, endpoint, outgoing));
+            let sent = unless_cut(entry.stream().cut(), sending).await;
+            sent.map_err(Failure::Cut).and_then(|sent| sent.map_err(Failure::Upstream))
         };
         match &sent {
             Ok((head, _)) => {

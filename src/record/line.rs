@@ -12,7 +12,7 @@ use crate::audit::line::{Members, member};
 use crate::ledger::Movement;
 use crate::limits::Unit;
 use crate::names::{CaseRef, ModelName, OrgId, PurposeId, UpstreamName};
-use crate::outcome::{Code, Ending};
+use crate::outcome::Ending;
 use crate::peer::Sha256;
 use crate::registry::Connection;
 use crate::tokens::{Nano, Usage};
@@ -65,7 +65,7 @@ pub(super) struct Line<'a> {
     pub(super) route: Option<&'static str>,
     pub(super) model: Option<&'a ModelName>,
     pub(super) decision: &'static str,
-    pub(super) reason: Option<Code>,
+    pub(super) reason: Option<&'static str>,
     pub(super) end: Option<End>,
     pub(super) stamp: &'a Stamp,
     pub(super) reserved: Option<Usage>,
@@ -101,7 +101,7 @@ impl Line<'_> {
         line.some_text(member!("route"), self.route);
         line.some_text(member!("model"), self.model.map(ModelName::as_str));
         line.text(member!("decision"), self.decision);
-        line.some_text(member!("reason"), self.reason.map(Code::as_str));
+        line.some_text(member!("reason"), self.reason);
         if let Some(end) = &self.end {
             line.text(member!("ending"), end.ending.as_str());
             line.number(member!("status"), end.status.into());
@@ -135,7 +135,7 @@ impl Line<'_> {
         line.some_text(member!("traceparent"), self.traceparent);
         let severed = |end: &End| matches!(end.ending, Ending::Severed | Ending::Drained | Ending::QuotaCut);
         if self.end.as_ref().is_some_and(severed) {
-            line.some_text(member!("severed_by"), self.reason.map(Code::as_str));
+            line.some_text(member!("severed_by"), self.reason);
         }
         line.some_text(member!("detail"), self.detail);
         line.finish()

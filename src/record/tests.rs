@@ -105,6 +105,7 @@ async fn requests(recorder: &Arc<Recorder>, connection: &Connection) {
     let open = || recorder.open(&Party::of(connection), &Stamp::of(7, Sha256([3; 32])));
     let message = "no";
     drop(open().refuse(Refusal::new(Code::RouteNotFound, message)));
+    drop(open());
     for (ending, reason) in [(Ending::Complete, None), (Ending::Severed, Some(Code::OrganizationSuspended))] {
         let mut record = open();
         record.belongs_to(&"acme".parse().unwrap(), recorder.metrics.unknown());
@@ -193,6 +194,8 @@ fn every_line_is_as_the_schema_says() {
     let mut found = Vec::new();
     for line in &lines {
         let kind = line["kind"].as_str().unwrap();
+        // Also of a request whose client left before it was let in.
+        assert!(kind != "refused" || line["decision"] == "refused", "{line}");
         faults(line, &schema, kind, &mut found);
         let own =
             schema["allOf"].as_array().unwrap().iter().filter(|one| one["if"]["properties"]["kind"]["const"] == kind);

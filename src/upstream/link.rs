@@ -103,9 +103,8 @@ impl Link {
 
     fn poll_head(&mut self, cx: &mut Context<'_>, seen: &mut usize) -> Poll<Result<Head, Unanswered>> {
         let whole = !self.early && !self.wire.is_unsent();
-        let invalid = |detail, declines: bool| {
-            Poll::Ready(Err(Unanswered::Invalid { detail, worked: whole && !declines }))
-        };
+        let invalid =
+            |detail, declines: bool| Poll::Ready(Err(Unanswered::Invalid { detail, worked: whole && !declines }));
         loop {
             match std::task::ready!(self.wire.poll_fill(cx)) {
                 Ok(0) => return invalid("the connection ended without an answer".into(), false),

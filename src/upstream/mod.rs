@@ -55,7 +55,8 @@ pub async fn send(pools: &Pools, endpoint: &Arc<Endpoint>, outgoing: Outgoing) -
     loop {
         let (mut link, reused) = match pool.take() {
             Some(link) => (link, true),
-            None => (connect(endpoint).await?, false),
+            // Rare, and large: by itself in memory.
+            None => (Box::pin(connect(endpoint)).await?, false),
         };
         match link.exchange(endpoint.series(), &segments, endpoint.head_timeout).await {
             Ok(head) => {

@@ -214,10 +214,12 @@ impl Gateway {
         let (snapshot, now_revoked, stream) = (self.current(), self.revocations.load_full(), entry.stream());
         let same = Arc::ptr_eq(&snapshot, judged) && Arc::ptr_eq(&now_revoked, revoked);
         let cut = stream.connection().cut().cause().or_else(|| stream.cut().cause());
-        let cause = cut.or_else(|| {
+        let cause = if cut.is_some() || same {
+            cut
+        } else {
             let bench = Bench { snapshot: &snapshot, revoked: &now_revoked, now: self.clock.now() };
-            if same { None } else { bench.connection(stream.connection()).or_else(|| bench.stream(stream)) }
-        });
+            bench.connection(stream.connection()).or_else(|| bench.stream(stream))
+        };
         cause.map_or(Ok(()), |cause| Err(cause.refusal("Access was withdrawn while this request was on its way.")))
     }
 

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use jiff::tz::TimeZone;
 
 use crate::ask::Ask;
-use crate::clock::Clock;
+use crate::clock::{Clock, Now};
 use crate::ledger::{Hold, Ledger};
 use crate::limits::{Charge, Enforce, LimitId, Plan, Unit};
 use crate::names::OrgId;
@@ -101,10 +101,10 @@ impl Tab {
     pub(super) fn settle(&mut self, observed: &Observed, charged: Charged) -> Settlement {
         let (mut settlement, charge) = self.figure(observed, charged);
         if let Some(hold) = self.hold.take() {
-            let plan = (self.plan)();
-            let before = self.told_level(plan.as_deref());
+            let (plan, now) = ((self.plan)(), self.clock.now());
+            let before = self.told_level(plan.as_deref(), now);
             hold.settle(&charge);
-            settlement.quota = before.zip(self.told_level(plan.as_deref()));
+            settlement.quota = before.zip(self.told_level(plan.as_deref(), now));
         }
         if charged == Charged::Observed {
             self.calibration.learn(&self.ask, observed, &self.gauge.settle(observed));
@@ -115,9 +115,9 @@ impl Tab {
 
 impl Tab {
     /// What is used and reserved of the limit whose movement is told.
-    fn told_level(&self, plan: Option<&Plan>) -> Option<u64> {
+    fn told_level(&self, plan: Option<&Plan>, now: Now) -> Option<u64> {
         let (org, id) = self.told.as_ref()?;
-        self.ledger.charged(plan?, org, id, &self.timezone, self.clock.now())
+        self.ledger.charged(plan?, org, id, &self.timezone, now)
     }
 }
 

@@ -77,22 +77,45 @@ impl Charge {
         self
     }
 
+    /// Keeps no more than `most` of `unit`.
+    #[inline]
+    pub fn cap(&mut self, unit: Unit, most: u64) {
+        if let Some(place) = self.0.get_mut(unit as usize) {
+            *place = most.min(*place);
+        }
+    }
+
     /// Unit by unit, saturating.
     #[must_use]
     #[inline]
     pub fn plus(&self, other: &Charge) -> Charge {
-        let mut sum = *self;
-        sum.0.iter_mut().zip(other.0).for_each(|(mine, theirs)| *mine = mine.saturating_add(theirs));
-        sum
+        self.with_each(other, u64::saturating_add)
     }
 
     /// Unit by unit, down to zero at the least.
     #[must_use]
     #[inline]
     pub fn minus(&self, other: &Charge) -> Charge {
-        let mut rest = *self;
-        rest.0.iter_mut().zip(other.0).for_each(|(mine, theirs)| *mine = mine.saturating_sub(theirs));
-        rest
+        self.with_each(other, u64::saturating_sub)
+    }
+
+    /// Unit by unit, the lower amount.
+    #[must_use]
+    #[inline]
+    pub fn min(&self, other: &Charge) -> Charge {
+        self.with_each(other, u64::min)
+    }
+
+    /// Unit by unit, the higher amount.
+    #[must_use]
+    #[inline]
+    pub fn max(&self, other: &Charge) -> Charge {
+        self.with_each(other, u64::max)
+    }
+
+    #[inline]
+    fn with_each(&self, other: &Charge, amount: impl Fn(u64, u64) -> u64) -> Charge {
+        Charge::of_each(|unit| amount(self.get(unit), other.get(unit)))
     }
 
     /// The charge that holds so much of each unit.

@@ -78,6 +78,8 @@ impl Account {
 pub(super) struct State {
     /// When the day and the month that are being counted end.
     pub(super) ends: Ends,
+    /// Requests that were ever admitted: the number of the next one.
+    admitted: u64,
     /// By seat.
     seats: Vec<Option<Slot>>,
     /// Restored, and not asked for since: a removed purpose's use waits here for its return.
@@ -96,7 +98,7 @@ pub(super) struct Slot {
 impl State {
     /// Counters that begin at `now`, with what was `restored`.
     pub(super) fn new(ends: Ends, restored: Vec<Slot>) -> State {
-        State { ends, seats: Vec::new(), waiting: restored }
+        State { ends, admitted: 0, seats: Vec::new(), waiting: restored }
     }
 
     /// Begins new windows where the old ones have ended. Windows never begin anew for any other reason.
@@ -118,6 +120,13 @@ impl State {
         for slot in self.slots_mut() {
             slot.counters.begin(day, month);
         }
+    }
+
+    /// The number of a new request, by which every [`Queue`] of the account finds it.
+    pub(super) fn number(&mut self) -> u64 {
+        let number = self.admitted;
+        self.admitted += 1;
+        number
     }
 
     /// Makes room for a level's scopes that were not seen before.
@@ -146,6 +155,7 @@ impl State {
     }
 
     /// The counters at `seat`.
+    #[inline]
     pub(super) fn counters(&mut self, seat: Seat) -> Option<&mut Counters> {
         self.seats.get_mut(seat.0 as usize)?.as_mut().map(|slot| &mut slot.counters)
     }
@@ -164,12 +174,12 @@ impl State {
     }
 }
 
-/// What one calendar window has seen. What is charged in it is what was settled, and what [`Counters::reserved`] holds
-/// beyond `before`: so a reservation moves one number, not three.
+/// What one calendar window has seen beside what it shares with the other one. What is charged in it is what was settled
+/// in it, and what [`Counters::reserved`] holds beyond `before`: so a reservation moves one number, not three.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct Tally {
-    /// What requests that are over have used.
-    pub(super) settled: Charge,
+    /// What requests have used that were over before the other window began, or belong to this window alone.
+    pub(super) apart: Charge,
     /// What requests under way had reserved before the window began.
     before: Charge,
 }
@@ -186,12 +196,11 @@ pub(super) enum TallySettling {
 }
 
 impl Tally {
-    #[inline]
     fn settle(&mut self, reserved: &Charge, actual: &Charge, how: &TallySettling) {
         match how {
-            TallySettling::Whole => self.settled = self.settled.plus(actual),
+            TallySettling::Whole => self.apart = self.apart.plus(actual),
             TallySettling::Beyond(before) => {
-                self.settled = self.settled.plus(&actual.minus(before));
+                self.apart = self.apart.plus(&actual.minus(before));
                 self.before = self.before.minus(before);
             }
             TallySettling::Nothing => self.before = self.before.minus(reserved),
@@ -206,12 +215,14 @@ pub(super) struct Settling<'a> {
     pub(super) reserved: &'a Charge,
     /// Everything that was used.
     pub(super) actual: &'a Charge,
-    /// Everything that was reserved and not used.
+    /// Everything that was reserved, was not used, and stands in windows that are still open.
     pub(super) unused: &'a Charge,
-    /// In the day's tally.
-    pub(super) day: TallySettling,
-    /// In the month's.
-    pub(super) month: TallySettling,
+    /// Everything that was used and not reserved, if there is any.
+    pub(super) over: Option<&'a Charge>,
+    /// In the tallies of day and month; none where both take all that was used.
+    pub(super) tallies: Option<&'a [TallySettling; 2]>,
+    /// Whether use is kept durably.
+    pub(super) durable: bool,
 }
 
 /// A meter that runs, and who is under way in it.
@@ -223,29 +234,31 @@ struct Running {
     queue: Queue,
 }
 
-/// What one scope of an organization has used.
+/// What one scope of an organization has used. What every request moves comes first.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(super) struct Counters {
-    /// The meters that a limit was ever held against, as bits, by [`meter_index`].
-    running: u64,
-    /// Their places among `meters`, counted from 1, by [`meter_index`].
-    places: [u8; METERS],
-    /// They, in the order in which they began to run.
-    meters: Vec<Running>,
     /// What requests under way have reserved, whenever that was.
     pub(super) reserved: Charge,
-    /// The day that [`State::ends`] closes.
-    pub(super) day: Tally,
-    /// The month that [`State::ends`] closes.
-    pub(super) month: Tally,
+    /// What requests that are over have used since both the day and the month began.
+    pub(super) settled: Charge,
     /// Requests under way.
     pub(super) streams: u64,
     /// Requests under way in a process that was replaced by this one.
     pub(super) elsewhere: u64,
-    /// Requests under way that a successor was told of last.
-    pub(super) told: u64,
+    /// The meters that a limit was ever held against, as bits, by [`meter_index`].
+    running: u64,
+    /// They, in the order in which they began to run.
+    meters: Vec<Running>,
+    /// Their places among `meters`, counted from 1, by [`meter_index`].
+    places: [u8; METERS],
     /// How much more may be charged before the durable marks must rise.
     pub(super) lease: Lease,
+    /// The day that [`State::ends`] closes.
+    pub(super) day: Tally,
+    /// The month that [`State::ends`] closes.
+    pub(super) month: Tally,
+    /// Requests under way that a successor was told of last.
+    pub(super) told: u64,
 }
 
 impl Counters {
@@ -286,24 +299,31 @@ impl Counters {
     /// What a tally's window has been charged in one unit, and how much of it is reserved.
     pub(super) fn charged_in(&self, tally: &Tally, unit: Unit) -> (u64, u64) {
         let reserved = self.reserved.get(unit).saturating_sub(tally.before.get(unit));
-        (tally.settled.get(unit).saturating_add(reserved), reserved)
+        let settled = self.settled.get(unit).saturating_add(tally.apart.get(unit));
+        (settled.saturating_add(reserved), reserved)
+    }
+
+    /// What requests that are over have used in a tally's window.
+    pub(super) fn settled_in(&self, tally: &Tally) -> Charge {
+        self.settled.plus(&tally.apart)
     }
 
     /// What a tally's window has been charged, settled and reserved.
     pub(super) fn charged(&self, tally: &Tally) -> Charge {
-        tally.settled.plus(&self.reserved.minus(&tally.before))
+        self.settled_in(tally).plus(&self.reserved.minus(&tally.before))
     }
 
-    /// Reserves `charge` for a new request, also in the meters at `moved`, and tells its number in each.
-    pub(super) fn reserve(&mut self, charge: &Charge, moved: Bits, number: &mut impl FnMut(u64)) {
+    /// Reserves `charge` for the new request of this `number`, also in the meters at `moved`.
+    #[inline]
+    pub(super) fn reserve(&mut self, charge: &Charge, moved: Bits, number: u64) {
         self.streams = self.streams.saturating_add(1);
         self.reserved = self.reserved.plus(charge);
         for index in moved {
-            number(self.at(index).map_or(0, |Running { unit, meter, queue, .. }| {
+            if let Some(Running { unit, meter, queue, .. }) = self.at(index) {
                 let units = charge.get(*unit);
                 meter.add(units);
-                queue.enter(units)
-            }));
+                queue.enter(number, units);
+            }
         }
     }
 
@@ -318,33 +338,44 @@ impl Counters {
         }
     }
 
-    /// Replaces a reservation by what was used; `moved` are the meters that it moved, by index, with its number in
-    /// each. Tells what came back in every counter, and so stands in none of them any more.
-    pub(super) fn settle(&mut self, settling: &Settling<'_>, moved: impl Iterator<Item = (usize, u64)>) -> Charge {
-        let Settling { reserved, actual, unused, day, month } = settling;
+    /// Replaces the reservation of the request of this `number` by what was used, also in the meters at `moved`. Says
+    /// whether that outruns the durable mark.
+    #[inline]
+    pub(super) fn settle(&mut self, settling: &Settling<'_>, moved: Bits, number: u64) -> bool {
+        let Settling { reserved, actual, unused, over, tallies, durable } = settling;
         self.streams = self.streams.saturating_sub(1);
         self.reserved = self.reserved.minus(reserved);
-        self.day.settle(reserved, actual, day);
-        self.month.settle(reserved, actual, month);
-        let (mut back, mut unmoved) = (**unused, self.running);
-        let whole = matches!((day, month), (TallySettling::Whole, TallySettling::Whole));
-        if whole {
-            self.lease.gave_back(&back);
-        }
-        for (index, number) in moved {
-            unmoved &= !(1 << index);
-            if let Some(Running { unit, meter, queue, .. }) = self.at(index) {
-                let unit = *unit;
-                let (reserved, actual) = (reserved.get(unit), actual.get(unit));
-                let of_meter = meter.settle(reserved, actual, queue.behind(number, reserved));
-                queue.add(actual.saturating_sub(reserved));
-                queue.leave(number, of_meter);
-                back = back.with(unit, back.get(unit).min(of_meter));
+        match tallies {
+            None => self.settled = self.settled.plus(actual),
+            Some([day, month]) => {
+                self.day.settle(reserved, actual, day);
+                self.month.settle(reserved, actual, month);
             }
         }
+        let mut back = **unused;
+        if self.running != 0 {
+            self.settle_meters(settling, moved, number, &mut back);
+        }
+        *durable && self.lease.settle(*over, &back, unused)
+    }
+
+    /// Leaves no more in `back` than came back in every meter too, and so stands in no counter any more.
+    fn settle_meters(&mut self, settling: &Settling<'_>, moved: Bits, number: u64, back: &mut Charge) {
         // A meter that runs only since the reservation was made never held it.
-        let back = Bits(unmoved).filter_map(metered_at).fold(back, |back, (unit, _)| back.with(unit, 0));
-        if whole { back } else { Charge::ZERO }
+        let unmoved = Bits(self.running & !moved.0);
+        unmoved.filter_map(metered_at).for_each(|(unit, _)| back.cap(unit, 0));
+        for index in moved {
+            if let Some(Running { unit, meter, queue, .. }) = self.at(index) {
+                let (reserved, actual) = (settling.reserved.get(*unit), settling.actual.get(*unit));
+                let mut of_meter = 0;
+                if reserved != actual {
+                    of_meter = meter.settle(reserved, actual, queue.behind(number, reserved));
+                    queue.add(actual.saturating_sub(reserved));
+                }
+                queue.leave(number, of_meter);
+                back.cap(*unit, of_meter);
+            }
+        }
     }
 
     /// Lets every meter drain as it did, where nobody reads them any more: a settlement gives back what stands.
@@ -361,8 +392,9 @@ impl Counters {
     pub(super) fn count_for(&mut self, told: &Abroad, same: bool) {
         let less = |moved: &Moved| if same { moved.less } else { Charge::ZERO };
         let (of_meters, of_tallies) = (less(&told.meters), less(&told.tallies));
+        let shared = std::mem::take(&mut self.settled);
         for tally in [&mut self.day, &mut self.month] {
-            tally.settled = tally.settled.plus(&told.tallies.more).minus(&of_tallies);
+            tally.apart = tally.apart.plus(&shared).plus(&told.tallies.more).minus(&of_tallies);
         }
         let mut everywhere = of_meters;
         for Running { unit, meter, queue, .. } in &mut self.meters {
@@ -372,19 +404,22 @@ impl Counters {
             everywhere = everywhere.with(*unit, everywhere.get(*unit).min(back));
         }
         // The meters are told of more than the tallies, never of less.
-        self.lease.spend(&told.meters.more);
+        self.lease.overspend(&told.meters.more);
         self.lease.give_back(&everywhere);
         self.lease.gave_back(&told.meters.more.minus(&told.tallies.more).plus(&of_tallies));
     }
 
     /// Begins a window: nothing is charged in it yet.
     fn begin(&mut self, day: bool, month: bool) {
-        let fresh = Tally { settled: Charge::ZERO, before: self.reserved };
-        if day {
-            self.day = fresh;
-        }
-        if month {
-            self.month = fresh;
-        }
+        let (fresh, shared) = (Tally { apart: Charge::ZERO, before: self.reserved }, std::mem::take(&mut self.settled));
+        let roll = |tally: &mut Tally, anew: bool| {
+            if anew {
+                *tally = fresh;
+            } else {
+                tally.apart = tally.apart.plus(&shared);
+            }
+        };
+        roll(&mut self.day, day);
+        roll(&mut self.month, month);
     }
 }

@@ -11,7 +11,7 @@ use smallvec::SmallVec;
 
 use super::account::{Account, Settling, TallySettling};
 use super::bell::Wait;
-use super::judge::{CHAIN, Numbers, Occasion, Share, Step, Steps, keep_worst, wait_for_marks};
+use super::judge::{CHAIN, Occasion, Share, Step, Steps, keep_worst, wait_for_marks};
 use super::standing::Shortfall;
 use super::window::Ends;
 use crate::clock::Now;
@@ -51,42 +51,57 @@ pub(super) struct Stake {
 }
 
 impl Stake {
+    #[inline]
     pub(super) fn new(account: Arc<Account>, share: Share) -> Stake {
         Stake { account, share, carried: None }
     }
 
-    /// Settles in this account; `numbers` goes on from its meters. A tally whose window is over is left alone: what it
-    /// counted is history, and the windows after it never saw the reservation.
-    fn settle(&self, reserved: &Charge, actual: &Charge, numbers: &mut impl Iterator<Item = u64>) {
+    /// Settles in this account.
+    fn settle(&self, reserved: &Charge, actual: &Charge) {
         let mut state = self.account.lock();
-        let (ends, share) = (state.ends, &self.share);
-        let of_tally = |open: bool, carried: Option<Charge>| match carried {
-            _ if !open => TallySettling::Nothing,
-            Some(carried) => TallySettling::Beyond(carried),
-            None => TallySettling::Whole,
+        let tallies = self.tallies(state.ends);
+        let unused = if tallies.is_none() { reserved.minus(actual) } else { Charge::ZERO };
+        let over = actual.minus(reserved);
+        let settling = Settling {
+            reserved,
+            actual,
+            unused: &unused,
+            over: (!over.is_zero()).then_some(&over),
+            tallies: tallies.as_ref(),
+            durable: self.account.bell.is_some(),
         };
-        let carried = self.carried.as_deref();
-        let day = of_tally(ends.day == share.ends.day, carried.map(|carried| carried.day));
-        let month = of_tally(ends.month == share.ends.month, carried.map(|carried| carried.month));
-        let (unused, over) = (reserved.minus(actual), actual.minus(reserved));
-        let settling = Settling { reserved, actual, unused: &unused, day, month };
         let mut outrun = false;
-        for (seat, moved) in share.scopes() {
-            let moved = moved.zip(&mut *numbers);
-            let Some(counters) = state.counters(seat) else {
-                moved.for_each(drop);
-                continue;
-            };
-            let back = counters.settle(&settling, moved);
-            if self.account.bell.is_some() {
-                outrun |= !over.is_zero() && !counters.lease.spend(&over);
-                counters.lease.give_back(&back);
+        for (seat, moved) in self.share.scopes() {
+            if let Some(counters) = state.counters(seat) {
+                outrun |= counters.settle(&settling, moved, self.share.number);
             }
         }
         drop(state);
         if outrun && let Some(bell) = &self.account.bell {
             bell.ring();
         }
+    }
+
+    /// What becomes of the tallies of day and month, which now end at `ends`; none when both take all that was used.
+    #[inline]
+    fn tallies(&self, ends: Ends) -> Option<[TallySettling; 2]> {
+        (ends != self.share.ends || self.carried.is_some()).then(|| self.tallies_apart(ends))
+    }
+
+    /// A tally whose window is over is left alone: what it counted is history, and the windows after it never saw the
+    /// reservation.
+    #[cold]
+    fn tallies_apart(&self, ends: Ends) -> [TallySettling; 2] {
+        let of_tally = |open: bool, carried: Option<Charge>| match carried {
+            _ if !open => TallySettling::Nothing,
+            Some(carried) => TallySettling::Beyond(carried),
+            None => TallySettling::Whole,
+        };
+        let (carried, was) = (self.carried.as_deref(), self.share.ends);
+        [
+            of_tally(ends.day == was.day, carried.map(|carried| carried.day)),
+            of_tally(ends.month == was.month, carried.map(|carried| carried.month)),
+        ]
     }
 
     /// Goes on in the windows of `ends`; what was `reserved` until now stays in the windows it was charged to.
@@ -110,7 +125,6 @@ impl Stake {
 pub struct Hold {
     id: HoldId,
     stakes: SmallVec<[Stake; CHAIN]>,
-    numbers: Numbers,
     reserved: Charge,
     noted: Option<Charge>,
     shadowed: Vec<Shortfall>,
@@ -120,11 +134,10 @@ impl Hold {
     pub(super) fn new(
         id: HoldId,
         stakes: SmallVec<[Stake; CHAIN]>,
-        numbers: Numbers,
         reserved: Charge,
         shadowed: Vec<Shortfall>,
     ) -> Hold {
-        Hold { id, stakes, numbers, reserved, noted: None, shadowed }
+        Hold { id, stakes, reserved, noted: None, shadowed }
     }
 
     /// The hold's number.
@@ -186,13 +199,7 @@ impl Hold {
     /// Settles with what was used: refunds the rest, or charges the overrun as debt. `actual` says whether the
     /// request itself stays counted.
     pub fn settle(mut self, actual: &Charge) {
-        self.finish(actual);
-    }
-
-    fn finish(&mut self, actual: &Charge) {
-        let mut numbers = self.numbers.iter().copied();
-        self.stakes.iter().for_each(|stake| stake.settle(&self.reserved, actual, &mut numbers));
-        self.stakes.clear();
+        self.noted = Some(*actual);
     }
 }
 
@@ -215,11 +222,8 @@ fn judge_more(steps: &mut Steps<'_>, more: &Charge, now: Now) -> Result<Option<S
 
 impl Drop for Hold {
     fn drop(&mut self) {
-        if self.stakes.is_empty() {
-            return;
-        }
-        let actual = self.noted.unwrap_or(self.reserved);
-        self.finish(&actual);
+        let actual = self.noted.as_ref().unwrap_or(&self.reserved);
+        self.stakes.iter().for_each(|stake| stake.settle(&self.reserved, actual));
     }
 }
 

@@ -8,13 +8,13 @@ use std::sync::Arc;
 use jiff::tz::TimeZone;
 use smallvec::SmallVec;
 
-use super::account::{Account, Bits, METERS, State, meter_index};
+use super::account::{Account, Bits, Counters, METERS, State, meter_index};
 use super::bell::{Bell, Wait};
 use super::hold::Stake;
 use super::latch::Latched;
 use super::lease::Known;
 use super::meter::Leak;
-use super::reading::Reading;
+use super::reading::{self, Reading};
 use super::standing::Shortfall;
 use super::window::Ends;
 use crate::clock::Now;
@@ -53,6 +53,7 @@ pub(super) struct Seats {
 }
 
 impl Seats {
+    #[inline]
     fn of(level: &Level) -> Seats {
         let mut places = [Seat(0); SCOPES];
         places.iter_mut().zip(level.scopes.iter()).for_each(|(place, (seat, _))| *place = *seat);
@@ -80,6 +81,8 @@ pub(super) struct Share {
     moved: u64,
     /// The windows whose tallies were charged last.
     pub(super) ends: Ends,
+    /// The request's number in every [`Queue`](super::queue::Queue) of the account.
+    pub(super) number: u64,
 }
 
 impl Share {
@@ -95,18 +98,13 @@ impl Share {
     }
 }
 
-/// The numbers of a request in every meter of the [`Share`]s of a chain (see [`Queue`](super::queue::Queue)), share by
-/// share, each in the order of [`Share::scopes`].
-pub(super) type Numbers = SmallVec<[u64; 12]>;
-
 /// An account, locked, with the level that is held against it.
 pub(super) struct Step<'a> {
     level: Option<&'a Level>,
-    seats: Seats,
     account: &'a Arc<Account>,
     pub(super) state: Latched<'a, State>,
-    /// The meters of the limits that were judged, as [`Share::moved`].
-    rated: u64,
+    /// What an admission moves here: the meters of all limits that were judged.
+    share: Share,
 }
 
 /// All levels of a plan, locked.
@@ -117,6 +115,7 @@ pub(super) type Steps<'a> = SmallVec<[Step<'a>; CHAIN]>;
 
 impl<'a> Step<'a> {
     /// Locks `account` to judge a new request.
+    #[inline]
     pub(super) fn admit(level: &'a Level, account: &'a Arc<Account>, timezone: &TimeZone, now: Now) -> Step<'a> {
         debug_assert!(level.scopes.len() <= SCOPES, "a request moves its own, its purpose's, its group's, the pair's");
         Step::lock(Some(level), Seats::of(level), account, timezone, now)
@@ -133,6 +132,7 @@ impl<'a> Step<'a> {
         Step::lock(level, share.seats, account, timezone, now)
     }
 
+    #[inline]
     fn lock(
         level: Option<&'a Level>,
         seats: Seats,
@@ -145,7 +145,8 @@ impl<'a> Step<'a> {
         if let Some(level) = level {
             state.seat(level);
         }
-        Step { level, seats, account, state, rated: 0 }
+        let share = Share { seats, moved: 0, ends: state.ends, number: 0 };
+        Step { level, account, state, share }
     }
 }
 
@@ -159,20 +160,23 @@ impl Step<'_> {
         mut found: impl FnMut(&Limit, Shortfall),
     ) {
         let Some(level) = self.level else { return };
+        let (ends, seats) = (self.state.ends, self.share.seats);
+        let mut moved = self.share.moved;
         for limit in level.limits.iter() {
             let Some(cost) = occasion.cost(limit, charge) else { continue };
-            self.rated |= self.seats.meter_of(limit);
-            let reading = Reading::take(&mut self.state, level, limit, now);
-            if !reading.fits(cost) {
-                found(limit, reading.shortfall(level, limit, cost, now));
+            moved |= seats.meter_of(limit);
+            let mut counters = reading::counters(&mut self.state, level, limit);
+            if !Reading::of(counters.as_deref_mut(), ends, limit, now).fits(cost) {
+                found(limit, shortfall(counters, ends, (level, limit, cost), now));
             }
         }
+        self.share.moved = moved;
     }
 
     /// The bell to ring, if `charge` outruns the durable marks. What is missing has been asked for then.
     pub(super) fn outruns_marks(&mut self, charge: &Charge, now: Now) -> Option<&Arc<Bell>> {
         let bell = self.account.bell.as_ref()?;
-        let seats = self.seats;
+        let seats = self.share.seats;
         if seats.taken().iter().all(|seat| self.covered(*seat, charge)) {
             return None;
         }
@@ -193,7 +197,7 @@ impl Step<'_> {
     /// allow, so that a crowd before a small budget does not make a crash expensive.
     #[cold]
     fn want(&mut self, charge: &Charge, now: Now) {
-        let seats = self.seats;
+        let seats = self.share.seats;
         for (place, seat) in seats.taken().iter().enumerate() {
             if !self.covered(*seat, charge) {
                 let headroom = self.headroom(place, now);
@@ -217,20 +221,18 @@ impl Step<'_> {
     }
 
     /// Charges a new request, which was judged before.
-    pub(super) fn commit(&mut self, charge: &Charge, numbers: &mut Numbers) -> Stake {
-        let share = Share { seats: self.seats, moved: self.rated, ends: self.state.ends };
+    #[inline]
+    pub(super) fn commit(&mut self, charge: &Charge) -> Stake {
+        self.share.number = self.state.number();
         let durable = self.account.bell.is_some();
-        for (seat, moved) in share.scopes() {
-            let Some(counters) = self.state.counters(seat) else {
-                moved.for_each(|_| numbers.push(0));
-                continue;
-            };
-            counters.reserve(charge, moved, &mut |number| numbers.push(number));
+        for (seat, moved) in self.share.scopes() {
+            let Some(counters) = self.state.counters(seat) else { continue };
+            counters.reserve(charge, moved, self.share.number);
             if durable {
                 counters.lease.spend(charge);
             }
         }
-        Stake::new(Arc::clone(self.account), share)
+        Stake::new(Arc::clone(self.account), self.share)
     }
 
     /// Charges `more` of a request under way, where `share` tells.
@@ -244,6 +246,18 @@ impl Step<'_> {
             }
         }
     }
+}
+
+/// How `cost` does not fit a limit that was just asked: read again, so that what is asked most often reads no more than
+/// it needs.
+#[cold]
+fn shortfall(
+    counters: Option<&mut Counters>,
+    ends: Ends,
+    (level, limit, cost): (&Level, &Limit, u64),
+    now: Now,
+) -> Shortfall {
+    Reading::of(counters, ends, limit, now).shortfall(level, limit, cost, now)
 }
 
 /// Keeps the shortfall that keeps a request out longest.

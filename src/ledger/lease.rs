@@ -8,19 +8,21 @@
 use super::window::Ends;
 use crate::limits::{Charge, Unit};
 
-/// Room to charge in one scope before its mark must be written again.
+/// Room to charge in one scope before its mark must be written again. What every request moves comes first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct Lease {
     /// What is left.
     room: Charge,
-    /// What there was when the mark was written.
-    size: Charge,
-    /// The most that the room may come to: what every mark allows that may be the one on disk.
-    most: Charge,
-    /// Charged although there was no room.
-    owed: Charge,
     /// Charged since the last gathering.
     spent: Charge,
+    /// Charged although there was no room.
+    owed: Charge,
+    /// The most that the room may come to: what every mark allows that may be the one on disk.
+    most: Charge,
+    /// What there was when the mark was written.
+    size: Charge,
+    /// Whether this process wrote marks since the lease began: then nobody has to be told what moves.
+    kept_here: bool,
     /// What has moved since a successor was told last.
     flow: Flow,
     /// Charged from one gathering to the next, of late: the higher of the last such time and half of this.
@@ -102,43 +104,69 @@ impl Lease {
     }
 
     /// Takes `charge`, and says whether it fitted. What does not fit is taken nevertheless: it has been used.
-    pub(super) fn spend(&mut self, charge: &Charge) -> bool {
+    pub(super) fn overspend(&mut self, charge: &Charge) -> bool {
         let fitted = self.covers(charge);
-        if !fitted {
-            self.owed = self.owed.plus(&charge.minus(&self.room));
-        }
-        self.room = self.room.minus(charge);
-        self.spent = self.spent.plus(charge);
-        self.flow.charged = self.flow.charged.plus(charge);
+        self.owed = self.owed.plus(&charge.minus(&self.room));
+        self.spend(charge);
         fitted
     }
 
+    /// Takes `charge`, which fits.
+    #[inline]
+    pub(super) fn spend(&mut self, charge: &Charge) {
+        self.room = self.room.minus(charge);
+        self.spent = self.spent.plus(charge);
+        if !self.kept_here {
+            self.flow.charged = self.flow.charged.plus(charge);
+        }
+    }
+
     /// Takes back what was charged and stands in no counter any more.
+    #[inline]
     pub(super) fn give_back(&mut self, charge: &Charge) {
         self.spent = self.spent.minus(charge);
-        self.flow.back = self.flow.back.plus(charge);
-        let rest = charge.minus(&self.owed);
-        self.owed = self.owed.minus(charge);
-        let room = self.room.plus(&rest);
-        self.room =
-            if room.fits_in(&self.most) { room } else { Charge::of_each(|u| room.get(u).min(self.most.get(u))) };
+        if !self.kept_here {
+            self.flow.back = self.flow.back.plus(charge);
+        }
+        let rest;
+        let rest = if self.owed.is_zero() {
+            charge
+        } else {
+            rest = charge.minus(&self.owed);
+            self.owed = self.owed.minus(charge);
+            &rest
+        };
+        self.room = self.room.plus(rest).min(&self.most);
+    }
+
+    /// Charges what was used `over` a reservation, and takes back what came `back` of it in every counter, of what was
+    /// `unused`. Says whether there was no room.
+    #[inline]
+    pub(super) fn settle(&mut self, over: Option<&Charge>, back: &Charge, unused: &Charge) -> bool {
+        let outrun = over.is_some_and(|over| !self.overspend(over));
+        self.give_back(back);
+        self.gave_back(unused);
+        outrun
     }
 
     /// Notes what the tallies gave back, which may be more than came back in every counter.
     pub(super) fn gave_back(&mut self, unused: &Charge) {
-        self.flow.unused = self.flow.unused.plus(unused);
+        if !self.kept_here {
+            self.flow.unused = self.flow.unused.plus(unused);
+        }
     }
 
     /// Asks for room for `charge` beside what others asked for; `headroom` is all that limits could ever let through.
     pub(super) fn want(&mut self, charge: &Charge, headroom: &Charge) {
         let asked = self.wanted.plus(charge);
-        self.wanted = Charge::of_each(|unit| asked.get(unit).min(headroom.get(unit)).max(self.wanted.get(unit)));
+        self.wanted = asked.min(headroom).max(&self.wanted);
         self.asked = true;
     }
 
     /// Looks at what was spent since the last time; the new size, if a mark is due. It never shrinks below the room
     /// that is left, so that it does not matter whether a write that failed was written after all.
     pub(super) fn gather(&mut self, now: Known) -> Option<Charge> {
+        self.kept_here = true;
         let spent = std::mem::take(&mut self.spent);
         self.pace = Charge::of_each(|unit| spent.get(unit).max(self.pace.get(unit) / 2));
         let low = |unit| {
@@ -156,7 +184,7 @@ impl Lease {
         });
         self.offered = Some(Offer { more: size.minus(&self.room), paid: self.owed, known: now });
         self.size = size;
-        self.most = Charge::of_each(|unit| self.most.get(unit).min(size.get(unit)));
+        self.most = self.most.min(&size);
         Some(size)
     }
 
@@ -190,7 +218,7 @@ impl Lease {
         self.known = known;
         self.most = self.size;
         let (room, owed) = (self.room.plus(&more), self.owed.minus(&paid));
-        self.room = Charge::of_each(|unit| room.get(unit).saturating_sub(owed.get(unit)).min(self.most.get(unit)));
+        self.room = room.minus(&owed).min(&self.most);
         self.owed = owed.minus(&room);
     }
 }

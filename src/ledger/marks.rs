@@ -117,8 +117,8 @@ impl Mark {
     fn revive(self, ends: Ends, opened: Now) -> Slot {
         let settled = |same: bool, charged: Charge| if same { charged.plus(&self.lease) } else { Charge::ZERO };
         let mut counters = Counters::default();
-        counters.day.settled = settled(self.ends.day == ends.day, self.day);
-        counters.month.settled = settled(self.ends.month == ends.month, self.month);
+        counters.day.apart = settled(self.ends.day == ends.day, self.day);
+        counters.month.apart = settled(self.ends.month == ends.month, self.month);
         for Level { index, parts, age } in self.levels {
             let Some((index, (unit, leak))) = usize::try_from(index).ok().and_then(|i| Some((i, metered_at(i)?)))
             else {

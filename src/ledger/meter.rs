@@ -127,7 +127,7 @@ impl Meter {
 
     fn leak(&mut self, flow: &Flow, now: Mono) {
         let time = now.0 - self.last.0;
-        let slow = flow.since.0.clamp(self.last.0, now.0) - self.last.0;
+        let slow = flow.since.0.min(now.0).saturating_sub(self.last.0);
         let short = if slow == 0 { time.checked_mul(flow.rate) } else { None };
         let (units, frac) = match short.and_then(|n| n.checked_add(self.frac)) {
             Some(n) => flow.leak.split(n),
@@ -195,6 +195,7 @@ fn time_for(need: u128, rate: u64) -> Option<u128> {
 }
 
 /// Whole units and the rest of `slow` nanoseconds at `slow_rate` and `fast` at `rate`; units saturate.
+#[cold]
 fn long_division(slow: u64, slow_rate: u64, fast: u64, rate: u64, frac: u64, window: u64) -> (u64, u64) {
     let n = u128::from(slow) * u128::from(slow_rate) + u128::from(fast) * u128::from(rate) + u128::from(frac);
     let window = u128::from(window);

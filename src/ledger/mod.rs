@@ -40,7 +40,7 @@ use crate::limits::{Charge, Level, LimitId, Plan, Seat};
 use crate::names::OrgId;
 use account::Account;
 use bell::Bell;
-use judge::{CHAIN, Numbers, Occasion, Step, Steps, keep_worst, wait_for_marks};
+use judge::{CHAIN, Occasion, Step, Steps, keep_worst, wait_for_marks};
 use marks::{Batch, Restored};
 use reading::Reading;
 
@@ -103,6 +103,7 @@ struct Directory {
 }
 
 impl Directory {
+    #[inline]
     fn find(&self, level: &Level) -> Option<&Arc<Account>> {
         let Seat(seat) = level.account;
         let seated = self.seats.get(seat as usize).and_then(Option::as_ref);
@@ -111,8 +112,15 @@ impl Directory {
     }
 
     /// The accounts of a plan, as far as they were opened.
+    #[inline]
     fn find_all<'a>(&'a self, plan: &'a Plan) -> Accounts<'a> {
-        plan.levels.iter().filter_map(|level| Some((level, self.find(level)?))).collect()
+        let mut accounts = Accounts::new();
+        for level in &plan.levels {
+            if let Some(account) = self.find(level) {
+                accounts.push((level, account));
+            }
+        }
+        accounts
     }
 
     fn enter(&mut self, Seat(seat): Seat, account: &Arc<Account>) {
@@ -132,11 +140,13 @@ impl Directory {
 /// The accounts of a plan, each with its level.
 type Accounts<'a> = SmallVec<[(&'a Level, &'a Arc<Account>); CHAIN]>;
 
-/// Locks accounts, each once, in the order of their addresses (see [`Steps`]).
-fn lock<'a>(mut accounts: Accounts<'a>, timezone: &TimeZone, now: Now) -> Steps<'a> {
-    accounts.sort_unstable_by_key(|(_, account)| Arc::as_ptr(account));
-    accounts.dedup_by(|(_, one), (_, other)| Arc::ptr_eq(one, other));
-    accounts.into_iter().map(|(level, account)| Step::admit(level, account, timezone, now)).collect()
+/// Brings accounts into the order in which they are locked, that of their addresses (see [`Steps`]), each once.
+fn order(accounts: &mut Accounts<'_>) {
+    let address = |(_, account): &(&Level, &Arc<Account>)| Arc::as_ptr(account);
+    if !accounts.is_sorted_by(|one, next| address(one) < address(next)) {
+        accounts.sort_unstable_by_key(address);
+        accounts.dedup_by_key(|account| address(account));
+    }
 }
 
 /// Whether two names are one; most often they are even one text in memory.
@@ -181,7 +191,11 @@ impl Ledger {
             opened = self.directory.load();
             accounts = opened.find_all(plan);
         }
-        let mut steps = lock(accounts, timezone, now);
+        order(&mut accounts);
+        let mut steps = Steps::new();
+        for (level, account) in &accounts {
+            steps.push(Step::admit(level, account, timezone, now));
+        }
         let (mut worst, mut shadowed) = (None, Vec::new());
         for step in &mut steps {
             step.judge(Occasion::Admission, charge, now, |limit, found| {
@@ -194,13 +208,14 @@ impl Ledger {
         if let Some(wait) = wait_for_marks(&mut steps, charge, now) {
             return Verdict::NeedsStore(wait);
         }
-        let (mut stakes, mut numbers) = (SmallVec::new(), Numbers::new());
+        let mut stakes = SmallVec::new();
         for step in &mut steps {
-            stakes.push(step.commit(charge, &mut numbers));
+            stakes.push(step.commit(charge));
         }
-        drop(steps);
+        // Unlocks, and moves nothing for it.
+        steps.clear();
         let id = HoldId(self.holds.fetch_add(1, Ordering::Relaxed));
-        Verdict::Admitted(Hold::new(id, stakes, numbers, *charge, shadowed))
+        Verdict::Admitted(Hold::new(id, stakes, *charge, shadowed))
     }
 
     /// As [`Ledger::admit`], and waits for the durable marks where that is all that is missing.

@@ -8,9 +8,10 @@ use std::time::Duration;
 
 use jiff::tz::TimeZone;
 
-use super::account::{State, Tally, meter_index};
+use super::account::{Counters, State, Tally, meter_index};
 use super::meter::{Flow, Leak, Meter};
 use super::standing::{Shortfall, Standing, Total, Totals};
+use super::window::Ends;
 use crate::clock::{Now, Wall};
 use crate::limits::{Allowance, Level, Limit, Measure, Scope, Unit, Window};
 
@@ -34,12 +35,16 @@ pub(super) enum Reading {
 
 impl Reading {
     /// Reads `limit` of `level` in its account; windows must have been rolled, meters are drained here.
-    #[inline(always)]
-    #[expect(clippy::inline_always, reason = "where nothing but `fits` is asked, nothing but that is computed")]
     pub(super) fn take(state: &mut State, level: &Level, limit: &Limit, now: Now) -> Reading {
         let ends = state.ends;
-        let seat = level.scopes.get(usize::from(limit.scope)).map(|(seat, _)| *seat);
-        let Some(counters) = seat.and_then(|seat| state.counters(seat)) else { return Reading::Closed };
+        Reading::of(counters(state, level, limit), ends, limit, now)
+    }
+
+    /// Reads `limit` in the counters of its scope, whose windows end at `ends`.
+    #[inline(always)]
+    #[expect(clippy::inline_always, reason = "where nothing but `fits` is asked, nothing but that is computed")]
+    pub(super) fn of(counters: Option<&mut Counters>, ends: Ends, limit: &Limit, now: Now) -> Reading {
+        let Some(counters) = counters else { return Reading::Closed };
         match (limit.id.measure, limit.allowance) {
             (Measure::Metered(unit, window), Allowance::Rate { rate, burst, since, slowest }) => {
                 let Some(leak) = Leak::of(window) else { return Reading::Closed };
@@ -162,6 +167,13 @@ impl Reading {
     }
 }
 
+/// The counters that `limit` of `level` is held against.
+#[inline]
+pub(super) fn counters<'a>(state: &'a mut State, level: &Level, limit: &Limit) -> Option<&'a mut Counters> {
+    let (seat, _) = level.scopes.get(usize::from(limit.scope))?;
+    state.counters(*seat)
+}
+
 /// How every limit of `level` stands.
 pub(super) fn of_level(state: &mut State, level: &Level, timezone: &TimeZone, now: Now, into: &mut Vec<Standing>) {
     state.roll(now.wall, timezone);
@@ -180,7 +192,7 @@ pub(super) fn totals(state: &mut State, level: &Level, timezone: &TimeZone, now:
     let whole = whole.map(|slot| slot.counters.clone()).unwrap_or_default();
     let used = |tally: &Tally| {
         let requests = whole.charged_in(tally, Unit::Requests).0;
-        tally.settled.with(Unit::Requests, requests)
+        whole.settled_in(tally).with(Unit::Requests, requests)
     };
     Totals {
         day: Total { used: used(&whole.day), resets_at: ends.day },

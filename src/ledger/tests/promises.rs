@@ -7,7 +7,7 @@ use proptest::prelude::*;
 
 use super::plans::*;
 use crate::ledger::{Extension, Ledger};
-use crate::limits::{Allowance, Charge, Limit, Plan, Seat, Unit, Window};
+use crate::limits::{Allowance, Charge, Limit, Plan, Scope, Seat, Unit, Window};
 use crate::outcome::Code;
 
 const SECOND: u64 = 1_000_000_000;
@@ -95,6 +95,23 @@ fn an_extension_obeys_the_plan_in_force_and_spares_those_that_left() {
     assert_eq!(charged(&ledger, &before, at(0)), [110, 110]);
     hold.settle(&tokens(7));
     assert_eq!(charged(&ledger, &before, at(0)), [7, 7]);
+}
+
+#[test]
+fn an_extension_is_judged_where_the_plan_in_force_counts() {
+    let group = |seat, name: &str| {
+        let mut level = level("acme", 0, vec![budget(2, Unit::Tokens, Window::Day, 100)]);
+        let mut scopes = level.scopes.to_vec();
+        scopes[2] = (Seat(seat), Scope { purpose: None, model: name.parse().ok() });
+        level.scopes = scopes.into();
+        plan(vec![level])
+    };
+    let (ledger, frontier, small) = (Ledger::new(), group(2, "frontier"), group(9, "small"));
+    let _full = ask(&ledger, &small, tokens(95), at(0)).unwrap();
+    let mut hold = ask(&ledger, &frontier, tokens(10), at(0)).unwrap();
+    // While it runs, its model moves into a group that has no room left, and out of it again.
+    assert!(matches!(extend(&mut hold, &small, 20, 0), Extension::Refused(_)));
+    assert!(matches!(extend(&mut hold, &frontier, 20, 0), Extension::Extended));
 }
 
 #[test]

@@ -356,7 +356,7 @@ impl Story {
         };
         let end = |ending| End { ending, status: facts.status, bytes_out: facts.bytes_out, duration: since(now) };
         // Who left before anything was decided has no reason but that.
-        let left = ending.filter(|_| !accepted).map(|ending| ending.as_str());
+        let left = ending.filter(|_| !accepted).map(Ending::as_str);
         let line = Line {
             request_id: &self.request_id,
             party: &self.party,

@@ -60,8 +60,8 @@ pub(super) struct Unfit {
 /// # Errors
 /// [`Unfit`].
 pub(super) fn take(held: &mut BytesMut, seen: &mut usize) -> Result<Option<Head>, Unfit> {
-    let unfit = |what: &str| Unfit { what: what.into(), declines: false };
     const BEGINNING: &[u8] = b"HTTP/1.";
+    let unfit = |what: &str| Unfit { what: what.into(), declines: false };
     loop {
         if held.iter().zip(BEGINNING).any(|(came, due)| came != due) {
             return Err(unfit("not an answer in HTTP/1"));

@@ -325,12 +325,12 @@ fn headers_step(stage: &Stage) -> Fallible<Turn> {
     let plan = plan(stage)?;
     // At a fixed time: how much is left until a day ends, and so how many digits are written, depends on it.
     let (ledger, now) = (Ledger::new(), Now { wall: Wall::from_seconds(1_795_000_000), ..stage.clock.now() });
-    let (acme, theirs, shelf) = ("acme".parse()?, HeaderValue::from_static("req-1"), Shelf::default());
+    let (theirs, shelf) = (HeaderValue::from_static("req-1"), Shelf::default());
     Ok(Box::new(move || {
         let mut headers = HeaderMap::with_capacity(24);
         answer::complete(&mut headers, Some(theirs.clone()), "req_0123456789abcdef00000001");
         let standings = ledger.standings(&plan, &TimeZone::UTC, now);
-        answer::limits(&mut headers, Dialect::OpenAi, &standings, &acme, (&shelf, 1, &plan));
+        answer::limits(&mut headers, Dialect::OpenAi, &standings, (&shelf, 1, &plan));
         black_box(headers);
     }))
 }

@@ -102,22 +102,32 @@ pub struct Manner {
 /// A request that a limit keeps out.
 #[derive(Debug)]
 pub struct Short {
-    /// Who asks.
-    pub caller: OrgId,
     /// What it was held against.
     pub plan: Arc<Plan>,
     /// How the limits stand then.
     pub standings: Vec<Standing>,
-    /// Which one refused.
-    pub violated: Arc<LimitId>,
+    /// Which one refused, and whose it is.
+    pub violated: (OrgId, Arc<LimitId>),
 }
 
 impl Short {
     fn policy_name(&self) -> String {
-        let limit = &self.violated;
-        let owner = self.standings.iter().find(|standing| standing.id == *limit).map(|standing| &standing.org);
-        dialect::policy_name(u8::from(owner != Some(&self.caller)), &limit.scope, limit.measure)
+        let (org, limit) = &self.violated;
+        dialect::policy_name(above(&self.plan, org), &limit.scope, limit.measure)
     }
+
+    fn is_violated(&self, standing: &Standing) -> bool {
+        let (org, limit) = &self.violated;
+        standing.org == *org && standing.id == *limit
+    }
+}
+
+/// How far above the organization that a plan is for another one of the plan is.
+fn above(plan: &Plan, org: &OrgId) -> u8 {
+    // Most often two names are even one text in memory.
+    let same = |one: &OrgId| std::ptr::eq(one.as_str(), org.as_str()) || one == org;
+    let steps = plan.levels.iter().rev().position(|level| same(&level.org));
+    steps.and_then(|steps| u8::try_from(steps).ok()).unwrap_or(u8::MAX)
 }
 
 /// A refusal as a response, under a policy of the generation given.
@@ -137,8 +147,12 @@ pub fn refusal(refusal: &Refusal, id: &str, manner: &Manner, (shelf, generation)
     let mut response = Response::new(GateBody::whole(envelope.body));
     *response.status_mut() = envelope.status;
     *response.headers_mut() = envelope.headers;
-    if let Some(Short { caller, plan, standings, .. }) = &manner.short {
-        limits(response.headers_mut(), dialect, standings, caller, (shelf, generation, plan));
+    if let Some(short) = &manner.short {
+        let views = short
+            .standings
+            .iter()
+            .map(|standing| LimitView { violated: short.is_violated(standing), ..view(standing, &short.plan) });
+        tell(response.headers_mut(), dialect, &views.collect::<Vec<_>>(), (shelf, generation, &short.plan));
     }
     if closes(refusal.code) {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
@@ -193,11 +207,14 @@ pub fn complete(headers: &mut HeaderMap, upstream_id: Option<HeaderValue>, id: &
 }
 
 /// Adds what is left of the limits of one plan.
-pub fn limits(headers: &mut HeaderMap, dialect: Dialect, standings: &[Standing], caller: &OrgId, shelf: Shelved<'_>) {
-    let views: Vec<LimitView<'_>> = standings.iter().map(|standing| view(standing, caller)).collect();
-    let (shelf, generation, plan) = shelf;
-    let fixed = shelf.fixed(generation, plan, || Fixed::of(&views));
-    dialect::limit_headers(dialect, &views, &fixed, headers);
+pub fn limits(headers: &mut HeaderMap, dialect: Dialect, standings: &[Standing], shelf: Shelved<'_>) {
+    let views: Vec<LimitView<'_>> = standings.iter().map(|standing| view(standing, shelf.2)).collect();
+    tell(headers, dialect, &views, shelf);
+}
+
+fn tell(headers: &mut HeaderMap, dialect: Dialect, views: &[LimitView<'_>], (shelf, generation, plan): Shelved<'_>) {
+    let fixed = shelf.fixed(generation, plan, || Fixed::of(views));
+    dialect::limit_headers(dialect, views, &fixed, headers);
 }
 
 /// What of the limit headers is fixed for each plan of the policy in force; every worker has its own.
@@ -225,9 +242,9 @@ impl Shelf {
     }
 }
 
-fn view<'a>(standing: &'a Standing, caller: &OrgId) -> LimitView<'a> {
+fn view<'a>(standing: &'a Standing, plan: &Plan) -> LimitView<'a> {
     LimitView {
-        above: u8::from(standing.org != *caller),
+        above: above(plan, &standing.org),
         scope: &standing.id.scope,
         measure: standing.id.measure,
         limit: standing.limit(),
@@ -237,6 +254,7 @@ fn view<'a>(standing: &'a Standing, caller: &OrgId) -> LimitView<'a> {
         next: standing.next,
         resets_at: standing.resets_at,
         shadow: standing.shadow,
+        violated: false,
     }
 }
 

@@ -182,7 +182,7 @@ async fn exchange(
     record.facts().upstream_request_id = head.request_id.as_ref().and_then(|id| Some(clip(id.to_str().ok()?)));
     answer::complete(&mut head.headers, head.request_id.take(), record.request_id());
     let shelved = (&visit.station.shelf, policy.generation, plan);
-    answer::limits(&mut head.headers, gated.route().dialect(), &standings, org, shelved);
+    answer::limits(&mut head.headers, gated.route().dialect(), &standings, shelved);
     let figures = gateway.recorder.metrics.model(&tab.ask.model);
     let told = Told { record, entry, leash: leash.clone(), figures };
     let body = metered(answer, &head, tab, told);
@@ -238,10 +238,9 @@ impl Gateway {
             Denial::Short(shortfall) => {
                 let refused = answer::short(&shortfall, &caller.org().id);
                 manner.short = Some(Short {
-                    caller: caller.org().id.clone(),
                     plan: plan.clone(),
                     standings: self.ledger.standings(plan, timezone, self.clock.now()),
-                    violated: shortfall.id,
+                    violated: (shortfall.org, shortfall.id),
                 });
                 refused
             }

@@ -93,9 +93,9 @@ fn usage(snapshot: &Snapshot, asker: &Asker<'_>) -> Value {
         for standing in asker.ledger.level_standings(&member.own, timezone, now) {
             let mut limit = serde_json::to_value(&standing).unwrap_or_default();
             if above > 0 {
-                // A partner learns that a limit is shared, not with whom.
+                // A partner learns that a limit is shared and how far above, not with whom.
                 if let Some(organization) = limit.pointer_mut("/scope/organization") {
-                    *organization = json!("parent");
+                    *organization = json!(vec!["parent"; above].join("."));
                 }
                 if let Some(members) = limit.as_object_mut() {
                     members.insert("inherited".into(), json!(true));

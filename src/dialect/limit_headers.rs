@@ -1,9 +1,10 @@
 //! What is left of the limits, in the response head: the vendor's own headers and the IETF's.
 //!
 //! The vendor's tell the tightest rate of each unit, as their clients expect exactly one; the IETF's
-//! (draft-ietf-httpapi-ratelimit-headers-10) list every policy, budgets too. A limit in shadow is told to nobody, and
-//! what belongs to an ancestor is called `parent`, as partners do not learn of each other. Never more is told to be
-//! left than there is: reset times are rounded up.
+//! (draft-ietf-httpapi-ratelimit-headers-10) list every policy, budgets too, or those with the least left where an answer's
+//! head has no room for all. A limit in shadow is told to nobody, and what belongs to an ancestor is called `parent`,
+//! `parent.parent` and so on, as partners do not learn of each other. Never more is told to be left than there is: reset
+//! times are rounded up.
 
 use std::time::Duration;
 
@@ -17,6 +18,13 @@ use crate::limits::{Measure, Scope, Unit, Window};
 const POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
 const STATE: HeaderName = HeaderName::from_static("ratelimit");
 
+/// How much the IETF's two headers take at most. The vendor's take less than 1 KiB, so all limit headers of an answer stay
+/// within 8 KiB: half of what Node's client takes for a whole head.
+const ROOM: usize = 7 * 1024;
+
+/// What an item of `RateLimit` adds at most to its beginning: two integers, and what separates it from the next.
+const MOST_LEFT: usize = "999999999999999;t=999999999999999, ".len();
+
 /// The largest integer of structured fields (RFC 9651 §3.3.1).
 const MAX_SF_INTEGER: u64 = 999_999_999_999_999;
 
@@ -26,7 +34,7 @@ const GO_MAX_MILLIS: u64 = i64::MAX.unsigned_abs() / 1_000_000;
 /// How one limit stands, after the request was reserved.
 #[derive(Debug, Clone, Copy)]
 pub struct LimitView<'a> {
-    /// How far above the caller's organization it is held: 0 its own, 1 its parent's.
+    /// How far above the caller's organization it is held: 0 its own, 1 its parent's, 2 its parent's parent's.
     pub above: u8,
     /// Which requests count.
     pub scope: &'a Scope,
@@ -46,6 +54,8 @@ pub struct LimitView<'a> {
     pub resets_at: Wall,
     /// Never a reason to refuse.
     pub shadow: bool,
+    /// What this answer refuses for: told whatever else there is to tell.
+    pub violated: bool,
 }
 
 /// The three headers of one unit.
@@ -80,6 +90,8 @@ pub struct Fixed {
     items: Box<[Box<[u8]>]>,
     /// Each limit's number.
     limits: Box<[HeaderValue]>,
+    /// Each limit's item of `RateLimit-Policy`, where there are so many that an answer may have no room for all.
+    crowd: Option<Box<[Box<[u8]>]>>,
 }
 
 impl Fixed {
@@ -91,16 +103,20 @@ impl Fixed {
             pen.policy(view);
         }
         let policy = pen.value();
-        let begin = |view: &LimitView<'_>| -> Box<[u8]> {
-            if view.shadow {
-                return Box::default();
-            }
-            pen.item(view);
-            pen.put(";r=");
-            pen.0.split().to_vec().into()
+        let mut each = |write: fn(&mut Pen, &LimitView<'_>)| -> Box<[Box<[u8]>]> {
+            let one = |view: &LimitView<'_>| {
+                if !view.shadow {
+                    write(&mut pen, view);
+                }
+                pen.0.split().to_vec().into()
+            };
+            views.iter().map(one).collect()
         };
+        let items = each(Pen::begin);
         let limits = views.iter().map(|view| HeaderValue::from(view.limit)).collect();
-        Fixed { policy, items: views.iter().map(begin).collect(), limits }
+        let most = items.iter().map(|begun| begun.len() + MOST_LEFT).sum::<usize>();
+        let crowded = most + policy.as_ref().map_or(0, HeaderValue::len) > ROOM;
+        Fixed { policy, items, limits, crowd: crowded.then(|| each(Pen::policy)) }
     }
 }
 
@@ -122,6 +138,12 @@ pub fn limit_headers(dialect: Dialect, views: &[LimitView<'_>], fixed: &Fixed, h
         }
         pen.finish(reset.clone(), headers);
     }
+    if let Some(nearest) = fixed.crowd.as_ref().and_then(|policies| nearest(views, &fixed.items, policies)) {
+        nearest.iter().for_each(|told| pen.listed(told.policy));
+        pen.finish(POLICY, headers);
+        nearest.iter().for_each(|told| pen.listed(&told.state));
+        return pen.finish(STATE, headers);
+    }
     if let Some(policy) = &fixed.policy {
         headers.insert(POLICY, policy.clone());
     }
@@ -129,6 +151,47 @@ pub fn limit_headers(dialect: Dialect, views: &[LimitView<'_>], fixed: &Fixed, h
         pen.state(view, begun);
     }
     pen.finish(STATE, headers);
+}
+
+/// A limit's items in the IETF's headers.
+struct Told<'a> {
+    place: usize,
+    policy: &'a [u8],
+    state: BytesMut,
+    /// What was violated comes before everything else, then what has the least share left.
+    rank: (bool, u128),
+}
+
+impl Told<'_> {
+    fn len(&self) -> usize {
+        self.policy.len() + self.state.len() + 2 * ", ".len()
+    }
+}
+
+/// Where there is no room for all limits: those that are told, in their order.
+fn nearest<'a>(views: &[LimitView<'_>], begun: &[Box<[u8]>], policies: &'a [Box<[u8]>]) -> Option<Vec<Told<'a>>> {
+    let mut pen = Pen(BytesMut::new());
+    let parts = views.iter().zip(begun).zip(policies).enumerate();
+    let mut told: Vec<Told<'_>> = parts
+        .filter(|(_, ((view, _), _))| !view.shadow)
+        .map(|(place, ((view, begun), policy))| {
+            pen.state(view, begun);
+            let share = (u128::from(view.remaining) << 64) / u128::from(view.limit.max(1));
+            Told { place, policy, state: pen.0.split(), rank: (!view.violated, share) }
+        })
+        .collect();
+    if told.iter().map(Told::len).sum::<usize>() <= ROOM {
+        return None;
+    }
+    told.sort_by_key(|told| told.rank);
+    let mut taken = 0;
+    let fits = told.iter().take_while(|told| {
+        taken += told.len();
+        taken <= ROOM
+    });
+    told.truncate(fits.count());
+    told.sort_unstable_by_key(|told| told.place);
+    Some(told)
 }
 
 /// A limit's name in the IETF headers and in RFC 9457's `violated-policies`: its place in the configuration.
@@ -246,6 +309,20 @@ impl Pen {
         }
     }
 
+    /// An item that is written already, in a structured field's list.
+    fn listed(&mut self, item: &[u8]) {
+        if !self.0.is_empty() {
+            self.put(", ");
+        }
+        self.0.put_slice(item);
+    }
+
+    /// What an item of `RateLimit` begins with.
+    fn begin(&mut self, view: &LimitView<'_>) {
+        self.item(view);
+        self.put(";r=");
+    }
+
     /// Begins an item of a structured field's list.
     fn item(&mut self, view: &LimitView<'_>) {
         self.put(if self.0.is_empty() { "\"" } else { ", \"" });
@@ -281,10 +358,7 @@ impl Pen {
     }
 
     fn state(&mut self, view: &LimitView<'_>, begun: &[u8]) {
-        if !self.0.is_empty() {
-            self.put(", ");
-        }
-        self.0.put_slice(begun);
+        self.listed(begun);
         self.number(units(view, view.remaining).min(MAX_SF_INTEGER));
         if view.measure != Measure::Concurrent && !view.next.is_zero() {
             self.parameter(";t=", whole(view.next.as_nanos().div_ceil(1_000_000_000)));

@@ -579,6 +579,68 @@ def test_a_refusal_by_a_limit_tells_the_limits_too(bounded, route):
     assert refused.headers["ratelimit"].startswith('"requests-per-minute";r=0;t=1')
 
 
+UNITS = [f"{unit}_per_{window}" for unit in ("requests", "tokens", "input_tokens", "output_tokens")
+         for window in ("second", "minute", "hour", "day", "month")] + ["concurrent_requests"]  # fmt: skip
+
+
+def many(amount, **others):
+    """Every limit of every scope that a request for `gpt-light-*` has, four times twenty-one."""
+    scopes = ("", "purpose.research.", "model.light.", "purpose.research.model.light.")
+    lines = "".join(f"{unit} = {others.get(unit, amount)}\n" for unit in UNITS)
+    return "".join(f"[{scope}limits]\n{lines}" for scope in scopes)
+
+
+def told_of(answer):
+    """The names in `RateLimit-Policy`, and those in `RateLimit` with what is left."""
+    return (re.findall(r'"([^"]+)";q=', answer.headers["ratelimit-policy"]),
+            dict(re.findall(r'"([^"]+)";r=(\d+)', answer.headers["ratelimit"])))  # fmt: skip
+
+
+@pytest.mark.parametrize("route", ["chat", "messages"])
+def test_the_limit_headers_of_an_answer_are_bounded_and_tell_what_matters_most(bounded, route):
+    root = bounded.join(many(1_000_000))
+    # The one limit that is nearly used up is the last of the chain, where a cut would fall.
+    org = bounded.join(many(900_000, requests_per_month=5, concurrent_requests=7), parent=root)
+    model = "gpt-light-mock-tokens-1"
+    answer = bounded.ask(org, route, model=model)
+    assert answer.status == 200, answer.body
+
+    def size(answer):
+        return sum(len(f"{name}: {value}\r\n") for name, value in answer.headers.items() if "ratelimit" in name)
+
+    assert 7000 < size(answer) <= 8 * 1024, size(answer)
+    names, left = told_of(answer)
+    assert names == list(left) and len(set(names)) == len(names) > 30
+    # On the other route the model is of no group.
+    groups = ("", "model.light.") if route == "chat" else ("",)
+    for scope in (purpose + group for purpose in ("", "purpose.research.") for group in groups):
+        assert left[f"{scope}requests-per-month"] == "4" and left[f"{scope}concurrent-requests"] == "6"
+    usage = bounded.stage.ask("/portcullis/v1/usage", certificate=org)
+    assert len(usage.json["limits"]) == 2 * 4 * len(UNITS), "whoever asks is told all"
+
+
+def test_each_ancestor_is_told_apart_and_none_by_its_name(bounded):
+    root = bounded.join("requests_per_day = 30")
+    middle = bounded.join("requests_per_day = 20", parent=root)
+    org = bounded.join("requests_per_day = 1", parent=middle)
+    answer = bounded.ask(org)
+    assert told_of(answer) == (
+        ["parent.parent.requests-per-day", "parent.requests-per-day", "requests-per-day"],
+        {"parent.parent.requests-per-day": "29", "parent.requests-per-day": "19", "requests-per-day": "0"},
+    )
+    usage = bounded.stage.ask("/portcullis/v1/usage", certificate=org).json
+    told = [(limit["scope"]["organization"], limit["limit"], limit.get("inherited")) for limit in usage["limits"]]
+    assert told == [(org, 1, None), ("parent", 20, True), ("parent.parent", 30, True)]
+    # The limit that refuses is its own, though every ancestor has one like it.
+    refused = bounded.ask(org, headers={"accept": "application/problem+json"})
+    assert refused.json["violated-policies"] == ["requests-per-day"]
+    other = bounded.join("requests_per_day = 50", parent=middle)
+    assert {bounded.ask(other).status for _ in range(19)} == {200}
+    refused = bounded.ask(other, headers={"accept": "application/problem+json"})
+    assert refused.json["violated-policies"] == ["parent.requests-per-day"]
+    assert root.encode() not in refused.body and middle.encode() not in refused.body
+
+
 def test_a_problem_document_names_the_violated_policy(bounded):
     org = bounded.join("requests_per_day = 1")
     assert bounded.ask(org).status == 200

@@ -18,6 +18,7 @@ fn rate(unit: Unit, window: Window, limit: u64, remaining: u64) -> LimitView<'st
         next: Duration::from_millis(1200),
         resets_at: Wall(1_755_780_058_500_000_000),
         shadow: false,
+        violated: false,
     }
 }
 
@@ -112,6 +113,68 @@ fn names_say_the_place_in_the_configuration() {
     let told = told(Dialect::OpenAi, &[view]);
     let policy = "\"parent.purpose.malware.model.frontier.cost-per-month\";q=2500000000;w=2592000;portcullis-unit=\"cost-micros\"";
     assert_eq!(told.first().unwrap().1, policy);
+}
+
+/// The names in one of the IETF's headers.
+fn named(header: &HeaderName, told: &HeaderMap) -> Vec<String> {
+    let list: List = Parser::new(told[header].as_bytes()).parse().unwrap();
+    let name = |entry: &ListEntry| {
+        let ListEntry::Item(sfv::Item { bare_item: BareItem::String(name), .. }) = entry else { panic!("no name") };
+        name.as_str().to_owned()
+    };
+    list.iter().map(name).collect()
+}
+
+/// Limits of so many purposes, each with as much left as `remaining` says.
+fn crowd(scopes: &[Scope], remaining: impl Fn(usize) -> u64) -> Vec<LimitView<'_>> {
+    let view = |(place, scope)| LimitView { scope, ..rate(Unit::Tokens, Window::Day, 1000, remaining(place)) };
+    scopes.iter().enumerate().map(view).collect()
+}
+
+#[test]
+fn a_crowd_of_limits_is_told_as_far_as_a_head_has_room_for_it() {
+    let purpose = |n: usize| Scope { purpose: format!("purpose-number-{n:03}").parse().ok(), model: None };
+    let scopes: Vec<Scope> = (0..1000).map(purpose).collect();
+    for (count, all) in [(3, true), (40, true), (200, false), (1000, false)] {
+        // The further behind, the less is left; the one that refuses has all of it.
+        let mut views = crowd(&scopes[..count], |place| 999 - place as u64);
+        views[0].violated = true;
+        views[1].shadow = true;
+        let mut headers = HeaderMap::new();
+        limit_headers(Dialect::OpenAi, &views, &Fixed::of(&views), &mut headers);
+        let size =
+            headers.iter().map(|(name, value)| name.as_str().len() + value.len() + ": \r\n".len()).sum::<usize>();
+        assert!(size <= 8 * 1024 && (all || size > 7000), "{count}: {size}");
+        let names = named(&POLICY, &headers);
+        assert_eq!(names, named(&STATE, &headers));
+        let rest = if all { 2 } else { count + 1 - names.len() };
+        let wanted = [0].into_iter().chain(rest..count);
+        let wanted: Vec<String> = wanted.map(|n| policy_name(0, &scopes[n], views[n].measure)).collect();
+        assert_eq!(names, wanted, "{count}");
+    }
+}
+
+#[test]
+fn what_fits_is_told_whole_whatever_the_figures_might_have_come_to() {
+    let purpose = |n: usize| Scope { purpose: format!("purpose-number-{n:03}").parse().ok(), model: None };
+    let scopes: Vec<Scope> = (0..100).map(purpose).collect();
+    let mut crowded = 0;
+    for count in 1..=scopes.len() {
+        let views = crowd(&scopes[..count], |_| 7);
+        let fixed = Fixed::of(&views);
+        let mut pen = Pen(BytesMut::new());
+        views.iter().zip(&fixed.items).for_each(|(view, begun)| pen.state(view, begun));
+        let whole = fixed.policy.as_ref().unwrap().len() + pen.0.len() + 4 <= ROOM;
+        crowded += usize::from(whole && fixed.crowd.is_some());
+        let mut headers = HeaderMap::new();
+        limit_headers(Dialect::OpenAi, &views, &fixed, &mut headers);
+        let told = named(&STATE, &headers).len();
+        assert_eq!(told == count, whole, "{count}: {told}");
+        if whole {
+            assert_eq!((&headers[&POLICY], headers[&STATE].as_bytes()), (fixed.policy.as_ref().unwrap(), &*pen.0));
+        }
+    }
+    assert!(crowded > 0, "the choice that is left to the answer was not tried");
 }
 
 fn any_view() -> impl Strategy<Value = LimitView<'static>> {

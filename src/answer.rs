@@ -278,7 +278,11 @@ pub fn short(shortfall: &Shortfall, caller: &OrgId) -> Refusal {
                 "This request alone does not fit {name}{whose}: {figures}. Ask for less output, or send less input."
             )
         }
-        (Code::ConcurrencyLimitExceeded, _) => format!("Too many requests under way for {name}{whose}: {figures}."),
+        (Code::ConcurrencyLimitExceeded, None) => format!("No request may be under way for {name}{whose}: {figures}."),
+        (Code::ConcurrencyLimitExceeded, Some(wait)) => {
+            let again = spoken(wait);
+            format!("Too many requests under way for {name}{whose}: {figures}. Try again in {again}.")
+        }
         (_, Some(wait)) => format!("Limit reached for {name}{whose}: {figures}. Try again in {}.", spoken(wait)),
         (_, None) => format!("Limit reached for {name}{whose}: {figures}."),
     };

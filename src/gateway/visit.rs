@@ -26,7 +26,7 @@ use crate::gate::{self, Doors, Gated};
 use crate::guard::Watch;
 use crate::identify::{self, Caller};
 use crate::names::OrgId;
-use crate::outcome::{Code, Refusal};
+use crate::outcome::{Code, Refusal, Retry};
 use crate::peer::Peer;
 use crate::policy::{Listen, Policy, Revocations};
 use crate::record::{Accepted, Party, Record, Recorder};
@@ -255,8 +255,15 @@ impl Visit {
             self.connection.asks_for(&org.id);
             return Ok(());
         }
-        let message = "This organization holds as many connections as it may. Use those that stand.";
-        Err(Refusal::new(Code::ConcurrencyLimitExceeded, message))
+        let code = Code::ConcurrencyLimitExceeded;
+        if org.line().any(|org| org.connections == Some(0)) {
+            let message = "This organization may hold no connection, so no request of it is served. Waiting changes \
+                           nothing: ask the gateway's operator.";
+            return Err(Refusal::new(code, message).retry(Retry::Never));
+        }
+        let message =
+            "This organization holds as many connections as it may. Use those that stand, or try again in 1 s.";
+        Err(Refusal::new(code, message).retry(Retry::After(Duration::from_secs(1))))
     }
 
     pub(super) fn enter(

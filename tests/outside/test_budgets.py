@@ -641,6 +641,37 @@ def test_each_ancestor_is_told_apart_and_none_by_its_name(bounded):
     assert root.encode() not in refused.body and middle.encode() not in refused.body
 
 
+def test_where_no_connection_may_be_held_waiting_is_pointless(bounded):
+    root = bounded.join("connections = 0")
+    for org in (bounded.join("connections = 0"), bounded.join("connections = 5", parent=root)):
+        refused = bounded.ask(org)
+        assert (refused.status, refused.headers["portcullis-reason"]) == (429, "concurrency_limit_exceeded")
+        assert refused.headers["x-should-retry"] == "false" and "retry-after" not in refused.headers
+        assert "retry-after-ms" not in refused.headers
+        message = refused.json["error"]["message"]
+        assert "no connection" in message and "those that stand" not in message and root not in message
+
+
+def test_where_a_connection_too_many_is_refused_another_may_end_meanwhile(bounded):
+    org = bounded.join("connections = 1")
+    with bounded.connect(org) as first:
+        assert bounded.ask(org, connection=first).status == 200
+        refused = bounded.ask(org)
+        assert (refused.status, refused.headers["retry-after"]) == (429, "1")
+        assert refused.json["error"]["message"].endswith("Use those that stand, or try again in 1 s.")
+
+
+def test_a_refusal_for_requests_at_once_says_how_long_to_wait(bounded):
+    org = bounded.join("concurrent_requests = 1")
+    with bounded.connect(org) as first:
+        first.send(first.head(PATHS["chat"], body("chat", fresh("tokens-1000.tps-10"), stream=True)))
+        assert first.read_head()[0] == 200
+        refused = bounded.ask(org)
+        assert refused.headers["portcullis-reason"] == "concurrency_limit_exceeded"
+        assert "retry-after" in refused.headers
+        assert re.search(r"Try again in \d+ m?s\.$", words(refused)[1])
+
+
 def test_a_problem_document_names_the_violated_policy(bounded):
     org = bounded.join("requests_per_day = 1")
     assert bounded.ask(org).status == 200

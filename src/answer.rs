@@ -23,6 +23,7 @@ use crate::limits::{Allowance, LimitId, Measure, Plan, Unit, Window};
 use crate::meter::Metered;
 use crate::names::{Hashing, OrgId};
 use crate::outcome::{Code, Refusal, Retry};
+use crate::policy::Policy;
 use crate::tokens::Nano;
 
 /// The body of every answer.
@@ -260,10 +261,10 @@ fn view<'a>(standing: &'a Standing, plan: &Plan) -> LimitView<'a> {
 
 /// The refusal of a request that a limit keeps out: which limit, its number, what is used, what was asked, how long.
 #[must_use]
-pub fn short(shortfall: &Shortfall, caller: &OrgId) -> Refusal {
+pub fn short(shortfall: &Shortfall, caller: &OrgId, policy: &Policy) -> Refusal {
     let code = shortfall.code();
     let whose = if shortfall.org == *caller { "" } else { " (shared with other organizations)" };
-    let name = crate::policy::named(&shortfall.id);
+    let name = policy.named(&shortfall.id);
     let limit = match shortfall.allowance {
         Allowance::Rate { rate, burst, .. } if burst != rate => {
             format!("{} (at most {} at once)", amount(shortfall, rate), amount(shortfall, burst))

@@ -236,7 +236,7 @@ impl Gateway {
         let demand = Demand { plan, charge: reserved.charge, timezone };
         let denied = |denial| match denial {
             Denial::Short(shortfall) => {
-                let refused = answer::short(&shortfall, &caller.org().id);
+                let refused = answer::short(&shortfall, &caller.org().id, &snapshot.policy);
                 manner.short = Some(Short {
                     plan: plan.clone(),
                     standings: self.ledger.standings(plan, timezone, self.clock.now()),

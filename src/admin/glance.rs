@@ -36,9 +36,9 @@ pub struct Gauge {
 }
 
 impl Gauge {
-    /// Reads a limit as `status.json` has it.
+    /// Reads a limit as `status.json` has it; `shared` are the names that a purpose and a model group share.
     #[must_use]
-    pub fn of(limit: &Value) -> Gauge {
+    pub fn of(limit: &Value, shared: &[String]) -> Gauge {
         let text = |key: &str| match limit.get(key) {
             Some(Value::String(text)) => Some(text.clone()),
             Some(Value::Null) | None => None,
@@ -46,7 +46,12 @@ impl Gauge {
         };
         let number = |key: &str| text(key).and_then(|text| text.parse::<f64>().ok());
         let scope = |key: &str| limit.pointer(&format!("/scope/{key}")).and_then(Value::as_str).map(str::to_owned);
-        let parts: Vec<String> = [scope("purpose"), scope("model"), text("id")].into_iter().flatten().collect();
+        let (purpose, model) = (scope("purpose"), scope("model"));
+        let model = model.map(|model| match purpose {
+            None if shared.contains(&model) => format!("model:{model}"),
+            _ => model,
+        });
+        let parts: Vec<String> = [purpose, model, text("id")].into_iter().flatten().collect();
         let reserved = number("reserved").unwrap_or(0.0);
         let filled = number("used").unwrap_or(0.0) + reserved;
         Gauge {
@@ -127,30 +132,34 @@ impl Row<'_> {
     }
 }
 
-/// Organizations as a tree of parents: children after their parent, and shut out with it.
+/// Organizations as a tree of parents: children after their parent, and shut out with it. `shared` are the names that a
+/// purpose and a model group share.
 #[must_use]
-pub fn tree(organizations: &[Organization]) -> Vec<Row<'_>> {
-    type Members<'a> = BTreeMap<Option<&'a str>, Vec<&'a Organization>>;
-    fn below<'a>(members: &Members<'a>, above: &[&'a str], shut: Option<(&'a str, &'a str)>, into: &mut Vec<Row<'a>>) {
-        for org in members.get(&above.last().copied()).into_iter().flatten() {
+pub fn tree<'a>(organizations: &'a [Organization], shared: &[String]) -> Vec<Row<'a>> {
+    struct Tree<'a, 's> {
+        members: BTreeMap<Option<&'a str>, Vec<&'a Organization>>,
+        shared: &'s [String],
+    }
+    fn below<'a>(tree: &Tree<'a, '_>, above: &[&'a str], shut: Option<(&'a str, &'a str)>, into: &mut Vec<Row<'a>>) {
+        for org in tree.members.get(&above.last().copied()).into_iter().flatten() {
             let own = (org.status != "active").then_some((org.status.as_str(), org.id.as_str()));
             let (standing, by) = match (own, shut) {
                 (Some((status, _)), _) => (status, None),
                 (None, Some((status, by))) => (status, Some(by)),
                 (None, None) => ("active", None),
             };
-            let gauges = org.limits.iter().map(Gauge::of).collect();
+            let gauges = org.limits.iter().map(|limit| Gauge::of(limit, tree.shared)).collect();
             into.push(Row { org, above: above.to_vec(), standing, by, gauges });
             let line: Vec<&str> = above.iter().copied().chain([org.id.as_str()]).collect();
-            below(members, &line, own.or(shut), into);
+            below(tree, &line, own.or(shut), into);
         }
     }
-    let mut members = Members::new();
+    let mut tree = Tree { members: BTreeMap::new(), shared };
     for org in organizations {
-        members.entry(org.parent.as_deref()).or_default().push(org);
+        tree.members.entry(org.parent.as_deref()).or_default().push(org);
     }
     let mut rows = Vec::with_capacity(organizations.len());
-    below(&members, &[], None, &mut rows);
+    below(&tree, &[], None, &mut rows);
     rows
 }
 
@@ -273,7 +282,7 @@ mod tests {
             organization("revoked", Some("lead"), "revoked", Vec::new()),
             organization("other", None, "active", Vec::new()),
         ];
-        let rows: Vec<(String, usize)> = tree(&all).iter().map(|row| (row.word(), row.above.len())).collect();
+        let rows: Vec<(String, usize)> = tree(&all, &[]).iter().map(|row| (row.word(), row.above.len())).collect();
         let told = ["suspended", "suspended (lead)", "suspended (lead)", "revoked", "active"];
         assert_eq!(rows.iter().map(|(word, _)| word.as_str()).collect::<Vec<_>>(), told);
         assert_eq!(rows.iter().map(|(_, depth)| *depth).collect::<Vec<_>>(), [0, 1, 2, 1, 0]);
@@ -288,11 +297,23 @@ mod tests {
             limit("cost_per_day", json!("0.25"), json!("0.50"), false),
         ];
         let all = [organization("acme", None, "active", limits)];
-        let rows = tree(&all);
+        let rows = tree(&all, &[]);
         let row = rows.first().unwrap();
         assert_eq!(row.gauges.get(row.fullest().unwrap()).map(Gauge::percent), Some("50 %".into()));
         let full: Vec<&str> = nearly_full(&rows).iter().map(|(_, gauge)| gauge.name.as_str()).collect();
         assert_eq!(full, ["tokens_per_day"]);
+    }
+
+    #[test]
+    fn a_group_that_is_called_like_a_purpose_says_that_it_is_a_group() {
+        let name = |purpose: Option<&str>, model: Option<&str>| {
+            let limit = json!({"id": "tokens_per_day", "scope": {"purpose": purpose, "model": model}});
+            Gauge::of(&limit, &["research".into()]).name
+        };
+        assert_eq!(name(Some("research"), None), "research / tokens_per_day");
+        assert_eq!(name(None, Some("research")), "model:research / tokens_per_day");
+        assert_eq!(name(None, Some("frontier")), "frontier / tokens_per_day");
+        assert_eq!(name(Some("research"), Some("research")), "research / research / tokens_per_day");
     }
 
     #[test]

@@ -113,7 +113,8 @@ fn quotas(desk: &Desk) -> Vec<QuotaSample> {
     let mut samples = Vec::new();
     for org in shown {
         for standing in gateway.ledger.level_standings(&org.own, &policy.quota.timezone, now) {
-            samples.push(status::sample(&standing, exposure.beyond(&standing)));
+            let sample = status::sample(&standing, exposure.beyond(&standing), policy);
+            samples.push(sample);
         }
     }
     samples
@@ -166,6 +167,7 @@ fn gather(desk: &Desk) -> Status {
         started_at: desk.started.to_string(),
         time: now.wall.to_string(),
         draining: gateway.drain.phase() > Phase::Serving,
+        shared_names: policy.shared_names().map(str::to_owned).collect(),
         organizations: policy.orgs().map(organization).collect(),
         streams: streams.iter().map(live).collect(),
         refusals: Code::ALL

@@ -26,7 +26,7 @@ const SCRIPT: &str = include_str!("page.js");
 #[must_use]
 pub fn render(status: &Status) -> Page {
     let mut body = String::new();
-    let rows = glance::tree(&status.organizations);
+    let rows = glance::tree(&status.organizations, &status.shared_names);
     let many = rows.len() > organizations::MANY;
     header(&mut body, status);
     strip(&mut body, status, &rows);

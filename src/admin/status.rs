@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::ledger::Standing;
 use crate::limits::{Measure, Scope, Unit};
 use crate::metrics::QuotaSample;
-use crate::policy;
+use crate::policy::Policy;
 
 /// `GET /status.json`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -26,6 +26,9 @@ pub struct Status {
     pub time: String,
     /// Whether it is stopping.
     pub draining: bool,
+    /// Names that a purpose and a model group share; most often there is none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub shared_names: Vec<String>,
     /// Organizations, by id.
     pub organizations: Vec<Organization>,
     /// Live streams.
@@ -92,7 +95,7 @@ pub struct Certificate {
 
 /// A limit's standing as metrics show it, and by how many units it may be exceeded (`u64::MAX`: without bound).
 #[must_use]
-pub fn sample(standing: &Standing, beyond: u64) -> QuotaSample {
+pub fn sample(standing: &Standing, beyond: u64, policy: &Policy) -> QuotaSample {
     let unit = standing.unit();
     #[expect(clippy::cast_precision_loss, reason = "figures for dashboards")]
     let scale = |units: u64| if unit == Unit::Cost { units as f64 / 1e9 } else { units as f64 };
@@ -100,7 +103,7 @@ pub fn sample(standing: &Standing, beyond: u64) -> QuotaSample {
     let resets_at = standing.resets_at.seconds() as f64;
     QuotaSample {
         org: standing.org.to_string(),
-        quota: policy::named(&standing.id),
+        quota: policy.named(&standing.id),
         unit: if standing.id.measure == Measure::Concurrent { "concurrent" } else { unit.as_str() },
         window: standing.window().map_or("none", crate::limits::Window::as_str),
         plain: standing.id.scope == Scope::default(),

@@ -22,7 +22,7 @@ const RELOADS: usize = 5;
 /// The state: whole, or as much as a screen holds.
 #[must_use]
 pub fn render(status: &Status, screen: Option<Screen>) -> String {
-    let rows = glance::tree(&status.organizations);
+    let rows = glance::tree(&status.organizations, &status.shared_names);
     let whole = whole(status, &rows);
     let Some(Screen { width, height }) = screen else { return lines(&whole) };
     let shown = if whole.len() <= height { whole } else { fitted(status, &rows, height) };

@@ -127,7 +127,7 @@ fn decide(args: &Args, grounds: &Grounds<'_>, certificate: &CertificateDer<'_>) 
     let rule = granted(grounds, org, route, model)?;
     let text = format!("{} may use {model} for this purpose, within its limits{networks}", org.id);
     let group = grounds.policy.models.group_of(model).map(|group| &group.id);
-    let held = Some((org.id.clone(), Binding::of(org, &purpose, group)));
+    let held = Some((org.id.clone(), Binding::of(grounds.policy, org, &purpose, group)));
     Ok(Decision { held, ..Decision::new("ok", text, Some(rule)) })
 }
 

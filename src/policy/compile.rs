@@ -19,7 +19,7 @@ use super::mistake::Place;
 use super::models::{self, Models};
 use super::org::{self, Draft};
 use super::summary::fixed;
-use super::{Files, Policy, Purpose};
+use super::{Catalog, Files, Policy, Purpose};
 use crate::clock::Now;
 use crate::names::{AuthorityName, PurposeId};
 use crate::trust::{Authority, Believed, Flaw, Rules, ServerIdentity, Subject};
@@ -188,7 +188,7 @@ impl Compiler<'_> {
     fn check(
         &self,
         drafts: &[Draft],
-        purposes: &BTreeMap<PurposeId, Purpose>,
+        purposes: &Catalog,
         models: &Models,
         authorities: &[Arc<Authority>],
         known: Known,
@@ -302,7 +302,7 @@ impl Compiler<'_> {
         }
     }
 
-    fn purposes(&self) -> (HeaderName, BTreeMap<PurposeId, Purpose>) {
+    fn purposes(&self) -> (HeaderName, Catalog) {
         let default = HeaderName::from_static("portcullis-purpose");
         let Some(table) = self.root.required_table("purpose") else { return (default, BTreeMap::new()) };
         let header = table.parsed("header", header_for_the_purpose);

@@ -9,8 +9,8 @@ use serde::Serialize;
 use super::direction::{listed, loosens};
 use super::models::Upstream;
 use super::summary::{Summary, needs_restart, places};
-use super::{Org, Policy};
-use crate::limits::LimitId;
+use super::{Catalog, Org, Policy};
+use crate::limits::{LimitId, Scope};
 use crate::trust::Secret;
 
 /// One change.
@@ -179,12 +179,21 @@ fn narrowed(networks: &str) -> String {
     if networks == "from anywhere" { String::new() } else { format!(" {networks}") }
 }
 
-/// A limit with its scope, as in `incident-response/frontier/cost_per_day`.
-#[must_use]
-pub fn named(limit: &LimitId) -> String {
-    let scope =
-        [limit.scope.purpose.as_ref().map(ToString::to_string), limit.scope.model.as_ref().map(ToString::to_string)];
+/// A limit with its scope, as in `incident-response/frontier/cost_per_day`; `model:frontier/cost_per_day` where a purpose
+/// is called `frontier` too, so that no two limits have one name.
+pub(super) fn named(limit: &LimitId, purposes: &Catalog) -> String {
+    let Scope { purpose, model } = &limit.scope;
+    let group = model.as_ref().map(|model| match purpose {
+        None if purposes.contains_key(model.as_str()) => prefixed(model.as_str()),
+        _ => model.to_string(),
+    });
+    let scope = [purpose.as_ref().map(ToString::to_string), group];
     scope.into_iter().flatten().chain([limit.measure.to_string()]).collect::<Vec<_>>().join("/")
+}
+
+/// A group in a limit's name, where a purpose has the group's name too.
+pub(super) fn prefixed(group: &str) -> String {
+    format!("model:{group}")
 }
 
 /// Secrets whose values differ: what a rule cannot show.

@@ -22,7 +22,7 @@ mod resolved;
 mod revocations;
 mod summary;
 
-pub use diff::{Change, Diff, named};
+pub use diff::{Change, Diff};
 pub use footprint::{Footprint, inode};
 pub use limits::Written;
 pub use listen::{AdminAddress, AdminSettings, AuditSettings, Drain, Listen, LogSettings, Quota, Settings};
@@ -44,6 +44,7 @@ use http::HeaderName;
 use zeroize::Zeroizing;
 
 use crate::clock::{Now, Wall};
+use crate::limits::LimitId;
 use crate::names::{AuthorityName, Hashing, OrgId, PurposeId};
 use crate::peer::{Leaf, Sha256};
 use crate::trust::{Authority, Believed, Crl, Secret, SecretRef, ServerIdentity, is_pasted, regular};
@@ -59,6 +60,9 @@ pub struct Purpose {
     /// Whether a case reference is needed.
     pub case_required: bool,
 }
+
+/// All purposes, by id.
+type Catalog = BTreeMap<PurposeId, Purpose>;
 
 /// Everything that may be.
 #[derive(Clone)]
@@ -92,7 +96,7 @@ pub struct Policy {
     /// The header that declares the purpose.
     pub purpose_header: HeaderName,
     /// The catalogue.
-    pub purposes: BTreeMap<PurposeId, Purpose>,
+    pub purposes: Catalog,
     /// Groups and upstreams.
     pub models: Models,
     /// How quotas are enforced.
@@ -162,6 +166,17 @@ impl Policy {
             Some(Owner::One(org, org.identities.get(index)?))
         });
         owner.unwrap_or(Owner::Nobody)
+    }
+
+    /// What a limit is called for people and in metrics: its place in the configuration.
+    #[must_use]
+    pub fn named(&self, limit: &LimitId) -> String {
+        diff::named(limit, &self.purposes)
+    }
+
+    /// Names that a purpose and a model group share.
+    pub fn shared_names(&self) -> impl Iterator<Item = &str> {
+        self.purposes.keys().map(PurposeId::as_str).filter(|name| self.models.group(name).is_some())
     }
 
     /// What [`load`] read: the directories to watch.

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::models::Models;
 use super::pattern::Pattern;
-use super::{Org, Policy, named};
+use super::{Org, Policy};
 use crate::limits::{Allowance, Limit, LimitId, Measure, Scope, Unit, Window};
 use crate::names::{GroupId, OrgId, PurposeId};
 use crate::tokens::Nano;
@@ -18,6 +18,7 @@ use crate::tokens::Nano;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Binding {
     org: OrgId,
+    name: String,
     scope: Scope,
     /// None where connections are counted, not requests.
     measure: Option<Measure>,
@@ -29,29 +30,31 @@ pub struct Binding {
 impl Binding {
     /// Every limit that a request with this purpose and model group is held against: its organization's own first.
     #[must_use]
-    pub fn of(org: &Org, purpose: &PurposeId, group: Option<&GroupId>) -> Vec<Binding> {
+    pub fn of(policy: &Policy, org: &Org, purpose: &PurposeId, group: Option<&GroupId>) -> Vec<Binding> {
         let levels = org.plan(purpose, group).into_iter().flat_map(|plan| plan.levels.iter().rev());
         let mut all: Vec<Binding> = Vec::new();
         for level in levels {
             let mut limits: Vec<&Limit> = level.limits.iter().collect();
             limits.sort_by(|one, other| one.id.cmp(&other.id));
-            all.extend(limits.into_iter().map(|limit| Binding::from(&level.org, limit)));
+            all.extend(limits.into_iter().map(|limit| Binding::from(&level.org, limit, policy)));
             // An ancestor's cap counts the connections of that ancestor alone.
             if let Some(amount) = org.connections.filter(|_| level.org == org.id) {
-                let scope = Scope::default();
-                all.push(Binding { org: org.id.clone(), scope, measure: None, amount, burst: amount, shadow: false });
+                let (name, scope) = ("connections".into(), Scope::default());
+                let org = org.id.clone();
+                all.push(Binding { org, name, scope, measure: None, amount, burst: amount, shadow: false });
             }
         }
         all
     }
 
-    fn from(org: &OrgId, limit: &Limit) -> Binding {
+    fn from(org: &OrgId, limit: &Limit, policy: &Policy) -> Binding {
         let (amount, burst) = match limit.allowance {
             Allowance::Rate { rate, burst, .. } => (rate, burst),
             Allowance::Budget(most) | Allowance::Concurrent(most) => (most, most),
         };
         let LimitId { scope, measure } = limit.id.as_ref().clone();
-        Binding { org: org.clone(), scope, measure: Some(measure), amount, burst, shadow: limit.shadow }
+        let name = policy.named(&limit.id);
+        Binding { org: org.clone(), name, scope, measure: Some(measure), amount, burst, shadow: limit.shadow }
     }
 
     /// One limit a line for people; whose it is, where it is not `own`.
@@ -61,7 +64,7 @@ impl Binding {
             return "  no limit\n".into();
         }
         let rows: Vec<(String, String, String)> =
-            all.iter().map(|one| (one.name(), one.shown(one.amount), one.notes(own))).collect();
+            all.iter().map(|one| (one.name.clone(), one.shown(one.amount), one.notes(own))).collect();
         let width = |column: fn(&(String, String, String)) -> &String| {
             rows.iter().map(|row| column(row).len()).max().unwrap_or_default()
         };
@@ -101,11 +104,6 @@ impl Binding {
         told
     }
 
-    fn name(&self) -> String {
-        let id = |measure| named(&LimitId { scope: self.scope.clone(), measure });
-        self.measure.map_or_else(|| "connections".into(), id)
-    }
-
     fn is_money(&self) -> bool {
         matches!(self.measure, Some(Measure::Metered(Unit::Cost, _)))
     }
@@ -141,16 +139,16 @@ impl Held {
     #[must_use]
     pub fn all(policy: &Policy) -> Vec<Held> {
         let somebody = policy.orgs().filter(|org| !org.identities.is_empty());
-        somebody.flat_map(|org| Held::of(org, &policy.models)).collect()
+        somebody.flat_map(|org| Held::of(org, policy)).collect()
     }
 
-    fn of(org: &Org, models: &Models) -> Vec<Held> {
-        let reached = reached(org, models);
+    fn of(org: &Org, policy: &Policy) -> Vec<Held> {
+        let reached = reached(org, &policy.models);
         let mut all: Vec<Held> = Vec::new();
         for purpose in &org.purposes {
             let mut of_purpose: Vec<Held> = Vec::new();
             for group in &reached {
-                let limits = Binding::of(org, purpose, group.as_ref());
+                let limits = Binding::of(policy, org, purpose, group.as_ref());
                 match of_purpose.iter_mut().find(|held| held.limits == limits) {
                     Some(held) => held.groups.push(group.clone()),
                     None => of_purpose.push(Held {

@@ -9,12 +9,13 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::diff::named;
 use super::limits::Written;
 use super::listen::{AdminAddress, AdminSettings, AuditSettings, Listen};
 use super::models::{Group, NONTEXT, Upstream};
 use super::org::{Org, Status};
 use super::pattern::Pattern;
-use super::{Policy, Purpose, mask, named};
+use super::{Catalog, Policy, Purpose, mask};
 use crate::limits::{Enforce, Measure, Unit};
 use crate::peer::Sha256;
 use crate::tokens::Nano;
@@ -42,7 +43,7 @@ impl Summary {
     pub(super) fn only(policy: &Policy, some: impl Fn(&Org) -> bool) -> Summary {
         let mut rules = place(policy);
         for org in policy.orgs().filter(|org| some(org)) {
-            organization(org, |name, value| _ = rules.insert(format!("{}: {name}", org.id), value));
+            organization(org, &policy.purposes, |name, value| _ = rules.insert(format!("{}: {name}", org.id), value));
         }
         Summary { generation: policy.generation, hash: policy.hash.to_string(), rules }
     }
@@ -229,7 +230,7 @@ pub(super) fn places(audit: &AuditSettings) -> String {
     places.join(", ")
 }
 
-fn organization(org: &Org, mut rule: impl FnMut(&str, String)) {
+fn organization(org: &Org, purposes: &Catalog, mut rule: impl FnMut(&str, String)) {
     rule("name", org.name.clone());
     rule("status", if org.status == Status::Active { "active" } else { "suspended" }.into());
     rule("purposes", list(org.purposes.iter()));
@@ -247,7 +248,7 @@ fn organization(org: &Org, mut rule: impl FnMut(&str, String)) {
         rule(&format!("identity {} {}", identity.authority, identity.mark), format!("from {networks}"));
     }
     for written in &org.written {
-        rule(&named(&written.id), amount(written));
+        rule(&named(&written.id, purposes), amount(written));
     }
     org.connections.iter().for_each(|cap| rule("connections", cap.to_string()));
 }

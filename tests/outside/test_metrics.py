@@ -676,6 +676,42 @@ def test_a_removed_organizations_series_end(stage):
 # Scraping.
 
 
+def test_a_group_and_a_purpose_of_one_name_have_limits_of_two_names(stage):
+    """Wherever limits are told: to Prometheus, by `check`, `explain` and `status`, in heads and in refusals."""
+    limits = """
+[purpose.research.limits]
+tokens_per_day = 1_000
+requests_per_day = 2
+[model.research.limits]
+tokens_per_day = 500
+requests_per_day = 1
+[model.other.limits]
+tokens_per_day = 400
+"""
+    more = '[model.research]\nmatch = ["mock-*"]\n[model.other]\nmatch = ["gpt-*"]'
+    acme = Stage.ACME.replace('"mock-*", "gpt-*", "claude-*"', '"research", "other"') + limits
+    one = stage(orgs={"acme": acme}, more=more)
+    names = {"research/tokens_per_day", "research/requests_per_day", "model:research/tokens_per_day",
+             "model:research/requests_per_day", "other/tokens_per_day"}  # fmt: skip
+    assert {quota for org, quota in Scrape(one.admin).by("portcullis_quota_reset_timestamp_seconds", "org", "quota")} == names
+    answer = one.ask(body=chat())
+    assert answer.status == 200
+    told = set(re.findall(r'"([^"]+)";r=', answer.headers["ratelimit"]))
+    assert told == {"purpose.research.tokens-per-day", "purpose.research.requests-per-day",
+                    "model.research.tokens-per-day", "model.research.requests-per-day"}  # fmt: skip
+    refused = one.ask(body=chat())
+    assert "for model:research/requests_per_day:" in refused.json["error"]["message"]
+    checked = one.run("check", "-c", "portcullis.toml").stdout
+    explained = one.run("explain", "-c", "portcullis.toml", "--cert", "acme.pem", "--purpose", "research", "--model", "mock-1")
+    shown = one.run("config", "show", "-c", "portcullis.toml").stdout
+    for text in (checked, explained.stdout, shown):
+        for name in names - ({"other/tokens_per_day"} if text == explained.stdout else set()):
+            assert len(re.findall(rf"(?<![\w:/]){name}\b", text)) >= 1, (name, text)
+    status = one.run("status").stdout
+    assert "model:research / tokens_per_day" in status and " research / tokens_per_day" in status
+    assert "model:other" not in status + checked
+
+
 def test_a_scrape_waits_for_nothing(stage):
     """A hundred of them under load, each about as fast as the others; and a scraper that reads nothing is left waiting."""
     one = stage()

@@ -1,12 +1,14 @@
 //! Checks that need to see more than one organization, or an organization beside the catalogue.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use super::build::grant;
 use crate::clock::Wall;
 use crate::limits::{Measure, Unit};
 use crate::names::{AuthorityName, GroupId, OrgId, PurposeId};
+use crate::policy::Catalog;
+use crate::policy::diff::named;
 use crate::policy::ends::warn_soon;
 use crate::policy::file::{At, Sink};
 use crate::policy::limits::Written;
@@ -14,13 +16,12 @@ use crate::policy::mistake::{Place, closest};
 use crate::policy::models::{Group, Models};
 use crate::policy::org::{Draft, IdentityDraft, Mark};
 use crate::policy::pattern::Pattern;
-use crate::policy::{Purpose, named};
 use crate::trust::Authority;
 
 /// Checks across organizations.
 pub(super) struct Checked<'a> {
     pub sink: &'a Sink,
-    pub purposes: &'a BTreeMap<PurposeId, Purpose>,
+    pub purposes: &'a Catalog,
     pub models: &'a Models,
     pub authorities: &'a [Arc<Authority>],
     pub known: Known,
@@ -255,10 +256,10 @@ impl Checked<'_> {
             let lower = |held: &&At<Written>| is_lower(&held.value, &at.value);
             let of = |(index, above): (usize, &&Draft)| {
                 let held = above.limits.written.iter().filter(lower).min_by_key(|held| held.value.amount)?;
-                Some((shown(index, &above.id.value), named(&held.value.id)))
+                Some((shown(index, &above.id.value), named(&held.value.id, self.purposes)))
             };
             if let Some((whose, theirs)) = above().find_map(of) {
-                let mine = named(&at.value.id);
+                let mine = named(&at.value.id, self.purposes);
                 let theirs = if mine == theirs { "that".to_owned() } else { theirs };
                 self.sink.odd(Some(&at.place), format!("{mine} is above {theirs} of the {whose}"));
             }

@@ -265,8 +265,12 @@ impl Gateway {
         snapshot: &Snapshot,
     ) -> Tab {
         let (gateway, org) = (self.clone(), caller.org().id.clone());
-        let (purpose, group) = (permitted.purpose().clone(), choice.group_id().cloned());
-        let plan = move || gateway.current().policy.org(org.as_str())?.plan(&purpose, group.as_ref()).cloned();
+        let (purpose, group, model) = (permitted.purpose().clone(), choice.group_id().cloned(), ask.model.clone());
+        let plan = move || {
+            let snapshot = gateway.current();
+            let group = snapshot.policy.models.still(group.as_ref(), &model);
+            snapshot.policy.org(org.as_str())?.plan(&purpose, group).cloned()
+        };
         let quota = &snapshot.policy.quota;
         Tab {
             hold: Some(hold),

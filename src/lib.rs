@@ -18,7 +18,7 @@
 //! | floor | modules |
 //! |---|---|
 //! | 6 commands | `remote`, `mock`, `demo`, `cli` |
-//! | 5 assembly | `drain`, `snapshot`, `tenure`, `failure`, `selfservice`, `waiting`, `gateway`, `withdraw`, `turnstile`, `connection`, `worker`, `door`, `reload`, `admin`, `handover`, `server` |
+//! | 5 assembly | `drain`, `snapshot`, `tenure`, `failure`, `selfservice`, `waiting`, `gateway`, `withdraw`, `turnstile`, `connection`, `worker`, `door`, `renaming`, `reload`, `admin`, `handover`, `server` |
 //! | 4 exchange | `record`, `body`, `cut`, `upstream`, `reserve`, `meter`, `answer` |
 //! | 3 wire | `deadline`, `descriptors`, `socket`, `tls`, `guard`, `dialect`, `usage` |
 //! | 2 judgement | `gate`, `identify`, `admit` |
@@ -34,7 +34,7 @@
 //!
 //! * No request reaches `upstream` without an accepted audit line.
 //! * Floors 0 and 2 do no I/O and know no runtime; only `clock` reads time.
-//! * Only `policy::file` deserializes policy. A reload never writes the ledger.
+//! * Only `policy::file` deserializes policy. A reload never writes what was used: it only lets use follow a name.
 //! * No body is collected, except the bounded request body that admission must read.
 //! * Every exchange yields exactly one closing audit line.
 //! * Metric labels come from closed enums or configured names, never from request bytes.
@@ -88,6 +88,7 @@ pub mod failure;
 pub mod gateway;
 pub mod handover;
 pub mod reload;
+pub mod renaming;
 pub mod selfservice;
 pub mod server;
 pub mod snapshot;

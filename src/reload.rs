@@ -23,6 +23,7 @@ use crate::metrics::{Configured, Ends};
 use crate::names::{AuthorityName, ModelName};
 use crate::peer::Leaf;
 use crate::policy::{self, AuditSettings, Diff, Footprint, Mistakes, Policy};
+use crate::renaming;
 use crate::snapshot::Snapshot;
 use crate::tls::Revoked;
 use crate::withdraw::{self, Depth, Swept};
@@ -140,7 +141,10 @@ impl Reloader {
             (old, now) = (self.gateway.current(), self.gateway.clock.now());
             loaded = Loaded::read(self.path.clone(), old.policy.clone(), now).await;
         }
-        let outcome = loaded.and_then(|loaded| self.publish(loaded, &old, now));
+        let outcome = match loaded {
+            Ok(loaded) => self.publish(loaded, &old, now).await,
+            Err(mistakes) => Err(mistakes),
+        };
         let outcome = outcome.unwrap_or_else(Outcome::Rejected);
         let lists_alone = matches!(outcome, Outcome::Rejected(_)) && self.take_lists(trigger, by, &old, now).await;
         self.tell(trigger, by, &outcome, now);
@@ -159,7 +163,8 @@ impl Reloader {
         let policy = old.policy.clone();
         let newer = tokio::task::spawn_blocking(move || policy.with_newer_lists(now)).await.ok().flatten();
         let Some((policy, diff)) = newer else { return false };
-        let outcome = self.publish(Loaded { policy, diff: Some(diff) }, old, now).unwrap_or_else(Outcome::Rejected);
+        let loaded = Loaded { policy, diff: Some(diff) };
+        let outcome = self.publish(loaded, old, now).await.unwrap_or_else(Outcome::Rejected);
         self.tell(trigger, by, &outcome, now);
         matches!(outcome, Outcome::Applied(_))
     }
@@ -182,11 +187,12 @@ impl Reloader {
         }
     }
 
-    fn publish(&self, Loaded { policy, diff }: Loaded, old: &Snapshot, now: Now) -> Result<Outcome, Mistakes> {
+    async fn publish(&self, Loaded { policy, diff }: Loaded, old: &Snapshot, now: Now) -> Result<Outcome, Mistakes> {
         let Some(diff) = diff else { return Ok(Outcome::Unchanged) };
         let snapshot =
             Snapshot::new(policy, revoked(&self.gateway.revocations), &self.gateway.recorder.metrics, Some(old));
         let snapshot = Arc::new(snapshot.map_err(|unusable| mistake(&unusable.to_string()))?);
+        renaming::follow(&self.gateway.ledger, &old.policy, &snapshot.policy, now).await;
         put_in_force(&self.gateway, &snapshot);
         if snapshot.policy.audit != old.policy.audit {
             self.gateway.recorder.journal.follow(audit_rules(&snapshot.policy.audit));

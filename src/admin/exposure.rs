@@ -26,12 +26,13 @@ impl Exposure {
     }
 
     fn add(&mut self, facts: &StreamFacts, policy: &Policy) {
-        let StreamFacts { beyond, org, purpose, group, .. } = facts;
+        let StreamFacts { beyond, org, purpose, group, model, .. } = facts;
+        let group = policy.models.still(group.as_ref(), model);
         if beyond.is_zero() {
             return;
         }
         let Some(org) = policy.org(org.as_str()) else { return };
-        let scopes = [(None, None), (Some(purpose), None), (None, group.as_ref()), (Some(purpose), group.as_ref())];
+        let scopes = [(None, None), (Some(purpose), None), (None, group), (Some(purpose), group)];
         // Without a group there are two scopes, not four.
         let scopes = scopes.iter().take(if group.is_some() { 4 } else { 2 });
         for (owner, (purpose, model)) in org.line().flat_map(|org| scopes.clone().map(move |scope| (org, scope))) {

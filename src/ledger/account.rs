@@ -154,6 +154,25 @@ impl State {
         }
     }
 
+    /// Counts on under other names wherever `renamed` knows one, and asks for marks that say so: until they are written
+    /// nothing is charged there, and what is left under an old name says that there is nothing. Whether there was any.
+    pub(super) fn rename(&mut self, renamed: impl Fn(&Scope) -> Option<Scope>) -> bool {
+        let mut left = Vec::new();
+        for slot in self.slots_mut() {
+            if let Some(scope) = renamed(&slot.scope) {
+                left.push(std::mem::replace(&mut slot.scope, scope.clone()));
+                left.push(scope);
+            }
+        }
+        for scope in &left {
+            if let Some(counters) = self.of_scope(scope) {
+                counters.lease = Lease::default();
+                counters.lease.want(&Charge::ZERO, &Charge::ZERO);
+            }
+        }
+        !left.is_empty()
+    }
+
     /// The counters at `seat`.
     #[inline]
     pub(super) fn counters(&mut self, seat: Seat) -> Option<&mut Counters> {

@@ -172,6 +172,11 @@ impl Restored {
         Restored { opened, marks: by_org }
     }
 
+    /// Whose marks nobody has asked for yet.
+    pub(super) fn waiting(&self) -> Vec<OrgId> {
+        self.marks.keys().cloned().collect()
+    }
+
     /// The latest time of any mark, or when they were read.
     pub(super) fn latest(&self) -> Wall {
         self.marks.values().flatten().map(|mark| mark.taken).fold(self.opened.wall, Wall::max)

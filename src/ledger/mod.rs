@@ -1,6 +1,7 @@
 //! What has been: live counters by organization, which know no limits.
 //!
-//! The limit is an argument of every question, never state: so a reload writes nothing here and can refill nothing.
+//! The limit is an argument of every question, never state: so a reload writes no number here and can refill nothing. Of
+//! scopes that got another name it changes the name, and nothing else.
 //! A request is judged against all limits of its organization and of every ancestor at once, and is charged in all of
 //! their accounts or in none. The [`Hold`] it gets settles exactly once, whatever happens to the request.
 //!
@@ -36,7 +37,7 @@ pub use hold::{Extension, Hold, HoldId};
 pub use standing::{Movement, Shortfall, Standing, Total, Totals};
 
 use crate::clock::{Clock, Mono, Now, Wall};
-use crate::limits::{Charge, Level, LimitId, Plan, Seat};
+use crate::limits::{Charge, Level, LimitId, Plan, Scope, Seat};
 use crate::names::OrgId;
 use account::Account;
 use bell::Bell;
@@ -317,6 +318,27 @@ impl Ledger {
             directory.enter(level.account, &account);
         }
         self.directory.store(Arc::new(directory));
+    }
+
+    /// Lets scopes that got another name count on under it, in every account that there is or was; `levels` are those in
+    /// force. What comes back ends when a start would know it.
+    pub fn rename<'a>(
+        &self,
+        levels: impl Iterator<Item = &'a Level>,
+        renamed: impl Fn(&Scope) -> Option<Scope>,
+        timezone: &TimeZone,
+        now: Now,
+    ) -> Option<Wait> {
+        // Whoever is seated is found by the seat whatever it is called, also by requests that are judged meanwhile.
+        levels.for_each(|level| self.account(level, timezone, now).lock().seat(level));
+        let mut restored = self.restored.lock();
+        let mut directory = Directory::clone(&self.directory.load());
+        for org in restored.waiting() {
+            self.found(&org, &mut directory, &mut restored, timezone, now);
+        }
+        let changed = directory.names.values().filter(|account| account.lock().rename(&renamed)).count();
+        self.directory.store(Arc::new(directory));
+        self.bell.as_ref().filter(|_| changed > 0).map(|bell| bell.ring_and_wait())
     }
 
     fn named(&self, org: &OrgId, level: Option<&Level>, timezone: &TimeZone, now: Now) -> Arc<Account> {

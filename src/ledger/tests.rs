@@ -9,3 +9,4 @@ mod model;
 mod oracle;
 mod plans;
 mod promises;
+mod renames;

@@ -136,7 +136,7 @@ impl Compiler<'_> {
             return None;
         }
         let listen = listen?;
-        let built = build(&drafts, &models, self.previous.map(|policy| &policy.memory), self.now);
+        let built = build(&drafts, (&models, &purposes), self.previous, self.now);
         let identity = identity?;
         if let Some(at) = &listen.certificate {
             warn_soon(self.sink, &at.place, "the server's certificate", identity.not_after(), self.now.wall);

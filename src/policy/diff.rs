@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::direction::{listed, loosens};
 use super::models::Upstream;
 use super::summary::{Summary, needs_restart, places};
-use super::{Catalog, Org, Policy};
+use super::{Catalog, Org, Policy, renamed};
 use crate::limits::{LimitId, Scope};
 use crate::trust::Secret;
 
@@ -59,10 +59,15 @@ impl Diff {
         diff
     }
 
-    /// Compares what two summaries tell: the place first, then organizations.
+    /// Compares what two summaries tell: what got another name, then the place, then organizations.
     #[must_use]
     pub fn of(old: &Summary, new: &Summary) -> Diff {
         let mut diff = Diff::default();
+        let followed = renamed::follow(old, new);
+        let old = followed.as_ref().map_or(old, |(followed, sentences)| {
+            sentences.iter().for_each(|sentence| diff.say(sentence.clone(), false));
+            followed
+        });
         let (before, after) = (Whole::all(old), Whole::all(new));
         let names: BTreeSet<&String> = old.rules.keys().chain(new.rules.keys()).collect();
         let (orgs, place): (Vec<&String>, Vec<&String>) = names.into_iter().partition(|name| name.contains(": "));

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::file::{At, Entry, Table};
 use super::mistake::closest;
+use super::renamed::Renames;
 use crate::clock::Mono;
 use crate::limits::{Allowance, Level, Limit, LimitId, Measure, Scope, Seat, Unit, Window};
 use crate::names::{GroupId, OrgId, PurposeId};
@@ -147,6 +148,19 @@ impl Memory {
     /// Forgets what is in force, but not what was: limits that are not named again were taken away.
     pub(super) fn turn(&mut self) {
         self.rates.values_mut().for_each(|held| held.present = false);
+    }
+
+    /// Lets what got another name keep its seats and rates.
+    pub(super) fn follow(&mut self, renames: &Renames) {
+        let swapped = |scope: Scope| renames.swapped(&scope).unwrap_or(scope);
+        for Places { scopes, .. } in self.accounts.values_mut() {
+            *scopes = std::mem::take(scopes).into_iter().map(|(scope, seat)| (swapped(scope), seat)).collect();
+        }
+        let renamed = |((org, LimitId { scope, measure }), held)| {
+            let scope = swapped(scope);
+            ((org, LimitId { scope, measure }), held)
+        };
+        self.rates = std::mem::take(&mut self.rates).into_iter().map(renamed).collect();
     }
 
     fn account(&mut self, org: &OrgId) -> &mut Places {

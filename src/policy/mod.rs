@@ -18,6 +18,7 @@ mod mistake;
 mod models;
 mod org;
 mod pattern;
+mod renamed;
 mod resolved;
 mod revocations;
 mod summary;
@@ -30,6 +31,7 @@ pub use mistake::{Mistake, Mistakes, Place, Source, closest};
 pub use models::{Group, Models, NONTEXT, Upstream};
 pub use org::{Identity, Mark, ModelGrant, Org, Status};
 pub use pattern::Pattern;
+pub use renamed::Renames;
 pub use resolved::{Binding, Held};
 pub use revocations::{Kind as RevocationKind, Revocations, Revoked};
 pub use summary::Summary;
@@ -44,7 +46,7 @@ use http::HeaderName;
 use zeroize::Zeroizing;
 
 use crate::clock::{Now, Wall};
-use crate::limits::LimitId;
+use crate::limits::{Level, LimitId};
 use crate::names::{AuthorityName, Hashing, OrgId, PurposeId};
 use crate::peer::{Leaf, Sha256};
 use crate::trust::{Authority, Believed, Crl, Secret, SecretRef, ServerIdentity, is_pasted, regular};
@@ -177,6 +179,12 @@ impl Policy {
     /// Names that a purpose and a model group share.
     pub fn shared_names(&self) -> impl Iterator<Item = &str> {
         self.purposes.keys().map(PurposeId::as_str).filter(|name| self.models.group(name).is_some())
+    }
+
+    /// What every request is held against, level by level; some come more than once.
+    pub fn levels(&self) -> impl Iterator<Item = &Level> {
+        let orgs = || self.orgs.values();
+        orgs().flat_map(|org| org.plans.values()).flat_map(|plan| &plan.levels).chain(orgs().map(|org| &org.own))
     }
 
     /// What [`load`] read: the directories to watch.

@@ -100,6 +100,13 @@ impl Models {
         self.groups.iter().find(|group| group.id.as_str() == id)
     }
 
+    /// What `group`, of which `model` was once found to be, is called now; where it is gone, what the model is of instead.
+    #[must_use]
+    pub fn still<'a>(&'a self, group: Option<&'a GroupId>, model: &ModelName) -> Option<&'a GroupId> {
+        let gone = self.group(group?.as_str()).is_none();
+        if gone { self.group_of(model.as_str()).map(|group| &group.id) } else { group }
+    }
+
     /// The first upstream that speaks `dialect` and serves `model`.
     #[must_use]
     pub fn upstream_for(&self, dialect: Dialect, model: &str) -> Option<&Arc<Upstream>> {

@@ -7,6 +7,7 @@ use crate::clock::Mono;
 use crate::limits::Allowance;
 use crate::trust::issue::{DevAuthority, Holder};
 
+mod renames;
 mod told;
 
 const NOW: Wall = Wall(1_795_000_000_000_000_000);

@@ -4,6 +4,7 @@ A reload, a restart, `kill -9`, an organization that leaves and returns: each is
 """
 
 import contextlib
+import itertools
 import resource
 import signal
 import threading
@@ -259,6 +260,118 @@ def test_a_reload_that_is_refused_changes_nothing(one):
     now = standing(one)
     assert (now["limit"], now["used"]) == (10, 6)
     assert ask(one, 5) == [200] * 4 + [429]
+
+
+# Other names.
+
+GROUP = '[model.{name}]\nmatch = ["mock-*", "gpt-*"]\n'
+OF_GROUP = """
+[model.{name}.limits]
+requests_per_day = 10
+requests_per_hour = {{ limit = 1, burst = 9 }}
+tokens_per_month = 100_000
+[purpose.research.model.{name}.limits]
+requests_per_month = 1000
+"""
+
+
+def of_group(name):
+    granted = Stage.ACME.replace('"mock-*", "gpt-*", "claude-*"', f'"{name}"')
+    return granted + OF_GROUP.format(name=name)
+
+
+def said(stage):
+    """What the last reload that changed anything says; the file watch may have been faster than who asked for one."""
+    reloaded(stage)
+    return next(past["text"] for past in stage.status()["reloads"] if past["result"] == "applied")
+
+
+def called(stage, name):
+    """Puts the same configuration in force with this name of the group; what the reload says."""
+    stage.write_config(more=GROUP.format(name=name))
+    stage.write_org("acme", of_group(name))
+    return said(stage)
+
+
+@pytest.fixture
+def grouped(stage):
+    more = GROUP.format(name="first")
+    return stage(quota=f'timezone = "{midday()}"\nextend = 16', orgs={"acme": of_group("first")}, more=more)
+
+
+def test_a_group_under_another_name_goes_on_with_its_use(grouped):
+    assert ask(grouped, 6) == [200] * 6
+    wanted = {"requests_per_day": 6, "requests_per_hour": 6, "tokens_per_month": 6 * TOKENS, "requests_per_month": 6}
+    for before, name in itertools.pairwise(("first", "second", "first", "third")):
+        eventually(lambda: all_used(grouped) == wanted, what=f"settlement before {name}")
+        assert called(grouped, name) == f"model group {before}: renamed to {name}\n", "one change, which loosens nothing"
+        assert all_used(grouped) == wanted
+        (acme,) = grouped.status()["organizations"]
+        assert {limit["scope"]["model"] for limit in acme["limits"]} == {name}
+    assert ask(grouped, 4) == [200] * 3 + [429], "the burst of the hour"
+
+
+def test_another_name_survives_a_stop_and_a_kill(grouped):
+    assert ask(grouped, 6) == [200] * 6
+    called(grouped, "second")
+    grouped.gateway.kill()
+    grouped.start()
+    assert all(used >= 6 for used in all_used(grouped).values()), all_used(grouped)
+    called(grouped, "third")
+    before = all_used(grouped)
+    assert grouped.gateway.end() == 0
+    grouped.start()
+    assert all_used(grouped) == before
+    left = 10 - before["requests_per_day"]
+    assert left <= 4 and 429 in ask(grouped, left + 1)
+
+
+def test_a_stream_under_way_when_its_group_gets_another_name_is_held_to_the_same_budget(grouped):
+    limits = "[model.{name}.limits]\ntokens_per_day = 2_000\n"
+    granted = Stage.ACME.replace('"mock-*", "gpt-*", "claude-*"', '"{name}"')
+
+    def call(name):
+        grouped.write_config(more=GROUP.format(name=name))
+        grouped.write_org("acme", granted.replace("{name}", name) + limits.format(name=name))
+        reloaded(grouped)
+
+    call("first")
+    with H1(grouped.connect()) as connection:
+        connection.send(connection.head(body=chat("mock-tokens-100000.tps-400", stream=True)))
+        assert connection.read_head()[0] == 200
+        pieces = [connection.read_chunk() for _ in range(20)]
+        call("second")
+        while pieces[-1] not in (b"", None) and len(pieces) < 5_000:
+            pieces.append(connection.read_chunk())
+    assert pieces[-1] is None, "cut, and not at its end"
+    assert 1_900 <= used(grouped, "tokens_per_day") <= 2_000 + 16
+
+
+def test_a_group_with_other_models_is_another_group(grouped):
+    assert ask(grouped, 6) == [200] * 6
+    grouped.write_config(more=GROUP.format(name="second").replace('"gpt-*"', '"gpt-4*"'))
+    grouped.write_org("acme", of_group("second"))
+    told = said(grouped)
+    assert "renamed" not in told and "model group first: removed" in told
+    assert all_used(grouped)["requests_per_day"] == 0
+    # What it used waits under its own name.
+    called(grouped, "first")
+    assert all_used(grouped)["requests_per_day"] == 6
+
+
+def test_a_purpose_under_another_name_goes_on_with_its_use(grouped):
+    limits = "[purpose.research.limits]\nrequests_per_day = 10\n"
+    grouped.write_org("acme", Stage.ACME + limits)
+    reloaded(grouped)
+    assert ask(grouped, 6) == [200] * 6
+    main = grouped.folder / "portcullis.toml"
+    main.write_text(main.read_text().replace("research", "studies"))
+    grouped.write_org("acme", (Stage.ACME + limits).replace("research", "studies"))
+    assert said(grouped) == "purpose research: renamed to studies\n"
+    assert ask(grouped, 5) == [400] * 5, "the old name is unknown"
+    with H1(grouped.connect()) as connection:
+        statuses = [connection.ask(body=chat(), portcullis_purpose="studies").status for _ in range(5)]
+    assert statuses == [200] * 4 + [429]
 
 
 # Restarts.

@@ -10,6 +10,8 @@ use crate::policy::limits::{Compiled, Memory};
 use crate::policy::models::Models;
 use crate::policy::org::{Draft, Mark, ModelGrant, Org};
 use crate::policy::pattern::Pattern;
+use crate::policy::renamed::Renames;
+use crate::policy::{Catalog, Policy};
 
 /// Everything that is built from organizations.
 pub(super) struct Built {
@@ -19,8 +21,17 @@ pub(super) struct Built {
 }
 
 /// Puts organizations together, ancestors before descendants.
-pub(super) fn build(drafts: &[Draft], models: &Models, was: Option<&Memory>, now: Now) -> Built {
-    let was = was.cloned().unwrap_or_default();
+pub(super) fn build(
+    drafts: &[Draft],
+    (models, purposes): (&Models, &Catalog),
+    previous: Option<&Policy>,
+    now: Now,
+) -> Built {
+    let mut was = Memory::default();
+    if let Some(previous) = previous {
+        was.clone_from(&previous.memory);
+        was.follow(&Renames::of((&previous.models, &previous.purposes), (models, purposes)));
+    }
     let mut memory = was.clone();
     memory.turn();
     let mut compiled: HashMap<OrgId, Compiled> = HashMap::new();

@@ -250,7 +250,11 @@ impl Gateway {
                 Refusal::new(Code::QuotaUnavailable, message)
             }
         };
-        self.ledger.admit_durably(&demand, &self.clock).await.map_err(denied)
+        let hold = self.ledger.admit_durably(&demand, &self.clock).await.map_err(denied)?;
+        for short in hold.shadowed() {
+            self.recorder.metrics.shadowed(&short.org, &snapshot.policy.named(&short.id), 1);
+        }
+        Ok(hold)
     }
 
     #[expect(clippy::too_many_arguments, reason = "everything that an exchange owes, gathered in one place")]

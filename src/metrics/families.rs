@@ -265,6 +265,12 @@ impl PerOrg {
         })
     }
 
+    /// A family beside them, which most organizations never need: what limits in shadow would have refused.
+    pub(super) fn of_shadows(org: &str) -> prometheus::Result<IntCounterVec> {
+        let help = "Requests that a limit in shadow would have refused.";
+        IntCounterVec::new(Opts::new("quota_shadow_refusals_total", help).const_label("org", org), &["quota"])
+    }
+
     /// Shows them from now on.
     pub(super) fn register(&self, registry: &Registry) -> prometheus::Result<()> {
         self.collectors().into_iter().try_for_each(|family| registry.register(family))

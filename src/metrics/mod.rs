@@ -201,6 +201,12 @@ impl Metrics {
         });
     }
 
+    /// A limit in shadow, of this organization and with this name, would have refused so many requests more; its counter
+    /// exists from then on.
+    pub fn shadowed(&self, org: &OrgId, quota: &str, more: u64) {
+        self.org(org).shadowed(&self.families, quota, more);
+    }
+
     /// Replaces the gauges of all quotas: computed when somebody asks, never on the request path.
     pub fn quotas(&self, samples: Vec<QuotaSample>) {
         self.families.quotas.0.replace(samples);

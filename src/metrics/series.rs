@@ -4,7 +4,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use dashmap::DashMap;
-use prometheus::{Histogram, IntCounter, IntGauge};
+use prometheus::{Histogram, IntCounter, IntCounterVec, IntGauge};
 
 use super::families::{Families, PerOrg};
 use crate::ask::Route;
@@ -43,6 +43,8 @@ pub struct OrgSeries {
     purposes: DashMap<PurposeId, [IntCounter; 2], Hashing>,
     models: DashMap<ModelName, Arc<Charged>, Hashing>,
     settled: [IntCounter; 2],
+    /// What limits in shadow would have refused, by limit; shown once there is any.
+    shadowed: OnceLock<IntCounterVec>,
 }
 
 /// The shared families that an organization's children are made from.
@@ -117,6 +119,7 @@ impl OrgSeries {
             purposes: DashMap::default(),
             models: DashMap::default(),
             settled: [settled("refunded"), settled("overdrawn")],
+            shadowed: OnceLock::new(),
         };
         EXPECTED.iter().for_each(|code| {
             let _ = series.refusal(*code);
@@ -147,6 +150,10 @@ impl OrgSeries {
             }
         }
         self.own.unregister(&families.registry);
+        if let Some(shadowed) = self.shadowed.get() {
+            // Only what was registered is ended.
+            let _ = families.registry.unregister(Box::new(shadowed.clone()));
+        }
         for direction in ["refunded", "overdrawn"] {
             let _ = families.quota_settled.remove_label_values(&[org, direction]);
         }
@@ -236,6 +243,20 @@ impl OrgSeries {
             "estimated" => charged.missing.inc(),
             "disputed" => charged.disputed.inc(),
             _ => {}
+        }
+    }
+
+    /// A limit in shadow would have refused so many requests more; its counter exists from then on.
+    pub(super) fn shadowed(&self, families: &Families, quota: &str, more: u64) {
+        if self.shadowed.get().is_none()
+            && let Ok(fresh) = PerOrg::of_shadows(&self.org)
+            && self.shadowed.set(fresh.clone()).is_ok()
+        {
+            // A name that is declared here alone is not there yet.
+            let _ = families.registry.register(Box::new(fresh));
+        }
+        if let Some(shadowed) = self.shadowed.get() {
+            shadowed.with_label_values(&[quota]).inc_by(more);
         }
     }
 

@@ -89,6 +89,7 @@ CATALOGUE = {
     "portcullis_response_body_bytes_total": ("counter", "route"),
     "portcullis_quota_used_ratio": ("gauge", "org quota"),
     "portcullis_quota_overspend_bound": ("gauge", "org quota"),
+    "portcullis_quota_shadow_refusals_total": ("counter", "org quota"),
     "portcullis_quota_requests_limit": ("gauge", "org window"),
     "portcullis_quota_requests_used": ("gauge", "org window"),
     "portcullis_quota_tokens_limit": ("gauge", "org window"),
@@ -142,6 +143,7 @@ uri = "spiffe://partners/{certificate}"
 [limits]
 tokens_per_day = 1_000_000
 requests_per_day = {requests}
+requests_per_hour = {{ limit = 1, shadow = true }}
 """
 
 
@@ -321,6 +323,14 @@ def test_what_alerts_ask_for_is_there_before_it_happens(run):
 
 
 # Truth.
+
+
+def test_what_a_limit_in_shadow_would_have_refused_is_counted(run):
+    counter = {"name": "portcullis_quota_shadow_refusals_total", "quota": "requests_per_hour"}
+    for org, admitted in (("acme", None), ("globex", 2)):
+        before, after = run.before.of(org=org, **counter), run.after.of(org=org, **counter)
+        assert before == 0 and after > 0
+        assert admitted is None or after == admitted - 1, "all but the first"
 
 
 def test_requests_are_counted_by_organization_route_and_code(run):

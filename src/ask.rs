@@ -141,7 +141,9 @@ pub struct Ask {
     pub text_bytes: u64,
     /// Those of them that hold the data of files, of which nobody knows before how much is text.
     pub file_bytes: u64,
-    /// Bytes of the texts that the model reads, without what stands around them in the body.
+    /// Bytes of its text that are there for its escapes alone: by so many is it shorter than it is written.
+    pub escape_bytes: u64,
+    /// Bytes of the texts that the model reads, unescaped and without what stands around them in the body.
     pub told_bytes: u64,
     /// Those of them that are like the one before them: of a line of dashes, many are one token.
     pub repeating_bytes: u64,

@@ -38,7 +38,7 @@ pub fn read(route: Route, body: &[u8]) -> Result<Ask, Refusal> {
     let mut draft = Draft::default();
     let whole = cursor.object(|cursor, key| draft.member(route, cursor, &key)).and_then(|()| cursor.finish());
     whole.map_err(|fault| refuse(&fault))?;
-    draft.finish(route, body.len(), open_brace)
+    draft.finish(route, (body.len(), cursor.spare()), open_brace)
 }
 
 /// What `stream_options` says.
@@ -266,7 +266,8 @@ impl<'a> Draft<'a> {
         self.fault.get_or_insert_with(|| Refusal::new(Code::BodyInvalid, message).at(name));
     }
 
-    fn finish(self, route: Route, length: usize, open_brace: usize) -> Result<Ask, Refusal> {
+    /// What was read of a body of so many bytes, of which so many are there for its escapes alone.
+    fn finish(self, route: Route, (length, spare): (usize, usize), open_brace: usize) -> Result<Ask, Refusal> {
         if let Some(fault) = self.fault {
             return Err(fault);
         }
@@ -284,6 +285,7 @@ impl<'a> Draft<'a> {
             body_bytes,
             text_bytes: body_bytes.saturating_sub(self.content.media_bytes),
             file_bytes: self.content.file_bytes,
+            escape_bytes: u64::try_from(spare).unwrap_or(u64::MAX),
             told_bytes: self.content.told_bytes,
             repeating_bytes: self.content.repeating_bytes,
             echoed_bytes: if self.echo { self.prompt_bytes.saturating_mul(each) } else { 0 },

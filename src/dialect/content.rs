@@ -7,8 +7,8 @@
 mod tools;
 
 use super::json::{Cursor, Fault, Kind};
+use super::text::Measure;
 use crate::names::ModelName;
-use crate::tokens::repeating;
 
 /// Members whose strings a model reads.
 const TOLD: [&str; 10] = [
@@ -44,7 +44,7 @@ pub(super) struct Content {
     pub(super) media_bytes: u64,
     /// Bytes of the body that hold the data of files: text in base64, or nothing of the kind.
     pub(super) file_bytes: u64,
-    /// Bytes of the strings that a model reads, their names and everything around them left out.
+    /// Bytes of the strings that a model reads, unescaped, their names and everything around them left out.
     pub(super) told_bytes: u64,
     /// Those of them that are like the one before them.
     pub(super) repeating_bytes: u64,
@@ -189,9 +189,15 @@ impl Content {
 
     /// Reads a string for the model.
     fn told(&mut self, cursor: &mut Cursor<'_>) -> Result<(), Fault> {
-        let text = cursor.string()?.raw().as_bytes();
-        self.repeating_bytes = self.repeating_bytes.saturating_add(repeating(text));
-        self.told_bytes = self.told_bytes.saturating_add(text.len() as u64);
+        let text = cursor.string()?;
+        let mut measure = Measure::default();
+        if text.spare() == 0 {
+            measure.pass(text.raw().as_bytes());
+        } else {
+            measure.string(text.raw().as_bytes());
+        }
+        self.repeating_bytes = self.repeating_bytes.saturating_add(measure.repeating());
+        self.told_bytes = self.told_bytes.saturating_add(measure.bytes());
         Ok(())
     }
 
@@ -350,7 +356,7 @@ impl Part {
     }
 }
 
-/// Reads a string: how many bytes it takes in the body.
+/// Reads a string that is no text: how many bytes it takes in the body.
 fn length(cursor: &mut Cursor<'_>) -> Result<u64, Fault> {
-    Ok(u64::try_from(cursor.string()?.raw().len()).unwrap_or(u64::MAX))
+    Ok(u64::try_from(cursor.data()?).unwrap_or(u64::MAX))
 }

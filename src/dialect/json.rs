@@ -37,7 +37,7 @@ pub(super) enum Kind {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Text<'a> {
     quoted: &'a str,
-    escaped: bool,
+    spare: usize,
 }
 
 impl<'a> Text<'a> {
@@ -46,9 +46,14 @@ impl<'a> Text<'a> {
         self.quoted.get(1..self.quoted.len().saturating_sub(1)).unwrap_or_default()
     }
 
+    /// By how many bytes its escapes make it longer than what is meant.
+    pub(super) fn spare(&self) -> usize {
+        self.spare
+    }
+
     /// The string that is meant.
     pub(super) fn decoded(&self) -> Cow<'a, str> {
-        if self.escaped {
+        if self.spare > 0 {
             serde_json::from_str(self.quoted).map_or(Cow::Borrowed(self.raw()), Cow::Owned)
         } else {
             Cow::Borrowed(self.raw())
@@ -62,6 +67,7 @@ pub(super) struct Cursor<'a> {
     text: &'a str,
     at: usize,
     depth: u8,
+    spare: usize,
 }
 
 type Read<T> = Result<T, Fault>;
@@ -69,7 +75,7 @@ type Read<T> = Result<T, Fault>;
 impl<'a> Cursor<'a> {
     /// The beginning of `text`.
     pub(super) fn new(text: &'a str) -> Cursor<'a> {
-        Cursor { text, at: 0, depth: 0 }
+        Cursor { text, at: 0, depth: 0, spare: 0 }
     }
 
     /// Skips white space and tells where the next token begins.
@@ -83,6 +89,11 @@ impl<'a> Cursor<'a> {
     /// Where the token that was read last ended.
     pub(super) fn end(&self) -> usize {
         self.at
+    }
+
+    /// By how many bytes escapes make the strings that were read longer than what is meant, data left out.
+    pub(super) fn spare(&self) -> usize {
+        self.spare
     }
 
     /// The kind of the value that comes next.
@@ -147,11 +158,18 @@ impl<'a> Cursor<'a> {
         }
     }
 
+    /// Reads a string that is no text: how many bytes it takes in the body.
+    pub(super) fn data(&mut self) -> Read<usize> {
+        let data = self.string()?;
+        self.spare -= data.spare;
+        Ok(data.raw().len())
+    }
+
     /// Reads a string.
     pub(super) fn string(&mut self) -> Read<Text<'a>> {
         let start = self.at;
         self.take(b'"')?;
-        let mut escaped = false;
+        let mut spare = 0;
         loop {
             let rest = self.text.as_bytes().get(self.at..).unwrap_or_default();
             let plain = memchr::memchr2(b'"', b'\\', rest).ok_or(Fault::Syntax(self.text.len()))?;
@@ -162,10 +180,10 @@ impl<'a> Cursor<'a> {
             if self.byte(self.at) == Some(b'"') {
                 self.at += 1;
                 let quoted = self.text.get(start..self.at).unwrap_or_default();
-                return Ok(Text { quoted, escaped });
+                self.spare += spare;
+                return Ok(Text { quoted, spare });
             }
-            escaped = true;
-            self.escape()?;
+            spare += self.escape()?;
         }
     }
 
@@ -258,21 +276,22 @@ impl<'a> Cursor<'a> {
         if self.at == start { Err(self.syntax()) } else { Ok(()) }
     }
 
-    /// Reads one escape, a surrogate pair as a whole.
-    fn escape(&mut self) -> Read<()> {
-        match self.byte(self.at + 1) {
-            Some(b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't') => self.at += 2,
+    /// Reads one escape, a surrogate pair as a whole; tells by how many bytes it is longer than what is meant.
+    fn escape(&mut self) -> Read<usize> {
+        let (written, meant) = match self.byte(self.at + 1) {
+            Some(b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't') => (2, 1),
             Some(b'u') => match self.unit(self.at)? {
                 0xDC00..=0xDFFF => return Err(self.syntax()),
                 0xD800..=0xDBFF => match self.unit(self.at + 6)? {
-                    0xDC00..=0xDFFF => self.at += 12,
+                    0xDC00..=0xDFFF => (12, 4),
                     _ => return Err(self.syntax()),
                 },
-                _ => self.at += 6,
+                unit => (6, char::from_u32(unit.into()).map_or(3, char::len_utf8)),
             },
             _ => return Err(self.syntax()),
-        }
-        Ok(())
+        };
+        self.at += written;
+        Ok(written - meant)
     }
 
     /// The UTF-16 unit of the `\uXXXX` at `at`.

@@ -12,6 +12,7 @@ mod json;
 mod limit_headers;
 mod metered;
 mod splice;
+mod text;
 
 pub use body::read;
 pub use catalogue::{Page, models_list};
@@ -19,6 +20,7 @@ pub use envelope::{Envelope, Form, envelope};
 pub use event::error_event;
 pub use limit_headers::{Fixed, LimitView, limit_headers, passing, policy_name};
 pub use splice::{Edits, Spliced, splice};
+pub use text::{Escape, Measure};
 
 use crate::ask::Dialect;
 use crate::outcome::Code;

@@ -103,10 +103,11 @@ impl Calibration {
         let key = (ask.route.dialect(), ask.model.clone());
         let shares = self.models.lock().get(&key).copied().unwrap_or_default();
         let nontext_input = nontext_tokens.saturating_mul(ask.nontext_parts.into());
-        let likely = shares.input.high().tokens(ask.text_bytes).saturating_add(nontext_input);
+        let read_bytes = read_bytes(ask);
+        let likely = shares.input.high().tokens(read_bytes).saturating_add(nontext_input);
         let reserved_input = upper_bound(ask, Some(nontext_tokens)).map_or(likely, |most| most.min(likely));
         // The data of a file may be no text at all.
-        let text_bytes = ask.text_bytes.saturating_sub(ask.file_bytes);
+        let text_bytes = read_bytes.saturating_sub(ask.file_bytes);
         let sparsest = PerByte(LEARNED.start().unsigned_abs()).tokens(text_bytes);
         Gauge {
             reserved_input,
@@ -137,13 +138,18 @@ impl Calibration {
         let shares = models.entry(key).or_default();
         let usage = &settlement.usage;
         if !ask.unbounded && ask.nontext_parts == 0 {
-            shares.input.learn(usage.all_input(), ask.text_bytes);
+            shares.input.learn(usage.all_input(), read_bytes(ask));
         }
         let sealed = observed.sealed_bytes > 0 && usage.reasoning == 0;
         if !sealed && observed.media_bytes == 0 && ask.echoed_bytes == 0 {
             shares.output.learn(usage.output.saturating_sub(usage.reasoning), observed.text_bytes);
         }
     }
+}
+
+/// Bytes of what is read of a body, as estimates count them: its text unescaped.
+fn read_bytes(ask: &Ask) -> u64 {
+    ask.text_bytes.saturating_sub(ask.escape_bytes)
 }
 
 impl Share {
@@ -188,6 +194,7 @@ mod tests {
             body_bytes: text_bytes,
             text_bytes,
             file_bytes: 0,
+            escape_bytes: 0,
             told_bytes: text_bytes,
             repeating_bytes: 0,
             echoed_bytes: 0,
@@ -314,6 +321,23 @@ mod tests {
         assert_eq!((gauge.input_to_reserve(), upper_bound(&file, Some(2000))), (2400, Some(3232)));
         assert_eq!(gauge.settle(&Observed::default()).usage.input, 2100);
         assert_eq!(gauge.least_input(), 2060, "no more than what is charged");
+    }
+
+    #[test]
+    fn a_text_is_estimated_as_if_it_stood_there_unescaped() {
+        let (plain, escaped) = (ask(1000), Ask { body_bytes: 3000, text_bytes: 3000, escape_bytes: 2000, ..ask(1000) });
+        let calibration = Calibration::new();
+        let of = |asked: &Ask| {
+            let gauge = calibration.gauge(asked, 0);
+            (gauge.reserved_input, gauge.least_input, gauge.text_input, gauge.told_input)
+        };
+        for _ in 0..100 {
+            assert_eq!(of(&escaped), of(&plain));
+            let (observed, settlement) = ended(250, 1, 0);
+            calibration.learn(&escaped, &observed, &settlement);
+        }
+        assert!((240..=260).contains(&of(&plain).2), "{:?}", of(&plain));
+        assert_eq!(upper_bound(&escaped, None), Some(3032), "what bounds it is what is written");
     }
 
     #[test]

@@ -9,6 +9,7 @@ use super::report::Report;
 use super::texts::Texts;
 use super::token::{Scratch, string_end};
 use super::words::{Says, Word};
+use crate::dialect::Escape;
 
 /// What is being read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,7 +18,7 @@ enum Place {
     Between,
     /// In a string.
     String,
-    /// In a string, just after a backslash.
+    /// In a string, in an escape, behind its backslash.
     Escape,
     /// In a number of a usage object.
     Number,
@@ -62,6 +63,7 @@ pub(super) struct Reader {
     role: Role,
     at: Nesting,
     scratch: Scratch,
+    escape: Escape,
     document: Document,
     report: Report,
     texts: Texts,
@@ -78,6 +80,7 @@ impl Reader {
             role: Role::Nothing,
             at: Nesting::OUTSIDE,
             scratch: Scratch::EMPTY,
+            escape: Escape::default(),
             document: Document::default(),
             report: Report::default(),
             texts: Texts::default(),
@@ -144,6 +147,7 @@ impl Reader {
             self.end_number();
         }
         self.place = Place::Between;
+        self.escape = Escape::default();
         self.at = Nesting::OUTSIDE;
         self.report.drop_iterations();
         std::mem::take(&mut self.document)
@@ -224,19 +228,10 @@ impl Reader {
     }
 
     fn escape<'b>(&mut self, rest: &'b [u8]) -> &'b [u8] {
-        match self.role {
-            // A `\u` counts as its four digits: about the bytes of such a character.
-            Role::Text => {
-                if let Some(letter) = rest.first().filter(|letter| **letter != b'u') {
-                    self.texts.escaped(self.at.telling(), *letter);
-                }
-            }
-            // No vendor escapes a name that means anything.
-            Role::Name | Role::Type | Role::Kind => self.scratch.spoil(),
-            Role::Data(_) | Role::Nothing => {}
-        }
+        let Some((meant, after)) = self.escape.read(rest) else { return &[] };
         self.place = Place::String;
-        rest.get(1..).unwrap_or_default()
+        self.pass_string(meant.as_bytes());
+        after
     }
 
     fn number<'b>(&mut self, rest: &'b [u8]) -> &'b [u8] {

@@ -4,7 +4,7 @@
 //! the response that is complete. Some servers send one of those alone. So each is summed apart, and the largest sum
 //! counts: what was told twice is not charged twice, and what was told late is charged.
 
-use crate::tokens::repeating;
+use crate::dialect::Measure;
 
 /// Where in a document a text stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,53 +24,34 @@ pub(super) enum Telling {
 /// The bytes of an answer's text, by where they stood.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct Texts {
-    passing: u64,
+    passing: Measure,
     done: u64,
     part: u64,
     item: u64,
     whole: u64,
-    repeating: u64,
-    /// The last byte of text, or what was escaped there.
-    last: Option<u8>,
 }
 
 impl Texts {
     /// Counts `inside`, which goes on where the text before it ended.
     pub(super) fn pass(&mut self, telling: Telling, inside: &[u8]) {
-        let [first, .., last] = inside else { return inside.iter().for_each(|byte| self.escaped(telling, *byte)) };
-        self.add(telling, inside.len() as u64);
-        if telling == Telling::Passing {
-            self.repeating += repeating(inside) + u64::from(self.last == Some(*first));
-        }
-        self.last = Some(*last);
-    }
-
-    /// Counts one byte, or what stands for one.
-    pub(super) fn escaped(&mut self, telling: Telling, byte: u8) {
-        self.add(telling, 1);
-        self.repeating += u64::from(telling == Telling::Passing && self.last == Some(byte));
-        self.last = Some(byte);
-    }
-
-    fn add(&mut self, telling: Telling, bytes: u64) {
         let sum = match telling {
-            Telling::Passing => &mut self.passing,
+            Telling::Passing => return self.passing.pass(inside),
             Telling::Done => &mut self.done,
             Telling::Part => &mut self.part,
             Telling::Item => &mut self.item,
             Telling::Whole => &mut self.whole,
         };
-        *sum = sum.saturating_add(bytes);
+        *sum = sum.saturating_add(inside.len() as u64);
     }
 
     /// Bytes of the text, each counted once.
     pub(super) fn bytes(&self) -> u64 {
-        self.passing.max(self.done).max(self.part).max(self.item).max(self.whole)
+        self.passing.bytes().max(self.done).max(self.part).max(self.item).max(self.whole)
     }
 
     /// Bytes of it that are like the one before them, as in lines and indentation: many of them may be one token.
     pub(super) fn repeating(&self) -> u64 {
-        self.repeating
+        self.passing.repeating()
     }
 }
 
@@ -91,19 +72,6 @@ mod tests {
         ] {
             texts.pass(telling, b"ab-----");
             assert_eq!(texts.bytes(), bytes, "{telling:?}");
-        }
-    }
-
-    #[test]
-    fn runs_are_found_however_the_text_is_cut() {
-        let text = b"a  b-----cc";
-        for cut in 0..text.len() {
-            let mut texts = Texts::default();
-            let (before, after) = text.split_at(cut);
-            for piece in [before, after] {
-                texts.pass(Telling::Passing, piece);
-            }
-            assert_eq!((texts.bytes(), texts.repeating()), (11, 1 + 4 + 1), "{cut}");
         }
     }
 }

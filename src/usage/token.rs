@@ -24,11 +24,6 @@ impl Scratch {
         self.length = end;
     }
 
-    /// Makes the token one that means nothing.
-    pub(super) fn spoil(&mut self) {
-        self.length = usize::MAX;
-    }
-
     /// What was pushed, unless it did not fit.
     pub(super) fn whole(&self) -> &[u8] {
         self.bytes.get(..self.length).unwrap_or_default()

@@ -38,6 +38,38 @@ fn the_data_of_files_is_known_apart() {
 }
 
 #[test]
+fn a_text_is_as_long_unescaped_however_it_is_written() {
+    let text = "Злоумышленник: \"да\"\n\n\n😀";
+    let body = Value::from(text).to_string();
+    let escaped = |unit: u16| match u8::try_from(unit) {
+        Ok(ascii @ ..0x80) => char::from(ascii).to_string(),
+        _ => format!("\\u{unit:04X}"),
+    };
+    let ascii: String = body.encode_utf16().map(escaped).collect();
+    for (route, members) in [
+        (Route::Chat, r#""messages":[{"role":"user","content":TEXT}]"#),
+        (Route::Chat, r#""messages":[{"role":"user","content":[{"type":"text","text":TEXT}]}]"#),
+        (Route::Responses, r#""input":TEXT"#),
+        (Route::Messages, r#""system":TEXT,"messages":[]"#),
+        (Route::Embeddings, r#""input":[TEXT]"#),
+        (Route::Completions, r#""echo":true,"prompt":TEXT"#),
+    ] {
+        let around = chat(&members.replace("TEXT", "")).len() as u64;
+        for written in [&body, &ascii] {
+            let ask = asked(route, &chat(&members.replace("TEXT", written)));
+            assert_eq!(ask.told_bytes, text.len() as u64, "{written}");
+            assert_eq!(ask.repeating_bytes, 2, "{written}");
+            assert_eq!(ask.text_bytes - ask.escape_bytes, around + 2 + ask.told_bytes, "{written}");
+            assert_eq!(ask.text_bytes, ask.body_bytes, "a bound holds for what is written");
+            assert!(route != Route::Completions || ask.echoed_bytes == ask.told_bytes);
+        }
+    }
+    let image = r#"{"type":"image_url","image_url":{"url":"data:image\/png;base64,AA\/\/"}}"#;
+    let ask = asked(Route::Chat, &chat(&format!(r#""messages":[{{"role":"user","content":[{image}]}}],"x":"\u00e9""#)));
+    assert_eq!(ask.escape_bytes, 4, "those of data are no text's");
+}
+
+#[test]
 fn a_prompt_that_is_to_come_back_is_counted_as_often_as_it_does() {
     for (route, members, bytes) in [
         (Route::Completions, r#""prompt":"hello","echo":true"#, 5),

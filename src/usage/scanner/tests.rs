@@ -258,7 +258,7 @@ fn usage_that_lies_repeats_decreases_or_overflows_is_taken_at_its_largest() {
             vec![r#"{"x":{"prompt_tokens":7,"completion_tokens":9,"total_tokens":99},"prompt_tokens":1}"#],
             usage(1, 0, 0, 0, 0),
         ),
-        (vec![r#"{"us\u0061ge":1,"prompt_t\u006fkens":10}"#], None),
+        (vec![r#"{"us\u0061ge":1,"prompt_t\u006fkens":10}"#], usage(10, 0, 0, 0, 0)),
     ] {
         let body: String = chunks.iter().map(|usage| chunk(usage)).collect();
         assert_eq!(events(Route::Chat, &body).usage, wanted, "{body}");
@@ -609,7 +609,7 @@ fn what_of_an_answer_is_no_text_is_counted_apart() {
             r#"{"output":[{"type":"image_generation_call","result":"01\/34"},{"encrypted_content":"678","content":[{"text":"a"}]}]}"#,
             1,
             3,
-            4,
+            5,
         ),
         (
             Route::Responses,
@@ -708,12 +708,68 @@ fn what_is_no_text_is_counted_in_every_event_that_begins_alike() {
     }
 }
 
+/// JSON with everything escaped that is not ASCII, as some serializers write it.
+fn ascii(json: &str) -> String {
+    let escaped = |character: char| match character {
+        ascii if ascii.is_ascii() => ascii.to_string(),
+        other => other.encode_utf16(&mut [0; 2]).iter().map(|unit| format!("\\u{unit:04x}")).collect(),
+    };
+    json.chars().map(escaped).collect()
+}
+
+#[test]
+fn a_text_counts_the_same_however_it_is_escaped() {
+    let text = "Расследование: \"да\"\\n\n\n\n\n — 😀 конец";
+    let plain = serde_json::to_string(text).unwrap();
+    let delta = "{\"type\":\"content_block_delta\",\"delta\":{\"type\":\"text_delta\",\"text\":TEXT}}";
+    let runs = text.as_bytes().windows(2).filter(|two| two[0] == two[1]).count() as u64;
+    for (route, form, body) in [
+        (Route::Chat, Form::Events, r#"data: {"choices":[{"delta":{"content":TEXT}}]}"#.to_owned()),
+        (Route::Chat, Form::Whole, r#"{"choices":[{"message":{"content":TEXT}}]}"#.to_owned()),
+        (Route::Completions, Form::Events, r#"data: {"choices":[{"text":TEXT}]}"#.to_owned()),
+        (Route::Completions, Form::Whole, r#"{"choices":[{"text":TEXT}]}"#.to_owned()),
+        (Route::Responses, Form::Events, r#"data: {"type":"response.output_text.delta","delta":TEXT}"#.to_owned()),
+        (Route::Responses, Form::Whole, r#"{"output":[{"content":[{"type":"output_text","text":TEXT}]}]}"#.to_owned()),
+        (Route::Messages, Form::Events, format!("data: {delta}")),
+        (Route::Messages, Form::Whole, r#"{"content":[{"type":"text","text":TEXT}]}"#.to_owned()),
+        (Route::Messages, Form::Whole, r#"{"content":[{"type":"tool_use","input":TEXT}]}"#.to_owned()),
+    ] {
+        for written in [plain.clone(), ascii(&plain), plain.replace('/', "\\/")] {
+            let body = format!("{}\n\n", body.replace("TEXT", &written));
+            for pieces in [1, 2, 3, 5, 1000] {
+                let Observed { text_bytes, repeating_bytes, .. } =
+                    run(route, form, false, body.as_bytes(), &[pieces]).observed;
+                assert_eq!((text_bytes, repeating_bytes), (text.len() as u64, runs), "{pieces} {body}");
+            }
+        }
+    }
+}
+
+#[test]
+fn what_is_escaped_wrongly_ends_where_its_string_does() {
+    let chunk = |text: &str| {
+        format!(
+            "data: {{\"choices\":[{{\"delta\":{{\"content\":\"{text}\"}}}}],\"usage\":{{\"prompt_tokens\":3}}}}\n\n"
+        )
+    };
+    for (text, bytes) in [(r"\u", 1), (r"\u12", 1), (r"\u12\n", 2), (r"\ud83d", 2), (r"\ude00!", 3), (r"\q", 1)] {
+        for pieces in [1, 2, 1000] {
+            let body =
+                [chunk(text), "data: {\"choices\":[{\"delta\":{\"content\":\"\\u04".into(), "\n\n".into(), chunk("a")]
+                    .concat();
+            let observed = run(Route::Chat, Form::Events, false, body.as_bytes(), &[pieces]).observed;
+            assert_eq!((observed.text_bytes, observed.usage), (bytes + 1, usage(3, 0, 0, 0, 0)), "{text} {pieces}");
+        }
+    }
+}
+
 /// A stream of odd bytes in which everything of interest may occur.
 fn noise() -> impl Strategy<Value = Vec<u8>> {
     let piece = prop_oneof![
         6 => Just("\n"), 2 => Just("\r"), 2 => Just("\r\n"), 5 => Just("data:"), 2 => Just("data: "), 1 => Just(":"),
         2 => Just("{\"choices\":["), 1 => Just("{\"delta\":{\"content\":\"hey"), 1 => Just("\"usage\":{\"prompt_tokens\":1"),
         3 => Just("{\"choices\":[],\"usage\":{\"completion_tokens\":5}}\n\n"), 1 => Just("\\"), 1 => Just("\\u00"), 1 => Just("\""),
+        1 => Just("\\u0420"), 1 => Just("\\ud83d"), 1 => Just("\\ude00"), 1 => Just("\\n"),
         1 => Just("{"), 1 => Just("}"), 1 => Just("["), 1 => Just("]"), 1 => Just(","), 1 => Just("[DONE]"), 1 => Just("é"),
         1 => Just("\"error\":{"), 1 => Just("event: error"), 1 => Just("\u{feff}"),
     ];
@@ -723,12 +779,15 @@ fn noise() -> impl Strategy<Value = Vec<u8>> {
 proptest! {
     #[test]
     fn pieces_make_no_difference(
-        which in 0usize..SAMPLES.len(), strip: bool, end in 0usize..3, cut in any::<prop::sample::Index>(),
+        which in 0usize..SAMPLES.len(), strip: bool, escaped: bool, end in 0usize..3, cut in any::<prop::sample::Index>(),
         lengths in proptest::collection::vec(prop_oneof![1usize..20, 1usize..2000], 1..30),
     ) {
         let (name, route, form) = SAMPLES[which];
         let text = String::from_utf8(fixture(name).to_vec()).unwrap().replace("\r\n", "\n").replace('\n', ["\n", "\r", "\r\n"][end]);
-        for body in [text.as_bytes(), &text.as_bytes()[..cut.index(text.len())]] {
+        let written = if escaped { ascii(&text) } else { text.clone() };
+        let observed = |text: &str| whole(route, form, strip, text.as_bytes()).observed;
+        prop_assert_eq!(observed(&written), observed(&text));
+        for body in [written.as_bytes(), &written.as_bytes()[..cut.index(written.len())]] {
             prop_assert_eq!(run(route, form, strip, body, &lengths), whole(route, form, strip, body));
         }
     }
@@ -746,12 +805,15 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(1500))]
 
     #[test]
-    fn it_reads_what_a_whole_parser_reads(documents in proptest::collection::vec(document(), 1..5), pretty: bool) {
+    fn it_reads_what_a_whole_parser_reads(
+        documents in proptest::collection::vec(document(), 1..5), pretty: bool, escaped: bool,
+    ) {
         let mut body = String::new();
         let mut kept = String::new();
         let mut wanted = Reference::default();
         for document in &documents {
             let text = if pretty { serde_json::to_string_pretty(document) } else { serde_json::to_string(document) }.unwrap();
+            let text = if escaped { ascii(&text).replace("\"usage\"", r#""us\u0061ge""#) } else { text };
             let event: String = text.lines().map(|line| format!("data: {line}\n")).chain(["\n".to_owned()]).collect();
             body += &event;
             if !wanted.read(document) {

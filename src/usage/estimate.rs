@@ -125,9 +125,10 @@ impl Calibration {
         }
     }
 
-    /// Learns from an exchange that ended; only from reports that were believed, and only where text is all there is.
+    /// Learns from an exchange that ended; only from reports that were believed and tell input and output apart, and only
+    /// where text is all there is.
     pub fn learn(&self, ask: &Ask, observed: &Observed, settlement: &Settlement) {
-        if settlement.basis != Basis::Reported {
+        if settlement.basis != Basis::Reported || observed.undivided {
             return;
         }
         let key = (ask.route.dialect(), ask.model.clone());
@@ -294,6 +295,11 @@ mod tests {
         let (observed, settlement) = ended(1, 1, 1000);
         calibration.learn(&ask(1000), &observed, &Settlement { basis: Basis::Disputed, ..settlement });
         calibration.learn(&ask(1000), &observed, &Settlement { basis: Basis::Estimated, ..settlement });
+        calibration.learn(
+            &ask(1000),
+            &Observed { undivided: true, ..observed },
+            &Settlement { basis: Basis::Reported, ..settlement },
+        );
         let (observed, settlement) = ended(1_000_000, 0, 10);
         calibration.learn(&Ask { nontext_parts: 1, ..ask(1000) }, &observed, &settlement);
         calibration.learn(&Ask { unbounded: true, ..ask(1000) }, &observed, &settlement);

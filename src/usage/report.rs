@@ -89,6 +89,11 @@ impl Report {
         self.runs.forget();
     }
 
+    /// Whether a sum is all that was reported: nobody said how much of it was input.
+    pub(super) fn is_undivided(&self) -> bool {
+        self.total > 0 && *self == Report { any: self.any, total: self.total, ..Report::default() }
+    }
+
     /// What was used, if anything was reported.
     pub(super) fn usage(&self, dialect: Dialect) -> Option<Usage> {
         self.any.then(|| match dialect {
@@ -180,5 +185,20 @@ mod tests {
         assert_eq!(report.usage(Dialect::OpenAi), Some(hidden_reasoning));
         report.note(Field::Cached, b"99999");
         assert_eq!(report.usage(Dialect::OpenAi).map(|usage| usage.all_input()), Some(100));
+    }
+
+    #[test]
+    fn a_sum_is_undivided_until_a_part_of_it_is_told() {
+        let mut report = Report::default();
+        for (field, written, undivided) in [
+            (Field::Prompt, "0", false),
+            (Field::Total, "0", false),
+            (Field::Total, "20", true),
+            (Field::Completion, "0", true),
+            (Field::Prompt, "8", false),
+        ] {
+            report.note(field, written.as_bytes());
+            assert_eq!(report.is_undivided(), undivided, "{field:?} {written}");
+        }
     }
 }

@@ -51,6 +51,8 @@ impl Form {
 pub struct Observed {
     /// What the upstream reported.
     pub usage: Option<Usage>,
+    /// Of that, nobody said how much was input: all of it stands as output.
+    pub undivided: bool,
     /// What it reported will not grow any more.
     pub usage_final: bool,
     /// Bytes of the answer's text, for estimates; not zero from the first content on.
@@ -81,7 +83,7 @@ impl Observed {
 /// The observer of one answer.
 #[derive(Debug)]
 pub struct Scanner {
-    dialect: Dialect,
+    route: Route,
     form: Form,
     strip: bool,
     /// Whether the stream begins as JSON does and no event can; unknown until its first byte.
@@ -146,7 +148,7 @@ impl Scanner {
     #[must_use]
     pub fn new(route: Route, form: Form, strip_usage_chunk: bool) -> Scanner {
         Scanner {
-            dialect: route.dialect(),
+            route,
             form,
             strip: strip_usage_chunk && form == Form::Events && matches!(route, Route::Chat | Route::Completions),
             misnamed: None,
@@ -227,8 +229,10 @@ impl Scanner {
     #[must_use]
     pub fn observed(&self) -> Observed {
         let verdict = self.verdict();
+        let (usage, undivided) = self.reported();
         Observed {
-            usage: self.reader.report().usage(self.dialect),
+            usage,
+            undivided,
             usage_final: verdict.usage_final,
             text_bytes: self.reader.texts().bytes(),
             repeating_bytes: self.reader.texts().repeating(),
@@ -238,6 +242,17 @@ impl Scanner {
             finished: verdict.finished,
             upstream_error: verdict.error,
         }
+    }
+
+    /// What was reported, and whether that is a sum of which nobody knows how much was input. Of embeddings, all is.
+    fn reported(&self) -> (Option<Usage>, bool) {
+        let (report, dialect) = (self.reader.report(), self.route.dialect());
+        let usage = report.usage(dialect);
+        let undivided = dialect == Dialect::OpenAi && report.is_undivided();
+        if !undivided || self.route != Route::Embeddings {
+            return (usage, undivided);
+        }
+        (usage.map(|sum| Usage { input: sum.output, output: 0, ..sum }), false)
     }
 
     /// Whether there was something, and nothing in which the text of an answer is known to stand.

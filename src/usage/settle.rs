@@ -93,6 +93,12 @@ pub struct Gauge {
     pub(super) most_output: u64,
 }
 
+/// Which parts of a report are too low.
+struct Low {
+    input: bool,
+    output: bool,
+}
+
 impl Gauge {
     /// The same measure of an answer that may have so many output tokens by what its upstream was told.
     #[must_use]
@@ -124,8 +130,16 @@ impl Gauge {
     #[must_use]
     pub fn output_so_far(&self, observed: &Observed) -> u64 {
         let metered = self.metered(observed).saturating_add(self.unread(observed));
-        let reported = observed.usage.map(|usage| usage.output).filter(|output| !self.is_absurd(*output, metered));
+        let reported =
+            self.reported(observed).map(|usage| usage.output).filter(|output| !self.is_absurd(*output, metered));
         metered.max(reported.unwrap_or(0))
+    }
+
+    /// What was reported. Of a sum that nobody divided, what its input is estimated at is input, and the rest output.
+    fn reported(&self, observed: &Observed) -> Option<Usage> {
+        let usage = observed.usage?;
+        let input = if observed.undivided { self.input().min(usage.output) } else { return Some(usage) };
+        Some(Usage { input, output: usage.output - input, ..usage })
     }
 
     /// What the text comes to. An estimate that is above what the upstream was told is taken for wrong, unless it is so
@@ -177,25 +191,36 @@ impl Gauge {
     /// be old: the larger of it and what was metered counts.
     #[must_use]
     pub fn settle(&self, observed: &Observed) -> Settlement {
-        let Some(reported) = observed.usage else {
+        let Some(reported) = self.reported(observed) else {
             let usage = Usage { input: self.input(), output: self.output_so_far(observed), ..Usage::default() };
             return Settlement { usage, basis: Basis::Estimated };
         };
         let whole = observed.usage_final || observed.finished;
-        let (output, mut basis) = self.output(reported.output, observed);
+        let low = self.low(&reported, observed);
+        let (output, mut basis) = self.output(reported.output, low.output, observed);
         let mut usage = Usage { output, reasoning: reported.reasoning.min(output), ..reported };
         let input = reported.all_input();
-        if below_a_quarter(input, self.told_input) || input > self.most_input {
+        if low.input || input > self.most_input {
             usage = Usage { input: self.input(), cached_input: 0, cache_write: 0, ..usage };
             basis = if whole { Basis::Disputed } else { basis };
         }
         Settlement { usage, basis }
     }
 
-    /// The output that is charged where so much is `reported`. Whoever says that he kept to what he was told is not held
+    /// Which parts of a report are less than a quarter of what there was at least. A sum that nobody divided is held to
+    /// the sum of that.
+    fn low(&self, reported: &Usage, observed: &Observed) -> Low {
+        let (input, output, least) = (reported.all_input(), reported.output, self.least(observed));
+        if observed.undivided {
+            let low = below_a_quarter(input.saturating_add(output), self.told_input.saturating_add(least));
+            return Low { input: low, output: low };
+        }
+        Low { input: below_a_quarter(input, self.told_input), output: below_a_quarter(output, least) }
+    }
+
+    /// The output that is charged where so much is `reported`, which may be low. Whoever says that he kept to what he was told is not held
     /// to have made more.
-    fn output(&self, reported: u64, observed: &Observed) -> (u64, Basis) {
-        let is_low = below_a_quarter(reported, self.least(observed));
+    fn output(&self, reported: u64, is_low: bool, observed: &Observed) -> (u64, Basis) {
         let (metered, is_low) = if is_low && reported <= self.told_output {
             let most = self.output.tokens(self.made(observed)).min(self.told_output);
             (most, below_a_quarter(reported, most))
@@ -354,6 +379,28 @@ mod tests {
             let settlement = gauge.told(told).settle(&observed(usage, text_bytes, true));
             assert_eq!((settlement.usage.output, settlement.basis), (charged, basis), "{told} {usage:?} {text_bytes}");
         }
+    }
+
+    #[test]
+    fn a_sum_that_nobody_divided_is_believed_as_one() {
+        let gauge = Gauge { nontext_input: 0, ..GAUGE };
+        // the sum, text bytes; what is charged
+        for (sum, text_bytes, input, output, basis) in [
+            (27, 100, 27, 0, Basis::Reported),
+            (40, 100, 40, 0, Basis::Reported),
+            (78, 100, 40, 38, Basis::Reported),
+            (35, 400, 35, 0, Basis::Reported),
+            (34, 400, 40, 100, Basis::Disputed),
+            (40 + (1 << 20), 400, 40, 1 << 20, Basis::Reported),
+            (41 + (1 << 20), 400, 40, 100, Basis::Disputed),
+        ] {
+            let sum = Observed { undivided: true, ..observed(Some((0, sum)), text_bytes, true) };
+            let settlement = gauge.settle(&sum);
+            let got = (settlement.usage.input, settlement.usage.output, settlement.basis);
+            assert_eq!(got, (input, output, basis), "{sum:?}");
+        }
+        let streamed = Observed { undivided: true, ..observed(Some((0, 1000)), 100, false) };
+        assert_eq!(gauge.output_so_far(&streamed), 960);
     }
 
     #[test]

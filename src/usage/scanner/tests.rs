@@ -271,6 +271,31 @@ fn usage_that_lies_repeats_decreases_or_overflows_is_taken_at_its_largest() {
 }
 
 #[test]
+fn of_a_sum_alone_nobody_knows_the_parts_unless_there_is_but_one() {
+    for (route, reported, wanted, undivided) in [
+        (Route::Embeddings, r#"{"total_tokens":20}"#, usage(20, 0, 0, 0, 0), false),
+        (Route::Embeddings, r#"{"prompt_tokens":0,"total_tokens":20}"#, usage(20, 0, 0, 0, 0), false),
+        (Route::Embeddings, r#"{"prompt_tokens":20,"total_tokens":20}"#, usage(20, 0, 0, 0, 0), false),
+        (Route::Chat, r#"{"total_tokens":27}"#, usage(0, 0, 0, 27, 0), true),
+        (
+            Route::Responses,
+            r#"{"total_tokens":27,"input_tokens_details":{"cached_tokens":0}}"#,
+            usage(0, 0, 0, 27, 0),
+            true,
+        ),
+        (Route::Completions, r#"{"total_tokens":27,"prompt_tokens":20}"#, usage(20, 0, 0, 7, 0), false),
+        (Route::Chat, r#"{"total_tokens":27,"completion_tokens":7}"#, usage(0, 0, 0, 27, 0), false),
+        (Route::Messages, r#"{"total_tokens":27}"#, usage(0, 0, 0, 0, 0), false),
+    ] {
+        let body = format!(r#"{{"choices":[],"usage":{reported}}}"#);
+        for pieces in [1, 1000] {
+            let observed = run(route, Form::Whole, false, body.as_bytes(), &[pieces]).observed;
+            assert_eq!((observed.usage, observed.undivided), (wanted, undivided), "{route:?} {reported}");
+        }
+    }
+}
+
+#[test]
 fn ends_and_errors_are_noticed() {
     let ends = |route, body: &str| {
         let observed = events(route, body);

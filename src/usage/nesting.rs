@@ -56,6 +56,8 @@ pub(super) struct Nesting {
     pub(super) depth: u32,
     /// Which of the outermost 64 are objects; the outermost is the lowest bit.
     objects: u64,
+    /// Which of the outermost 64 are parts of an answer, or lists of such: what nobody knows in them is text.
+    parts: u64,
     /// Whether the next string is a name.
     pub(super) at_name: bool,
     /// The name of the value that comes next.
@@ -79,6 +81,7 @@ impl Nesting {
     pub(super) const OUTSIDE: Nesting = Nesting {
         depth: 0,
         objects: 0,
+        parts: 0,
         at_name: false,
         name: Word::Other,
         top: Word::Other,
@@ -90,8 +93,28 @@ impl Nesting {
     };
 
     fn in_object(&self) -> bool {
+        self.is_in(self.objects)
+    }
+
+    /// Whether this is directly in a part of an answer, or in a list of such.
+    fn in_part(&self) -> bool {
+        self.is_in(self.parts)
+    }
+
+    fn is_in(&self, set: u64) -> bool {
         let bit = self.depth.wrapping_sub(1);
-        bit < 64 && (self.objects >> bit) & 1 == 1
+        bit < 64 && (set >> bit) & 1 == 1
+    }
+
+    /// Whether what opens now is a part of an answer, or a list of such: a choice, its delta or message, a block of
+    /// content. What stands beside the text in them, such as probabilities, is none.
+    fn opens_part(&self) -> bool {
+        let known = || self.depth == 1 || self.in_part() || matches!(self.top, Word::Place | Word::Item | Word::Holder);
+        match self.name {
+            Word::Choices => self.depth == 1,
+            Word::Content | Word::Block | Word::Part | Word::Holder => self.in_place() && known(),
+            _ => self.in_part() && !self.in_object(),
+        }
     }
 
     /// Whether names mean something here.
@@ -106,7 +129,9 @@ impl Nesting {
 
     /// Whether a string value that comes now is text of the answer.
     pub(super) fn at_text(&self) -> bool {
-        let is_text = self.name.is_text() && self.in_place() || self.depth == 1 && self.name == Word::Text;
+        let is_text = self.name.is_text() && self.in_place()
+            || self.depth == 1 && self.name == Word::Text
+            || self.in_part() && self.in_object() && self.name.may_be_text();
         self.input != 0 || (is_text && self.aside == 0)
     }
 
@@ -147,7 +172,7 @@ impl Nesting {
         };
         let stands = match self.top {
             Word::Choices => true,
-            Word::Content | Word::Place => self.depth <= 3,
+            Word::Content | Word::Place | Word::Block => self.depth <= 3,
             Word::Item => self.depth == 2,
             _ => self.depth == 1 && data == Data::Media,
         };
@@ -236,6 +261,7 @@ impl Nesting {
             _ => {}
         }
         let bit = 1u64.checked_shl(self.depth).unwrap_or(0);
+        self.parts = if self.opens_part() { self.parts | bit } else { self.parts & !bit };
         self.objects = if object { self.objects | bit } else { self.objects & !bit };
         self.depth = inside;
         self.at_name = object;

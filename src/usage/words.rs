@@ -19,8 +19,10 @@ pub(super) enum Word {
     Holder,
     /// `delta` or `content`: at the top a place where an answer's text stands, deeper down a text.
     Content,
-    /// `content_block` or `output`: at the top a place where an answer's text stands.
+    /// `output`: at the top a place where an answer's text stands.
     Place,
+    /// `content_block`: the same, of one part.
+    Block,
     /// `item`: at the top a place where text stands that may have passed before.
     Item,
     /// `part`: the same, of one part of an item.
@@ -43,6 +45,8 @@ pub(super) enum Word {
     Iterations,
     /// A number of a usage object.
     Count(Field),
+    /// What names a part of an answer or says how it is: no text.
+    Label,
     /// Anything else.
     Other,
 }
@@ -57,13 +61,14 @@ impl Word {
             b"error" => Word::Error,
             b"response" | b"message" => Word::Holder,
             b"delta" | b"content" => Word::Content,
-            b"content_block" | b"output" => Word::Place,
+            b"output" => Word::Place,
+            b"content_block" => Word::Block,
             b"item" => Word::Item,
             b"part" => Word::Part,
             b"results" => Word::Results,
             b"input" => Word::Input,
             b"iterations" => Word::Iterations,
-            b"encrypted_content" | b"signature" => Word::Sealed,
+            b"encrypted_content" | b"signature" | b"thought_signature" | b"reasoning_opaque" => Word::Sealed,
             b"data" => Word::Data,
             b"result" | b"partial_image_b64" | b"b64_json" | b"url" => Word::Media,
             b"text" | b"arguments" | b"reasoning_content" | b"reasoning" | b"thinking" | b"refusal"
@@ -75,19 +80,73 @@ impl Word {
             b"cached_tokens" | b"cache_read_input_tokens" => Word::Count(Field::Cached),
             b"cache_write_tokens" | b"cache_creation_input_tokens" => Word::Count(Field::CacheWrite),
             b"reasoning_tokens" | b"thinking_tokens" => Word::Count(Field::Reasoning),
+            _ if is_label(name) => Word::Label,
             _ => Word::Other,
         }
     }
 
     /// Whether, at the top of a document, the text of an answer stands under it.
     pub(super) fn holds_text(self) -> bool {
-        matches!(self, Word::Choices | Word::Content | Word::Place | Word::Item | Word::Part)
+        matches!(self, Word::Choices | Word::Content | Word::Place | Word::Block | Word::Item | Word::Part)
     }
 
     /// Whether a string under it, in such a place, is text of the answer.
     pub(super) fn is_text(self) -> bool {
         matches!(self, Word::Content | Word::Input | Word::Text | Word::Code)
     }
+
+    /// Whether a string under it, directly in a part of the answer, may be text of the answer: all that is not known to
+    /// be something else.
+    pub(super) fn may_be_text(self) -> bool {
+        !matches!(
+            self,
+            Word::Label
+                | Word::Type
+                | Word::Error
+                | Word::Usage
+                | Word::Sealed
+                | Word::Data
+                | Word::Media
+                | Word::Count(_)
+        )
+    }
+}
+
+/// Whether a string called `name` is a label of what it stands in. Vendors make such names of a few words.
+fn is_label(name: &[u8]) -> bool {
+    let last = name.rsplit(|byte| *byte == b'_').next().unwrap_or_default();
+    matches!(
+        last,
+        b"id"
+            | b"ids"
+            | b"type"
+            | b"role"
+            | b"name"
+            | b"model"
+            | b"object"
+            | b"index"
+            | b"status"
+            | b"state"
+            | b"reason"
+            | b"stop"
+            | b"sequence"
+            | b"tier"
+            | b"fingerprint"
+            | b"obfuscation"
+            | b"format"
+            | b"language"
+            | b"phase"
+            | b"channel"
+            | b"recipient"
+            | b"provider"
+            | b"detail"
+            | b"severity"
+            | b"at"
+            | b"url"
+            | b"uri"
+            | b"hash"
+            | b"created"
+    )
 }
 
 /// Whether an object of the `type` called `name` holds what a tool gave back. The model has read it and did not write it;

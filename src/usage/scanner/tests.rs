@@ -389,6 +389,108 @@ fn what_tools_gave_back_is_no_text_of_the_answer() {
 }
 
 #[test]
+fn what_nobody_knows_in_a_part_of_an_answer_is_text() {
+    let message = |block: &str| format!(r#"{{"id":"m","type":"message","role":"assistant","content":[{block}]}}"#);
+    let choice = |choice: &str| format!(r#"{{"id":"c","choices":[{choice}]}}"#);
+    for (route, form, body, text_bytes) in [
+        (Route::Chat, Form::Events, choice(r#"{"index":0,"delta":{"role":"assistant","reasoning_text":"hello"}}"#), 5),
+        (Route::Chat, Form::Events, choice(r#"{"delta":{"thought":"hello"}}"#), 5),
+        (Route::Chat, Form::Events, choice(r#"{"delta":{"summary":"hello"}}"#), 5),
+        (Route::Chat, Form::Events, choice(r#"{"delta":{"output_text":"hello","obfuscation":"xyz"}}"#), 5),
+        (Route::Chat, Form::Events, choice(r#"{"delta":{"content":[{"type":"new","new":"hello"}]}}"#), 5),
+        (Route::Chat, Form::Whole, choice(r#"{"message":{"thought":"hel","content":"lo"}}"#), 5),
+        (Route::Chat, Form::Whole, choice(r#"{"message":"hello","finish_reason":"stop"}"#), 5),
+        (Route::Completions, Form::Events, choice(r#"{"index":0,"generated":"hello","stop_reason":"x"}"#), 5),
+        (
+            Route::Messages,
+            Form::Events,
+            r#"{"type":"content_block_delta","delta":{"type":"new_delta","stuff":"hello"}}"#.into(),
+            5,
+        ),
+        (
+            Route::Messages,
+            Form::Events,
+            r#"{"type":"content_block_start","content_block":{"type":"new","stuff":"hello"}}"#.into(),
+            5,
+        ),
+        (Route::Messages, Form::Whole, message(r#"{"type":"new","stuff":"hello"}"#), 5),
+        (
+            Route::Responses,
+            Form::Whole,
+            r#"{"output":[{"id":"i","x":"y","content":[{"type":"new","stuff":"hello"}]}]}"#.into(),
+            5,
+        ),
+        (Route::Responses, Form::Events, r#"{"response":{"output":[{"content":[{"stuff":"hello"}]}]}}"#.into(), 5),
+        (Route::Responses, Form::Events, r#"{"part":{"type":"new","stuff":"hello"}}"#.into(), 5),
+        // Labels are none, nor is what stands beside the text or comes from a tool.
+        (
+            Route::Chat,
+            Form::Events,
+            choice(
+                r#"{"finish_reason":"stop","native_finish_reason":"end","matched_stop":"stop","delta":{"role":"assistant","id":"i",
+                "tool_call_id":"t","name":"n","phase":"final","thought_signature":"ab","error":"x","tool_calls":[{"id":"c",
+                "type":"function","function":{"name":"f","arguments":"ab"},"x":"y"}],"audio":{"id":"a","x":"y"}}}"#,
+            ),
+            2,
+        ),
+        (
+            Route::Chat,
+            Form::Whole,
+            choice(
+                r#"{"message":{"content":"hi","annotations":[{"type":"url_citation","url_citation":{"title":"x"}}]},
+                "logprobs":{"content":[{"token":"hi","top_logprobs":[{"token":"ho"}]}]},
+                "content_filter_results":{"hate":{"severity":"safe"}}}"#,
+            ),
+            2,
+        ),
+        (
+            Route::Completions,
+            Form::Whole,
+            choice(r#"{"text":"hi","logprobs":{"tokens":["hi"],"top_logprobs":[{"hi":0}]}}"#),
+            2,
+        ),
+        (
+            Route::Messages,
+            Form::Events,
+            r#"{"type":"message_delta","delta":{"stop_reason":"stop_sequence","stop_sequence":"end"}}"#.into(),
+            0,
+        ),
+        (
+            Route::Messages,
+            Form::Events,
+            r#"{"type":"message_start","message":{"model":"m","x":"y","content":[]}}"#.into(),
+            0,
+        ),
+        (
+            Route::Messages,
+            Form::Whole,
+            message(r#"{"type":"x_tool_result","stuff":"hello","content":[{"stuff":"hello"}]}"#),
+            0,
+        ),
+        (
+            Route::Messages,
+            Form::Whole,
+            message(r#"{"type":"text","text":"hi","citations":[{"cited_text":"hello","document_title":"x"}]}"#),
+            2,
+        ),
+        (
+            Route::Responses,
+            Form::Events,
+            r#"{"item":{"type":"image_generation_call","size":"1x1","revised_prompt":"x","logprobs":[{"token":"x"}]}}"#
+                .into(),
+            0,
+        ),
+    ] {
+        let body = body.replace('\n', "");
+        let body = if form == Form::Events { format!("data: {body}\n\n") } else { body };
+        for pieces in [1, 7, 1000] {
+            let observed = run(route, form, false, body.as_bytes(), &[pieces]).observed;
+            assert_eq!(observed.text_bytes, text_bytes, "{body}");
+        }
+    }
+}
+
+#[test]
 fn what_nobody_knows_is_strange_and_what_is_empty_is_not() {
     for (form, body, strange) in [
         (Form::Events, "data: {\"x\":\"hello\"}\n\ndata: [DONE]\n\n", true),
@@ -860,6 +962,31 @@ proptest! {
 /// Where the text of an answer stands.
 const PLACES: [&str; 7] = ["choices", "delta", "content", "content_block", "output", "item", "part"];
 
+/// Where in a tree a text stands.
+#[derive(Clone, Copy)]
+struct At {
+    telling: &'static str,
+    is_top: bool,
+    /// What is called as parts of an answer are is one here.
+    is_known: bool,
+    /// Under what holds items, whose contents are parts wherever they stand.
+    in_items: bool,
+    in_part: bool,
+    in_list: bool,
+    in_input: bool,
+}
+
+impl At {
+    fn top(telling: &'static str, place: &str) -> At {
+        let in_items = matches!(place, "output" | "item");
+        At { telling, is_top: true, is_known: true, in_items, in_part: false, in_list: false, in_input: false }
+    }
+
+    fn held() -> At {
+        At { is_top: false, in_items: true, ..At::top("whole", "") }
+    }
+}
+
 /// The same readings, taken from trees.
 #[derive(Default)]
 struct Reference {
@@ -885,7 +1012,7 @@ impl Reference {
         for place in PLACES {
             if let Some(value) = root.get(place) {
                 let telling = if matches!(place, "item" | "part") { place } else { "passing" };
-                self.text(telling, place, value, false);
+                self.text(At::top(telling, place), place, value);
             }
         }
         for (name, value) in root {
@@ -894,7 +1021,7 @@ impl Reference {
         for holder in ["response", "message"] {
             for (place, value) in root.get(holder).and_then(Value::as_object).into_iter().flatten() {
                 if PLACES.contains(&place.as_str()) {
-                    self.text("whole", place, value, false);
+                    self.text(At::held(), place, value);
                 }
             }
         }
@@ -951,24 +1078,32 @@ impl Reference {
         }
     }
 
-    fn text(&mut self, telling: &'static str, name: &str, value: &Value, in_input: bool) {
+    fn text(&mut self, at: At, name: &str, value: &Value) {
         let is_text = matches!(name, "content" | "delta" | "text" | "arguments" | "input" | "thinking");
-        let is_container = value.is_array() || value.is_object();
+        let is_something = ["type", "error", "usage", "encrypted_content", "data", "result", "role"].contains(&name)
+            || Self::slot(name).is_some();
+        // `content` of what is no part itself stands in an item.
+        let is_part = match name {
+            "choices" => at.is_top,
+            "content" | "delta" | "content_block" | "part" | "message" | "response" => at.is_known || at.in_part,
+            _ => at.in_part && at.in_list,
+        };
+        let inside = At { is_top: false, is_known: at.in_items, in_part: is_part, in_list: value.is_array(), ..at };
         match value {
-            _ if is_container && name == "results" && !in_input => {}
-            Value::String(text) if in_input || is_text => {
-                *self.texts.entry(telling).or_default() += text.len() as u64;
+            _ if (value.is_array() || value.is_object()) && name == "results" && !at.in_input => {}
+            Value::String(text) if at.in_input || is_text || at.in_part && !at.in_list && !is_something => {
+                *self.texts.entry(at.telling).or_default() += text.len() as u64;
             }
-            Value::Array(elements) => elements.iter().for_each(|element| self.text(telling, "", element, in_input)),
+            Value::Array(elements) => elements.iter().for_each(|element| self.text(inside, "", element)),
             Value::Object(members) => {
-                let in_input = in_input || name == "input";
+                let in_input = at.in_input || name == "input";
                 for (name, value) in members {
                     // What stands before its type was counted by then.
                     if !in_input && name == "type" && value == "mcp_tool_result" {
                         return;
                     }
-                    *self.texts.entry(telling).or_default() += if in_input { name.len() as u64 } else { 0 };
-                    self.text(telling, name, value, in_input);
+                    *self.texts.entry(at.telling).or_default() += if in_input { name.len() as u64 } else { 0 };
+                    self.text(At { in_input, ..inside }, name, value);
                 }
             }
             _ => {}
@@ -1048,6 +1183,7 @@ fn document() -> impl Strategy<Value = Value> {
         "encrypted_content",
         "data",
         "result",
+        "role",
         "x",
     ]);
     let leaf = prop_oneof![

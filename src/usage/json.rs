@@ -205,6 +205,8 @@ impl Reader {
                 // The first letter of `[DONE]`: no JSON array holds one like it.
                 b'D' if self.at.in_top_array() => self.document.done = true,
                 _ if self.at.in_choices() => self.document.choices = Choices::Filled,
+                // No letter of `null` is among them.
+                b't' | b'f' | b'-' | b'0'..=b'9' if self.at.at_choices() => self.document.choices = Choices::Filled,
                 _ => {}
             }
             rest = after;
@@ -288,7 +290,7 @@ impl Reader {
             (_, Word::Type) if self.at.in_iteration() => return Role::Type,
             (1, Word::Error) => self.document.error = true,
             _ if self.at.at_kind() => return Role::Kind,
-            _ if self.at.in_choices() => self.document.choices = Choices::Filled,
+            _ if self.at.in_choices() || self.at.at_choices() => self.document.choices = Choices::Filled,
             _ => {}
         }
         match self.at.at_data() {

@@ -10,12 +10,12 @@ use super::words::{Says, Word, is_tool_result};
 /// What is known of the `choices` of a document.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) enum Choices {
-    /// Not there so far, or not an array.
+    /// Not there so far, or null.
     #[default]
     Unseen,
     /// An array without elements, so far.
     Empty,
-    /// An array with elements.
+    /// An array with elements, or no array.
     Filled,
 }
 
@@ -184,6 +184,11 @@ impl Nesting {
         self.depth == 2 && self.top == Word::Choices
     }
 
+    /// Whether a value that comes now is that of `choices` itself.
+    pub(super) fn at_choices(&self) -> bool {
+        self.depth == 1 && self.name == Word::Choices
+    }
+
     /// Whether a number that comes now is one of the usage object's, or tells more of one in an object directly in it.
     pub(super) fn at_count(&self) -> bool {
         match self.name {
@@ -245,7 +250,8 @@ impl Nesting {
             _ => false,
         };
         match (self.name, self.depth) {
-            (Word::Choices, 1) if !object && document.choices == Choices::Unseen => document.choices = Choices::Empty,
+            (Word::Choices, 1) if object => document.choices = Choices::Filled,
+            (Word::Choices, 1) if document.choices == Choices::Unseen => document.choices = Choices::Empty,
             (Word::Usage, 1) if object => {
                 self.usage = inside;
                 document.usage = true;

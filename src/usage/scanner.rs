@@ -314,9 +314,11 @@ impl Scanner {
     }
 }
 
-/// The chunk that `stream_options.include_usage` adds: no choices, but usage.
+/// The chunk that `stream_options.include_usage` adds: no choices, however that is said, but usage. An event of another
+/// kind, or one that tells of an error, is none.
 fn is_usage_chunk(document: Document) -> bool {
-    document.choices == Choices::Empty && document.usage && document.closed
+    let is_of_its_own = document.says != Says::Nothing || document.error;
+    document.choices != Choices::Filled && document.usage && document.closed && !is_of_its_own
 }
 
 fn pass(bytes: Bytes, forward: &mut impl FnMut(Bytes)) {

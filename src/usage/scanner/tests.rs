@@ -144,6 +144,20 @@ fn the_chunk_that_only_we_asked_for_is_taken_out() {
         assert_eq!(outcome.forwarded, without_usage_chunk(&body), "{name}");
         assert_eq!(outcome.observed, whole(route, form, false, &body).observed, "{name}");
     }
+    // No choices are no choices, however that is said.
+    for chunk in [
+        "data: {\"id\":\"c\",\"usage\":{\"prompt_tokens\":1}}\n\n",
+        "data: {\"usage\":{\"prompt_tokens\":1},\"choices\":null}\n\n",
+        "data: {\"choices\": null ,\"error\":null,\"usage\":{}}\n\n",
+        "data: {\"choices\":null,\"choices\":[],\"usage\":{}}\n\n",
+    ] {
+        let (before, after) = ("data: {\"choices\":[{}]}\n\n", "data: [DONE]\n\n");
+        let body = [before, chunk, after].concat();
+        for pieces in [1, 7, 1000] {
+            let forwarded = run(Route::Chat, Form::Events, true, body.as_bytes(), &[pieces]).forwarded;
+            assert_eq!(String::from_utf8(forwarded).unwrap(), [before, after].concat(), "{chunk}");
+        }
+    }
     // Chunks that look a little like it stay.
     for body in [
         "data: {\"choices\":[],\"prompt_filter_results\":[]}\n\n",
@@ -152,7 +166,15 @@ fn the_chunk_that_only_we_asked_for_is_taken_out() {
         "data: {\"choices\":[1],\"usage\":{\"prompt_tokens\":1}}\n\n",
         "data: {\"choices\":[null ],\"usage\":{\"prompt_tokens\":1}}\n\n",
         "data: {\"choices\":{},\"usage\":{\"prompt_tokens\":1}}\n\n",
-        "data: {\"usage\":{\"prompt_tokens\":1}}\n\n",
+        "data: {\"choices\":\"\",\"usage\":{\"prompt_tokens\":1}}\n\n",
+        "data: {\"choices\":0,\"usage\":{\"prompt_tokens\":1}}\n\n",
+        "data: {\"choices\":true,\"usage\":{\"prompt_tokens\":1}}\n\n",
+        "data: {\"choices\":[{}],\"choices\":null,\"usage\":{}}\n\n",
+        "data: {\"usage\":null}\n\n",
+        "data: {\"usage\":[]}\n\n",
+        "data: {\"error\":{\"message\":\"x\"},\"usage\":{\"prompt_tokens\":1}}\n\n",
+        "data: {\"choices\":[],\"error\":\"x\",\"usage\":{\"prompt_tokens\":1}}\n\n",
+        "data: {\"type\":\"error\",\"usage\":{\"prompt_tokens\":1}}\n\n",
         "data: {\"x\":{\"choices\":[],\"usage\":{}}}\n\n",
         "data: {\"choices\":[],\"usage\":{\n\n",
         "event: choices\n\n: usage\n\n\n\n",
@@ -962,6 +984,9 @@ proptest! {
 /// Where the text of an answer stands.
 const PLACES: [&str; 7] = ["choices", "delta", "content", "content_block", "output", "item", "part"];
 
+/// What events of a kind of their own are called.
+const TYPES: [&str; 3] = ["message_stop", "response.failed", "error"];
+
 /// Where in a tree a text stands.
 #[derive(Clone, Copy)]
 struct At {
@@ -1035,8 +1060,14 @@ impl Reference {
             Some("message_stop") => self.finished = true,
             _ => {}
         }
-        let empty = root.get("choices").and_then(Value::as_array).is_some_and(Vec::is_empty);
-        empty && root.get("usage").is_some_and(Value::is_object)
+        let is_error =
+            root.get("error").is_some_and(|error| error.is_object() || error.is_array() || error.is_string());
+        let says = root.get("type").and_then(Value::as_str).is_some_and(|says| TYPES.contains(&says));
+        let empty = match root.get("choices") {
+            None | Some(Value::Null) => true,
+            Some(choices) => choices.as_array().is_some_and(Vec::is_empty),
+        };
+        empty && !says && !is_error && root.get("usage").is_some_and(Value::is_object)
     }
 
     fn count(&mut self, usage: Option<&Value>) {

@@ -26,6 +26,9 @@ const AT_FIRST: i64 = (1 << 16) / 3;
 const LEARNED: std::ops::RangeInclusive<i64> = (1 << 16) / 5..=1 << 16;
 /// Each report moves the mean by a sixteenth of its distance.
 const WEIGHT: i64 = 16;
+/// One that was doubted moves it by a sixty-fourth, and only down: had the mean risen by what was no text, no report would
+/// ever be believed again.
+const DOUBTED_WEIGHT: i64 = 64;
 
 /// Shorter texts are all framing.
 const LEAST_BYTES: u64 = 64;
@@ -125,25 +128,27 @@ impl Calibration {
         }
     }
 
-    /// Learns from an exchange that ended; only from reports that were believed and tell input and output apart, and only
-    /// where text is all there is.
+    /// Learns from an exchange that ended; only from reports that tell input and output apart, and only where text is all
+    /// there is. From one that is disputed it learns slowly, and only what it might have believed.
     pub fn learn(&self, ask: &Ask, observed: &Observed, settlement: &Settlement) {
-        if settlement.basis != Basis::Reported || observed.undivided {
-            return;
-        }
+        let (usage, believed) = match (settlement.basis, observed.usage) {
+            _ if observed.undivided => return,
+            (Basis::Reported, _) => (settlement.usage, true),
+            (Basis::Disputed, Some(reported)) => (reported, false),
+            _ => return,
+        };
         let key = (ask.route.dialect(), ask.model.clone());
         let mut models = self.models.lock();
         if models.len() >= MOST_MODELS && !models.contains_key(&key) {
             return;
         }
         let shares = models.entry(key).or_default();
-        let usage = &settlement.usage;
         if !ask.unbounded && ask.nontext_parts == 0 {
-            shares.input.learn(usage.all_input(), read_bytes(ask));
+            shares.input.learn(usage.all_input(), read_bytes(ask), believed);
         }
         let sealed = observed.sealed_bytes > 0 && usage.reasoning == 0;
         if !sealed && observed.media_bytes == 0 && ask.echoed_bytes == 0 {
-            shares.output.learn(usage.output.saturating_sub(usage.reasoning), observed.text_bytes);
+            shares.output.learn(usage.output.saturating_sub(usage.reasoning), observed.text_bytes, believed);
         }
     }
 }
@@ -154,13 +159,20 @@ fn read_bytes(ask: &Ask) -> u64 {
 }
 
 impl Share {
-    fn learn(&mut self, tokens: u64, bytes: u64) {
+    fn learn(&mut self, tokens: u64, bytes: u64, believed: bool) {
         if bytes < LEAST_BYTES || tokens == 0 {
             return;
         }
         let share = (u128::from(tokens) << 16) / u128::from(bytes);
-        let share = i64::try_from(share).unwrap_or(i64::MAX).clamp(*LEARNED.start(), *LEARNED.end());
-        let distance = share - self.mean;
+        let share = i64::try_from(share).unwrap_or(i64::MAX);
+        let distance = share.clamp(*LEARNED.start(), *LEARNED.end()) - self.mean;
+        if !believed {
+            // What the sparsest text would not come to is not believed, whatever the mean is.
+            if distance < 0 && share >= LEARNED.start() / 4 {
+                self.mean += distance / DOUBTED_WEIGHT;
+            }
+            return;
+        }
         self.mean += distance / WEIGHT;
         self.above += (distance.max(0).pow(2) - self.above) / WEIGHT;
     }
@@ -276,6 +288,39 @@ mod tests {
             before = now;
         }
         assert!(before < 240);
+    }
+
+    /// How many reports of so many tokens are disputed in a row after 40 of `before`, all of a request of 1,000 bytes, and
+    /// what the request is estimated at then.
+    fn disputed(before: u64, reported: u64) -> (usize, u64) {
+        let (calibration, asked) = (Calibration::new(), ask(1000));
+        let settle = |tokens: u64| {
+            let (observed, _) = ended(tokens, 1, 0);
+            let settlement = calibration.gauge(&asked, 0).settle(&observed);
+            calibration.learn(&asked, &observed, &settlement);
+            settlement.basis
+        };
+        (0..40).for_each(|_| assert_eq!(settle(before), Basis::Reported));
+        let disputed = (0..1000).take_while(|_| settle(reported) == Basis::Disputed).count();
+        (disputed, calibration.gauge(&asked, 0).text_input)
+    }
+
+    #[test]
+    fn honest_reports_are_believed_again_after_some_that_were_far_above() {
+        for (before, reported, most) in
+            [(4000, 100, 90), (4000, 120, 70), (4000, 200, 20), (900, 100, 90), (1000, 80, 130)]
+        {
+            let (disputed, _) = disputed(before, reported);
+            assert!((1..=most).contains(&disputed), "{before}, {reported}: {disputed}");
+        }
+    }
+
+    #[test]
+    fn reports_that_are_disputed_teach_little_and_slowly() {
+        // What the sparsest text would not come to teaches nothing, the rest no more than its quarter is disputed by.
+        assert_eq!(disputed(333, 49), (1000, 334));
+        let (disputed, estimate) = disputed(333, 51);
+        assert!(disputed > 60 && estimate >= 200, "{disputed}: {estimate}");
     }
 
     #[test]

@@ -121,13 +121,14 @@ impl Verdict {
         // its start certainly does.
         let last_word = document.usage && (form == Form::Whole || document.choices != Choices::Filled);
         let terminal = matches!(document.says, Says::Finished | Says::Failed);
+        let underway = document.says == Says::UnderWay;
         let error = document.error || matches!(document.says, Says::Failed | Says::Error);
         Verdict {
             usage_final: document.closed && (last_word || (document.held_usage && terminal)),
             finished: document.done || terminal || (form == Form::Whole && document.closed),
             error,
             known: document.known,
-            odd: document.closed && !(document.known || document.done || terminal || error),
+            odd: document.closed && !(document.known || document.done || terminal || error || underway),
         }
     }
 

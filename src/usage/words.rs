@@ -161,6 +161,8 @@ pub(super) enum Says {
     /// Nothing of note.
     #[default]
     Nothing,
+    /// The answer is under way: nothing of it is told yet.
+    UnderWay,
     /// An item of the answer begins, of which all will be told when it ends.
     Begins,
     /// The answer is over.
@@ -177,6 +179,7 @@ impl Says {
         match name {
             b"message_stop" | b"response.completed" | b"response.incomplete" | b"response.cancelled" => Says::Finished,
             b"response.failed" => Says::Failed,
+            b"response.created" | b"response.queued" | b"response.in_progress" => Says::UnderWay,
             b"response.output_item.added" => Says::Begins,
             b"error" => Says::Error,
             _ => Says::Nothing,

@@ -519,6 +519,16 @@ fn what_nobody_knows_is_strange_and_what_is_empty_is_not() {
         (Form::Events, "data: {\"response\":\"hello\"}\n\ndata: [DONE]\n\n", true),
         (Form::Events, "data: {\"x\":\"hello\"}\n\ndata: {\"error\":{}}\n\n", true),
         (Form::Events, "data: {\"error\":{}}\n\n", false),
+        (
+            Form::Events,
+            "data: {\"type\":\"response.created\",\"response\":{\"id\":\"r\"}}\n\ndata: {\"type\":\"response.failed\"}\n\n",
+            false,
+        ),
+        (
+            Form::Events,
+            "data: {\"type\":\"response.in_progress\",\"response\":{}}\n\ndata: {\"type\":\"response.x\",\"x\":\"y\"}\n\n",
+            true,
+        ),
         (Form::Events, "data: {\"choices\":[]}\n\ndata: {\"x\":\"hello\"}\n\ndata: [DONE]\n\n", false),
         (Form::Events, "data: {\"type\":\"message_stop\"}\n\n", false),
         (Form::Events, "data: [DONE]\n\n", false),

@@ -204,9 +204,9 @@ impl Reader {
                 b' ' | b'\t' | b'\r' | b'\n' => {}
                 // The first letter of `[DONE]`: no JSON array holds one like it.
                 b'D' if self.at.in_top_array() => self.document.done = true,
-                _ if self.at.in_choices() => self.document.choices = Choices::Filled,
-                // No letter of `null` is among them.
-                b't' | b'f' | b'-' | b'0'..=b'9' if self.at.at_choices() => self.document.choices = Choices::Filled,
+                // No letter of `null` makes the choices themselves something.
+                b'n' | b'u' | b'l' if !self.at.in_choices() => {}
+                _ if self.at.at_choices() => self.document.choices = Choices::Filled,
                 _ => {}
             }
             rest = after;
@@ -290,7 +290,7 @@ impl Reader {
             (_, Word::Type) if self.at.in_iteration() => return Role::Type,
             (1, Word::Error) => self.document.error = true,
             _ if self.at.at_kind() => return Role::Kind,
-            _ if self.at.in_choices() || self.at.at_choices() => self.document.choices = Choices::Filled,
+            _ if self.at.at_choices() => self.document.choices = Choices::Filled,
             _ => {}
         }
         match self.at.at_data() {
@@ -314,7 +314,7 @@ impl Reader {
             Role::Nothing => {}
             Role::Data(data) => self.count(data, inside),
             Role::Text => self.texts.pass(self.at.telling(), inside),
-            Role::Name if self.scratch.is_empty() => self.at.named(Word::of(inside)),
+            Role::Name if self.scratch.is_empty() => self.named(inside),
             Role::Type if self.scratch.is_empty() => self.typed(inside),
             Role::Kind if self.scratch.is_empty() => self.at.is_kind(inside),
             Role::Name | Role::Type | Role::Kind => self.end_scratch(inside),
@@ -336,8 +336,12 @@ impl Reader {
         match self.role {
             Role::Type => self.typed(scratch.whole()),
             Role::Kind => self.at.is_kind(scratch.whole()),
-            _ => self.at.named(Word::of(scratch.whole())),
+            _ => self.named(scratch.whole()),
         }
+    }
+
+    fn named(&mut self, name: &[u8]) {
+        self.at.named(if self.at.in_part() { Word::in_part(name) } else { Word::of(name) });
     }
 
     /// Learns the type of the document, or of an iteration in its usage.

@@ -97,7 +97,7 @@ impl Nesting {
     }
 
     /// Whether this is directly in a part of an answer, or in a list of such.
-    fn in_part(&self) -> bool {
+    pub(super) fn in_part(&self) -> bool {
         self.is_in(self.parts)
     }
 
@@ -184,9 +184,9 @@ impl Nesting {
         self.depth == 2 && self.top == Word::Choices
     }
 
-    /// Whether a value that comes now is that of `choices` itself.
+    /// Whether a value that comes now is an element of `choices`, or `choices` itself.
     pub(super) fn at_choices(&self) -> bool {
-        self.depth == 1 && self.name == Word::Choices
+        self.depth <= 2 && self.top == Word::Choices
     }
 
     /// Whether a number that comes now is one of the usage object's, or tells more of one in an object directly in it.

@@ -218,8 +218,8 @@ impl Gauge {
         Low { input: below_a_quarter(input, self.told_input), output: below_a_quarter(output, least) }
     }
 
-    /// The output that is charged where so much is `reported`, which may be low. Whoever says that he kept to what he was told is not held
-    /// to have made more.
+    /// The output that is charged where so much is `reported`, which may be too low. Whoever says that he kept to what he
+    /// was told is not held to have made more.
     fn output(&self, reported: u64, is_low: bool, observed: &Observed) -> (u64, Basis) {
         let (metered, is_low) = if is_low && reported <= self.told_output {
             let most = self.output.tokens(self.made(observed)).min(self.told_output);

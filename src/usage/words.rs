@@ -80,8 +80,16 @@ impl Word {
             b"cached_tokens" | b"cache_read_input_tokens" => Word::Count(Field::Cached),
             b"cache_write_tokens" | b"cache_creation_input_tokens" => Word::Count(Field::CacheWrite),
             b"reasoning_tokens" | b"thinking_tokens" => Word::Count(Field::Reasoning),
-            _ if is_label(name) => Word::Label,
+            b"id" | b"index" | b"role" | b"finish_reason" | b"obfuscation" => Word::Label,
             _ => Word::Other,
+        }
+    }
+
+    /// The word that `name` is directly in a part of the answer, where all strings are text that are no label.
+    pub(super) fn in_part(name: &[u8]) -> Word {
+        match Word::of(name) {
+            Word::Other if is_label(name) => Word::Label,
+            word => word,
         }
     }
 

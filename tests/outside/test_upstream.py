@@ -818,6 +818,53 @@ def test_a_small_true_report_is_believed(play, path, body, input_tokens):
     assert play.stage.metric("portcullis_usage_disputed_total") == 0
 
 
+@pytest.mark.parametrize("streams", [False, True], ids=["whole", "stream"])
+@pytest.mark.parametrize("escapes", [False, True], ids=["plain", "escaped"])
+def test_an_honest_report_is_believed_however_texts_are_escaped(play, escapes, streams):
+    before, disputed = play.used(), play.stage.metric("portcullis_usage_disputed_total")
+    text = "\x1b[1m\n" * 200
+    usage = {"prompt_tokens": 200, "completion_tokens": 200, "total_tokens": 400}
+    written = "".join(f"\\u{ord(one):04x}" for one in text) if escapes else json.dumps(text)[1:-1]
+    body = json.dumps(chat("raw-escaped", content="TEXT", stream=streams)).replace("TEXT", written).encode()
+    told = json.dumps(message("TEXT") | {"usage": usage}).replace("TEXT", written).encode()
+    chunks = [b"data: %s\n\n" % told.replace(b'"message"', b'"delta"'), event(usage=usage), event()]
+    stream = STREAM_HEAD + b"".join(chunk(piece) for one in chunks for piece in (one[:77], one[77:]) if piece) + LAST_CHUNK
+    play.raw.script = answer(stream if streams else whole(told))
+    with H1(play.stage.connect()) as client:
+        client.send(client.head("/v1/chat/completions", body))
+        assert client.read_head()[0] == 200
+    assert play.used()[0] - before[0] == 400
+    assert play.stage.metric("portcullis_usage_disputed_total") == disputed
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [("/v1/chat/completions", chat("raw-1")), ("/v1/embeddings", {"model": "raw-1", "input": "word " * 12})],
+)
+def test_of_a_report_that_is_a_sum_alone_the_sum_is_charged(play, path, body):
+    before = play.used()
+    play.raw.script = answer(whole(json.dumps({"data": [], "usage": {"total_tokens": 27}}).encode()))
+    assert play.stage.ask(path, body).status == 200
+    assert play.used()[0] - before[0] == 27
+
+
+@pytest.mark.parametrize("choices", ["", '"choices":null,', '"choices":[],'], ids=["none", "null", "empty"])
+def test_the_usage_chunk_is_taken_out_however_it_says_that_it_has_no_choices(play, choices):
+    extra = b'data: {"id":"c",%s"usage":%s}\n\n' % (choices.encode(), json.dumps(USAGE).encode())
+    play.raw.script = answer(STREAM_HEAD + b"".join(map(chunk, [event("one"), extra, event()])) + LAST_CHUNK)
+    assert play.stage.ask(body=chat("raw-1", stream=True)).body == event("one") + event()
+    assert play.stage.ask(body=chat("raw-1", stream=True, **ASKED)).body == event("one") + extra + event()
+
+
+def test_an_answer_that_fails_before_it_says_anything_costs_nothing(play):
+    before = play.used()
+    told = [{"type": f"response.{kind}", "response": {"id": "r", "object": "response"}}
+            for kind in ("created", "in_progress", "failed")]  # fmt: skip
+    play.raw.script = answer(STREAM_HEAD + b"".join(chunk(event_of(one)) for one in told) + LAST_CHUNK)
+    assert play.stage.ask("/v1/responses", {"model": "raw-1", "input": "hello", "stream": True}).status == 200
+    assert play.used()[0] == before[0]
+
+
 # Which connections are used again.
 
 CLEAN = {"length": whole(), "chunked": STREAM_HEAD.replace(SSE, JSON) + chunk(ANSWER) + LAST_CHUNK, "events": STREAM,
@@ -1015,6 +1062,10 @@ def stream_of(data):
     return STREAM_HEAD + chunk(event_of(data))
 
 
+def message(text):
+    return {"choices": [{"message": {"role": "assistant", "content": text}}]}
+
+
 def image_call(size):
     return {"type": "image_generation_call", "result": "A" * size}
 
@@ -1048,6 +1099,17 @@ UNTOLD = {
     "sealed-reasoning": (
         "responses",
         whole(json.dumps({"output": [{"type": "reasoning", "encrypted_content": "A" * 400}]}).encode()),
+        100,
+    ),
+    # The same text, however it is written.
+    "escaped-text": ("chat/completions", whole(json.dumps(message("Ж\n" * 100)).encode()), 100),
+    "unescaped-text": ("chat/completions", whole(json.dumps(message("Ж\n" * 100), ensure_ascii=False).encode()), 100),
+    "escaped-text-that-streams": (
+        "responses", stream_of({"type": "response.output_text.delta", "delta": "Ж" * 150}), 100),
+    "a-delta-that-nobody-knows": ("chat/completions", stream_of({"choices": [{"delta": {"thought": "A" * 300}}]}), 100),
+    "a-block-that-nobody-knows": (
+        "messages",
+        stream_of({"type": "content_block_delta", "delta": {"type": "new_delta", "stuff": "A" * 300}}),
         100,
     ),
     "compressed-and-not-said": ("chat/completions", whole(ZIPPED), -(-len(ZIPPED) // 3)),

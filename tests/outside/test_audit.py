@@ -139,7 +139,8 @@ def severed(stage):
 @pytest.mark.parametrize(("play", "expected"), [
     (whole, {"ending": "complete", "status": 200, "settlement": "reported"}),
     (streamed, {"ending": "complete", "status": 200, "settlement": "reported"}),
-    (failed_before, {"ending": "upstream_failed", "reason": "upstream_invalid", "status": 502, "settlement": "none"}),
+    (failed_before, {"ending": "upstream_failed", "reason": "upstream_invalid", "status": 502,
+                     "settlement": "estimated"}),
     (failed_midway, {"ending": "upstream_failed", "reason": "upstream_invalid", "settlement": "estimated"}),
     (fell_silent, {"ending": "upstream_timeout", "reason": "upstream_timeout", "settlement": "estimated"}),
     (abandoned, {"ending": "client_gone", "status": 200, "settlement": "estimated"}),

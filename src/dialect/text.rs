@@ -15,6 +15,9 @@ pub struct Measure {
     last: Option<u8>,
 }
 
+/// Most pieces of a stream are no longer: for them, comparing many bytes at once costs more than it saves.
+const SHORT: usize = 16;
+
 impl Measure {
     /// Bytes of the text.
     #[must_use]
@@ -33,9 +36,10 @@ impl Measure {
         let ([first, ..], [.., last]) = (piece, piece) else { return };
         self.bytes = self.bytes.saturating_add(piece.len() as u64);
         self.repeating += u64::from(self.last == Some(*first));
-        if piece.len() > 1 {
-            self.repeating += repeating(piece);
-        }
+        self.repeating += match piece.len() {
+            ..=SHORT => piece.windows(2).map(|two| u64::from(matches!(two, [one, next] if one == next))).sum(),
+            _ => repeating(piece),
+        };
         self.last = Some(*last);
     }
 

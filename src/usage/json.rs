@@ -8,7 +8,7 @@ use super::nesting::{Choices, Data, Document, Nesting};
 use super::report::Report;
 use super::texts::Texts;
 use super::token::{Scratch, string_end};
-use super::words::{Says, Word};
+use super::words::{Says, Word, is_label};
 use crate::dialect::Escape;
 
 /// What is being read.
@@ -341,7 +341,10 @@ impl Reader {
     }
 
     fn named(&mut self, name: &[u8]) {
-        self.at.named(if self.at.in_part() { Word::in_part(name) } else { Word::of(name) });
+        let word = Word::of(name);
+        // Only in a part of an answer is it worth a look: all else there is text.
+        let is_label = word == Word::Other && self.at.in_part() && is_label(name);
+        self.at.named(if is_label { Word::Label } else { word });
     }
 
     /// Learns the type of the document, or of an iteration in its usage.

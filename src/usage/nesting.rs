@@ -129,10 +129,10 @@ impl Nesting {
 
     /// Whether a string value that comes now is text of the answer.
     pub(super) fn at_text(&self) -> bool {
-        let is_text = self.name.is_text() && self.in_place()
-            || self.depth == 1 && self.name == Word::Text
-            || self.in_part() && self.in_object() && self.name.may_be_text();
-        self.input != 0 || (is_text && self.aside == 0)
+        let may_be = || self.in_part() && self.in_object() && self.name.may_be_text();
+        let is_text =
+            || self.in_place() && (self.name.is_text() || may_be()) || self.depth == 1 && self.name == Word::Text;
+        self.input != 0 || (self.aside == 0 && is_text())
     }
 
     /// Whether a string value that comes now may say that its object is the result of a tool.

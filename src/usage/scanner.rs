@@ -318,8 +318,8 @@ impl Scanner {
 /// The chunk that `stream_options.include_usage` adds: no choices, however that is said, but usage. An event of another
 /// kind, or one that tells of an error, is none.
 fn is_usage_chunk(document: Document) -> bool {
-    let is_of_its_own = document.says != Says::Nothing || document.error;
-    document.choices != Choices::Filled && document.usage && document.closed && !is_of_its_own
+    let is_plain = document.says == Says::Nothing && !document.error;
+    document.usage && document.choices != Choices::Filled && document.closed && is_plain
 }
 
 fn pass(bytes: Bytes, forward: &mut impl FnMut(Bytes)) {

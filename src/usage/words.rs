@@ -80,16 +80,8 @@ impl Word {
             b"cached_tokens" | b"cache_read_input_tokens" => Word::Count(Field::Cached),
             b"cache_write_tokens" | b"cache_creation_input_tokens" => Word::Count(Field::CacheWrite),
             b"reasoning_tokens" | b"thinking_tokens" => Word::Count(Field::Reasoning),
-            b"id" | b"index" | b"role" | b"finish_reason" | b"obfuscation" => Word::Label,
+            b"finish_reason" => Word::Label,
             _ => Word::Other,
-        }
-    }
-
-    /// The word that `name` is directly in a part of the answer, where all strings are text that are no label.
-    pub(super) fn in_part(name: &[u8]) -> Word {
-        match Word::of(name) {
-            Word::Other if is_label(name) => Word::Label,
-            word => word,
         }
     }
 
@@ -121,7 +113,7 @@ impl Word {
 }
 
 /// Whether a string called `name` is a label of what it stands in. Vendors make such names of a few words.
-fn is_label(name: &[u8]) -> bool {
+pub(super) fn is_label(name: &[u8]) -> bool {
     let last = name.rsplit(|byte| *byte == b'_').next().unwrap_or_default();
     matches!(
         last,

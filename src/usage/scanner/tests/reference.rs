@@ -1,0 +1,314 @@
+//! The scanner against a reader that has the whole document: the same answers, taken from trees of values.
+//!
+//! It shares no code with what it judges, knows no pieces and no bounds, and is as slow as it likes.
+
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+use serde_json::{Map, Value, json};
+
+use super::{ascii, usage, whole};
+use crate::ask::Route;
+use crate::tokens::Usage;
+use crate::usage::Form;
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(1500))]
+
+    #[test]
+    fn it_reads_what_a_whole_parser_reads(
+        documents in proptest::collection::vec(document(), 1..5), pretty: bool, escaped: bool,
+    ) {
+        let mut body = String::new();
+        let mut kept = String::new();
+        let mut wanted = Reference::default();
+        for document in &documents {
+            let text = if pretty { serde_json::to_string_pretty(document) } else { serde_json::to_string(document) }.unwrap();
+            let text = if escaped { ascii(&text).replace("\"usage\"", r#""us\u0061ge""#) } else { text };
+            let event: String = text.lines().map(|line| format!("data: {line}\n")).chain(["\n".to_owned()]).collect();
+            body += &event;
+            if !wanted.read(document) {
+                kept += &event;
+            }
+        }
+        let outcome = whole(Route::Chat, Form::Events, true, body.as_bytes());
+        prop_assert_eq!(String::from_utf8(outcome.forwarded).unwrap(), kept);
+        prop_assert_eq!(outcome.observed.text_bytes, wanted.texts.values().max().copied().unwrap_or(0));
+        prop_assert_eq!(outcome.observed.sealed_bytes, wanted.sealed_bytes);
+        prop_assert_eq!(outcome.observed.media_bytes, wanted.media_bytes);
+        prop_assert_eq!(outcome.observed.upstream_error, wanted.error);
+        prop_assert_eq!(outcome.observed.finished, wanted.finished);
+        let anthropic = whole(Route::Messages, Form::Events, false, body.as_bytes()).observed.usage;
+        prop_assert_eq!(anthropic, wanted.usage());
+    }
+}
+
+/// Where the text of an answer stands.
+const PLACES: [&str; 7] = ["choices", "delta", "content", "content_block", "output", "item", "part"];
+
+/// What events of a kind of their own are called.
+const TYPES: [&str; 3] = ["message_stop", "response.failed", "error"];
+
+/// Where in a tree a text stands.
+#[derive(Clone, Copy)]
+struct At {
+    telling: &'static str,
+    is_top: bool,
+    /// What is called as parts of an answer are is one here.
+    is_known: bool,
+    /// Under what holds items, whose contents are parts wherever they stand.
+    in_items: bool,
+    in_part: bool,
+    in_list: bool,
+    in_input: bool,
+}
+
+impl At {
+    fn top(telling: &'static str, place: &str) -> At {
+        let in_items = matches!(place, "output" | "item");
+        At { telling, is_top: true, is_known: true, in_items, in_part: false, in_list: false, in_input: false }
+    }
+
+    fn held() -> At {
+        At { is_top: false, in_items: true, ..At::top("whole", "") }
+    }
+}
+
+/// The same readings, taken from trees.
+#[derive(Default)]
+struct Reference {
+    counts: BTreeMap<&'static str, u64>,
+    /// The largest sums over iterations.
+    sums: BTreeMap<&'static str, u64>,
+    /// By where it stands.
+    texts: BTreeMap<&'static str, u64>,
+    sealed_bytes: u64,
+    media_bytes: u64,
+    error: bool,
+    finished: bool,
+}
+
+impl Reference {
+    /// Reads an event; tells whether it is the extra usage chunk.
+    fn read(&mut self, document: &Value) -> bool {
+        let Some(root) = document.as_object() else { return false };
+        self.count(root.get("usage"));
+        for holder in ["response", "message"] {
+            self.count(root.get(holder).filter(|held| held.is_object()).and_then(|held| held.get("usage")));
+        }
+        for place in PLACES {
+            if let Some(value) = root.get(place) {
+                let telling = if matches!(place, "item" | "part") { place } else { "passing" };
+                self.text(At::top(telling, place), place, value);
+            }
+        }
+        for (name, value) in root {
+            self.data(name, name, value, 1);
+        }
+        for holder in ["response", "message"] {
+            for (place, value) in root.get(holder).and_then(Value::as_object).into_iter().flatten() {
+                if PLACES.contains(&place.as_str()) {
+                    self.text(At::held(), place, value);
+                }
+            }
+        }
+        for name in ["text", "arguments", "thinking"] {
+            *self.texts.entry("done").or_default() += root.get(name).and_then(Value::as_str).map_or(0, str::len) as u64;
+        }
+        self.error |= root.get("error").is_some_and(|error| error.is_object() || error.is_array() || error.is_string());
+        match root.get("type").and_then(Value::as_str) {
+            Some("response.failed") => (self.error, self.finished) = (true, true),
+            Some("error") => self.error = true,
+            Some("message_stop") => self.finished = true,
+            _ => {}
+        }
+        let is_error =
+            root.get("error").is_some_and(|error| error.is_object() || error.is_array() || error.is_string());
+        let says = root.get("type").and_then(Value::as_str).is_some_and(|says| TYPES.contains(&says));
+        let empty = match root.get("choices") {
+            None | Some(Value::Null) => true,
+            Some(choices) => choices.as_array().is_some_and(Vec::is_empty),
+        };
+        empty && !says && !is_error && root.get("usage").is_some_and(Value::is_object)
+    }
+
+    fn count(&mut self, usage: Option<&Value>) {
+        let Some(Value::Object(usage)) = usage else { return };
+        self.iterations(usage.get("iterations"));
+        let is_share = |name: &str| name.contains("cache") || name.contains("reasoning");
+        let deeper = usage.values().filter_map(Value::as_object).flatten().filter(|(name, _)| is_share(name));
+        for (name, number) in usage.iter().chain(deeper).filter_map(|(name, value)| Some((name, value.as_u64()?))) {
+            let Some(slot) = Self::slot(name) else { continue };
+            let slot = self.counts.entry(slot).or_default();
+            *slot = number.max(*slot);
+        }
+    }
+
+    fn slot(name: &str) -> Option<&'static str> {
+        Some(match name {
+            "prompt_tokens" | "input_tokens" => "prompt",
+            "completion_tokens" | "output_tokens" => "completion",
+            "total_tokens" => "total",
+            "cached_tokens" | "cache_read_input_tokens" => "cached",
+            "reasoning_tokens" => "reasoning",
+            _ => return None,
+        })
+    }
+
+    fn iterations(&mut self, iterations: Option<&Value>) {
+        let runs: Vec<_> =
+            iterations.and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_object).collect();
+        let fell_back = runs.iter().any(|run| run.get("type").and_then(Value::as_str) == Some("fallback_message"));
+        let of = |run: &Map<String, Value>, slot| {
+            let numbers = run.iter().filter(|(name, _)| Self::slot(name) == Some(slot));
+            numbers.filter_map(|(_, number)| number.as_u64()).max().unwrap_or(0)
+        };
+        for slot in ["prompt", "cached", "completion"] {
+            let counted = runs.iter().filter(|run| !fell_back || of(run, "completion") > 0);
+            let sum: u64 = counted.map(|run| of(run, slot)).sum();
+            let largest = self.sums.entry(slot).or_default();
+            *largest = sum.max(*largest);
+        }
+    }
+
+    fn text(&mut self, at: At, name: &str, value: &Value) {
+        let is_text = matches!(name, "content" | "delta" | "text" | "arguments" | "input" | "thinking");
+        let is_something = ["type", "error", "usage", "encrypted_content", "data", "result", "role"].contains(&name)
+            || Self::slot(name).is_some();
+        // `content` of what is no part itself stands in an item.
+        let is_part = match name {
+            "choices" => at.is_top,
+            "content" | "delta" | "content_block" | "part" | "message" | "response" => at.is_known || at.in_part,
+            _ => at.in_part && at.in_list,
+        };
+        let inside = At { is_top: false, is_known: at.in_items, in_part: is_part, in_list: value.is_array(), ..at };
+        match value {
+            _ if (value.is_array() || value.is_object()) && name == "results" && !at.in_input => {}
+            Value::String(text) if at.in_input || is_text || at.in_part && !at.in_list && !is_something => {
+                *self.texts.entry(at.telling).or_default() += text.len() as u64;
+            }
+            Value::Array(elements) => elements.iter().for_each(|element| self.text(inside, "", element)),
+            Value::Object(members) => {
+                let in_input = at.in_input || name == "input";
+                for (name, value) in members {
+                    // What stands before its type was counted by then.
+                    if !in_input && name == "type" && value == "mcp_tool_result" {
+                        return;
+                    }
+                    *self.texts.entry(at.telling).or_default() += if in_input { name.len() as u64 } else { 0 };
+                    self.text(At { in_input, ..inside }, name, value);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn data(&mut self, top: &str, name: &str, value: &Value, depth: u32) {
+        let stands = match top {
+            "choices" => true,
+            "delta" | "content" | "content_block" | "output" => depth <= 3,
+            "item" => depth == 2,
+            _ => depth == 1 && name == "result",
+        };
+        match (name, value) {
+            // What a tool gave back is input, and what it is called with is text.
+            ("results", Value::Array(_)) | ("results" | "input", Value::Object(_)) if PLACES.contains(&top) => {}
+            ("encrypted_content", Value::String(data)) if stands => self.sealed_bytes += data.len() as u64,
+            ("data", Value::String(data)) if stands && top != "choices" => self.sealed_bytes += data.len() as u64,
+            ("data" | "result", Value::String(data)) if stands => self.media_bytes += data.len() as u64,
+            (_, Value::Array(elements)) => elements.iter().for_each(|element| self.data(top, "", element, depth + 1)),
+            (_, Value::Object(members)) => {
+                for (name, value) in members {
+                    if PLACES.contains(&top) && name == "type" && value == "mcp_tool_result" {
+                        return;
+                    }
+                    self.data(top, name, value, depth + 1);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn usage(&self) -> Option<Usage> {
+        let sum = |slot| self.sums.get(slot).copied().unwrap_or(0);
+        let count = |slot| self.counts.get(slot).copied().unwrap_or(0).max(sum(slot));
+        let all = usage(
+            count("prompt"),
+            count("cached"),
+            0,
+            count("completion"),
+            count("reasoning").min(count("completion")),
+        );
+        all.filter(|_| !self.counts.is_empty() || self.sums.values().any(|sum| *sum > 0))
+    }
+}
+
+/// A document full of the words that matter, in all the wrong places too.
+fn document() -> impl Strategy<Value = Value> {
+    let name = prop::sample::select(vec![
+        "usage",
+        "choices",
+        "type",
+        "error",
+        "response",
+        "message",
+        "delta",
+        "content",
+        "content_block",
+        "output",
+        "item",
+        "part",
+        "results",
+        "input",
+        "text",
+        "arguments",
+        "thinking",
+        "prompt_tokens",
+        "input_tokens",
+        "completion_tokens",
+        "output_tokens",
+        "total_tokens",
+        "cached_tokens",
+        "cache_read_input_tokens",
+        "reasoning_tokens",
+        "prompt_tokens_details",
+        "iterations",
+        "encrypted_content",
+        "data",
+        "result",
+        "role",
+        "x",
+    ]);
+    let leaf = prop_oneof![
+        Just(Value::Null),
+        Just(json!([])),
+        any::<bool>().prop_map(Value::from),
+        (0u64..1000).prop_map(Value::from),
+        prop::sample::select(vec![
+            "",
+            "message_stop",
+            "response.failed",
+            "error",
+            "fallback_message",
+            "mcp_tool_result",
+            "usage",
+            "hello",
+            "ü{}[],:",
+            "a long string, longer than most of them"
+        ])
+        .prop_map(Value::from),
+    ];
+    let nested = leaf.prop_recursive(5, 40, 5, move |inner| {
+        let members = proptest::collection::vec((name.clone(), inner.clone()), 0..6);
+        prop_oneof![
+            1 => proptest::collection::vec(inner, 0..3).prop_map(Value::from),
+            4 => members.prop_map(|members| {
+                Value::Object(members.into_iter().map(|(name, value)| (name.to_owned(), value)).collect::<Map<_, _>>())
+            }),
+        ]
+    });
+    prop_oneof![
+        4 => nested,
+        1 => (0u64..50).prop_map(|n| json!({"choices": [], "usage": {"completion_tokens": n}})),
+    ]
+}

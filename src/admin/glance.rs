@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use serde_json::Value;
 
 use super::status::{Certificate, Organization, Status};
+use crate::policy;
 
 /// From here on a limit is worth a look.
 pub const NEARLY: f64 = 0.9;
@@ -48,7 +49,7 @@ impl Gauge {
         let scope = |key: &str| limit.pointer(&format!("/scope/{key}")).and_then(Value::as_str).map(str::to_owned);
         let (purpose, model) = (scope("purpose"), scope("model"));
         let model = model.map(|model| match purpose {
-            None if shared.contains(&model) => format!("model:{model}"),
+            None if shared.contains(&model) => policy::prefixed(&model),
             _ => model,
         });
         let parts: Vec<String> = [purpose, model, text("id")].into_iter().flatten().collect();

@@ -197,7 +197,8 @@ pub(super) fn named(limit: &LimitId, purposes: &Catalog) -> String {
 }
 
 /// A group in a limit's name, where a purpose has the group's name too.
-pub(super) fn prefixed(group: &str) -> String {
+#[must_use]
+pub fn prefixed(group: &str) -> String {
     format!("model:{group}")
 }
 

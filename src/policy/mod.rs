@@ -23,7 +23,7 @@ mod resolved;
 mod revocations;
 mod summary;
 
-pub use diff::{Change, Diff};
+pub use diff::{Change, Diff, prefixed};
 pub use footprint::{Footprint, inode};
 pub use limits::Written;
 pub use listen::{AdminAddress, AdminSettings, AuditSettings, Drain, Listen, LogSettings, Quota, Settings};

@@ -32,7 +32,7 @@ pub fn fail(failure: Failure, tab: Tab, story: &mut Option<Record>, manner: &mut
             (refusal, ending, charged)
         }
         Failure::Cut(cause) => {
-            (cause.refusal("Access was withdrawn while this request waited."), cause.ending, Charged::Input)
+            (cause.refusal("Access was withdrawn while this request waited."), cause.ending, tab.unanswered())
         }
         Failure::Lost => (lost(), Ending::Panicked, Charged::Nothing),
     };

@@ -36,7 +36,7 @@ use crate::gate::{self, Gated};
 use crate::identify::Caller;
 use crate::ledger::{Demand, Denial, Hold, Ledger};
 use crate::limits::Plan;
-use crate::meter::{Charged, Metered, Tab, Told};
+use crate::meter::{Charged, Metered, Progress, Tab, Told};
 use crate::metrics::Decision;
 use crate::outcome::{Code, Refusal};
 use crate::policy::Revocations;
@@ -168,10 +168,8 @@ async fn exchange(
     let accepted = record.accept().await?;
 
     leash.tie(entry.stream().clone());
-    record.facts().settlement = Some(tab.abandoned());
-    tab.sent = true;
     let outgoing = Outgoing { route: gated.route(), query, crossing, body: spliced };
-    let sent = visit.send(snapshot, &choice, outgoing, &entry, &accepted, record).await;
+    let sent = visit.send(snapshot, &choice, outgoing, &entry, accepted, (&mut tab, record)).await;
     drop(whole);
     let (mut head, answer) = match sent {
         Ok(response) => response,
@@ -280,7 +278,7 @@ impl Gateway {
             hold: Some(hold),
             ledger: self.ledger.clone(),
             told: None,
-            sent: false,
+            progress: Progress::Admitted,
             ask,
             reserved: reserved.usage,
             gauge: reserved.gauge,

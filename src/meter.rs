@@ -7,7 +7,7 @@
 mod growth;
 mod tab;
 
-pub use tab::{Charged, Tab};
+pub use tab::{Charged, Progress, Tab};
 
 use std::collections::VecDeque;
 use std::future::Future;

@@ -153,7 +153,8 @@ pub struct Settlement {
     pub quota: Option<(u64, u64)>,
 }
 
-/// The evidence that an exchange's accepted line is written: `upstream` sends nothing without it.
+/// The evidence that an exchange's accepted line is written, or that the operator wants to go on where it cannot be
+/// (`on_failure = "open"`): `upstream` sends nothing without it.
 pub struct Accepted(());
 
 impl Record {

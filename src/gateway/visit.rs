@@ -25,6 +25,7 @@ use crate::failure::Failure;
 use crate::gate::{self, Doors, Gated};
 use crate::guard::Watch;
 use crate::identify::{self, Caller};
+use crate::meter::{Progress, Tab};
 use crate::names::OrgId;
 use crate::outcome::{Code, Refusal, Retry};
 use crate::peer::Peer;
@@ -288,22 +289,29 @@ impl Visit {
         self.gateway().registry.open(&self.connection, facts, record.opened())
     }
 
-    /// Sends the request, unless access is withdrawn meanwhile. An [`Accepted`] proves that its audit line is written.
+    /// Sends the request, unless access is withdrawn meanwhile. Once the upstream has all of it, the tab and the record
+    /// say what is owed if nobody comes back to settle it.
     pub(super) async fn send(
         &self,
         snapshot: &Snapshot,
         choice: &Choice,
         outgoing: Outgoing,
         entry: &StreamEntry,
-        _: &Accepted,
-        record: &mut Record,
+        accepted: Accepted,
+        (tab, record): (&mut Tab, &mut Record),
     ) -> Result<(Head, AnswerBody), Failure> {
         let clock = &self.gateway().clock;
         let forwarded = clock.now();
         record.facts().forwarded = Some(forwarded);
         let endpoint = snapshot.endpoint(&choice.upstream).ok_or(Failure::Lost)?;
         let sent = {
-            let sending = pin!(upstream::send(&self.station.pools, endpoint, outgoing));
+            let mut reach = |progress| {
+                tab.progress = progress;
+                record.facts().settlement = Some(tab.abandoned());
+            };
+            reach(Progress::Sending);
+            let taken = || reach(Progress::Taken);
+            let sending = pin!(upstream::send(&self.station.pools, endpoint, outgoing, accepted, taken));
             let sent = unless_cut(entry.stream().cut(), sending).await;
             sent.map_err(Failure::Cut).and_then(|sent| sent.map_err(Failure::Upstream))
         };

@@ -25,8 +25,8 @@ pub struct Tab {
     pub ledger: Arc<Ledger>,
     /// The limit whose movement is told.
     pub told: Option<(OrgId, Arc<LimitId>)>,
-    /// Whether the request may have reached the upstream.
-    pub sent: bool,
+    /// How far the request has come.
+    pub progress: Progress,
     /// The request.
     pub ask: Ask,
     /// What was reserved, in tokens.
@@ -49,6 +49,17 @@ pub struct Tab {
     pub clock: Clock,
 }
 
+/// How far a request has come on its way to the upstream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Progress {
+    /// It was admitted, and nothing of it was sent: if it ends now, it is as if it had not been.
+    Admitted,
+    /// It is being sent: it counts as a request.
+    Sending,
+    /// The upstream has all of it, and so may work.
+    Taken,
+}
+
 /// What becomes of an exchange's tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Charged {
@@ -63,15 +74,21 @@ pub enum Charged {
 }
 
 impl Tab {
+    /// What is charged of an exchange that ends here, without an answer to watch.
+    #[must_use]
+    pub fn unanswered(&self) -> Charged {
+        if self.progress == Progress::Taken { Charged::Input } else { Charged::Nothing }
+    }
+
     /// Settles an exchange that had no answer to watch.
     pub fn settle_unanswered(mut self, charged: Charged) -> Settlement {
         self.settle(&nothing(), charged)
     }
 
-    /// What is charged when nobody comes back to settle a request that was sent.
+    /// What is charged when nobody comes back to settle a request that was on its way.
     #[must_use]
     pub fn abandoned(&self) -> Settlement {
-        self.figure(&nothing(), Charged::Input).0
+        self.figure(&nothing(), self.unanswered()).0
     }
 
     /// What an exchange comes to, in tokens and in every unit.
@@ -121,13 +138,16 @@ impl Tab {
     }
 }
 
-/// A request that nobody settled: its client left before there was an answer, or it was never sent.
+/// A request that nobody settled: its client left before there was an answer, or before the upstream had it.
 impl Drop for Tab {
     fn drop(&mut self) {
         if self.hold.is_none() {
             return;
         }
-        let charge = if self.sent { self.figure(&nothing(), Charged::Input).1 } else { Charge::ZERO };
+        let charge = match self.progress {
+            Progress::Admitted => Charge::ZERO,
+            Progress::Sending | Progress::Taken => self.figure(&nothing(), self.unanswered()).1,
+        };
         self.hold.take().into_iter().for_each(|hold| hold.settle(&charge));
     }
 }

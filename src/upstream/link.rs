@@ -62,17 +62,18 @@ impl Link {
     }
 
     /// Sends a request and waits for the head of the answer; the connection counts as active from here on. `patience`
-    /// is for an upstream that neither takes a byte nor sends one.
+    /// is for an upstream that neither takes a byte nor sends one; `taken` is called when it has taken the last one.
     pub(super) async fn exchange(
         &mut self,
         series: &UpstreamSeries,
         segments: &[Bytes],
         patience: Duration,
+        taken: &mut impl FnMut(),
     ) -> Result<Head, Unanswered> {
         self.active = Some(series.active());
         self.wire.begin(segments);
         let mut seen = 0;
-        let mut checked = false;
+        let (mut checked, mut whole) = (false, false);
         let mut timer = pin!(sleep(patience));
         poll_fn(|cx| {
             // A pooled connection has to notice first what the upstream did in the meantime.
@@ -86,6 +87,9 @@ impl Link {
                 // It may have answered all the same.
                 self.wire.stop_sending();
                 self.early = true;
+            } else if !whole && !self.wire.is_unsent() {
+                whole = true;
+                taken();
             }
             if let Poll::Ready(head) = self.poll_head(cx, &mut seen) {
                 return Poll::Ready(head);

@@ -24,6 +24,7 @@ use rustix::io::Errno;
 use tokio::time::timeout;
 
 use crate::outcome::Code;
+use crate::record::Accepted;
 use link::{Link, Unanswered};
 
 /// Why there is no answer.
@@ -44,12 +45,19 @@ impl Failed {
     }
 }
 
-/// Sends one request and waits for the head of its answer.
+/// Sends one request, of which the log tells already, and waits for the head of its answer. `taken` is called once, when
+/// the upstream has all of the request: from then on it may work.
 ///
 /// # Errors
 /// [`Failed`] when no connection could be made, the upstream kept silent longer than `head_timeout`, or its answer is
 /// not one that may be passed on.
-pub async fn send(pools: &Pools, endpoint: &Arc<Endpoint>, outgoing: Outgoing) -> Result<(Head, AnswerBody), Failed> {
+pub async fn send(
+    pools: &Pools,
+    endpoint: &Arc<Endpoint>,
+    outgoing: Outgoing,
+    _: Accepted,
+    mut taken: impl FnMut(),
+) -> Result<(Head, AnswerBody), Failed> {
     let pool = pools.of(endpoint);
     let segments = outgoing.into_segments(endpoint);
     loop {
@@ -58,7 +66,7 @@ pub async fn send(pools: &Pools, endpoint: &Arc<Endpoint>, outgoing: Outgoing) -
             // Rare, and large: by itself in memory.
             None => (Box::pin(connect(endpoint)).await?, false),
         };
-        match link.exchange(endpoint.series(), &segments, endpoint.head_timeout).await {
+        match link.exchange(endpoint.series(), &segments, endpoint.head_timeout, &mut taken).await {
             Ok(head) => {
                 let body = AnswerBody::new(&head, link, pool, endpoint.idle_timeout);
                 return Ok((head, body));

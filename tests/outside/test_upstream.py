@@ -30,7 +30,7 @@ JSON = b"content-type: application/json\r\n"
 SSE = b"content-type: text/event-stream\r\n"
 USAGE = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}
 ANSWER = json.dumps({"id": "whole", "choices": [{"message": {"content": "hello"}}], "usage": USAGE}).encode()
-RAW = ["raw", "hasty", "refused", "deaf", "mute", "tls", "mutual", "anonymous", "foreign", "misnamed", "downgraded"]
+RAW = ["raw", "hasty", "refused", "deaf", "patient", "mute", "tls", "mutual", "anonymous", "foreign", "misnamed", "downgraded"]
 
 
 def whole(body=ANSWER, status=b"200 OK", fields=JSON):
@@ -342,6 +342,7 @@ models = ["{name}-*"]
             self.table("hasty", f"http://127.0.0.1:{self.raw.port}", self.HASTY),
             self.table("refused", f"http://127.0.0.1:{port['refused']}"),
             self.table("deaf", f"http://127.0.0.1:{port['deaf']}", self.HASTY),
+            self.table("patient", f"http://127.0.0.1:{port['deaf']}", 'connect_timeout = "60s"'),
             self.table("mute", f"https://localhost:{self.mute.getsockname()[1]}", ours + self.HASTY),
             self.table("tls", f"https://localhost:{self.secure.port}", ours),
             self.table("mutual", f"https://localhost:{self.mutual.port}", ours + identity),
@@ -525,6 +526,31 @@ def test_no_connection_is_upstream_unreachable_and_costs_nothing(play, model):
     tokens, requests = play.used()
     assert (tokens - before[0], requests - before[1]) == (15, 2)
     assert len(play.secure.calls) + len(play.mutual.calls) == calls
+
+
+@pytest.mark.parametrize("model", ["patient", "raw"])
+def test_who_leaves_before_the_model_has_the_request_pays_no_token(play, model):
+    """While its connection is made, and while the model takes what it is sent: until then it cannot have worked."""
+    before, body = play.used(), chat(f"{model}-1", max_tokens=5, messages=[{"role": "user", "content": "word " * 1_500_000}])
+    held = threading.Event()
+
+    def script(call):
+        # No more room than for a hundredth: what waits in buffers counts as taken.
+        call.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+        held.wait(10)
+
+    play.raw.script, play.raw.whole_bodies = script, False
+    accepted = sum(line["kind"] == "accepted" for line in play.stage.audit())
+    try:
+        with H1(play.stage.connect()) as client:
+            client.send(client.head(body=body))
+            eventually(lambda: sum(line["kind"] == "accepted" for line in play.stage.audit()) > accepted, what="the call")
+    finally:
+        held.set()
+    tokens, requests = play.used()
+    assert (tokens - before[0], requests - before[1]) == (0, 1)
+    closed = eventually(lambda: play.stage.audit()[-1].get("ending") and play.stage.audit()[-1], what="its last line")
+    assert (closed["ending"], closed["settlement"], closed["status"]) == ("client_gone", "none", 499)
 
 
 def test_a_model_goes_to_the_first_upstream_of_its_routes_dialect(play):

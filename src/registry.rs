@@ -245,12 +245,14 @@ impl Registry {
     #[must_use]
     pub fn enter(&self, peer: Option<Peer>) -> ConnectionEntry {
         let id = self.0.next.fetch_add(1, Ordering::Relaxed);
-        if let Some(peer) = &peer {
-            self.0.earliest_expiry.fetch_min(peer.leaf().not_after.0, Ordering::AcqRel);
-        }
+        let not_after = peer.as_ref().map(|peer| peer.leaf().not_after.0);
         let (org, counted) = (OnceLock::new(), OnceLock::new());
         let connection = Arc::new(Connection { id, peer, org, counted, cut: Cut::default() });
         self.0.connections.insert(id, connection.clone());
+        // Only now: whoever finds the earliest anew begins at none, and looks through the register after that.
+        if let Some(not_after) = not_after {
+            self.0.earliest_expiry.fetch_min(not_after, Ordering::AcqRel);
+        }
         ConnectionEntry { registry: self.clone(), connection }
     }
 

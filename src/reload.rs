@@ -210,12 +210,9 @@ impl Reloader {
         Ok(Outcome::Applied(diff))
     }
 
-    /// Judges everybody thoroughly under a new policy, on a thread that serves nobody.
+    /// Judges everybody thoroughly under a new policy.
     async fn sweep(&self, now: Now) {
-        let gateway = self.gateway.clone();
-        if let Ok(swept) = tokio::task::spawn_blocking(move || withdraw::sweep(&gateway, Depth::Whole)).await {
-            self.told_of(swept, now);
-        }
+        self.told_of(withdraw::sweep_apart(&self.gateway).await, now);
     }
 
     /// Tells whom a new policy cut, and measures how long it takes until they are gone.

@@ -40,7 +40,7 @@ use crate::snapshot::Snapshot;
 use crate::tls;
 use crate::traces::{self, Traces};
 use crate::usage::Calibrations;
-use crate::withdraw::{self, Depth};
+use crate::withdraw;
 use crate::worker::Crew;
 use ending::{Estate, wind_down};
 
@@ -310,8 +310,9 @@ async fn watch_time(gateway: Arc<Gateway>) {
         }
         before = now;
         if due {
-            let swept = withdraw::sweep(&gateway, Depth::Whole);
-            withdraw::measure(&gateway, swept.streams, now).await;
+            let swept = withdraw::sweep_apart(&gateway).await;
+            let gateway = gateway.clone();
+            tokio::task::spawn_local(async move { withdraw::measure(&gateway, swept.streams, now).await });
         }
     }
 }

@@ -36,7 +36,7 @@ pub struct Arrival {
 
 /// A running worker, seen from the door.
 pub struct Crew {
-    arrivals: UnboundedSender<Arrival>,
+    arrivals: UnboundedSender<(Arrival, Permit)>,
     load: Arc<AtomicUsize>,
     thread: JoinHandle<()>,
 }
@@ -61,10 +61,12 @@ impl Crew {
         self.load.load(Ordering::Relaxed)
     }
 
-    /// Hands a connection over.
+    /// Hands a connection over. It is part of the load at once: the next one is placed by that, however long the worker
+    /// takes to come to this one.
     pub fn place(&self, arrival: Arrival) {
+        let Some(carried) = Permit::take(&self.load, usize::MAX) else { return };
         // A worker ends only after the door is closed; a connection that comes later is closed by being dropped.
-        let _ = self.arrivals.send(arrival);
+        let _ = self.arrivals.send((arrival, carried));
     }
 
     /// Lets the worker finish what it carries and waits for its end.
@@ -74,7 +76,7 @@ impl Crew {
     }
 }
 
-fn run(gateway: Arc<Gateway>, queue: UnboundedReceiver<Arrival>, load: &Arc<AtomicUsize>) {
+fn run(gateway: Arc<Gateway>, queue: UnboundedReceiver<(Arrival, Permit)>, load: &AtomicUsize) {
     let runtime = match Builder::new_current_thread().enable_all().build_local(LocalOptions::default()) {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -88,13 +90,13 @@ fn run(gateway: Arc<Gateway>, queue: UnboundedReceiver<Arrival>, load: &Arc<Atom
 }
 
 /// Serves arrivals until the door is closed and the last connection has ended.
-async fn receive(station: Rc<Station>, mut queue: UnboundedReceiver<Arrival>, load: &Arc<AtomicUsize>) {
+async fn receive(station: Rc<Station>, mut queue: UnboundedReceiver<(Arrival, Permit)>, load: &AtomicUsize) {
     let mut tidy = tokio::time::interval(TIDY);
     let mut open = true;
     while open || load.load(Ordering::Relaxed) > 0 {
         tokio::select! {
             arrival = queue.recv(), if open => match arrival {
-                Some(arrival) => take_in(&station, arrival, load),
+                Some((arrival, carried)) => take_in(&station, arrival, carried),
                 None => open = false,
             },
             _ = tidy.tick() => close_idle(&station),
@@ -103,10 +105,9 @@ async fn receive(station: Rc<Station>, mut queue: UnboundedReceiver<Arrival>, lo
     }
 }
 
-fn take_in(station: &Rc<Station>, arrival: Arrival, load: &Arc<AtomicUsize>) {
+fn take_in(station: &Rc<Station>, arrival: Arrival, carried: Permit) {
     let Arrival { tcp, address, guest, counted } = arrival;
     let Ok(tcp) = tokio::net::TcpStream::from_std(tcp) else { return };
-    let Some(carried) = Permit::take(load, usize::MAX) else { return };
     let station = station.clone();
     tokio::task::spawn_local(async move {
         let _held = (carried, counted);

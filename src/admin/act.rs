@@ -17,7 +17,7 @@ use crate::names::{AuthorityName, ModelName, OrgId, PurposeId};
 use crate::peer::Sha256;
 use crate::policy::{self, RevocationKind};
 use crate::reload::{self, Outcome, Trigger};
-use crate::withdraw::{self, Depth};
+use crate::withdraw;
 
 /// Does what a POST asks for; `by` is who asks.
 pub(super) async fn act(desk: &Arc<Desk>, path: &str, by: &str, body: &Bytes) -> Answer {
@@ -137,7 +137,7 @@ async fn change(desk: &Arc<Desk>, by: &str, body: &Bytes, revoke: bool) -> Answe
         if revoke { before.with(kind, &target, reason.clone(), trigger.wall) } else { before.without(kind, &target) };
     let changed = *before != after;
     gateway.revocations.store(Arc::new(after));
-    let swept = withdraw::sweep(gateway, Depth::Whole);
+    let swept = withdraw::sweep_apart(gateway).await;
     let (streams, connections) = (swept.streams.len(), swept.connections);
     let measured = gateway.clone();
     tokio::task::spawn_local(async move { withdraw::measure(&measured, swept.streams, trigger).await });

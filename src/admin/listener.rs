@@ -202,7 +202,13 @@ async fn answer(desk: &Arc<Desk>, scope: Scope, visitor: &Visitor, request: Requ
     match tokio::time::timeout(PATIENCE, Limited::new(body, LONGEST).collect()).await {
         Ok(Ok(body)) => {
             visitor.asked.set(true);
-            act::act(desk, path, &visitor.by, &body.to_bytes()).await
+            // What was begun is finished, though the operator be gone by then.
+            let (desk, path, by) = (desk.clone(), path.to_owned(), visitor.by.clone());
+            let acting = async move { act::act(&desk, &path, &by, &body.to_bytes()).await };
+            tokio::task::spawn_local(acting).await.unwrap_or_else(|error| {
+                tracing::error!(%error, "an operator's wish was not carried out");
+                text(StatusCode::INTERNAL_SERVER_ERROR, "the gateway failed on this: its log says more\n")
+            })
         }
         Err(_) => text(StatusCode::REQUEST_TIMEOUT, "the body did not come\n"),
         Ok(Err(_)) => text(StatusCode::PAYLOAD_TOO_LARGE, "the body is too large\n"),

@@ -72,6 +72,7 @@ mod tests {
 
     use jiff::tz::TimeZone;
 
+    use super::super::Progress;
     use super::*;
     use crate::clock::{Clock, Mono, Now, Wall};
     use crate::ledger::bell::Bell;
@@ -114,7 +115,7 @@ mod tests {
                 hold: Some(hold),
                 ledger: ledger.clone(),
                 told: None,
-                sent: true,
+                progress: Progress::Taken,
                 gauge: calibration.gauge(&ask, 0),
                 ask,
                 reserved,

@@ -26,7 +26,7 @@ use crate::keeper::heir::Heir;
 use crate::keeper::marks::Marks;
 use crate::policy::{Drain as Settings, Revocations};
 use crate::reload::Trigger;
-use crate::withdraw::{self, Depth};
+use crate::withdraw;
 
 /// How often it is looked whether everybody has left.
 const BEAT: Duration = Duration::from_millis(10);
@@ -101,7 +101,7 @@ pub(super) async fn wind_down(
                     if heir.serves() && !announced.replace(true) {
                         shutdown.succeeded(pid);
                     }
-                    follow(gateway, heir);
+                    follow(gateway, heir).await;
                     if heir.ends() {
                         return;
                     }
@@ -134,7 +134,11 @@ async fn occasion(
             _ = stop.recv() => return Occasion::Operator,
             wish = shutdown.next() => match wish {
                 Wish::Stop => return Occasion::Signal,
-                Wish::Reload => { desk.reloader.reload(Trigger::Signal, "signal").await; }
+                // What it reads and judges may take its time; what else is wished is heard meanwhile.
+                Wish::Reload => {
+                    let reloader = desk.reloader.clone();
+                    tokio::task::spawn_local(async move { reloader.reload(Trigger::Signal, "signal").await });
+                }
             },
             who = &mut knock => {
                 let pid = who.pid;
@@ -181,12 +185,12 @@ fn is_occupied(gateway: &Gateway, replaced: bool) -> bool {
 }
 
 /// Cuts who was withdrawn at the successor.
-fn follow(gateway: &Gateway, heir: &Heir) {
+async fn follow(gateway: &Arc<Gateway>, heir: &Heir) {
     let Some(told) = heir.revoked() else { return };
     match Revocations::from_bytes(told.get().as_bytes()) {
         Ok(revoked) => {
             gateway.revocations.store(Arc::new(revoked));
-            withdraw::sweep(gateway, Depth::Whole);
+            withdraw::sweep_apart(gateway).await;
         }
         // A later version may withdraw what this one does not know: better nobody than the wrong one.
         Err(error) => {

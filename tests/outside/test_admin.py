@@ -339,6 +339,20 @@ def test_every_post_is_on_record_with_who_asked(stage):
     assert re.search(r"filter.*127\.0\.0\.1|127\.0\.0\.1.*filter", text), "who changed the log's filter is nowhere"
 
 
+def test_a_wish_that_was_begun_is_carried_out_though_nobody_waits_for_it(stage):
+    """A reload that ended halfway could leave names changed and the policy that knows them not in force."""
+    one = stage()
+    host, port = host_of(one).split(":")
+    for number in range(20):
+        one.write_org("acme", Stage.ACME.replace("Acme", f"Acme {number}"))
+        with socket.create_connection((host, int(port)), timeout=10) as operator:
+            operator.sendall(b"POST /-/reload HTTP/1.1\r\nhost: localhost\r\ncontent-length: 0\r\n\r\n")
+        eventually(
+            lambda: sum(line.get("trigger") == "http" for line in one.audit()) == number + 1,
+            what=f"reload {number} on record",
+        )
+
+
 # Token.
 
 

@@ -98,6 +98,16 @@ pub struct Manner {
     pub id: Option<Arc<str>>,
     /// What kept it out, once a limit refused.
     pub short: Option<Short>,
+    /// How many requests before it limits kept out one after the other, on the same connection.
+    pub row: u32,
+}
+
+impl Manner {
+    /// How long to wait for other requests' ends, which nobody can know: the longer, the oftener it was in vain.
+    #[must_use]
+    pub fn patience(&self, first: Duration) -> Duration {
+        first * (1 << self.row.min(2))
+    }
 }
 
 /// A request that a limit keeps out.

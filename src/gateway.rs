@@ -81,7 +81,8 @@ pub async fn serve(visit: Rc<Visit>, leash: Rc<Leash>, request: Request<Incoming
     let bodiless = head.method == http::Method::HEAD;
     let waits = head.headers.contains_key(http::header::EXPECT);
     let mut body = Some(body);
-    let mut manner = Manner { problem_json: gate::wants_problem_json(&head), ..Manner::default() };
+    let problem_json = gate::wants_problem_json(&head);
+    let mut manner = Manner { problem_json, row: visit.short.get(), ..Manner::default() };
     let record = visit.station.recorder.open(&visit.party, &snapshot.stamp);
     let mut story = Some(record);
     let underway = visit.watch.begin();
@@ -233,7 +234,10 @@ impl Gateway {
         let timezone = &snapshot.policy.quota.timezone;
         let demand = Demand { plan, charge: reserved.charge, timezone };
         let denied = |denial| match denial {
-            Denial::Short(shortfall) => {
+            Denial::Short(mut shortfall) => {
+                if shortfall.code() == Code::ConcurrencyLimitExceeded {
+                    shortfall.wait = shortfall.wait.map(|wait| manner.patience(wait));
+                }
                 let refused = answer::short(&shortfall, &caller.org().id, &snapshot.policy);
                 manner.short = Some(Short {
                     plan: plan.clone(),

@@ -332,8 +332,8 @@ pub(super) fn maximum_member(route: Route) -> &'static str {
 fn named(model: Option<&str>) -> Result<ModelName, Refusal> {
     match model {
         None | Some("") => Err(Refusal::new(Code::ModelMissing, "the body must name a `model`").at("model")),
-        Some(name) => name.parse().map_err(|fault| {
-            Refusal::new(Code::BodyInvalid, format!("`model` {fault}: {}", ModelName::GRAMMAR)).at("model")
+        Some(name) => name.parse().map_err(|_| {
+            Refusal::new(Code::BodyInvalid, format!("`model` must be {}", ModelName::GRAMMAR)).at("model")
         }),
     }
 }

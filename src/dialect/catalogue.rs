@@ -42,7 +42,7 @@ struct Model<'a> {
     display_name: &'a ModelName,
 }
 
-/// The list of `names`, each said to exist since `created` (to the second).
+/// The list of `names`, which are in order, each said to exist since `created` (to the second).
 #[must_use]
 pub fn models_list(names: &[ModelName], created: Wall, page: &Page<'_>) -> Bytes {
     let created_at = Wall::from_seconds(created.seconds()).timestamp().to_string();
@@ -72,9 +72,13 @@ pub fn models_list(names: &[ModelName], created: Wall, page: &Page<'_>) -> Bytes
 
 /// The names of one page, and whether its limit left some out. A page that only ends before a name ends there.
 fn select<'a, 'n>(all: &'a [&'n ModelName], page: &Page<'_>) -> (&'a [&'n ModelName], bool) {
-    let place = |id: Option<&str>| id.and_then(|id| all.iter().position(|name| name.as_str() == id));
-    let from = place(page.after).map_or(0, |after| after + 1);
-    let to = place(page.before).unwrap_or(all.len());
+    // A name that is there no more, as one that was withdrawn between two pages, keeps its place in the order.
+    let comes_before = |name: &&ModelName, id: &str| {
+        let name = name.as_str();
+        if page.backwards { name > id } else { name < id }
+    };
+    let from = page.after.map_or(0, |id| all.partition_point(|name| comes_before(name, id) || name.as_str() == id));
+    let to = page.before.map_or(all.len(), |id| all.partition_point(|name| comes_before(name, id)));
     let rest = all.get(from..to.max(from)).unwrap_or_default();
     let most = page.limit.unwrap_or(usize::MAX).min(rest.len());
     let backed_up = page.after.is_none() && page.before.is_some();
@@ -113,7 +117,10 @@ mod tests {
             (Page { limit: Some(2), ..page }, "ab", true),
             (Page { limit: Some(2), after: Some("b"), ..page }, "c", false),
             (Page { after: Some("c"), ..page }, "", false),
-            (Page { after: Some("unknown"), ..page }, "abc", false),
+            (Page { after: Some("ab"), ..page }, "bc", false),
+            (Page { after: Some("unknown"), ..page }, "", false),
+            (Page { before: Some("unknown"), ..page }, "abc", false),
+            (Page { backwards: true, after: Some("bb"), ..page }, "ba", false),
             (Page { limit: Some(1), before: Some("c"), ..page }, "b", true),
             (Page { after: Some("c"), before: Some("a"), ..page }, "", false),
             (Page { backwards: true, limit: Some(2), ..page }, "cb", true),

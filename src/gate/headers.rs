@@ -151,14 +151,23 @@ pub(super) fn media(head: &Parts, route: Route) -> Result<(), Refusal> {
     let mut types = head.headers.get_all(CONTENT_TYPE).iter();
     match (types.next(), types.next()) {
         (Some(value), None) if is_json(value.as_bytes()) => Ok(()),
-        _ => unsupported("Send one content-type: application/json.", "content-type"),
+        _ => unsupported(
+            "Send one content-type: application/json, in UTF-8 and without other parameters.",
+            "content-type",
+        ),
     }
 }
 
 fn is_json(value: &[u8]) -> bool {
     let mut parts = value.split(|byte| *byte == b';').map(<[u8]>::trim_ascii);
     let json = parts.next().is_some_and(|kind| kind.eq_ignore_ascii_case(b"application/json"));
-    let utf8 =
-        |part: &[u8]| part.eq_ignore_ascii_case(b"charset=utf-8") || part.eq_ignore_ascii_case(b"charset=\"utf-8\"");
-    json && parts.all(utf8)
+    json && parts.all(|part| part.is_empty() || says_utf8(part))
+}
+
+/// A `charset` parameter that names the only one there is for JSON (RFC 8259 §8.1), as it is written in the field too.
+fn says_utf8(parameter: &[u8]) -> bool {
+    let Some((name, value)) = parameter.split_at_checked(b"charset=".len()) else { return false };
+    let value = value.strip_prefix(b"\"").and_then(|value| value.strip_suffix(b"\"")).unwrap_or(value);
+    name.eq_ignore_ascii_case(b"charset=")
+        && [&b"utf-8"[..], b"utf8"].iter().any(|utf8| value.eq_ignore_ascii_case(utf8))
 }

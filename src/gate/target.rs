@@ -108,10 +108,20 @@ pub(super) fn query(query: Option<&str>, route: Route) -> Result<Option<String>,
         let (key, value) = member.split_once('=').unwrap_or((member, ""));
         let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'~' | b'-' | b':' | b'/');
         if !allowed.contains(&key) || seen.contains(&key) || value.len() > 256 || !value.bytes().all(plain) {
-            let list = if allowed.is_empty() { "none".to_owned() } else { allowed.join(", ") };
-            return Err(invalid(format!("The query may hold, once each: {list}.")));
+            return Err(match allowed {
+                [] => invalid("This route takes no query."),
+                _ => invalid(format!("The query may hold, once each: {}.", allowed.join(", "))),
+            });
         }
-        seen.push(key);
+        let wanted = match key {
+            "limit" if !value.parse::<u64>().is_ok_and(|limit| limit > 0) => "a positive integer",
+            "order" if !matches!(value, "asc" | "desc") => "asc or desc",
+            _ => {
+                seen.push(key);
+                continue;
+            }
+        };
+        return Err(invalid(format!("The query's {key} must be {wanted}.")));
     }
     Ok(Some(query.to_owned()))
 }

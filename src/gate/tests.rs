@@ -35,7 +35,7 @@ fn well_formed_heads_pass() {
     assert_eq!(h1("GET", "https://gateway.example/v1/models", &[HERE]), Ok(Route::Models));
     let odd = [
         HERE,
-        ("content-type", "Application/JSON; charset=UTF-8"),
+        ("content-type", "Application/JSON; charset=\"UTF8\";"),
         ("te", "trailers"),
         ("x-odd", ""),
         ("expect", "100-continue"),
@@ -57,6 +57,10 @@ fn crooked_heads_are_refused_with_their_code() {
         "/./v1/models",
         "/v1/models?x=1",
         "/v1/models?limit=1&limit=2",
+        "/v1/models?limit=0",
+        "/v1/models?limit=-1",
+        "/v1/models?limit",
+        "/v1/models?order=random",
         "*",
     ] {
         assert_eq!(h1("GET", target, &[HERE]), Err(RequestInvalid), "{target}");

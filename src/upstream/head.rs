@@ -4,7 +4,7 @@
 //! that is not named here reaches a client.
 
 use bytes::{Bytes, BytesMut};
-use http::header::{CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
+use http::header::{CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE, Entry, HeaderName, HeaderValue, RETRY_AFTER};
 use http::{HeaderMap, StatusCode};
 
 use super::framing::Framing;
@@ -128,9 +128,16 @@ fn judge(status: StatusCode, parsed: &httparse::Response<'_, '_>, bytes: &Bytes)
     let mut headers = HeaderMap::with_capacity(ROOM);
     for line in &*parsed.headers {
         if let Some(name) = CROSS.iter().find(|name| line.name.eq_ignore_ascii_case(name.as_str())) {
-            // Of what crosses, cache-control alone is a list that may come in several lines (RFC 9110 §5.3).
-            if headers.append(name.clone(), value(bytes, line.value)?) && *name != CACHE_CONTROL {
-                return Err(format!("more than one {name}"));
+            let value = value(bytes, line.value)?;
+            match headers.entry(name.clone()) {
+                Entry::Vacant(free) => {
+                    free.insert(value);
+                }
+                // Of what crosses, cache-control alone is a list that may come in several lines (RFC 9110 §5.3).
+                Entry::Occupied(mut taken) if *name == CACHE_CONTROL => taken.append(value),
+                // Whoever stands between repeats what the origin had said.
+                Entry::Occupied(taken) if *taken.get() == value => {}
+                Entry::Occupied(_) => return Err(format!("more than one {name}")),
             }
         } else {
             fields.note(line, bytes)?;
@@ -304,6 +311,8 @@ mod tests {
         ] {
             assert!(judged(crooked).is_err(), "{crooked:?}");
         }
+        let repeated = judged("HTTP/1.1 429 Slow\r\nretry-after: 3\r\nretry-after: 3\r\n\r\n").expect("one value");
+        assert_eq!(repeated.headers.get_all(RETRY_AFTER).iter().collect::<Vec<_>>(), ["3"]);
         let listed = judged("HTTP/1.1 200 OK\r\ncache-control: no-store\r\ncache-control: private\r\n\r\n");
         assert_eq!(listed.expect("a list").headers.get_all(CACHE_CONTROL).iter().count(), 2);
     }

@@ -670,6 +670,11 @@ def test_a_refusal_for_requests_at_once_says_how_long_to_wait(bounded):
         assert refused.headers["portcullis-reason"] == "concurrency_limit_exceeded"
         assert "retry-after" in refused.headers
         assert re.search(r"Try again in \d+ m?s\.$", words(refused)[1])
+        # Whoever comes again in vain is told to wait longer, as an SDK would by itself.
+        with bounded.connect(org) as other:
+            waits = [int(bounded.ask(org, connection=other).headers["retry-after-ms"]) for _ in range(4)]
+        for wait, least in zip(waits, [250, 500, 1000, 1000], strict=True):
+            assert least <= wait <= least * 1.1, waits
 
 
 def test_a_problem_document_names_the_violated_policy(bounded):

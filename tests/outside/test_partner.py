@@ -252,6 +252,8 @@ def test_the_models_list_can_be_read_page_by_page(scene, after):
     assert [item["id"] for item in scene.ask("/v1/models?order=desc&limit=1000").json["data"]] == whole[::-1]
     before = scene.ask(f"/v1/models?before_id={whole[3]}&limit=2").json
     assert [item["id"] for item in before["data"]] == whole[1:3]
+    gone = scene.ask(f"/v1/models?{after}={whole[2]}.gone").json
+    assert [item["id"] for item in gone["data"]] == whole[3:], "a name that is withdrawn keeps its place"
 
 
 def test_what_the_models_list_holds_can_be_asked_and_what_it_lacks_cannot(scene):

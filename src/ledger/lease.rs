@@ -2,11 +2,18 @@
 //!
 //! Every scope has, per unit, an amount that may be charged before its mark is written again. What was charged and not
 //! used comes back, so that the same room serves one request after the other. Whatever happens, what is charged and
-//! the room beside it never exceed what the mark and its lease vouch for. Leases only count; who writes marks, and
-//! where, is the keeper's business.
+//! the room beside it never exceed what the mark and its lease vouch for. What they vouch for too much, a start after a
+//! kill counts too much: so a mark is written anew when much of what it tells has come back, and nothing is kept ready for
+//! those who have been away for long. Leases only count; who writes marks, and where, is the keeper's business.
+
+use std::time::Duration;
 
 use super::window::Ends;
+use crate::clock::Mono;
 use crate::limits::{Charge, Unit};
+
+/// Who has charged nothing for so long is kept no room; the next request waits for its mark.
+const LONG: Duration = Duration::from_secs(60);
 
 /// Room to charge in one scope before its mark must be written again. What every request moves comes first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -35,6 +42,10 @@ pub(super) struct Lease {
     known: Known,
     /// The mark that is being written, if one is.
     offered: Option<Offer>,
+    /// What the written mark and its lease let a start count at the most.
+    vouched: Charge,
+    /// When something was charged or asked for last, as the gatherings saw it.
+    moved: Mono,
 }
 
 /// What a mark changes once it is written.
@@ -44,6 +55,8 @@ struct Offer {
     more: Charge,
     /// What was owed when it was taken: it is in the mark.
     paid: Charge,
+    /// What it and its lease let a start count at the most.
+    vouched: Charge,
     /// What it knows.
     known: Known,
 }
@@ -163,17 +176,29 @@ impl Lease {
         self.asked = true;
     }
 
-    /// Looks at what was spent since the last time; the new size, if a mark is due. It never shrinks below the room
-    /// that is left, so that it does not matter whether a write that failed was written after all.
-    pub(super) fn gather(&mut self, now: Known) -> Option<Charge> {
+    /// Looks at what was spent since the last time, where so much is `charged` in the month now; the new size, if a mark is due. It
+    /// never shrinks below the room that is left, so that it does not matter whether a write that failed was written
+    /// after all.
+    pub(super) fn gather(&mut self, known: Known, charged: &Charge, now: Mono) -> Option<Charge> {
         self.kept_here = true;
         let spent = std::mem::take(&mut self.spent);
+        if self.asked || !spent.is_zero() {
+            self.moved = now;
+        }
+        let deserted = now.since(self.moved) >= LONG && !self.room.is_zero();
         self.pace = Charge::of_each(|unit| spent.get(unit).max(self.pace.get(unit) / 2));
+        if deserted {
+            (self.room, self.pace) = (Charge::ZERO, Charge::ZERO);
+        }
         let low = |unit| {
             let (room, spent) = (self.room.get(unit), spent.get(unit));
             room < self.size.get(unit) / 2 || (spent > 0 && room <= spent)
         };
-        if !self.asked && !Unit::ALL.into_iter().any(low) {
+        // What was reserved when the mark was taken has come back since; of a month that is over it tells nothing.
+        let same_month = known.ends.map(|ends| ends.month) == self.known.ends.map(|ends| ends.month);
+        let beyond = self.vouched.minus(charged);
+        let tells_too_much = |unit| same_month && beyond.get(unit) > self.size.get(unit);
+        if !self.asked && !deserted && !Unit::ALL.into_iter().any(|unit| low(unit) || tells_too_much(unit)) {
             return None;
         }
         self.asked = false;
@@ -182,7 +207,8 @@ impl Lease {
             let ahead = self.pace.get(unit).saturating_mul(2);
             self.room.get(unit).max(ahead).max(wanted.get(unit))
         });
-        self.offered = Some(Offer { more: size.minus(&self.room), paid: self.owed, known: now });
+        let vouched = charged.plus(&size);
+        self.offered = Some(Offer { more: size.minus(&self.room), paid: self.owed, vouched, known });
         self.size = size;
         self.most = self.most.min(&size);
         Some(size)
@@ -200,7 +226,7 @@ impl Lease {
         if !asked && meters == Moved::default() && tallies == Moved::default() {
             return None;
         }
-        self.offered = Some(Offer { more: wanted, paid: self.owed, known: now });
+        self.offered = Some(Offer { more: wanted, paid: self.owed, vouched: Charge::ZERO, known: now });
         Some(Abroad { meters, tallies, wanted })
     }
 
@@ -214,8 +240,8 @@ impl Lease {
 
     /// Says what became of the mark that was gathered last.
     pub(super) fn decide(&mut self, written: bool) {
-        let Some(Offer { more, paid, known }) = self.offered.take().filter(|_| written) else { return };
-        self.known = known;
+        let Some(Offer { more, paid, vouched, known }) = self.offered.take().filter(|_| written) else { return };
+        (self.known, self.vouched) = (known, vouched);
         self.most = self.size;
         let (room, owed) = (self.room.plus(&more), self.owed.minus(&paid));
         self.room = room.minus(&owed).min(&self.most);

@@ -217,7 +217,8 @@ impl Batch {
             let ends = state.ends;
             for slot in state.slots_mut() {
                 let known = Known { running: slot.counters.running(), ends: Some(ends) };
-                if let Some(lease) = slot.counters.lease.gather(known) {
+                let charged = slot.counters.charged(&slot.counters.month);
+                if let Some(lease) = slot.counters.lease.gather(known, &charged, now.mono) {
                     marks.push(Mark::take(&account.org, slot, ends, lease, now, latest));
                 }
             }

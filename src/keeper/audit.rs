@@ -5,6 +5,7 @@
 //! it is chained, lives in [`crate::audit`]; nothing here knows what the fields mean.
 
 mod courier;
+mod durable;
 pub mod examine;
 mod handoff;
 mod inbox;
@@ -44,6 +45,7 @@ pub use self::journal::{AuditUnavailable, Counters, Journal, Place};
 pub use self::outside::Outside;
 
 use self::courier::Courier;
+use self::durable::DurableFile;
 use self::inbox::{Inbox, Orders};
 use self::notary::{Desk, Hands, Notary};
 use self::sealer::Sealer;
@@ -280,6 +282,7 @@ fn begin<D: Disk>(
     about: &Fields,
 ) -> io::Result<Writer<D>> {
     let file = disk.open(&tail.number.open_path(&directory), tail.new)?;
+    let file = DurableFile::new(file, tail.length, Arc::clone(&inbox.held));
     let since = tail.since.unwrap_or_else(|| inbox.clock().now().wall);
     let open = Open { file, number: tail.number, length: tail.length, since, torn: false };
     let torn = |(bytes, sha256)| Repair { segment: tail.number.0, bytes, sha256 };

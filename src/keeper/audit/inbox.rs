@@ -143,6 +143,8 @@ pub(super) struct Inbox {
     clock: Clock,
     rules: ArcSwap<Rules>,
     pub(super) tally: Tally,
+    /// Bytes that were written and are not known to be on the disk.
+    pub(super) held: Arc<AtomicU64>,
     /// The last write failed, and the pause before the next attempt is not over.
     pub(super) failing: AtomicBool,
     /// A request waited in vain, and no write has ended since.
@@ -169,6 +171,7 @@ impl Inbox {
             clock,
             rules: ArcSwap::from_pointee(rules),
             tally: Tally::default(),
+            held: Arc::default(),
             failing: AtomicBool::new(false),
             stuck: AtomicBool::new(false),
             unsynced: AtomicBool::new(false),

@@ -1,7 +1,8 @@
 //! The second thread: makes written lines survive a power loss, and signs what does.
 //!
 //! A checkpoint is signed only after the lines under it were fsynced, so a log can never come back from a crash with
-//! less than it vouched for. Its own files are appended to; nothing signed is ever rewritten.
+//! less than it vouched for, not even where an fsync failed before the one that succeeded: see [`DurableFile`]. Its own
+//! files are appended to; nothing signed is ever rewritten.
 
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
@@ -12,14 +13,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender};
 
+use super::durable::DurableFile;
 use super::inbox::Inbox;
-use super::segment::{Number, SegmentFile, sync_directory};
+use super::segment::{Number, sync_directory};
 use crate::audit::{Chain, Checkpoint, Signer};
 
 /// What the writer asks for, in order.
 pub(super) enum Order {
-    /// Fsync a segment.
-    Sync(Arc<dyn SegmentFile>),
+    /// Fsync a segment up to this length.
+    Sync(Arc<DurableFile>, u64),
     /// Fsync, then sign.
     Sign(Note),
     /// A segment is complete and signed: it may be compressed.
@@ -29,7 +31,9 @@ pub(super) enum Order {
 /// The log as it stood at one moment.
 pub(super) struct Note {
     pub(super) segment: Number,
-    pub(super) file: Arc<dyn SegmentFile>,
+    pub(super) file: Arc<DurableFile>,
+    /// The segment's bytes.
+    pub(super) length: u64,
     pub(super) chain: Chain,
     /// Whether it must carry what the segment hangs on: it is the segment's first, or the first of a run.
     pub(super) resumable: bool,
@@ -79,7 +83,7 @@ pub(super) struct Desk {
     pub(super) hands: Hands,
     pub(super) waiting: Arc<AtomicUsize>,
     unsigned: VecDeque<Note>,
-    unsynced: Vec<Arc<dyn SegmentFile>>,
+    unsynced: Vec<(Arc<DurableFile>, u64)>,
     sealable: VecDeque<Number>,
     notes: Option<Notes>,
 }
@@ -107,7 +111,7 @@ impl Desk {
     pub(super) fn run(mut self, orders: &Receiver<Order>) {
         while let Ok(order) = orders.recv() {
             match order {
-                Order::Sync(file) => self.unsynced.push(file),
+                Order::Sync(file, length) => self.unsynced.push((file, length)),
                 Order::Sign(note) => self.take(note),
                 Order::Seal(number) => self.sealable.push_back(number),
             }
@@ -131,8 +135,8 @@ impl Desk {
 
     /// Does everything that is queued, in order; what fails stays queued.
     fn work(&mut self) -> io::Result<()> {
-        while let Some(file) = self.unsynced.last() {
-            file.sync()?;
+        while let Some((file, length)) = self.unsynced.last() {
+            file.sync(*length)?;
             self.unsynced.pop();
         }
         while let Some(note) = self.unsigned.pop_front() {
@@ -149,7 +153,7 @@ impl Desk {
     }
 
     fn sign(&mut self, note: &Note) -> io::Result<()> {
-        note.file.sync()?;
+        note.file.sync(note.length)?;
         let origin = self.signer.origin();
         let checkpoint = if note.resumable {
             Checkpoint::resumable(origin, &note.chain)

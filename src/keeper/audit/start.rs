@@ -1,11 +1,12 @@
 //! Opening a log: lock, key, the last segment replayed, its torn tail cut off.
 //!
-//! Only what no checkpoint vouches for may be cut off. A log that holds less than it signed, or something else, is
+//! Only what no checkpoint vouches for may be cut off, and only that is written again: what was read of it need not be
+//! on the disk, where an fsync failed before the process that wrote it ended. A log that holds less than it signed, or something else, is
 //! not continued: that is evidence, and a person has to look at it.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::time::Duration;
 
@@ -133,6 +134,7 @@ fn tail(directory: &Path, log: &Log, keys: &[VerifyingKey]) -> io::Result<Tail> 
     }
     let path = last.number.open_path(directory);
     let torn = cut(&path, length).map_err(|error| named(&path, &error))?;
+    rewrite(&path, &replay.unsigned, length).map_err(|error| named(&path, &error))?;
     Ok(Tail { chain, number: last.number, new: false, length, since, torn })
 }
 
@@ -191,6 +193,8 @@ struct Replay {
     /// Sizes at which the root must be known, and what it was.
     sizes: Vec<u64>,
     roots: Vec<(u64, Sha256)>,
+    /// The lines behind the last such size.
+    unsigned: Vec<u8>,
 }
 
 impl Replay {
@@ -198,7 +202,7 @@ impl Replay {
         let mut sizes: Vec<u64> = notes.iter().map(|note| note.size).filter(|size| *size > chain.size()).collect();
         sizes.sort_unstable_by(|a, b| b.cmp(a));
         sizes.dedup();
-        Replay { chain, since: None, sizes, roots: Vec::new() }
+        Replay { chain, since: None, sizes, roots: Vec::new(), unsigned: Vec::new() }
     }
 
     /// Returns how many bytes hold whole records.
@@ -214,8 +218,11 @@ impl Replay {
             }
             self.chain.append(lines.leaf().hash());
             length += line.bytes;
+            self.unsigned.extend_from_slice(lines.leaf().record());
+            self.unsigned.push(b'\n');
             if self.sizes.pop_if(|size| *size == self.chain.size()).is_some() {
                 self.roots.push((self.chain.size(), self.chain.tree().root()));
+                self.unsigned.clear();
             }
         }
         Ok(length)
@@ -237,6 +244,16 @@ impl Replay {
             None => Ok(()),
         }
     }
+}
+
+/// Writes the last bytes of a file of `length` once more, and fsyncs them.
+fn rewrite(path: &Path, last: &[u8], length: u64) -> io::Result<()> {
+    if last.is_empty() {
+        return Ok(());
+    }
+    let file = OpenOptions::new().write(true).open(path)?;
+    file.write_all_at(last, length.saturating_sub(last.len() as u64))?;
+    file.sync_all()
 }
 
 /// Cuts a file off behind its last whole record.

@@ -10,18 +10,22 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use super::durable::DurableFile;
 use super::handoff::{Lane, Outcome};
 use super::inbox::{Entry, Inbox, Told};
 use super::journal::unforwarded;
 use super::notary::{Notary, Note, Order};
 use super::pace::Pace;
-use super::segment::{Disk, Number, SegmentFile};
+use super::segment::{Disk, Number};
 use super::{Durability, Rules};
 use crate::audit::{Chain, Draft, Fields, Kind};
 use crate::clock::Wall;
 
 /// Lines formed and written at once, at most about so many bytes.
 const CHUNK: usize = 256 * 1024;
+/// So many bytes may wait for an fsync, in memory; a disk that makes nothing durable for longer counts as one that takes
+/// nothing.
+pub(super) const HELD_MAX: u64 = 64 * 1024 * 1024;
 /// A segment up to this length is read in no time.
 const SOON_READ: u64 = 1024 * 1024;
 /// Pause after a failed write.
@@ -33,7 +37,7 @@ const IDLE: Duration = Duration::from_secs(3600);
 
 /// The segment that is being written.
 pub(super) struct Open {
-    pub(super) file: Arc<dyn SegmentFile>,
+    pub(super) file: Arc<DurableFile>,
     pub(super) number: Number,
     /// Bytes that hold whole, committed lines.
     pub(super) length: u64,
@@ -202,17 +206,21 @@ impl<D: Disk> Writer<D> {
     /// Writes the draft. After an error nothing of it counts, and what is in the file is cut off before more follows.
     fn append(&mut self) -> io::Result<()> {
         if self.open.torn {
-            self.open.file.truncate(self.open.length)?;
+            self.open.file.cut(self.open.length)?;
             self.open.torn = false;
         }
         if self.draft.is_empty() {
             return Ok(());
         }
+        if self.inbox.held.load(Ordering::Relaxed) > HELD_MAX {
+            return Err(io::Error::other("too much was written that the disk does not make durable"));
+        }
         let power = self.rules.durability == Durability::Power;
-        let written = self.open.file.write_at(self.draft.bytes(), self.open.length);
-        let durable = written.and_then(|()| if power { self.open.file.sync() } else { Ok(()) });
+        let length = self.open.length + self.draft.bytes().len() as u64;
+        let written = self.open.file.append(self.draft.bytes());
+        let durable = written.and_then(|()| if power { self.open.file.sync(length) } else { Ok(()) });
         if durable.is_err() {
-            self.open.torn = self.open.file.truncate(self.open.length).is_err();
+            self.open.torn = self.open.file.cut(self.open.length).is_err();
         }
         durable
     }
@@ -276,7 +284,7 @@ impl<D: Disk> Writer<D> {
             self.notary.order(Order::Sign(note));
         } else if due(self.pace.sync_in()) {
             self.pace.ordered_sync();
-            self.notary.order(Order::Sync(Arc::clone(&self.open.file)));
+            self.notary.order(Order::Sync(Arc::clone(&self.open.file), self.open.length));
         }
     }
 
@@ -297,6 +305,7 @@ impl<D: Disk> Writer<D> {
         self.pace.rotated(opened.is_ok());
         match opened {
             Ok(file) => {
+                let file = DurableFile::new(file, 0, Arc::clone(&self.inbox.held));
                 let last = self.note(false);
                 self.notary.order(Order::Sign(last));
                 let since = self.inbox.clock().now().wall;
@@ -312,8 +321,8 @@ impl<D: Disk> Writer<D> {
     /// The log as it stands, to be fsynced and signed.
     fn note(&mut self, resumable: bool) -> Note {
         self.pace.ordered_signature(self.chain.size());
-        let file = Arc::clone(&self.open.file);
-        Note { segment: self.open.number, file, chain: self.chain.clone(), resumable }
+        let (file, length) = (Arc::clone(&self.open.file), self.open.length);
+        Note { segment: self.open.number, file, length, chain: self.chain.clone(), resumable }
     }
 
     /// How long the keeper may sleep when nobody wakes it.

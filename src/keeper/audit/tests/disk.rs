@@ -1,12 +1,16 @@
 //! Disks that are full, stuck, or slow to promise.
 
-use std::sync::atomic::{AtomicI64, AtomicUsize};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize};
 
+use super::super::durable::DurableFile;
 use super::super::segment::SegmentFile;
+use super::super::writer::HELD_MAX;
 use super::*;
 use crate::clock::Mono;
 
-/// A file system with so many bytes left, that can hang, and that counts fsyncs.
+/// A file system with so many bytes left, that can hang, and that counts fsyncs. As Linux does, it tells once that an
+/// fsync failed, and forgets what it could not write back.
 #[derive(Clone, Default)]
 struct Faulty(Arc<State>);
 
@@ -15,16 +19,37 @@ struct State {
     room: AtomicI64,
     syncs: AtomicUsize,
     sync_fails: AtomicBool,
+    next_sync_fails: AtomicBool,
+    /// What was written since the last fsync: file, offset, bytes.
+    cached: parking_lot::Mutex<Vec<(PathBuf, u64, Vec<u8>)>>,
+    /// What each file holds after a power loss.
+    platter: parking_lot::Mutex<HashMap<PathBuf, Vec<u8>>>,
     hung: parking_lot::Mutex<()>,
     sync_hung: parking_lot::Mutex<()>,
 }
 
-struct FaultyFile(File, Arc<State>);
+impl State {
+    fn lose_power(&self) {
+        for (path, bytes) in self.platter.lock().iter() {
+            fs::write(path, bytes).unwrap();
+        }
+    }
+}
+
+struct FaultyFile(File, Arc<State>, PathBuf);
+
+impl FaultyFile {
+    fn write(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        self.1.cached.lock().push((self.2.clone(), offset, bytes.to_vec()));
+        self.0.write_at(bytes, offset)
+    }
+}
 
 impl Disk for Faulty {
     fn open(&self, path: &Path, new: bool) -> io::Result<Arc<dyn SegmentFile>> {
         let file = fs::OpenOptions::new().write(true).create_new(new).open(path)?;
-        Ok(Arc::new(FaultyFile(file, Arc::clone(&self.0))))
+        self.0.platter.lock().insert(path.to_owned(), fs::read(path)?);
+        Ok(Arc::new(FaultyFile(file, Arc::clone(&self.0), path.to_owned())))
     }
 }
 
@@ -34,23 +59,36 @@ impl SegmentFile for FaultyFile {
         let length = i64::try_from(bytes.len()).unwrap();
         let room = self.1.room.fetch_sub(length, Ordering::SeqCst);
         if room >= length {
-            return self.0.write_at(bytes, offset);
+            return self.write(bytes, offset);
         }
         // As a file system does: what fits is written.
         self.1.room.fetch_add(length, Ordering::SeqCst);
         let part = usize::try_from(room.max(0)).unwrap();
-        self.0.write_at(&bytes[..part], offset)?;
+        self.write(&bytes[..part], offset)?;
         Err(io::Error::from_raw_os_error(28))
     }
 
     fn truncate(&self, length: u64) -> io::Result<()> {
+        let end = usize::try_from(length).unwrap();
+        self.1.cached.lock().retain(|(path, offset, _)| *path != self.2 || *offset < length);
+        self.1.platter.lock().get_mut(&self.2).unwrap().truncate(end);
         self.0.set_len(length)
     }
 
     fn sync(&self) -> io::Result<()> {
         drop(self.1.sync_hung.lock());
         self.1.syncs.fetch_add(1, Ordering::SeqCst);
-        if self.1.sync_fails.load(Ordering::SeqCst) { Err(io::Error::other("sync")) } else { Ok(()) }
+        let fails = self.1.next_sync_fails.swap(false, Ordering::SeqCst) || self.1.sync_fails.load(Ordering::SeqCst);
+        for (_, offset, bytes) in self.1.cached.lock().extract_if(.., |(path, ..)| *path == self.2) {
+            if fails {
+                continue;
+            }
+            let (begin, mut platter) = (usize::try_from(offset).unwrap(), self.1.platter.lock());
+            let platter = platter.get_mut(&self.2).unwrap();
+            platter.resize(platter.len().max(begin + bytes.len()), 0);
+            platter[begin..begin + bytes.len()].copy_from_slice(&bytes);
+        }
+        if fails { Err(io::Error::other("sync")) } else { Ok(()) }
     }
 }
 
@@ -192,6 +230,96 @@ fn in_process_mode_nobody_waits_for_an_fsync() {
     drop(hang);
     log.stop();
     assert_eq!(records(place.path()).0.signed, 2 + 1 + 402);
+}
+
+#[test]
+fn nothing_is_signed_that_a_failed_fsync_lost() {
+    let place = tempfile::tempdir().unwrap();
+    let (disk, log) = faulty(i64::MAX / 2, options(place.path()));
+    let write = |text| worker(async { log.journal().accepted(fields(text)).await.unwrap().close(fields(text)) });
+    eventually(|| log.journal().counters().checkpoints == 1);
+    disk.0.next_sync_fails.store(true, Ordering::SeqCst);
+    write("lost");
+    eventually(|| !disk.0.next_sync_fails.load(Ordering::SeqCst));
+    write("after");
+    eventually(|| log.journal().counters().checkpoints > 1);
+    log.stop();
+    disk.0.lose_power();
+    assert_eq!(records(place.path()).0.signed, 6);
+    start(place.path()).stop();
+    assert_eq!(records(place.path()).0.size, 8);
+}
+
+#[test]
+fn whoever_is_told_that_an_fsync_failed_all_that_was_written_is_written_again() {
+    let place = tempfile::tempdir().unwrap();
+    let (disk, path) = (Faulty::default(), place.path().join("segment"));
+    disk.0.room.store(i64::MAX / 2, Ordering::SeqCst);
+    let held: Arc<AtomicU64> = Arc::default();
+    let file = DurableFile::new(disk.open(&path, true).unwrap(), 0, Arc::clone(&held));
+    let platter = || disk.0.platter.lock()[&path].clone();
+    file.append(b"one ").unwrap();
+    file.append(b"two ").unwrap();
+    disk.0.next_sync_fails.store(true, Ordering::SeqCst);
+    assert!(file.sync(4).is_err());
+    file.append(b"three ").unwrap();
+    file.sync(4).unwrap();
+    assert_eq!(platter()[..4], *b"one ");
+    file.append(b"torn").unwrap();
+    file.cut(14).unwrap();
+    file.sync(14).unwrap();
+    assert_eq!(platter(), b"one two three ");
+    assert_eq!(held.load(Ordering::SeqCst), 0);
+    let syncs = disk.0.syncs.load(Ordering::SeqCst);
+    file.sync(14).unwrap();
+    assert_eq!(disk.0.syncs.load(Ordering::SeqCst), syncs, "it is on the disk");
+}
+
+#[test]
+fn lines_that_wait_for_an_fsync_are_bounded() {
+    let place = tempfile::tempdir().unwrap();
+    let (disk, log) = faulty(i64::MAX / 2, options(place.path()));
+    eventually(|| log.journal().counters().checkpoints == 1);
+    disk.0.sync_fails.store(true, Ordering::SeqCst);
+    let large = fields(&"x".repeat(1 << 20));
+    let refused = worker(async {
+        for passed in 0..100 {
+            match log.journal().accepted(large.clone()).await {
+                Ok(place) => place.close(Fields::none()),
+                Err(AuditUnavailable) => return passed,
+            }
+        }
+        100
+    });
+    assert_eq!(refused, HELD_MAX >> 20);
+    disk.0.sync_fails.store(false, Ordering::SeqCst);
+    worker(async { accepted_in_the_end(log.journal()).await.close(fields("after")) });
+    log.stop();
+    disk.0.lose_power();
+    let (summary, records) = records(place.path());
+    assert_closed_once(&records);
+    assert_eq!(summary.signed, summary.size);
+}
+
+#[test]
+fn a_start_writes_again_what_nobody_signed() {
+    let place = tempfile::tempdir().unwrap();
+    let segment = place.path().join("audit-1.jsonl");
+    let is_written_by_opening = || {
+        let file = fs::OpenOptions::new().write(true).open(&segment).unwrap();
+        file.set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
+        let before = fs::read(&segment).unwrap();
+        drop(start::open(place.path(), "gateway.example/audit", None).unwrap());
+        assert_eq!(fs::read(&segment).unwrap(), before);
+        file.metadata().unwrap().modified().unwrap() > std::time::SystemTime::UNIX_EPOCH
+    };
+    start(place.path()).stop();
+    assert!(!is_written_by_opening(), "all of it is signed");
+    let (disk, log) = faulty(i64::MAX / 2, options(place.path()));
+    eventually(|| log.journal().counters().checkpoints == 1);
+    disk.0.sync_fails.store(true, Ordering::SeqCst);
+    log.stop();
+    assert!(is_written_by_opening());
 }
 
 #[test]

@@ -22,7 +22,7 @@
 //! | 4 exchange | `record`, `body`, `cut`, `upstream`, `reserve`, `meter`, `answer` |
 //! | 3 wire | `deadline`, `descriptors`, `socket`, `tls`, `guard`, `dialect`, `usage` |
 //! | 2 judgement | `gate`, `identify`, `admit` |
-//! | 1 facts | `traces`, `trust`, `policy`, `ledger`, `registry`, `audit`, `metrics` |
+//! | 1 facts | `post`, `traces`, `trust`, `policy`, `ledger`, `registry`, `audit`, `metrics` |
 //! | 0 words | `names`, `clock`, `tokens`, `limits`, `outcome`, `peer`, `ask` |
 //!
 //! Beside the floors stands `keeper`, which owns files: audit segments and the ledger's durable marks. Everything
@@ -53,6 +53,7 @@ pub mod audit;
 pub mod ledger;
 pub mod metrics;
 pub mod policy;
+pub mod post;
 pub mod registry;
 pub mod traces;
 pub mod trust;

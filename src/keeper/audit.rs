@@ -13,7 +13,6 @@ mod journal;
 mod notary;
 mod outside;
 mod pace;
-mod post;
 pub mod read;
 mod sealer;
 mod segment;

@@ -1,7 +1,8 @@
 //! From a TCP connection to a proved [`Peer`](crate::peer::Peer): TLS 1.3, client certificates, nothing resumed.
 //!
-//! This folder is the only place that builds anything of rustls, so that a change of its interface stays here. It
-//! judges certificates against the authorities it is given, never against organizations.
+//! This folder and `post`, which lies below it and tells others, are the only places that build anything of rustls, so
+//! that a change of its interface stays there. This one judges certificates against the authorities it is given, never
+//! against organizations.
 
 mod accept;
 mod acceptance;

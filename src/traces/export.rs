@@ -3,8 +3,6 @@
 //! Batches, queues and retries are the SDK's. What is said to the collector goes over plain HTTP to this machine or a
 //! private network; a collector that does not answer costs spans and one line in the log, never an exchange.
 
-use std::io::{self, Read, Write};
-use std::net::{TcpStream, ToSocketAddrs};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
@@ -22,11 +20,10 @@ use opentelemetry_sdk::trace::{SdkTracer, SdkTracerProvider};
 
 use super::Exchange;
 use crate::clock::Wall;
+use crate::post::post;
 
 /// How long the collector may stand still.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// How much of its answer is read.
-const ANSWER: u64 = 64 * 1024;
 
 /// A running exporter.
 #[derive(Debug)]
@@ -132,53 +129,24 @@ struct Plain {
 #[async_trait]
 impl HttpClient for Plain {
     async fn send_bytes(&self, request: http::Request<Bytes>) -> Result<http::Response<Bytes>, HttpError> {
-        let sent = post(&request);
+        let sent = post(request.uri(), request.headers(), request.body(), PATIENCE);
         let failed = match &sent {
-            Ok(response) if response.status().is_success() => None,
-            Ok(response) => Some(response.status().to_string()),
+            Ok(status) if status.is_success() => None,
+            Ok(status) => Some(status.to_string()),
             Err(error) => Some(error.to_string()),
         };
         let before = self.complained.swap(failed.is_some(), Ordering::Relaxed);
         if let Some(error) = failed.filter(|_| !before) {
             tracing::warn!(error, to = %request.uri(), "spans are not taken; this is told once");
         }
-        Ok(sent?)
+        // What the collector has to say beyond its status changes nothing here.
+        Ok(http::Response::builder().status(sent?).body(Bytes::new())?)
     }
-}
-
-fn post(request: &http::Request<Bytes>) -> io::Result<http::Response<Bytes>> {
-    let (uri, body) = (request.uri(), request.body());
-    let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
-    let address = (host, uri.port_u16().unwrap_or(80)).to_socket_addrs()?.next();
-    let address = address.ok_or_else(|| io::Error::other("the host has no address"))?;
-    let mut stream = TcpStream::connect_timeout(&address, PATIENCE)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
-    let authority = uri.authority().map_or(host, http::uri::Authority::as_str);
-    let mut head = format!(
-        "POST {} HTTP/1.1\r\nhost: {authority}\r\ncontent-length: {}\r\nconnection: close\r\n",
-        uri.path(),
-        body.len()
-    )
-    .into_bytes();
-    for (name, value) in request.headers() {
-        head.extend([name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"].concat());
-    }
-    head.extend(b"\r\n");
-    stream.write_all(&head)?;
-    stream.write_all(body)?;
-    let mut answer = Vec::new();
-    stream.take(ANSWER).read_to_end(&mut answer)?;
-    let mut headers = [httparse::EMPTY_HEADER; 64];
-    let mut parsed = httparse::Response::new(&mut headers);
-    let status =
-        parsed.parse(&answer).ok().and(parsed.code).ok_or_else(|| io::Error::other("not an answer of HTTP"))?;
-    // What the collector has to say beyond its status changes nothing here.
-    http::Response::builder().status(status).body(Bytes::new()).map_err(io::Error::other)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::io::{Read, Write};
     use std::net::TcpListener;
 
     use super::*;

@@ -14,10 +14,12 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
+use http::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
+
 use super::inbox::Inbox;
 use super::notary::Delivery;
-use super::post::post;
-use super::read::named;
+use super::read::{invalid, named};
+use crate::post::post;
 
 /// How long a command may run, and a connection may stand still.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -111,7 +113,7 @@ impl Post {
         let done = match &self.place {
             Outside::Directory(path) => file(path, date.get(..10).unwrap_or_default(), owed),
             Outside::Command(command) => run_command(command, &owed.note),
-            Outside::Web(uri) => post(uri, owed.note.as_bytes(), PATIENCE),
+            Outside::Web(uri) => upload(uri, &owed.note),
         };
         if let Err(error) = &done {
             inbox.tally.undelivered.fetch_add(1, Ordering::Relaxed);
@@ -140,6 +142,12 @@ fn file(directory: &Path, date: &str, delivery: &Delivery) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists && holds(&path, &delivery.note) => Ok(()),
         Err(error) => Err(named(&path, &error)),
     }
+}
+
+fn upload(uri: &http::Uri, note: &str) -> io::Result<()> {
+    let headers = HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"))]);
+    let status = post(uri, &headers, note.as_bytes(), PATIENCE)?;
+    if status.is_success() { Ok(()) } else { Err(invalid(format!("the answer was {status}"))) }
 }
 
 fn holds(path: &Path, note: &str) -> bool {
@@ -231,6 +239,28 @@ mod tests {
         drop(sender);
         running.join().unwrap();
         assert!(!there(one.path(), 2) && !there(other.path(), 1));
+    }
+
+    #[test]
+    fn only_a_success_is_a_delivery() {
+        for (status, undelivered) in [("204 No Content", 0), ("302 Found", 1)] {
+            let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+            let place = format!("http://{}/", listener.local_addr().unwrap()).parse().unwrap();
+            let server = std::thread::spawn(move || {
+                let (mut stream, _) = listener.accept().unwrap();
+                let mut request = Vec::new();
+                while !request.ends_with(b"the note") {
+                    let mut byte = [0];
+                    io::Read::read_exact(&mut stream, &mut byte).unwrap();
+                    request.push(byte[0]);
+                }
+                stream.write_all(format!("HTTP/1.1 {status}\r\n\r\n").as_bytes()).unwrap();
+                drop(listener);
+                String::from_utf8(request).unwrap()
+            });
+            assert_eq!(deliver(vec![place], &[(1, "the note")]).min(1), undelivered, "{status}");
+            assert!(server.join().unwrap().contains("content-type: text/plain; charset=utf-8\r\n"));
+        }
     }
 
     #[test]

@@ -3,12 +3,12 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use crate::keeper::audit::AuditLog;
+use crate::keeper::audit::{AuditLog, Relay};
 use crate::keeper::doorstep::{self, Doorstep, Listening, Successor};
 use crate::keeper::heir::Heir;
 use crate::keeper::marks::Marks;
@@ -68,7 +68,7 @@ pub async fn successor(listener: Option<UnixListener>, lobby: Arc<Lobby>) -> Suc
 /// written. `announce` is called once it is certain.
 ///
 /// # Errors
-/// When the marks cannot be written: then nothing has changed.
+/// When there is no thread for what is to be told, or the marks cannot be written: then nothing has changed.
 pub fn leave(
     successor: Successor,
     doorstep: &mut Option<Doorstep>,
@@ -78,20 +78,30 @@ pub fn leave(
     announce: impl FnOnce(),
 ) -> io::Result<Arc<Heir>> {
     let mut stream = successor.into_stream();
-    let heir = Arc::new(Heir::new(stream.try_clone()?)?);
-    let left = heir.held(|| {
-        marks.hand_over(heir.clone()).map_err(io::Error::other)?;
-        announce();
-        drop(doorstep.take());
-        lobby.stays.iter().for_each(|stays| stays.store(true, Ordering::Release));
-        audit.hand_over(heir.clone())?;
-        if let Err(error) = Successor::free(&mut stream) {
-            tracing::error!(%error, "the process that was to take over is gone; state and audit log are free");
-        }
-        Ok::<_, io::Error>(())
+    let left = prepare(&stream, audit).and_then(|(heir, relay)| {
+        heir.held(|| {
+            marks.hand_over(heir.clone()).map_err(io::Error::other)?;
+            // From here on nothing can be taken back, and nothing can fail.
+            announce();
+            drop(doorstep.take());
+            lobby.stays.iter().for_each(|stays| stays.store(true, Ordering::Release));
+            audit.hand_over(relay);
+            if let Err(error) = Successor::free(&mut stream) {
+                tracing::error!(%error, "the process that was to take over is gone; state and audit log are free");
+            }
+            Ok::<_, io::Error>(())
+        })?;
+        Ok(heir)
     });
     if let Err(error) = &left {
         doorstep::refuse(&mut stream, &error.to_string());
     }
-    left.map(|()| heir)
+    left
+}
+
+/// Makes what leaving needs.
+fn prepare(stream: &UnixStream, audit: &AuditLog) -> io::Result<(Arc<Heir>, Relay)> {
+    let heir = Arc::new(Heir::new(stream.try_clone()?)?);
+    let relay = audit.relay(heir.clone())?;
+    Ok((heir, relay))
 }

@@ -40,10 +40,10 @@ use std::time::Duration;
 use serde::Serialize;
 use zeroize::Zeroizing;
 
+pub use self::courier::Relay;
 pub use self::journal::{AuditUnavailable, Counters, Journal, Place};
 pub use self::outside::Outside;
 
-use self::courier::Courier;
 use self::durable::DurableFile;
 use self::inbox::{Inbox, Orders};
 use self::notary::{Desk, Hands, Notary};
@@ -217,21 +217,24 @@ impl AuditLog {
         &self.key
     }
 
-    /// Writes what was told, a `stop` line and a last checkpoint, and lets go of the files: lines told from now on are
-    /// handed to the process that took over.
+    /// Makes ready for a hand-over to `heir`: what of it can fail fails here, where nothing has changed.
     ///
     /// # Errors
-    /// When there is no thread for that; the log is closed then.
-    pub fn hand_over(&mut self, heir: Arc<Heir>) -> io::Result<()> {
+    /// When there is no thread for it.
+    pub fn relay(&self, heir: Arc<Heir>) -> io::Result<Relay> {
+        Relay::stand_by(Arc::clone(&self.inbox), heir)
+    }
+
+    /// Writes what was told, a `stop` line and a last checkpoint, and lets go of the files: lines told from now on are
+    /// handed to the process that took over.
+    pub fn hand_over(&mut self, relay: Relay) {
         self.stopping.store(true, Ordering::Release);
         self.inbox.order(Orders { hand_over: true, ..Orders::default() });
         // A place outside may take its time; it has what it was handed.
         let post = self.threads.pop();
         self.join();
         self.threads.extend(post);
-        let courier = Courier { inbox: Arc::clone(&self.inbox), heir };
-        self.threads.push(spawn("audit-hand-on", move || courier.run())?);
-        Ok(())
+        self.threads.push(relay.begin());
     }
 
     /// Writes what was told, a `stop` line and a last checkpoint, and closes the files. Lines told afterwards are

@@ -4,8 +4,11 @@
 //! Nothing is written here. Reloads are told by the successor, who reads the same files; told twice they would look as
 //! if there had been two.
 
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Sender, channel};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use serde_json::value::RawValue;
@@ -19,15 +22,38 @@ use crate::keeper::heir::{Heir, Line, Reply, Saying};
 /// The longest sleep.
 const IDLE: Duration = Duration::from_secs(3600);
 
+/// The thread while the log is still written here: everything that a hand-over of the log needs. Unused, it ends with
+/// this.
+#[derive(Debug)]
+pub struct Relay {
+    thread: JoinHandle<()>,
+    go: Sender<()>,
+}
+
+impl Relay {
+    pub(super) fn stand_by(inbox: Arc<Inbox>, heir: Arc<Heir>) -> io::Result<Relay> {
+        let (go, begins) = channel();
+        let courier = Courier { inbox, heir };
+        let work = move || begins.recv().map_or((), |()| courier.run());
+        Ok(Relay { thread: super::spawn("audit-hand-on", work)?, go })
+    }
+
+    pub(super) fn begin(self) -> JoinHandle<()> {
+        // It waits for this as long as there is a sender.
+        let _ = self.go.send(());
+        self.thread
+    }
+}
+
 /// The thread's state.
-pub(super) struct Courier {
-    pub(super) inbox: Arc<Inbox>,
-    pub(super) heir: Arc<Heir>,
+struct Courier {
+    inbox: Arc<Inbox>,
+    heir: Arc<Heir>,
 }
 
 impl Courier {
     /// Runs until the log is stopped.
-    pub(super) fn run(self) {
+    fn run(self) {
         let mut bag = Vec::new();
         loop {
             let orders = self.inbox.take(&mut bag, IDLE);

@@ -1,0 +1,38 @@
+//! A log that another process takes over, or does not.
+
+use std::os::unix::net::UnixStream;
+use std::sync::mpsc::Receiver;
+
+use super::*;
+use crate::keeper::heir::{Heir, Line, Reply, Saying, receive, send};
+
+/// A successor that answers nothing before it may, then everything; it gives what it was told once nobody tells it any more.
+fn successor(may_answer: Receiver<()>) -> (Arc<Heir>, JoinHandle<Vec<Line>>) {
+    let (ours, mut theirs) = UnixStream::pair().unwrap();
+    let thread = thread::spawn(move || {
+        let mut told = Vec::new();
+        while let Ok(Saying::Lines(lines)) = receive(&mut theirs) {
+            let _ = may_answer.recv();
+            let number = |at: usize, line: &Line| (line.kind == Kind::Accepted).then_some((told.len() + at) as u64);
+            let numbers = lines.iter().enumerate().map(|(at, line)| number(at, line)).collect();
+            told.extend(lines);
+            send(&mut theirs, &Reply { numbers, ..Reply::default() }).unwrap();
+        }
+        told
+    });
+    (Arc::new(Heir::new(ours).unwrap()), thread)
+}
+
+#[test]
+fn a_hand_over_that_does_not_take_place_changes_nothing() {
+    let place = tempfile::tempdir().unwrap();
+    let log = start(place.path());
+    let (_answer, may_answer) = channel();
+    let (heir, successor) = successor(may_answer);
+    drop(log.relay(Arc::clone(&heir)).unwrap());
+    worker(async { log.journal().accepted(fields("a")).await.unwrap().close(fields("a")) });
+    log.stop();
+    drop(heir);
+    assert!(successor.join().unwrap().is_empty());
+    assert_eq!(kinds(&records(place.path()).1), ["start", "accepted", "closed", "stop"]);
+}

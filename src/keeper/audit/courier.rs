@@ -58,8 +58,8 @@ impl Courier {
         loop {
             let orders = self.inbox.take(&mut bag, IDLE);
             bag.extend(self.inbox.take_dropped());
-            bag.retain(|entry| !matches!(&entry.told, Told::Plain(Kind::Reload)));
             while !bag.is_empty() {
+                bag.retain(is_wanted);
                 bag = self.deliver(&std::mem::take(&mut bag));
             }
             if orders.stop {
@@ -70,8 +70,8 @@ impl Courier {
 
     /// Hands lines over, and answers those who wait; what comes back has to be delivered as well.
     fn deliver(&self, bag: &[Entry]) -> Vec<Entry> {
-        let lines = bag.iter().map(line).collect();
-        let reply = self.heir.tell(&Saying::Lines(lines));
+        let lines: Vec<Line> = bag.iter().map(line).collect();
+        let reply = if lines.is_empty() { Some(Reply::default()) } else { self.heir.tell(&Saying::Lines(lines)) };
         if reply.is_none() {
             self.inbox.failing.store(true, Ordering::Release);
             self.inbox.tally.failed.fetch_add(bag.len() as u64, Ordering::Relaxed);
@@ -94,8 +94,19 @@ impl Courier {
                 })),
             }
         }
+        // Whoever waited in vain waited for this; a successor that is gone is failing instead.
+        self.inbox.stuck.store(false, Ordering::Release);
         lanes.iter().for_each(|lane| lane.wake_one());
         unwanted
+    }
+}
+
+/// Whether the successor is to be told: not of a reload, nor of a request that nobody waits for any more.
+fn is_wanted(entry: &Entry) -> bool {
+    match &entry.told {
+        Told::Accepted(ticket) => !ticket.left(),
+        Told::Plain(kind) => *kind != Kind::Reload,
+        Told::Closed(_) => true,
     }
 }
 

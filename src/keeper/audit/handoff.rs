@@ -118,13 +118,14 @@ impl Ticket {
         Poll::Ready(outcome)
     }
 
-    /// Stops waiting. Returns the `seq` of a line that was written meanwhile: somebody must close it.
-    pub(super) fn leave(&self, leaving: Leaving) -> Option<u64> {
+    /// Stops waiting. Returns what became of the line meanwhile; one that was written must be closed by somebody.
+    pub(super) fn leave(&self, leaving: Leaving) -> Option<Outcome> {
         let before = mem::replace(&mut *self.state.lock(), State::Left(leaving));
         self.lane.wake_rest();
         match before {
-            State::Written(seq) => Some(seq),
-            State::Waiting(_) | State::Failed | State::Left(_) => None,
+            State::Written(seq) => Some(Outcome::Written(seq)),
+            State::Failed => Some(Outcome::Failed),
+            State::Waiting(_) | State::Left(_) => None,
         }
     }
 }

@@ -191,13 +191,16 @@ struct Wait<'a> {
 }
 
 impl Wait<'_> {
-    /// Time is up: newcomers are refused at once until a write ends.
+    /// Time is up: newcomers are refused at once until a write ends, or a successor answers.
     fn give_up(&mut self) {
         self.over = true;
         // Before leaving: whoever looks at the ticket afterwards ends a write, and clears the flag.
         self.inbox.stuck.store(true, Ordering::Release);
-        if let Some(seq) = self.ticket.leave(Leaving::Impatient) {
+        let outcome = self.ticket.leave(Leaving::Impatient);
+        if outcome.is_some() {
             self.inbox.stuck.store(false, Ordering::Release);
+        }
+        if let Some(Outcome::Written(seq)) = outcome {
             self.inbox.close(seq, unforwarded(Leaving::Impatient));
         }
     }
@@ -215,7 +218,7 @@ impl Future for Wait<'_> {
 impl Drop for Wait<'_> {
     fn drop(&mut self) {
         if !self.over
-            && let Some(seq) = self.ticket.leave(Leaving::Gone)
+            && let Some(Outcome::Written(seq)) = self.ticket.leave(Leaving::Gone)
         {
             self.inbox.close(seq, unforwarded(Leaving::Gone));
         }

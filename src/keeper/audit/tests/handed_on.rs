@@ -24,6 +24,43 @@ fn successor(may_answer: Receiver<()>) -> (Arc<Heir>, JoinHandle<Vec<Line>>) {
 }
 
 #[test]
+fn a_successor_that_answers_late_costs_those_who_waited_and_nobody_after_them() {
+    let place = tempfile::tempdir().unwrap();
+    let patience = Duration::from_millis(200);
+    let mut log =
+        AuditLog::start(Options { patience, ..options(place.path()) }, Clock::system(), &Fields::none()).unwrap();
+    let (answer, may_answer) = channel();
+    let (heir, successor) = successor(may_answer);
+    let relay = log.relay(Arc::clone(&heir)).unwrap();
+    log.hand_over(relay);
+    worker(async {
+        let journal = log.journal();
+        let queued = async {
+            tokio::time::sleep(patience / 2).await;
+            journal.accepted(fields("queued")).await
+        };
+        let (late, queued) = tokio::join!(journal.accepted(fields("late")), queued);
+        assert!(late.is_err() && queued.is_err());
+        assert!(journal.accepted(fields("shed")).await.is_err());
+        drop(answer);
+        for _ in 0..200 {
+            if let Ok(place) = journal.accepted(fields("after")).await {
+                return place.close(fields("after"));
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        panic!("nobody is let in again");
+    });
+    log.stop();
+    drop(heir);
+    let told = successor.join().unwrap();
+    let kinds: Vec<Kind> = told.iter().map(|line| line.kind).collect();
+    assert_eq!(kinds, [Kind::Accepted, Kind::Closed, Kind::Accepted, Kind::Closed]);
+    assert!(told[0].fields.get().contains("late") && told[1].fields.get().contains("audit_unavailable"));
+    assert_eq!((told[1].accepted, told[3].accepted), (Some(0), Some(2)));
+}
+
+#[test]
 fn a_hand_over_that_does_not_take_place_changes_nothing() {
     let place = tempfile::tempdir().unwrap();
     let log = start(place.path());

@@ -76,7 +76,8 @@ const ANYWAY: Duration = Duration::from_secs(5);
 pub struct Reloader {
     path: PathBuf,
     gateway: Arc<Gateway>,
-    numbers: Arc<Numbers>,
+    /// How far the revocation lists have come, on disk.
+    pub(crate) numbers: Arc<Numbers>,
     turn: tokio::sync::Mutex<()>,
     past: Mutex<VecDeque<Past>>,
     /// The mistakes that were told last, until the files are right again.

@@ -167,6 +167,8 @@ impl Server {
         let (ledger, marks) = Marks::open(&settings.state, &clock).map_err(unusable)?;
         let revoked = withdrawn.load(Revocations::from_bytes).map_err(unusable)?;
         withdrawals.store(Arc::new(revoked.unwrap_or_default()));
+        // As the other process left them: it may have believed newer lists since they were read.
+        let numbers = Numbers::open(&settings.state).map_err(unusable)?;
         numbers.keep(&snapshot.policy.believed).map_err(unusable)?;
         suspect(&marks, &settings);
         let audit = start_audit(&snapshot.policy, &clock, &config)?;

@@ -167,7 +167,8 @@ async fn hand_over(desk: &Desk, estate: &mut Estate, successor: Successor) -> io
     let Estate { marks, audit, doorstep, lobby, admin, .. } = estate;
     let by = format!("process {} takes over", successor.pid);
     let announce = || told(gateway, &by, gateway.registry.stream_count());
-    let heir = handover::leave(successor, doorstep, lobby, marks, audit, announce)?;
+    let numbers = &desk.reloader.numbers;
+    let heir = numbers.hand_over(|| handover::leave(successor, doorstep, lobby, marks, audit, announce))?;
     desk.left.store(true, Ordering::Release);
     admin.drain(..).for_each(|serving| serving.abort());
     gateway.drain.advance(Phase::Draining);

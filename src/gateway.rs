@@ -166,7 +166,8 @@ async fn exchange(
     let mut tab = gateway.tab(&caller, &permitted, &choice, ask, hold, (&reserved, calibration), snapshot);
     tab.told = record.reserves(reserved.usage, &reserved.charge, &standings);
     record.facts().upstream = Some(choice.upstream.name.clone());
-    let accepted = record.accept().await?;
+    tab.progress = Progress::Underway;
+    let accepted = record.accept().await.inspect_err(|_| tab.progress = Progress::Admitted)?;
 
     leash.tie(entry.stream().clone());
     let outgoing = Outgoing { route: gated.route(), query, crossing, body: spliced };

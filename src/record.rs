@@ -18,7 +18,7 @@ use crate::audit::identity::BodyIdentity;
 use crate::audit::line::push_hex;
 use crate::audit::{Event, Fields};
 use crate::clock::{Clock, Now};
-use crate::keeper::audit::{Journal, Place};
+use crate::keeper::audit::{Journal, Pending, Place};
 use crate::ledger::{Movement, Standing};
 use crate::limits::{Charge, LimitId};
 use crate::metrics::{Metrics, OrgSeries};
@@ -72,7 +72,7 @@ impl Recorder {
             series: self.metrics.unknown(),
             facts: Facts::default(),
         };
-        Record { recorder: self.clone(), story: Box::new(story), place: None, waited: false, open: true }
+        Record { recorder: self.clone(), story: Box::new(story), place: None, pending: None, open: true }
     }
 }
 
@@ -81,8 +81,8 @@ pub struct Record {
     recorder: Arc<Recorder>,
     story: Box<Story>,
     place: Option<Place>,
-    /// Its accepted line is on its way.
-    waited: bool,
+    /// Its accepted line, while it is on its way.
+    pending: Option<Pending>,
     open: bool,
 }
 
@@ -153,6 +153,14 @@ pub struct Settlement {
     pub quota: Option<(u64, u64)>,
 }
 
+impl Settlement {
+    /// That of an exchange that costs no token.
+    #[must_use]
+    pub fn nothing() -> Settlement {
+        Settlement { usage: Usage::default(), kind: "none", cost: Nano(0), quota: None }
+    }
+}
+
 /// The evidence that an exchange's accepted line is written, or that the operator wants to go on where it cannot be
 /// (`on_failure = "open"`): `upstream` sends nothing without it.
 pub struct Accepted(());
@@ -208,22 +216,19 @@ impl Record {
     /// `audit_unavailable` when the line cannot be written: then nothing may be forwarded.
     pub async fn accept(&mut self) -> Result<Accepted, Refusal> {
         let line = self.story.line(true, None, None, self.recorder.clock.now());
-        self.waited = true;
-        match self.recorder.journal.accepted(line).await {
+        let written = self.pending.insert(self.recorder.journal.accept(line)).written().await;
+        self.pending = None;
+        match written {
             Ok(place) => {
                 self.place = Some(place);
-                self.waited = false;
                 self.story.series.opened();
                 Ok(Accepted(()))
             }
-            Err(unavailable) => {
-                self.waited = false;
-                Err(Refusal::new(
-                    Code::AuditUnavailable,
-                    "The gateway cannot record this request at the moment, so it is not forwarded. Try again shortly.",
-                )
-                .for_operator(unavailable.to_string()))
-            }
+            Err(unavailable) => Err(Refusal::new(
+                Code::AuditUnavailable,
+                "The gateway cannot record this request at the moment, so it is not forwarded. Try again shortly.",
+            )
+            .for_operator(unavailable.to_string())),
         }
     }
 
@@ -234,7 +239,8 @@ impl Record {
         self.story.facts.status = refusal.code.on_the_wire().0;
         let id = self.story.request_id.clone();
         // What was admitted can only be refused afterwards by a panic.
-        let ending = if self.place.is_some() { Ending::Panicked } else { Ending::Refused };
+        let admitted = self.place.is_some() || self.pending.is_some();
+        let ending = if admitted { Ending::Panicked } else { Ending::Refused };
         self.finish(ending, Some(refusal.code));
         (id, refusal)
     }
@@ -260,15 +266,19 @@ impl Record {
             self.story.facts.status = if ending == Ending::ClientGone { 499 } else { 500 };
         }
         let now = self.recorder.clock.now();
-        self.story.count(&self.recorder.metrics, self.place.is_some(), ending, reason, now);
+        if self.pending.is_some() {
+            // Admitted, and gone before its line was written: both lines are.
+            self.story.series.opened();
+            self.story.facts.settlement.get_or_insert_with(Settlement::nothing);
+        }
+        let admitted = self.place.is_some() || self.pending.is_some();
+        self.story.count(&self.recorder.metrics, admitted, ending, reason, now);
         self.recorder.traces.tell(|| self.story.exchange(ending, reason, now));
-        let accepted = self.place.is_some() && ending != Ending::Refused;
-        let line = self.story.line(accepted, Some(ending), reason, now);
-        match self.place.take() {
-            Some(place) => place.close(line),
-            // A request that was dropped or given up while its line was written is closed by the keeper.
-            None if self.waited => {}
-            None => self.recorder.journal.event(Event::Refused, line),
+        let line = self.story.line(admitted && ending != Ending::Refused, Some(ending), reason, now);
+        match (self.place.take(), self.pending.take()) {
+            (Some(place), _) => place.close(line),
+            (None, Some(pending)) => pending.close(line),
+            (None, None) => self.recorder.journal.event(Event::Refused, line),
         }
     }
 }

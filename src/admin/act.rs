@@ -17,7 +17,7 @@ use crate::names::{AuthorityName, ModelName, OrgId, PurposeId};
 use crate::peer::Sha256;
 use crate::policy::{self, RevocationKind};
 use crate::reload::{self, Outcome, Trigger};
-use crate::withdraw;
+use crate::withdraw::{self, Depth};
 
 /// Does what a POST asks for; `by` is who asks.
 pub(super) async fn act(desk: &Arc<Desk>, path: &str, by: &str, body: &Bytes) -> Answer {
@@ -137,10 +137,17 @@ async fn change(desk: &Arc<Desk>, by: &str, body: &Bytes, revoke: bool) -> Answe
         if revoke { before.with(kind, &target, reason.clone(), trigger.wall) } else { before.without(kind, &target) };
     let changed = *before != after;
     gateway.revocations.store(Arc::new(after));
-    let swept = withdraw::sweep_apart(gateway).await;
-    let (streams, connections) = (swept.streams.len(), swept.connections);
-    let measured = gateway.clone();
-    tokio::task::spawn_local(async move { withdraw::measure(&measured, swept.streams, trigger).await });
+    // Whoever is named goes at once; no chain need be verified anew for that.
+    let (mut streams, mut connections) = (0, 0);
+    for depth in [Depth::AtOnce, Depth::Whole] {
+        let swept = match depth {
+            Depth::AtOnce => withdraw::sweep(gateway, depth),
+            Depth::Whole => withdraw::sweep_apart(gateway).await,
+        };
+        (streams, connections) = (streams + swept.streams.len(), connections + swept.connections);
+        let measured = gateway.clone();
+        tokio::task::spawn_local(async move { withdraw::measure(&measured, swept.streams, trigger).await });
+    }
     let (kind_of_target, reason) = (kind.as_str(), reason.as_deref());
     let fields = Withdrawal { kind_of_target, target: &target, reason, by, streams, connections };
     let event = if revoke { Event::Revoke } else { Event::Restore };

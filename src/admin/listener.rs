@@ -159,6 +159,8 @@ where
     });
     let mut builder = hyper::server::conn::http1::Builder::new();
     builder.timer(hyper_util::rt::TokioTimer::new()).header_read_timeout(PATIENCE).max_headers(64);
+    // What came whole is carried out, though its sender has said all and may be gone.
+    builder.half_close(true);
     // A connection that breaks concerns nobody but its operator.
     let _ = builder.serve_connection(TokioIo::new(stream), service).await;
 }

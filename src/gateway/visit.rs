@@ -305,12 +305,11 @@ impl Visit {
         record.facts().forwarded = Some(forwarded);
         let endpoint = snapshot.endpoint(&choice.upstream).ok_or(Failure::Lost)?;
         let sent = {
-            let mut reach = |progress| {
-                tab.progress = progress;
+            record.facts().settlement = Some(tab.abandoned());
+            let taken = || {
+                tab.progress = Progress::Taken;
                 record.facts().settlement = Some(tab.abandoned());
             };
-            reach(Progress::Sending);
-            let taken = || reach(Progress::Taken);
             let sending = pin!(upstream::send(&self.station.pools, endpoint, outgoing, accepted, taken));
             let sent = unless_cut(entry.stream().cut(), sending).await;
             sent.map_err(Failure::Cut).and_then(|sent| sent.map_err(Failure::Upstream))

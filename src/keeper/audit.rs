@@ -41,7 +41,7 @@ use serde::Serialize;
 use zeroize::Zeroizing;
 
 pub use self::courier::Relay;
-pub use self::journal::{AuditUnavailable, Counters, Journal, Place};
+pub use self::journal::{AuditUnavailable, Counters, Journal, Pending, Place};
 pub use self::outside::Outside;
 
 use self::durable::DurableFile;

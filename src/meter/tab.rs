@@ -52,10 +52,10 @@ pub struct Tab {
 /// How far a request has come on its way to the upstream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Progress {
-    /// It was admitted, and nothing of it was sent: if it ends now, it is as if it had not been.
+    /// It was admitted, and no more: if it ends now, it is as if it had not been.
     Admitted,
-    /// It is being sent: it counts as a request.
-    Sending,
+    /// Its line is being written, or it is being sent: it counts as a request.
+    Underway,
     /// The upstream has all of it, and so may work.
     Taken,
 }
@@ -146,7 +146,7 @@ impl Drop for Tab {
         }
         let charge = match self.progress {
             Progress::Admitted => Charge::ZERO,
-            Progress::Sending | Progress::Taken => self.figure(&nothing(), self.unanswered()).1,
+            Progress::Underway | Progress::Taken => self.figure(&nothing(), self.unanswered()).1,
         };
         self.hold.take().into_iter().for_each(|hold| hold.settle(&charge));
     }

@@ -26,7 +26,7 @@ use crate::keeper::heir::Heir;
 use crate::keeper::marks::Marks;
 use crate::policy::{Drain as Settings, Revocations};
 use crate::reload::Trigger;
-use crate::withdraw;
+use crate::withdraw::{self, Depth};
 
 /// How often it is looked whether everybody has left.
 const BEAT: Duration = Duration::from_millis(10);
@@ -191,6 +191,7 @@ async fn follow(gateway: &Arc<Gateway>, heir: &Heir) {
     match Revocations::from_bytes(told.get().as_bytes()) {
         Ok(revoked) => {
             gateway.revocations.store(Arc::new(revoked));
+            withdraw::sweep(gateway, Depth::AtOnce);
             withdraw::sweep_apart(gateway).await;
         }
         // A later version may withdraw what this one does not know: better nobody than the wrong one.

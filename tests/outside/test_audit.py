@@ -1,13 +1,17 @@
 """What an auditor relies on: a line for everything, nothing in it that does not belong there, no change unseen."""
 
 import base64
+import concurrent.futures
 import contextlib
 import datetime
 import hmac
 import json
 import random
 import re
+import socket
+import struct
 import subprocess
+import time
 
 import pytest
 from cryptography.hazmat.primitives import hashes
@@ -220,6 +224,43 @@ def everything(stage):
     admin(stage, "/-/reload")
     eventually(lambda: stage.metric("portcullis_streams_active") == 0, what="an empty house")
     assert stage.gateway.end() == 0
+
+
+def test_whoever_leaves_whenever_is_in_every_book_alike(one):
+    """Clients that send a request and are gone: while it is read, while its line is written, while it is sent."""
+    model = "mock-hang"
+
+    def hurried(number):
+        with H1(one.connect()) as client:
+            client.send(client.head(body=chat(model, user=f"n{number}")))
+            # Not a wait for anything: one moment after the other is hit.
+            time.sleep(number % 40 * 0.0002)
+            client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+    with concurrent.futures.ThreadPoolExecutor(8) as clients:
+        list(clients.map(hurried, range(200)))
+    eventually(lambda: one.metric("portcullis_streams_active") == 0, what="the end of all")
+    of_kind = {kind: [] for kind in ("accepted", "closed")}
+
+    def settled():
+        lines = one.audit()
+        of_kind.update({kind: [line for line in lines if line["kind"] == kind] for kind in of_kind})
+        return len(of_kind["accepted"]) == len(of_kind["closed"]) == one.metric("portcullis_streams_total", end="client_gone")
+
+    eventually(settled, what="a line for every end")
+    assert of_kind["accepted"], "nobody was admitted in time"
+    ids = [[line["request_id"] for line in lines] for lines in of_kind.values()]
+    assert len(set(ids[0])) == len(ids[0]) and sorted(ids[0]) == sorted(ids[1])
+    for line in of_kind["closed"]:
+        assert faults(line, SCHEMA) == []
+        assert (line["organization"], line["ending"]) == ("acme", "client_gone")
+        assert line["settlement"] == ("estimated" if line["usage"]["input"] else "none")
+    assert one.limit("acme", "requests_per_day")["used"] == len(of_kind["closed"])
+    input_tokens = sum(line["usage"]["input"] for line in of_kind["closed"])
+    assert one.metric("portcullis_input_tokens_total", org="acme") == input_tokens
+    # The model reads a request a moment after it was sent; what never came whole was not charged.
+    charged = sum(line["settlement"] == "estimated" for line in of_kind["closed"])
+    eventually(lambda: len(one.ledger()["requests"]) <= charged, what="the model's book")
 
 
 def test_every_line_is_as_the_schema_says(one):

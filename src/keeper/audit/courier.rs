@@ -15,7 +15,7 @@ use serde_json::value::RawValue;
 
 use super::handoff::{Lane, Outcome};
 use super::inbox::{Entry, Inbox, Told};
-use super::journal::unforwarded;
+use super::journal::closing;
 use crate::audit::{Fields, Kind};
 use crate::keeper::heir::{Heir, Line, Reply, Saying};
 
@@ -89,7 +89,7 @@ impl Courier {
                     }
                 }
                 Err(leaving) => unwanted.extend(seq.map(|seq| {
-                    let fields = unforwarded(leaving);
+                    let fields = closing(leaving);
                     Entry { at: entry.at, told: Told::Closed(seq), fields }
                 })),
             }
@@ -101,10 +101,10 @@ impl Courier {
     }
 }
 
-/// Whether the successor is to be told: not of a reload, nor of a request that nobody waits for any more.
+/// Whether the successor is to be told: not of a reload, nor of a request that was refused because it waited too long.
 fn is_wanted(entry: &Entry) -> bool {
     match &entry.told {
-        Told::Accepted(ticket) => !ticket.left(),
+        Told::Accepted(ticket) => !ticket.is_unwanted(),
         Told::Plain(kind) => *kind != Kind::Reload,
         Told::Closed(_) => true,
     }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use super::sync::Mutex;
+use crate::audit::Fields;
 
 /// The answers of one worker that have come, and whose tasks were not woken yet.
 #[derive(Debug, Default)]
@@ -48,12 +49,12 @@ enum State {
     Left(Leaving),
 }
 
-/// Why nobody waits any more.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What is left behind by one who waits no more.
+#[derive(Debug)]
 pub(super) enum Leaving {
-    /// The waiting task was dropped.
-    Gone,
-    /// The wait took too long.
+    /// The request has ended: both its lines are to be written, of which this is the closing one.
+    Gone(Fields),
+    /// The wait took too long, and the request was refused: a line that is not written yet need not be.
     Impatient,
 }
 
@@ -75,21 +76,21 @@ impl Ticket {
         &self.lane
     }
 
-    /// Whether nobody waits any more, so that the line need not be written.
-    pub(super) fn left(&self) -> bool {
-        matches!(*self.state.lock(), State::Left(_))
+    /// Whether the line need not be written any more.
+    pub(super) fn is_unwanted(&self) -> bool {
+        matches!(*self.state.lock(), State::Left(Leaving::Impatient))
     }
 
     /// The keeper's answer. The task is not woken yet: [`Lane::wake_one`] follows, once a lane and batch.
     ///
     /// # Errors
-    /// Nobody waits any more.
+    /// Nobody waits any more: whoever has written the line closes it with what was left behind.
     pub(super) fn answer(&self, outcome: Outcome) -> Result<(), Leaving> {
         // Both locks, in this order: a task that sees its answer finds its own waker in `ready`, never later.
         let mut ready = self.lane.ready.lock();
         let mut state = self.state.lock();
         match &mut *state {
-            State::Left(leaving) => Err(*leaving),
+            State::Left(leaving) => Err(mem::replace(leaving, Leaving::Impatient)),
             State::Waiting(waker) => {
                 ready.extend(waker.take());
                 *state = match outcome {
@@ -118,14 +119,26 @@ impl Ticket {
         Poll::Ready(outcome)
     }
 
-    /// Stops waiting. Returns what became of the line meanwhile; one that was written must be closed by somebody.
-    pub(super) fn leave(&self, leaving: Leaving) -> Option<Outcome> {
-        let before = mem::replace(&mut *self.state.lock(), State::Left(leaving));
-        self.lane.wake_rest();
-        match before {
+    /// Stops waiting.
+    ///
+    /// # Errors
+    /// What became of the line meanwhile, and `leaving`: one that was written must be closed by the caller.
+    pub(super) fn leave(&self, leaving: Leaving) -> Result<(), (Outcome, Leaving)> {
+        let mut state = self.state.lock();
+        let outcome = match *state {
             State::Written(seq) => Some(Outcome::Written(seq)),
             State::Failed => Some(Outcome::Failed),
             State::Waiting(_) | State::Left(_) => None,
-        }
+        };
+        let left = match outcome {
+            Some(outcome) => Err((outcome, leaving)),
+            None => {
+                *state = State::Left(leaving);
+                Ok(())
+            }
+        };
+        drop(state);
+        self.lane.wake_rest();
+        left
     }
 }

@@ -1,13 +1,11 @@
 //! The handle that requests hold: a line before the upstream is called, a line when it is over.
 //!
-//! [`Journal::accepted`] resolves when the line is as durable as configured; its [`Place`] is the evidence, and the
-//! room for the closing line. Nothing here makes a file call or blocks.
+//! [`Pending::written`] resolves when the accepted line is as durable as configured; its [`Place`] is the evidence, and
+//! the room for the closing line. Nothing here makes a file call or blocks.
 
-use std::future::Future;
-use std::pin::Pin;
+use std::future::poll_fn;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use serde::Serialize;
@@ -70,55 +68,19 @@ impl Journal {
         Journal { lane: Arc::default(), ..self.clone() }
     }
 
-    /// Writes the accepted line. Resolves when it was written (`durability = "process"`) or fsynced (`"power"`).
-    /// Must be polled in a tokio runtime with timers.
-    ///
-    /// When this future is dropped early, a line that was written all the same is closed as `client_gone` by the
-    /// keeper; when the wait was too long, as `refused`.
+    /// Writes the accepted line; the first half of [`Pending::written`].
+    pub fn accept(&self, fields: Fields) -> Pending {
+        let ticket = self.inbox.passes().then(|| Ticket::new(Arc::clone(&self.lane)));
+        let ticket = ticket.filter(|ticket| self.inbox.accept(ticket, fields));
+        Pending { ticket, inbox: Arc::clone(&self.inbox), patience: self.patience }
+    }
+
+    /// Writes the accepted line, and [waits](Pending::written) for it.
     ///
     /// # Errors
-    /// [`AuditUnavailable`] when the line cannot be written within the bound (about two seconds; at once while
-    /// writing is known to fail) and `on_failure` is `closed`. With `open` the place is then unrecorded.
+    /// As there.
     pub async fn accepted(&self, fields: Fields) -> Result<Place, AuditUnavailable> {
-        match self.write(fields).await {
-            Some(seq) => Ok(Place { inbox: Some(Arc::clone(&self.inbox)), seq: Some(seq) }),
-            None => self.without_line(),
-        }
-    }
-
-    async fn write(&self, fields: Fields) -> Option<u64> {
-        if !self.inbox.passes() {
-            return None;
-        }
-        let ticket = Ticket::new(Arc::clone(&self.lane));
-        if !self.inbox.accept(&ticket, fields) {
-            return None;
-        }
-        let mut wait = Wait { ticket, inbox: &self.inbox, over: false };
-        // Whatever else this thread has to do comes first, so that all requests of one turn cost one wake-up.
-        tokio::task::yield_now().await;
-        self.inbox.ring_for_waiting();
-        match tokio::time::timeout(self.patience, &mut wait).await {
-            Ok(Outcome::Written(seq)) => Some(seq),
-            Ok(Outcome::Failed) => None,
-            Err(_) => {
-                wait.give_up();
-                None
-            }
-        }
-    }
-
-    fn without_line(&self) -> Result<Place, AuditUnavailable> {
-        match self.inbox.rules().on_failure {
-            OnFailure::Closed => {
-                self.inbox.tally.failed.fetch_add(1, Ordering::Relaxed);
-                Err(AuditUnavailable)
-            }
-            OnFailure::Open => {
-                self.inbox.count_unrecorded(true);
-                Ok(Place { inbox: Some(Arc::clone(&self.inbox)), seq: None })
-            }
-        }
+        self.accept(fields).written().await
     }
 
     /// Tells what happened apart from accepted requests. Never blocks; what strangers can cause is bounded, and
@@ -184,43 +146,95 @@ pub struct Counters {
     pub undelivered: u64,
 }
 
-struct Wait<'a> {
-    ticket: Arc<Ticket>,
-    inbox: &'a Inbox,
-    over: bool,
+/// An accepted line on its way. Dropped before it is written, it is closed as `client_gone`; whoever can tell more closes
+/// it with [`Pending::close`].
+#[derive(Debug)]
+#[must_use = "the line is not written yet"]
+pub struct Pending {
+    /// None where nothing is waited for: there was no room, or it is over.
+    ticket: Option<Arc<Ticket>>,
+    inbox: Arc<Inbox>,
+    patience: Duration,
 }
 
-impl Wait<'_> {
+impl Pending {
+    /// Resolves when the line was written (`durability = "process"`) or fsynced (`"power"`). Must be polled in a tokio
+    /// runtime with timers.
+    ///
+    /// # Errors
+    /// [`AuditUnavailable`] when the line cannot be written within the bound (about two seconds; at once while
+    /// writing is known to fail) and `on_failure` is `closed`. With `open` the place is then unrecorded.
+    pub async fn written(&mut self) -> Result<Place, AuditUnavailable> {
+        match self.wait().await {
+            Some(seq) => Ok(Place { inbox: Some(Arc::clone(&self.inbox)), seq: Some(seq) }),
+            None => self.without_line(),
+        }
+    }
+
+    async fn wait(&mut self) -> Option<u64> {
+        let ticket = self.ticket.as_ref()?;
+        // Whatever else this thread has to do comes first, so that all requests of one turn cost one wake-up.
+        tokio::task::yield_now().await;
+        self.inbox.ring_for_waiting();
+        let answered = tokio::time::timeout(self.patience, poll_fn(|cx| ticket.poll(cx))).await;
+        let ticket = self.ticket.take()?;
+        match answered {
+            Ok(Outcome::Written(seq)) => Some(seq),
+            Ok(Outcome::Failed) => None,
+            Err(_) => {
+                self.give_up(&ticket);
+                None
+            }
+        }
+    }
+
     /// Time is up: newcomers are refused at once until a write ends, or a successor answers.
-    fn give_up(&mut self) {
-        self.over = true;
+    fn give_up(&self, ticket: &Ticket) {
         // Before leaving: whoever looks at the ticket afterwards ends a write, and clears the flag.
         self.inbox.stuck.store(true, Ordering::Release);
-        let outcome = self.ticket.leave(Leaving::Impatient);
-        if outcome.is_some() {
+        if let Err((outcome, leaving)) = ticket.leave(Leaving::Impatient) {
             self.inbox.stuck.store(false, Ordering::Release);
-        }
-        if let Some(Outcome::Written(seq)) = outcome {
-            self.inbox.close(seq, unforwarded(Leaving::Impatient));
+            self.close_written(outcome, leaving);
         }
     }
-}
 
-impl Future for Wait<'_> {
-    type Output = Outcome;
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Outcome> {
-        let outcome = self.ticket.poll(cx);
-        self.over = outcome.is_ready();
-        outcome
+    fn without_line(&self) -> Result<Place, AuditUnavailable> {
+        match self.inbox.rules().on_failure {
+            OnFailure::Closed => {
+                self.inbox.tally.failed.fetch_add(1, Ordering::Relaxed);
+                Err(AuditUnavailable)
+            }
+            OnFailure::Open => {
+                self.inbox.count_unrecorded(true);
+                Ok(Place { inbox: Some(Arc::clone(&self.inbox)), seq: None })
+            }
+        }
     }
-}
 
-impl Drop for Wait<'_> {
-    fn drop(&mut self) {
-        if !self.over
-            && let Some(Outcome::Written(seq)) = self.ticket.leave(Leaving::Gone)
+    /// Tells how a request ended that did not wait for its line. Never blocks.
+    pub fn close(mut self, fields: Fields) {
+        self.leave(fields);
+    }
+
+    fn leave(&mut self, fields: Fields) {
+        if let Some(ticket) = self.ticket.take()
+            && let Err((outcome, leaving)) = ticket.leave(Leaving::Gone(fields))
         {
-            self.inbox.close(seq, unforwarded(Leaving::Gone));
+            self.close_written(outcome, leaving);
+        }
+    }
+
+    fn close_written(&self, outcome: Outcome, leaving: Leaving) {
+        if let Outcome::Written(seq) = outcome {
+            self.inbox.close(seq, closing(leaving));
+        }
+    }
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        if self.ticket.is_some() {
+            self.leave(Fields::of(&Minimal { ending: Ending::ClientGone, reason: None }));
         }
     }
 }
@@ -233,12 +247,12 @@ struct Minimal {
     reason: Option<Code>,
 }
 
-/// How a request ends whose line was written although nobody waited for it: it was not forwarded.
-pub(super) fn unforwarded(leaving: Leaving) -> Fields {
-    Fields::of(&match leaving {
-        Leaving::Gone => Minimal { ending: Ending::ClientGone, reason: None },
-        Leaving::Impatient => Minimal { ending: Ending::Refused, reason: Some(Code::AuditUnavailable) },
-    })
+/// The closing line of a request whose accepted line was written although nobody waited for it: it was not forwarded.
+pub(super) fn closing(leaving: Leaving) -> Fields {
+    match leaving {
+        Leaving::Gone(fields) => fields,
+        Leaving::Impatient => Fields::of(&Minimal { ending: Ending::Refused, reason: Some(Code::AuditUnavailable) }),
+    }
 }
 
 /// An accepted line, and the room for the line that closes it: exactly one follows, on drop at the latest.

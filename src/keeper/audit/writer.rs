@@ -13,7 +13,7 @@ use std::time::Duration;
 use super::durable::DurableFile;
 use super::handoff::{Lane, Outcome};
 use super::inbox::{Entry, Inbox, Told};
-use super::journal::unforwarded;
+use super::journal::closing;
 use super::notary::{Notary, Note, Order};
 use super::pace::Pace;
 use super::segment::{Disk, Number};
@@ -191,7 +191,7 @@ impl<D: Disk> Writer<D> {
                 break;
             }
             let (kind, accepted) = match &entry.told {
-                Told::Accepted(ticket) if ticket.left() => {
+                Told::Accepted(ticket) if ticket.is_unwanted() => {
                     self.numbers.push(None);
                     continue;
                 }
@@ -243,7 +243,7 @@ impl<D: Disk> Writer<D> {
                 }
                 // Nobody will forward it, and nobody else will close it.
                 Err(leaving) => {
-                    unwanted.push(Entry { at: entry.at, told: Told::Closed(seq), fields: unforwarded(leaving) });
+                    unwanted.push(Entry { at: entry.at, told: Told::Closed(seq), fields: closing(leaving) });
                 }
             }
         }

@@ -3,15 +3,16 @@
 //! Loading reads files, so it happens on a thread that serves nobody. A mistake changes nothing, is told with its
 //! place, and is remembered.
 
+mod watched;
+
 use std::collections::{HashSet, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use notify::{RecursiveMode, Watcher};
 use parking_lot::Mutex;
 use serde_json::json;
-use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use tokio::sync::mpsc::unbounded_channel;
 
 use crate::audit::identity::BodySecret;
 use crate::audit::{Event, Fields};
@@ -22,11 +23,12 @@ use crate::keeper::numbers::Numbers;
 use crate::metrics::{Configured, Ends};
 use crate::names::{AuthorityName, ModelName};
 use crate::peer::Leaf;
-use crate::policy::{self, AuditSettings, Diff, Footprint, Mistakes, Policy};
+use crate::policy::{self, AuditSettings, Diff, Footprint, Mistakes, Policy, Told};
 use crate::renaming;
 use crate::snapshot::Snapshot;
 use crate::tls::Revoked;
 use crate::withdraw::{self, Depth, Swept};
+use watched::{Watched, follow, rest};
 
 /// What asked for a reload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,26 +53,22 @@ impl Trigger {
     }
 }
 
-/// How a reload ended.
+/// How a reload ended. Whoever judged it tells it too, so that telling costs the thread that serves nothing.
 pub enum Outcome {
     /// A new policy is in force.
     Applied(Diff),
     /// The files say what they said before.
     Unchanged,
     /// Nothing changed, because of these.
-    Rejected(Mistakes),
+    Rejected(Told),
 }
 
 pub use crate::audit::told::Reload as Past;
 
 /// How many reloads are remembered.
 const REMEMBERED: usize = 50;
-/// How long files must rest before they are read: an editor or a rename is rarely one event.
-const REST: Duration = Duration::from_millis(50);
 /// After which time a watch looks again when an organization's file is gone, or more would be allowed than before.
 const SECOND_LOOK: Duration = Duration::from_millis(500);
-/// How often files are looked at without any event, for file systems that send none.
-const ANYWAY: Duration = Duration::from_secs(5);
 
 /// Reloads, one at a time.
 pub struct Reloader {
@@ -146,7 +144,10 @@ impl Reloader {
             Ok(loaded) => self.publish(loaded, &old, now).await,
             Err(mistakes) => Err(mistakes),
         };
-        let outcome = outcome.unwrap_or_else(Outcome::Rejected);
+        let outcome = match outcome {
+            Ok(outcome) => outcome,
+            Err(mistakes) => rejected(mistakes).await,
+        };
         let lists_alone = matches!(outcome, Outcome::Rejected(_)) && self.take_lists(trigger, by, &old, now).await;
         self.tell(trigger, by, &outcome, now);
         if lists_alone || matches!(outcome, Outcome::Applied(_)) {
@@ -165,7 +166,8 @@ impl Reloader {
         let newer = tokio::task::spawn_blocking(move || policy.with_newer_lists(now)).await.ok().flatten();
         let Some((policy, diff)) = newer else { return false };
         let loaded = Loaded { policy, diff: Some(diff) };
-        let outcome = self.publish(loaded, old, now).await.unwrap_or_else(Outcome::Rejected);
+        let published = self.publish(loaded, old, now).await;
+        let outcome = published.unwrap_or_else(|mistakes| Outcome::Rejected(mistakes.told()));
         self.tell(trigger, by, &outcome, now);
         matches!(outcome, Outcome::Applied(_))
     }
@@ -230,7 +232,7 @@ impl Reloader {
         let (result, text) = match outcome {
             Outcome::Applied(diff) => ("applied", diff.render()),
             Outcome::Unchanged => ("unchanged", String::new()),
-            Outcome::Rejected(mistakes) => ("rejected", mistakes.render(false)),
+            Outcome::Rejected(told) => ("rejected", told.text.clone()),
         };
         let fresh = (result == "rejected").then(|| text.clone());
         let before = std::mem::replace(&mut *self.told.lock(), fresh.clone());
@@ -247,9 +249,10 @@ impl Reloader {
                 tracing::info!(trigger = trigger.as_str(), "the files say again what is in force");
             }
             Outcome::Unchanged => tracing::info!(trigger = trigger.as_str(), "configuration unchanged"),
-            Outcome::Rejected(_) => {
+            Outcome::Rejected(told) => {
                 tracing::error!(
                     trigger = trigger.as_str(),
+                    mistakes = told.number,
                     "configuration rejected, the old one stays in force:\n{}",
                     text.trim_end()
                 );
@@ -390,56 +393,25 @@ impl Loaded {
     }
 }
 
+/// What is told of mistakes, put into words on a thread that serves nobody: there may be a million of them.
+async fn rejected(mistakes: Mistakes) -> Outcome {
+    let told = tokio::task::spawn_blocking(move || mistakes.told()).await;
+    Outcome::Rejected(told.unwrap_or_else(|_| mistake("the mistakes cannot be told").told()))
+}
+
 fn mistake(message: &str) -> Mistakes {
     let found = vec![policy::Mistake { place: None, message: message.to_owned(), hint: None }];
     Mistakes { sources: Vec::new(), found }
 }
 
-/// A directory that is watched, by name and inode: one that was put in its place would not be.
-type Watched = (PathBuf, u64);
-
-/// Watches the directories of all files: a file that is replaced by a rename is another file.
-fn follow(watcher: &mut notify::RecommendedWatcher, watched: &mut Vec<Watched>, directories: &[PathBuf]) {
-    watched.retain(|(directory, was)| {
-        let stays = directories.contains(directory) && policy::inode(directory) == Some(*was);
-        if !stays {
-            let _ = watcher.unwatch(directory);
-        }
-        stays
-    });
-    for directory in directories {
-        if let Some(inode) = policy::inode(directory)
-            && !watched.iter().any(|(known, _)| known == directory)
-            && watcher.watch(directory, RecursiveMode::NonRecursive).is_ok()
-        {
-            watched.push((directory.clone(), inode));
-        }
-    }
-}
-
-/// Waits for an event, and then until none has come for a moment; whether there was one.
-async fn rest(inbox: &mut UnboundedReceiver<()>) -> bool {
-    let mut called = tokio::time::timeout(ANYWAY, inbox.recv()).await.is_ok_and(|event| event.is_some());
-    for _ in 0..4 {
-        match tokio::time::timeout(REST, inbox.recv()).await {
-            Ok(Some(())) => {
-                called = true;
-                while inbox.try_recv().is_ok() {}
-            }
-            _ => break,
-        }
-    }
-    called
-}
-
-/// What a reload's outcome is for programs: `{"result", "text", "changes" | "mistakes"}`.
+/// What a reload's outcome is for programs: `{"result", "text", "changes" | "mistakes", "number"}`.
 #[must_use]
 pub fn to_json(outcome: &Outcome) -> serde_json::Value {
     match outcome {
         Outcome::Applied(diff) => json!({"result": "applied", "text": diff.render(), "changes": diff.changes}),
         Outcome::Unchanged => json!({"result": "unchanged", "text": "nothing changed\n", "changes": []}),
-        Outcome::Rejected(mistakes) => {
-            json!({"result": "rejected", "text": mistakes.render(false), "mistakes": mistakes.to_json()})
+        Outcome::Rejected(Told { text, mistakes, number }) => {
+            json!({"result": "rejected", "text": text, "mistakes": mistakes, "number": number})
         }
     }
 }

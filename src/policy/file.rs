@@ -30,25 +30,21 @@ pub struct Sink {
 impl Sink {
     /// Notes a mistake.
     pub fn wrong(&self, place: Option<&Place>, message: impl Into<String>, hint: Option<String>) {
-        let mut message = message.into();
-        mask::urls(&mut message);
-        mask::pasted(&mut message);
+        let (message, hint) = (masked(message.into()), hint.map(cut));
         let mistake = Mistake { place: place.cloned(), message, hint };
         self.mistakes.borrow_mut().push(mistake);
     }
 
     /// Notes an oddity.
     pub fn odd(&self, place: Option<&Place>, message: impl Into<String>) {
-        let mut message = message.into();
-        mask::urls(&mut message);
-        mask::pasted(&mut message);
-        self.warnings.borrow_mut().push(Mistake { place: place.cloned(), message, hint: None });
+        let warning = Mistake { place: place.cloned(), message: masked(message.into()), hint: None };
+        self.warnings.borrow_mut().push(warning);
     }
 
     /// Adds a file and says which it is. Its secrets are hidden when it is parsed.
     pub fn add(&self, path: &std::path::Path, text: &str) -> usize {
         let mut sources = self.sources.borrow_mut();
-        sources.push(Source { path: path.to_owned(), text: text.to_owned() });
+        sources.push(Source::new(path, text));
         sources.len() - 1
     }
 
@@ -70,6 +66,23 @@ impl Sink {
             spans.into_iter().for_each(|span| mask::hide(&mut source.text, span));
         }
     }
+}
+
+/// A message as it may be shown.
+fn masked(mut message: String) -> String {
+    mask::urls(&mut message);
+    mask::pasted(&mut message);
+    cut(message)
+}
+
+/// No more than anybody reads, whatever a text quotes.
+fn cut(mut text: String) -> String {
+    const LONGEST: usize = 1000;
+    if let Some((end, _)) = text.char_indices().nth(LONGEST) {
+        text.truncate(end);
+        text.push('\u{2026}');
+    }
+    text
 }
 
 /// A value and its place.

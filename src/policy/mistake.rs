@@ -1,11 +1,24 @@
 //! Mistakes in configuration: where, what, and what was probably meant; all of them at once.
+//!
+//! Any file may lie where one of ours belongs, a log of a million lines too. So what is shown costs by the line it is
+//! about, never by the file, and a running gateway tells only the first of many, with their true number.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use annotate_snippets::{AnnotationKind, Group, Level, Renderer, Snippet};
+use annotate_snippets::{AnnotationKind, Group, Level, Origin, Renderer, Snippet};
 use serde_json::{Value, json};
+
+/// So many mistakes of one file are shown: nobody mends more before looking again.
+const OF_ONE_FILE: usize = 100;
+/// So many are shown altogether.
+const ALTOGETHER: usize = 200;
+/// So many files are named in which there are more.
+const FILES_NAMED: usize = 10;
+/// Lines of more bytes are not shown, only where they are.
+const LONGEST_SHOWN: usize = 8 << 10;
 
 /// A file that was read.
 #[derive(Debug, Clone)]
@@ -14,6 +27,28 @@ pub struct Source {
     pub path: PathBuf,
     /// Its text, literal secrets masked.
     pub text: String,
+    /// Where its lines begin. Masking moves nothing.
+    starts: Vec<usize>,
+}
+
+impl Source {
+    /// A file, and where its lines begin.
+    #[must_use]
+    pub fn new(path: &Path, text: &str) -> Source {
+        let behind = text.match_indices('\n').map(|(end, _)| end + 1);
+        Source { path: path.to_owned(), text: text.to_owned(), starts: std::iter::once(0).chain(behind).collect() }
+    }
+
+    /// The line (from 1) of a byte, and where that line begins.
+    fn line(&self, at: usize) -> (usize, usize) {
+        let line = self.starts.partition_point(|start| *start <= at);
+        (line, line.checked_sub(1).and_then(|index| self.starts.get(index)).copied().unwrap_or(0))
+    }
+
+    /// Where the line (from 1) ends, its line feed not included.
+    fn end(&self, line: usize) -> usize {
+        self.starts.get(line).map_or(self.text.len(), |next| next - 1)
+    }
 }
 
 /// A place in a file.
@@ -45,20 +80,68 @@ pub struct Mistakes {
     pub found: Vec<Mistake>,
 }
 
+/// What a running gateway tells of mistakes: bounded, whatever is wrong.
+#[derive(Debug, Clone)]
+pub struct Told {
+    /// For people.
+    pub text: String,
+    /// The same for programs.
+    pub mistakes: Value,
+    /// How many there are, shown or not.
+    pub number: usize,
+}
+
 impl Mistakes {
-    /// Text for people, a caret under each mistake.
+    /// Text for people, a caret under each mistake that is shown, and how many more there are.
     #[must_use]
     pub fn render(&self, colour: bool) -> String {
-        self.rendered(&self.found, colour, false)
+        let (shown, more) = self.first();
+        let mut text = self.rendered(shown, colour, false);
+        let name =
+            |file: Option<usize>| file.and_then(|file| self.sources.get(file)).map(|source| source.path.display());
+        for (file, number) in more.iter().take(FILES_NAMED) {
+            let _ = match name(*file) {
+                Some(path) => writeln!(text, "and {number} more in {path}\n"),
+                None => writeln!(text, "and {number} more\n"),
+            };
+        }
+        let unnamed: Vec<usize> = more.values().skip(FILES_NAMED).copied().collect();
+        if !unnamed.is_empty() {
+            let _ = writeln!(text, "and {} more in {} more files\n", unnamed.iter().sum::<usize>(), unnamed.len());
+        }
+        text
     }
 
-    /// The same for things that are legal, but odd.
+    /// The same for things that are legal, but odd: every one.
     #[must_use]
     pub fn render_warnings(&self, warnings: &[Mistake], colour: bool) -> String {
         self.rendered(warnings, colour, true)
     }
 
-    fn rendered(&self, list: &[Mistake], colour: bool, warn: bool) -> String {
+    /// What a running gateway tells.
+    #[must_use]
+    pub fn told(&self) -> Told {
+        let mistakes = self.first().0.into_iter().map(|mistake| self.one_json(mistake)).collect();
+        Told { text: self.render(false), mistakes, number: self.found.len() }
+    }
+
+    /// Those that are shown, and how many more there are of each file.
+    fn first(&self) -> (Vec<&Mistake>, BTreeMap<Option<usize>, usize>) {
+        let (mut shown, mut of, mut more) = (Vec::new(), BTreeMap::new(), BTreeMap::new());
+        for mistake in &self.found {
+            let file = mistake.place.as_ref().map(|place| place.file);
+            let of_file: &mut usize = of.entry(file).or_default();
+            if *of_file < OF_ONE_FILE && shown.len() < ALTOGETHER {
+                *of_file += 1;
+                shown.push(mistake);
+            } else {
+                *more.entry(file).or_default() += 1;
+            }
+        }
+        (shown, more)
+    }
+
+    fn rendered<'a>(&'a self, list: impl IntoIterator<Item = &'a Mistake>, colour: bool, warn: bool) -> String {
         let renderer = if colour { Renderer::styled() } else { Renderer::plain() };
         let mut text = String::new();
         for mistake in list {
@@ -67,13 +150,7 @@ impl Mistakes {
             let placed = mistake.place.as_ref().and_then(|place| Some((self.sources.get(place.file)?, place)));
             let mut group = match placed {
                 None => Group::with_title(title),
-                Some((source, place)) => {
-                    let span = clamp(&place.span, source.text.len());
-                    let snippet = Snippet::source(source.text.as_str())
-                        .path(source.path.display().to_string())
-                        .annotation(AnnotationKind::Primary.span(span));
-                    title.element(snippet)
-                }
+                Some((source, place)) => shown(title, source, &place.span),
             };
             if let Some(hint) = &mistake.hint {
                 group = group.element(Level::HELP.message(hint.as_str()));
@@ -83,7 +160,7 @@ impl Mistakes {
         text
     }
 
-    /// The same for programs: `[{"file","line","column","message","hint"}]`.
+    /// All of them for programs: `[{"file","line","column","message","hint"}]`.
     #[must_use]
     pub fn to_json(&self) -> Value {
         self.found.iter().map(|mistake| self.one_json(mistake)).collect()
@@ -106,14 +183,32 @@ impl Mistakes {
     }
 }
 
+/// The lines of a span under a title, and nothing else of the file. Lines too long for anybody to read are left out.
+fn shown<'a>(title: annotate_snippets::Title<'a>, source: &'a Source, span: &Range<usize>) -> Group<'a> {
+    let span = clamp(span, source.text.len());
+    let (line, start) = source.line(span.start);
+    let end = source.end(source.line(span.end).0).max(span.end);
+    let path = source.path.display().to_string();
+    match source.text.get(start..end) {
+        Some(lines) if lines.len() <= LONGEST_SHOWN => {
+            let within = span.start - start..span.end - start;
+            let snippet = Snippet::source(lines).line_start(line).path(path);
+            title.element(snippet.annotation(AnnotationKind::Primary.span(within)))
+        }
+        _ => {
+            let column = source.text.get(start..span.start).map_or(0, |before| before.chars().count()) + 1;
+            title.element(Origin::path(path).line(line).char_column(column))
+        }
+    }
+}
+
 /// File, line and column (from 1) of a place.
 #[must_use]
 pub fn line_of<'a>(sources: &'a [Source], place: &Place) -> Option<(&'a Path, usize, usize)> {
     let source = sources.get(place.file)?;
-    let before = source.text.get(..place.span.start.min(source.text.len()))?;
-    let line = before.matches('\n').count() + 1;
-    let column = before.rsplit('\n').next().map_or(0, |start| start.chars().count()) + 1;
-    Some((&source.path, line, column))
+    let at = place.span.start.min(source.text.len());
+    let (line, start) = source.line(at);
+    Some((&source.path, line, source.text.get(start..at)?.chars().count() + 1))
 }
 
 /// Keeps a span within the text, and at least one column wide.
@@ -159,5 +254,45 @@ mod tests {
         assert_eq!(distance("kitten", "sitting"), 3);
         assert_eq!(closest("tokens_per_minut", ["tokens_per_minute", "tokens_per_day"]), Some("tokens_per_minute"));
         assert_eq!(closest("zebra", ["tokens_per_minute"]), None);
+    }
+
+    /// `number` mistakes, one a line.
+    fn wrong(number: usize, line: &str) -> Mistakes {
+        let text = format!("{line}\n").repeat(number);
+        let found = (0..number).map(|index| {
+            let at = index * (line.len() + 1) + line.find('!').unwrap_or(0);
+            let place = Some(Place { file: 0, span: at..at + 1 });
+            Mistake { place, message: format!("mistake {index}"), hint: None }
+        });
+        Mistakes { sources: vec![Source::new(Path::new("junk.toml"), &text)], found: found.collect() }
+    }
+
+    #[test]
+    fn of_very_many_mistakes_the_first_are_shown_and_all_are_counted() {
+        let many = wrong(50_000, "a = !");
+        let told = many.told();
+        assert_eq!((told.number, told.mistakes.as_array().map(Vec::len)), (50_000, Some(OF_ONE_FILE)));
+        assert!(told.text.contains("and 49900 more in junk.toml") && told.text.len() < 100_000, "{}", told.text.len());
+        assert_eq!(told.mistakes[99]["line"], 100);
+        let last = many.found.last().and_then(|mistake| many.line_of(mistake.place.as_ref()?));
+        assert_eq!(last, Some((Path::new("junk.toml"), 50_000, 5)));
+    }
+
+    #[test]
+    fn a_mistake_is_shown_with_its_own_line_and_no_other() {
+        let text = wrong(12, "h\u{e4} = !").render(false);
+        assert!(text.contains("--> junk.toml:12:6\n") && text.contains("12 | h\u{e4} = !\n   |      ^"), "{text}");
+        assert!(!text.contains("more in"), "{text}");
+        let long = wrong(2, &format!("{}!", "a".repeat(LONGEST_SHOWN))).render(false);
+        assert!(long.contains("--> junk.toml:2:8193") && long.len() < 1000, "{long}");
+    }
+
+    #[test]
+    fn where_every_file_is_wrong_the_rest_is_one_line() {
+        let sources: Vec<Source> = (0..300).map(|at| Source::new(Path::new(&format!("{at}.toml")), "x")).collect();
+        let place = |file| Some(Place { file, span: 0..1 });
+        let one = |at| Mistake { place: place(at), message: "wrong".into(), hint: None };
+        let text = Mistakes { found: (0..300).map(one).collect(), sources }.render(false);
+        assert!(text.contains("and 1 more in 209.toml\n\nand 90 more in 90 more files\n"), "{text}");
     }
 }

@@ -27,7 +27,7 @@ pub use diff::{Change, Diff, prefixed};
 pub use footprint::{Footprint, inode};
 pub use limits::Written;
 pub use listen::{AdminAddress, AdminSettings, AuditSettings, Drain, Listen, LogSettings, Quota, Settings};
-pub use mistake::{Mistake, Mistakes, Place, Source, closest};
+pub use mistake::{Mistake, Mistakes, Place, Source, Told, closest};
 pub use models::{Group, Models, NONTEXT, Upstream};
 pub use org::{Identity, Mark, ModelGrant, Org, Status};
 pub use pattern::Pattern;

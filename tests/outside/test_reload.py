@@ -475,6 +475,32 @@ CHANGES = [
 ]
 
 
+def test_a_log_that_lies_among_partners_files_holds_up_nobody(stage):
+    one = stage()
+    lines, longest = 30_000, 0.0
+    replace(one.folder / "orgs.d/x.toml", "".join(f'2026-11-26T12:24:55Z  WARN there {n} = "x"\n' for n in range(lines)))
+
+    def rejected():
+        nonlocal longest
+        began = time.monotonic()
+        count = reloads(one, trigger="watch", result="rejected")
+        longest = max(longest, time.monotonic() - began)
+        return count
+
+    eventually(rejected, within=30, what="the rejection")
+    assert longest < 2, "the admin side waited for the mistakes"
+    assert one.run("revoke", "--org", "acme").returncode == 0
+    record = eventually(lambda: [line for line in one.audit() if line["kind"] == "reload"], what="the record")[0]
+    assert "more in ./orgs.d/x.toml" in record["text"]
+    assert len(record["text"]) < 100_000, "the record is bounded"
+    answer = reload(one).json
+    assert (len(answer["mistakes"]), answer["result"]) == (100, "rejected")
+    assert answer["number"] >= lines
+    assert len(fetch(one.admin + "/status.json").body) < 1_000_000
+    told = one.run("check", "-c", "portcullis.toml")
+    assert (told.returncode, f"{answer['number']} mistakes" in told.stderr) == (1, True)
+
+
 @pytest.fixture(scope="module")
 def lasting(tmp_path_factory):
     """One stage for many small changes: each test puts back what it changed."""

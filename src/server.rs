@@ -237,12 +237,13 @@ impl Server {
             }
             tokio::task::spawn_local(reloader.clone().watch());
             tokio::task::spawn_local(watch_time(gateway.clone()));
+            tokio::task::spawn_local(admin::keep_trying(desk.clone()));
             let listener = adopt(partners)?;
             shutdown.ready(&addresses)?;
             estate.elder.iter().for_each(Elder::serving);
             let ending = wind_down(&desk, &mut estate, &mut stop, &mut shutdown);
             let (ended, ()) = tokio::join!(ending, door::open(listener, &gateway, &crews));
-            Ok::<_, io::Error>(ended)
+            Ok::<_, io::Error>(ended.and(admin::settle(&desk).await))
         })?;
         withdraw::end_all(&gateway);
         crews.into_iter().for_each(Crew::finish);

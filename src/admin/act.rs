@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use hyper::StatusCode;
 use serde::de::{Deserialize, Deserializer, Error, MapAccess, Visitor};
 use serde_json::{Value, json};
 
+use super::keeping::keep;
 use super::{Answer, Desk, json, text};
 use crate::audit::told::{Drained, Withdrawal};
 use crate::audit::{Event, Fields};
@@ -152,9 +152,11 @@ async fn change(desk: &Arc<Desk>, by: &str, body: &Bytes, revoke: bool) -> Answe
     let fields = Withdrawal { kind_of_target, target: &target, reason, by, streams, connections };
     let event = if revoke { Event::Revoke } else { Event::Restore };
     gateway.recorder.journal.event(event, Fields::of(&fields));
-    let kept = keep(desk).await;
-    if !kept {
-        let message = "in force, but it could not be written to disk: it would be forgotten at a restart\n";
+    if let Err(error) = keep(desk).await {
+        let message = format!(
+            "in force, but it could not be written to disk ({error}): it would be forgotten at a restart, and is tried again \
+             until it is written\n"
+        );
         return json(StatusCode::INTERNAL_SERVER_ERROR, &json!({"text": message, "streams": streams}));
     }
     let verb = if revoke { "revoked" } else { "restored" };
@@ -201,16 +203,6 @@ fn doubt(desk: &Desk, kind: RevocationKind, target: &str) -> Option<String> {
     let kind = kind.as_str();
     let meant = policy::closest(target, known).map(|meant| format!("; did you mean {meant}?"));
     Some(format!("no {kind} of that name is configured{}\n", meant.unwrap_or_default()))
-}
-
-/// Writes down what is withdrawn now. What others withdrew meanwhile is in it, so an older state never comes last.
-async fn keep(desk: &Desk) -> bool {
-    let _turn = desk.writing.lock().await;
-    if desk.left.load(Ordering::Acquire) {
-        return false;
-    }
-    let (place, bytes) = (desk.withdrawn.clone(), desk.gateway.revocations.load().to_bytes());
-    matches!(tokio::task::spawn_blocking(move || place.save(&bytes)).await, Ok(Ok(())))
 }
 
 #[cfg(test)]

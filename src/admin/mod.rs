@@ -6,6 +6,7 @@
 mod act;
 mod exposure;
 pub mod glance;
+mod keeping;
 mod listener;
 mod look;
 pub mod page;
@@ -13,6 +14,7 @@ mod socket;
 pub mod status;
 pub mod terminal;
 
+pub use keeping::{keep_trying, settle};
 pub use listener::{Listener, Scope, serve};
 pub use socket::UnixSocket;
 
@@ -39,8 +41,8 @@ pub struct Desk {
     pub withdrawn: Kept,
     /// When the process began.
     pub started: Wall,
-    /// One withdrawal is written at a time, the latest last.
-    pub writing: tokio::sync::Mutex<()>,
+    /// One withdrawal is written at a time, the latest last. True while what is withdrawn is owed to the disk.
+    pub writing: tokio::sync::Mutex<bool>,
     /// Another process serves operators by now: nothing may change here any more.
     pub left: AtomicBool,
     /// Asks for the stop after a drain.

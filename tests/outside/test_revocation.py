@@ -875,6 +875,33 @@ def test_withdrawals_survive_a_restart_and_a_kill(place, end):
     assert {entry["kind"] for entry in one.status()["revoked"]} == {"purpose", "model"}, "restoring survives too"
 
 
+@pytest.mark.parametrize("end", ["end", "kill"])
+def test_what_could_not_be_written_is_written_once_it_can_be(stage, end):
+    one = stage()
+    hindrance = one.folder / "state/revoked.new"
+    hindrance.mkdir()
+    told = one.run("revoke", "--org", "globex")
+    assert told.returncode != 0
+    assert "tried again" in told.stdout + told.stderr
+    assert one.ask(body=chat(), certificate="acme").status == 200
+    newcomer(one, 403, "organization_suspended", certificate="globex")
+    hindrance.rmdir()
+    if end == "kill":
+        eventually(lambda: "on disk by now" in one.gateway.log, what="the second try")
+    getattr(one.gateway, end)()
+    assert "and not on disk" in one.gateway.log
+    one.start()
+    newcomer(one, 403, "organization_suspended", certificate="globex")
+
+
+def test_a_stop_that_forgets_what_was_withdrawn_says_so(stage):
+    one = stage()
+    (one.folder / "state/revoked.new").mkdir()
+    assert one.run("revoke", "--org", "globex").returncode != 0
+    assert one.gateway.end() != 0
+    assert "is not on disk" in one.gateway.log.splitlines()[-1]
+
+
 @pytest.mark.parametrize("content", ["", "[", '{"revoked": []}'])
 @pytest.mark.parametrize("file", ["revoked.json", "crl-numbers.json"])
 def test_what_was_withdrawn_and_cannot_be_read_lets_nobody_in(stage, file, content):

@@ -105,28 +105,36 @@ fn notify(state: &[NotifyState<'_>]) {
     };
 }
 
-/// SIGTERM and SIGINT stop, SIGHUP reloads, SIGUSR2 starts a successor; systemd's watchdog is told that the main loop turns.
+/// SIGTERM, SIGINT and SIGQUIT stop, SIGHUP reloads, SIGUSR2 starts a successor; systemd's watchdog is told that the main
+/// loop turns. SIGUSR1 is heard because it would end the process otherwise: programs that rotate logs send it by habit.
 #[derive(Default)]
 struct Signals(Option<Sources>);
 
 struct Sources {
     terminate: Signal,
     interrupt: Signal,
+    quit: Signal,
     hangup: Signal,
     replace: Signal,
+    reopen: Signal,
     watchdog: Option<Interval>,
 }
 
 impl Sources {
     fn open() -> std::io::Result<Sources> {
-        let [terminate, interrupt, hangup, replace] =
-            [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup(), SignalKind::user_defined2()]
-                .map(signal);
         // Twice in the time allowed, as sd_watchdog_enabled(3) advises.
         let watchdog = sd_notify::watchdog_enabled()
             .filter(|allowed| !allowed.is_zero())
             .map(|allowed| interval(allowed.div_f64(2.0).max(Duration::from_millis(1))));
-        Ok(Sources { terminate: terminate?, interrupt: interrupt?, hangup: hangup?, replace: replace?, watchdog })
+        Ok(Sources {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            quit: signal(SignalKind::quit())?,
+            hangup: signal(SignalKind::hangup())?,
+            replace: signal(SignalKind::user_defined2())?,
+            reopen: signal(SignalKind::user_defined1())?,
+            watchdog,
+        })
     }
 
     async fn next(&mut self) -> Wish {
@@ -140,8 +148,12 @@ impl Sources {
             tokio::select! {
                 _ = self.terminate.recv() => break Wish::Stop,
                 _ = self.interrupt.recv() => break Wish::Stop,
+                _ = self.quit.recv() => break Wish::Stop,
                 _ = self.hangup.recv() => break Wish::Reload,
                 _ = self.replace.recv() => start_successor(),
+                _ = self.reopen.recv() => tracing::info!(
+                    "SIGUSR1 does nothing here: this log is stderr, which is never reopened, and the audit log rotates by itself"
+                ),
                 () = alive => notify(&[NotifyState::Watchdog]),
             }
         }

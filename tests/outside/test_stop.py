@@ -45,7 +45,7 @@ def lines(one, kind):
     return [line for line in one.audit() if line["kind"] == kind]
 
 
-@pytest.mark.parametrize("ask", [signal.SIGTERM, signal.SIGINT, "command", "post"])
+@pytest.mark.parametrize("ask", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, "command", "post"])
 def test_readiness_fails_first_then_the_door_closes_then_it_ends(stage, ask):
     one = stage(listen=drain(delay="400ms"))
     stream = Streaming(one, "mock-tokens-30.tps-30")
@@ -252,7 +252,12 @@ def test_what_remains_at_the_deadline_is_cut_and_told_why(stage):
 
 @pytest.mark.parametrize(
     ("first", "second"),
-    [(signal.SIGTERM, signal.SIGTERM), (signal.SIGINT, signal.SIGINT), (signal.SIGTERM, signal.SIGINT)],
+    [
+        (signal.SIGTERM, signal.SIGTERM),
+        (signal.SIGINT, signal.SIGINT),
+        (signal.SIGTERM, signal.SIGINT),
+        (signal.SIGQUIT, signal.SIGQUIT),
+    ],
 )
 def test_the_second_signal_stops_at_once_and_cleanly(stage, first, second):
     one = stage(listen=drain(delay="20s", deadline="30s"))
@@ -266,6 +271,15 @@ def test_the_second_signal_stops_at_once_and_cleanly(stage, first, second):
     assert stream.wait() != "complete"
     assert '"draining"' in stream.text
     assert one.audit()[-1]["kind"] == "stop"
+
+
+def test_the_signal_of_log_rotation_does_nothing_and_says_so(stage):
+    one = stage()
+    stream = Streaming(one, "mock-tokens-20.tps-20")
+    one.gateway.signal(signal.SIGUSR1)
+    eventually(lambda: "SIGUSR1 does nothing" in one.gateway.log, what="the line in the log")
+    assert stream.wait() == "complete"
+    assert one.ask(body=chat()).status == 200
 
 
 def test_operators_can_still_look_and_revoke_while_it_drains(stage):

@@ -137,6 +137,12 @@ name!(
     ModelName, "1 to 128 printable ASCII characters without quotes, backslash or *", is_model
 );
 
+/// Whether a text can name the key that signs checkpoints (C2SP `signed-note`).
+#[must_use]
+pub fn is_key_name(name: &str) -> bool {
+    !name.is_empty() && !name.chars().any(|c| c.is_whitespace() || c.is_control() || c == '+')
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -14,8 +14,9 @@ use zeroize::Zeroizing;
 use crate::audit::chain::Chain;
 use crate::audit::identity::BodySecret;
 use crate::audit::tree::Frontier;
+use crate::names::is_key_name;
 use crate::peer::Sha256;
-use crate::trust::private_key;
+use crate::trust::signing_key;
 
 /// The signature type byte of Ed25519 in key ids and key texts.
 const ED25519_TYPE: u8 = 1;
@@ -179,9 +180,7 @@ impl Signer {
         if !is_key_name(name) {
             return Err(format!("origin {name:?} must be without white space and +"));
         }
-        let der = private_key(pem).ok_or("it is not a private key in PEM")?;
-        let pair = Ed25519KeyPair::from_pkcs8(&der).map_err(|_| "it is not an Ed25519 private key in PKCS#8")?;
-        Ok(Signer { name: name.to_owned(), pair })
+        Ok(Signer { name: name.to_owned(), pair: signing_key(pem)? })
     }
 
     /// The key as PKCS#8 PEM.
@@ -298,10 +297,6 @@ impl FromStr for VerifyingKey {
         }
         Ok(found)
     }
-}
-
-fn is_key_name(name: &str) -> bool {
-    !name.is_empty() && !name.chars().any(|c| c.is_whitespace() || c.is_control() || c == '+')
 }
 
 #[cfg(test)]

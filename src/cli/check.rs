@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::{Args as ClapArgs, ValueEnum};
 use hyper::{Method, StatusCode};
@@ -10,8 +11,11 @@ use serde_json::{Value, json};
 use super::{Done, REFUSED, colour, complain, print, say, tell};
 use crate::clock::Clock;
 use crate::keeper::numbers::Numbers;
-use crate::policy::{self, Diff, Held, Mistakes, Policy, Summary};
+use crate::metrics::Metrics;
+use crate::policy::{self, Diff, Held, Mistake, Mistakes, Policy, Summary};
+use crate::reload;
 use crate::remote::{Access, Admin};
+use crate::snapshot::Snapshot;
 
 /// Arguments of `portcullis check`.
 #[derive(Debug, ClapArgs)]
@@ -44,18 +48,20 @@ enum Format {
 pub fn run(args: &Args) -> Done {
     let as_json = args.json || args.format == Format::Json;
     super::readable(&args.config)?;
-    let policy = policy::load(&args.config, None, Clock::system().now()).and_then(held).map_err(|mistakes| {
-        if as_json {
-            // What is wrong stays wrong, whether or not anybody reads it to its end.
-            let _ = say(json!({"valid": false, "mistakes": mistakes.to_json()}));
-        } else {
-            let number = mistakes.found.len();
-            let word = if number == 1 { "mistake" } else { "mistakes" };
-            tell(mistakes.render(colour(&std::io::stderr())));
-            tell(format_args!("{number} {word}\n"));
-        }
-        ExitCode::from(REFUSED)
-    })?;
+    let policy = policy::load(&args.config, None, Clock::system().now()).and_then(held).and_then(usable).map_err(
+        |mistakes| {
+            if as_json {
+                // What is wrong stays wrong, whether or not anybody reads it to its end.
+                let _ = say(json!({"valid": false, "mistakes": mistakes.to_json()}));
+            } else {
+                let number = mistakes.found.len();
+                let word = if number == 1 { "mistake" } else { "mistakes" };
+                tell(mistakes.render(colour(&std::io::stderr())));
+                tell(format_args!("{number} {word}\n"));
+            }
+            ExitCode::from(REFUSED)
+        },
+    )?;
     let summary = Summary::of(&policy);
     let changes = args.against.as_ref().map(|url| against(&args.access.to(url), &summary)).transpose();
     let changes = changes.map_err(complain)?;
@@ -89,6 +95,16 @@ fn held(policy: Policy) -> Result<Policy, Mistakes> {
         Ok(numbers) => policy.hold_to(&numbers.believed()),
         Err(_) => Ok(policy),
     }
+}
+
+/// Makes of it what the gateway would, so that nothing is found unusable later that was called valid here.
+fn usable(policy: Policy) -> Result<Arc<Policy>, Mistakes> {
+    let sources = policy.sources.clone();
+    let wrong = |what: String| Mistakes { sources, found: vec![Mistake { place: None, message: what, hint: None }] };
+    let made = Metrics::new().map_err(|error| error.to_string()).and_then(|metrics| {
+        Snapshot::new(policy, reload::revoked(&Arc::default()), &metrics, None).map_err(|error| error.to_string())
+    });
+    made.map(|snapshot| snapshot.policy).map_err(wrong)
 }
 
 fn against(admin: &Admin, summary: &Summary) -> Result<Diff, String> {

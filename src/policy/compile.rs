@@ -12,6 +12,7 @@ use http::HeaderName;
 
 use self::build::build;
 use self::checks::{Checked, Known};
+use super::audited;
 use super::ends::{warn_of_lists, warn_soon};
 use super::file::{Sink, Table, parse};
 use super::listen;
@@ -118,11 +119,14 @@ impl Compiler<'_> {
         let (authorities, auth) = self.authorities();
         let admin = listen::admin(self.root, self.files, self.now.wall);
         let (quota, state) = listen::quota(self.root, self.files);
-        let (audit, audit_directory) = listen::audit(self.root, self.files);
+        let (audit, audit_directory) = audited::audit(self.root, self.files);
         let log = listen::log(self.root);
         let (purpose_header, purposes) = self.purposes();
         let (models, models_known) = models::read(self.root, self.files);
-        let (drafts, orgs_known) = self.drafts(&quota.timezone);
+        let orgs = self.root.text("orgs");
+        let orgs_place = orgs.as_ref().map(|at| &at.place);
+        let directory = self.files.resolve(orgs.as_ref().map_or("orgs.d", |at| at.value.as_str()));
+        let (drafts, orgs_known) = self.drafts(&directory, orgs_place, &quota.timezone);
         self.root.finish();
         // A file that does not parse is not held against the others.
         if self.sink.is_broken(self.root.place().file) {
@@ -154,8 +158,8 @@ impl Compiler<'_> {
                 address: listen.address?,
                 workers: listen.workers,
                 admin,
-                state,
-                audit_directory,
+                state: state.value,
+                audit_directory: audit_directory.value,
             },
             listen: listen.listen,
             server_names: listen.server_names.into_iter().map(|at| at.value).collect(),
@@ -342,11 +346,8 @@ impl Compiler<'_> {
     }
 
     /// Every organization's file, in order of name; and whether all could be read.
-    fn drafts(&self, timezone: &jiff::tz::TimeZone) -> (Vec<Draft>, bool) {
-        let at = self.root.text("orgs");
-        let directory = self.files.resolve(at.as_ref().map_or("orgs.d", |at| at.value.as_str()));
-        let place = at.as_ref().map(|at| &at.place);
-        let listing = std::fs::read_dir(&directory).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+    fn drafts(&self, directory: &Path, place: Option<&Place>, timezone: &jiff::tz::TimeZone) -> (Vec<Draft>, bool) {
+        let listing = std::fs::read_dir(directory).and_then(Iterator::collect::<Result<Vec<_>, _>>);
         let mut paths: Vec<_> = match listing {
             Ok(entries) => entries.into_iter().map(|entry| entry.path()).collect(),
             // Where the main file breaks off before it says where they are, that is the one mistake.

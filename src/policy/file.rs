@@ -157,6 +157,12 @@ impl<'a> Table<'a> {
         self.map.get(key)
     }
 
+    /// Notes that what stands under `key` is wrong.
+    pub fn wrong_at(&self, key: &str, message: impl Into<String>, hint: Option<String>) {
+        let place = self.get(key).map(|value| self.at(value.span()));
+        self.sink.wrong(Some(place.as_ref().unwrap_or(&self.place)), message, hint);
+    }
+
     /// Whether something stands under `key`, whatever it is.
     pub fn holds(&self, key: &str) -> bool {
         self.map.contains_key(key)

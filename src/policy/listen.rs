@@ -1,4 +1,4 @@
-//! The place: listeners, limits of the wire, admin side, quotas' store, audit and logging.
+//! The place: listeners, limits of the wire, admin side, quotas' store and logging.
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -8,7 +8,8 @@ use jiff::tz::TimeZone;
 
 use super::Files;
 use super::ends::warn_soon;
-use super::file::{At, Table};
+use super::file::{At, Sink, Table};
+use super::mistake::Place;
 use super::models::is_private;
 use crate::clock::Wall;
 use crate::limits::Enforce;
@@ -105,31 +106,6 @@ pub struct Quota {
     pub timezone_name: String,
 }
 
-/// `[audit]`, without its directory.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct AuditSettings {
-    /// No audit, no request.
-    pub closed: bool,
-    /// Records are made durable before requests go on.
-    pub power: bool,
-    /// Places outside.
-    pub checkpoints: Vec<String>,
-    /// Segment size.
-    pub rotate_size: u64,
-    /// Segment age.
-    pub rotate_age: Duration,
-    /// Retention.
-    pub keep: Duration,
-    /// The log's name.
-    pub origin: Option<String>,
-    /// The signing key, PEM or base64 of its PKCS #8 form.
-    pub signing_key: Option<Secret>,
-    /// Lines say which body it was.
-    pub body_hmac: bool,
-    /// What keys for that are derived from, if not from the signing key.
-    pub body_hmac_secret: Option<Secret>,
-}
-
 /// `[log]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LogSettings {
@@ -141,12 +117,12 @@ pub struct LogSettings {
     pub otlp: Option<String>,
 }
 
-const fn seconds(seconds: u64) -> Duration {
+pub(super) const fn seconds(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
 }
 
 /// One of a few words.
-fn word<T: Copy>(table: &Table<'_>, key: &str, words: &[(&str, T)], default: T) -> T {
+pub(super) fn word<T: Copy>(table: &Table<'_>, key: &str, words: &[(&str, T)], default: T) -> T {
     let Some(At { value, place }) = table.text(key) else { return default };
     if let Some((_, meaning)) = words.iter().find(|(word, _)| *word == value) {
         return *meaning;
@@ -291,7 +267,7 @@ pub(super) fn admin(root: &Table<'_>, files: &Files, now: Wall) -> AdminSettings
 }
 
 /// Reads `[quota]`, and where its state is kept.
-pub(super) fn quota(root: &Table<'_>, files: &Files) -> (Quota, PathBuf) {
+pub(super) fn quota(root: &Table<'_>, files: &Files) -> (Quota, At<PathBuf>) {
     let table = root.table("quota");
     let sink = root.sink();
     let fallback = Quota {
@@ -302,7 +278,8 @@ pub(super) fn quota(root: &Table<'_>, files: &Files) -> (Quota, PathBuf) {
         timezone: TimeZone::UTC,
         timezone_name: "UTC".into(),
     };
-    let Some(table) = table else { return (fallback, PathBuf::from("/var/lib/portcullis")) };
+    let default = |place: &Place| At { value: PathBuf::from("/var/lib/portcullis"), place: place.clone() };
+    let Some(table) = table else { return (fallback, default(root.place())) };
     if let Some(at) = table.text("store")
         && at.value != "embedded"
     {
@@ -313,7 +290,8 @@ pub(super) fn quota(root: &Table<'_>, files: &Files) -> (Quota, PathBuf) {
         };
         sink.wrong(Some(&at.place), what, Some("embedded".into()));
     }
-    let state = table.text("state").map_or_else(|| PathBuf::from("/var/lib/portcullis"), |at| files.resolve(&at.value));
+    let state = table.text("state");
+    let state = state.map_or_else(|| default(table.place()), |at| directory(at, files, sink));
     let modes = [("hard", Enforce::Hard), ("bounded", Enforce::Bounded), ("post", Enforce::Post)];
     let enforce = word(&table, "enforce", &modes, Enforce::Bounded);
     let number = |key: &str, default: u64| table.number(key).map_or(default, |at| at.value.max(1));
@@ -329,60 +307,17 @@ pub(super) fn quota(root: &Table<'_>, files: &Files) -> (Quota, PathBuf) {
     (Quota { enforce, default_output_reserve, extend, currency, timezone, timezone_name }, state)
 }
 
-/// Reads `[audit]`, and where the log lies.
-pub(super) fn audit(root: &Table<'_>, files: &Files) -> (AuditSettings, PathBuf) {
-    let default = PathBuf::from("/var/log/portcullis");
-    let day = 86_400;
-    let mut settings = AuditSettings {
-        closed: true,
-        power: false,
-        checkpoints: Vec::new(),
-        rotate_size: 256 << 20,
-        rotate_age: seconds(day),
-        keep: seconds(400 * day),
-        origin: None,
-        signing_key: None,
-        body_hmac: false,
-        body_hmac_secret: None,
+/// A directory of the gateway's own, which need not be there yet; noted where something else is.
+pub(super) fn directory(at: At<String>, files: &Files, sink: &Sink) -> At<PathBuf> {
+    let path = files.resolve(&at.value);
+    let something_else = match std::fs::metadata(&path) {
+        Ok(about) => !about.is_dir(),
+        Err(error) => error.kind() == std::io::ErrorKind::NotADirectory,
     };
-    let Some(table) = root.table("audit") else { return (settings, default) };
-    let directory = table.text("directory").map_or(default, |at| files.resolve(&at.value));
-    settings.closed = word(&table, "on_failure", &[("closed", true), ("open", false)], true);
-    settings.power = word(&table, "durability", &[("process", false), ("power", true)], false);
-    settings.checkpoints = outside(&table);
-    if let Some(rotate) = table.table("rotate") {
-        settings.rotate_size = rotate.size("size").unwrap_or(settings.rotate_size).max(4096);
-        settings.rotate_age = rotate.duration("age").unwrap_or(settings.rotate_age);
-        rotate.finish();
+    if at.value.is_empty() || something_else {
+        sink.wrong(Some(&at.place), format!("{} is no directory", path.display()), None);
     }
-    settings.keep = table.duration("keep").unwrap_or(settings.keep);
-    settings.origin = table.text("origin").map(|at| at.value);
-    settings.signing_key = files.secret(&table, "signing_key");
-    settings.body_hmac = table.boolean("body_hmac").is_some_and(|at| at.value);
-    settings.body_hmac_secret = files.secret(&table, "body_hmac_secret");
-    table.finish();
-    (settings, directory)
-}
-
-fn outside(table: &Table<'_>) -> Vec<String> {
-    let Some(list) = table.list("checkpoints") else { return Vec::new() };
-    let known = |at: &At<String>| {
-        let named = |scheme| at.value.strip_prefix(scheme).is_some_and(|rest: &str| !rest.trim().is_empty());
-        let uri = at.value.parse::<http::Uri>().ok();
-        let uri = uri.filter(|uri| uri.authority().is_some_and(|host| !host.as_str().contains('@')));
-        let fine = match uri.as_ref().and_then(|uri| Some((uri.scheme_str()?, uri.host()?))) {
-            Some(("https", _)) => true,
-            Some(("http", host)) => is_private(host.trim_matches(['[', ']'])),
-            _ => named("dir:") || named("command:"),
-        };
-        if !fine {
-            let hint = "\"dir:PATH\", \"command:…\" or \"https://…\" (http:// for loopback and private addresses)";
-            let what = format!("unknown place for checkpoints {:?}", at.value);
-            table.sink().wrong(Some(&at.place), what, Some(hint.into()));
-        }
-        fine
-    };
-    list.value.into_iter().filter(known).map(|at| at.value).collect()
+    At { value: path, place: at.place }
 }
 
 /// Reads `[log]`.

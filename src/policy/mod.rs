@@ -4,6 +4,7 @@
 //! every part or nothing. A policy holds no counters, locks or sockets; it remembers only which seat in the ledger
 //! belongs to whom and which rates were in force, so that no reload refills anything.
 
+mod audited;
 mod compile;
 mod diff;
 mod direction;
@@ -23,10 +24,11 @@ mod resolved;
 mod revocations;
 mod summary;
 
+pub use audited::AuditSettings;
 pub use diff::{Change, Diff, prefixed};
 pub use footprint::{Footprint, inode};
 pub use limits::Written;
-pub use listen::{AdminAddress, AdminSettings, AuditSettings, Drain, Listen, LogSettings, Quota, Settings};
+pub use listen::{AdminAddress, AdminSettings, Drain, Listen, LogSettings, Quota, Settings};
 pub use mistake::{Mistake, Mistakes, Place, Source, Told, closest};
 pub use models::{Group, Models, NONTEXT, Upstream};
 pub use org::{Identity, Mark, ModelGrant, Org, Status};

@@ -3,6 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::HeaderValue;
+use rustls_pki_types::ServerName;
+
 use super::file::{At, Sink, Table};
 use super::mistake::Place;
 use super::pattern::Pattern;
@@ -278,6 +281,13 @@ fn upstream(table: &Table<'_>, files: &super::Files) -> Option<Upstream> {
         }
     });
     let api_key = files.secret(table, "api_key");
+    if api_key.as_ref().is_some_and(|key| HeaderValue::from_str(key.expose()).is_err()) {
+        table.wrong_at(
+            "api_key",
+            "`api_key` cannot stand in a header: it must be one line of visible characters",
+            None,
+        );
+    }
     let models = patterns(table, "models").into_iter().map(|at| at.value).collect();
     let authority = table.text("ca_file").and_then(|at| files.read(&at, table.sink()));
     let certificate = table.text("client_certificate").and_then(|at| files.read(&at, table.sink()));
@@ -356,6 +366,9 @@ fn url(at: &At<String>, sink: &Sink) -> Option<Url> {
         }
         _ => return wrong("`url` must begin with https://", None),
     };
+    if tls && ServerName::try_from(host.as_str()).is_err() {
+        return wrong("`url` names no host that a certificate could be for", None);
+    }
     let port = authority.port_u16().unwrap_or(if tls { 443 } else { 80 });
     Some((tls, host, port, uri.path().trim_end_matches('/').to_owned()))
 }

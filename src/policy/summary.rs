@@ -9,9 +9,10 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::audited::AuditSettings;
 use super::diff::named;
 use super::limits::Written;
-use super::listen::{AdminAddress, AdminSettings, AuditSettings, Listen};
+use super::listen::{AdminAddress, AdminSettings, Listen};
 use super::models::{Group, NONTEXT, Upstream};
 use super::org::{Org, Status};
 use super::pattern::Pattern;

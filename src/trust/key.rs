@@ -1,5 +1,6 @@
 //! Private keys from PEM. What they pass through is wiped; the general PEM parser leaves copies behind.
 
+use aws_lc_rs::signature::Ed25519KeyPair;
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use zeroize::Zeroizing;
@@ -22,6 +23,15 @@ pub fn private_key(pem: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
     let length = BASE64_STANDARD.decode_slice(text.as_slice(), &mut der).ok()?;
     der.truncate(length);
     Some(der)
+}
+
+/// The key in a PEM file that signs checkpoints, as `openssl genpkey -algorithm ed25519` makes it.
+///
+/// # Errors
+/// What is wrong with it, for people; never the key's bytes.
+pub fn signing_key(pem: &[u8]) -> Result<Ed25519KeyPair, &'static str> {
+    let der = private_key(pem).ok_or("it is not a private key in PEM")?;
+    Ed25519KeyPair::from_pkcs8(&der).map_err(|_| "it is not an Ed25519 private key in PKCS#8")
 }
 
 #[cfg(test)]

@@ -17,7 +17,7 @@ mod server;
 pub use authority::{Authority, Refused, Rules, Verified};
 pub use believed::Believed;
 pub use crl::Crl;
-pub use key::private_key;
+pub use key::{private_key, signing_key};
 pub use secret::{PEM, Secret, SecretRef, Unresolved, is_pasted};
 pub use server::ServerIdentity;
 

@@ -375,6 +375,36 @@ def test_what_is_no_configuration_is_told_and_harms_nothing(place, content):
     assert told["valid"] is False and told["mistakes"]
 
 
+def two_lines(place):
+    (place.folder / "key").write_text("sk-one\nsk-two\n")
+    (place.folder / "key").chmod(0o600)
+    place.edit("portcullis.toml", '"env:UPSTREAM_KEY"', '"file:key"')
+    return "api_key"
+
+
+def no_signing_key(place):
+    place.edit("portcullis.toml", 'directory = "audit"', 'directory = "audit"\nsigning_key = "file:server.key"')
+    return "signing_key"
+
+
+def no_name_of_a_log(place):
+    place.edit("portcullis.toml", 'directory = "audit"', 'directory = "audit"\norigin = "a b"')
+    return "origin"
+
+
+def no_directory(place):
+    place.edit("portcullis.toml", 'state = "state"', 'state = "server.pem"')
+    return "state = "
+
+
+@pytest.mark.parametrize("spoil", [two_lines, no_signing_key, no_name_of_a_log, no_directory])
+def test_what_could_not_run_is_a_mistake_for_check_and_for_run_alike(place, spoil):
+    at = f"portcullis.toml:{place.line('portcullis.toml', spoil(place))}:"
+    checked, ran = place.check(), place.run("run", "-c", "portcullis.toml")
+    assert (checked.returncode, ran.returncode) == (1, 1)
+    assert at in checked.stderr and at in ran.stderr
+
+
 def test_a_referenced_file_that_is_not_there_is_a_mistake_with_its_place(place):
     (place.folder / "partners.crl").unlink()
     done = place.check()

@@ -7,7 +7,9 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::Args as ClapArgs;
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::header::{CONTENT_TYPE, HOST};
+use http::request::Parts;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request};
 use ipnet::IpNet;
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
@@ -18,12 +20,12 @@ use crate::ask::Route;
 use crate::clock::{Clock, Wall};
 use crate::identify::{self, Caller};
 use crate::keeper::kept::Kept;
-use crate::names::{OrgId, PurposeId};
+use crate::names::{ModelName, OrgId, PurposeId};
 use crate::outcome::{Code, Handshake, Refusal};
 use crate::peer::Peer;
 use crate::policy::{Binding, Org, Owner, Policy, Revocations, Status};
 use crate::tls::{Acceptance, Terms};
-use crate::{admit, gate};
+use crate::{admit, dialect, gate};
 
 /// Arguments of `portcullis explain`.
 #[derive(Debug, ClapArgs)]
@@ -43,7 +45,7 @@ pub struct Args {
     /// The model
     #[arg(long)]
     model: Option<String>,
-    /// The path
+    /// The path, and its query
     #[arg(long, default_value = "/v1/chat/completions")]
     path: String,
     /// Print JSON
@@ -71,6 +73,10 @@ struct Decision {
 impl Decision {
     fn new(code: impl Display, text: impl Into<String>, rule: Option<String>) -> Decision {
         Decision { code: code.to_string(), text: text.into(), rule, held: None }
+    }
+
+    fn refused(refusal: Refusal) -> Decision {
+        Decision::new(refusal.code, refusal.message, None)
     }
 }
 
@@ -108,27 +114,63 @@ pub fn run(args: &Args) -> Done {
     if allowed { said } else { Err(ExitCode::from(REFUSED)) }
 }
 
-/// Judges in the gateway's order: handshake, route, organization, purpose, case, model.
+/// Judges in the gateway's order, by the gateway's own rules: handshake, head, organization, purpose, case, model.
 fn decide(args: &Args, grounds: &Grounds<'_>, certificate: &CertificateDer<'_>) -> Result<Decision, Decision> {
     let (peer, networks) = handshake(grounds, certificate)?;
-    let route = Route::ALL.into_iter().find(|route| route.path() == args.path);
-    let route = route.ok_or_else(|| Decision::new(Code::RouteNotFound, format!("{} is no route", args.path), None))?;
+    let head = head(args, grounds.policy)?;
+    let Policy { server_names, purpose_header, .. } = grounds.policy;
+    let gated = gate::judge(&head, gate::Doors { server_names, purpose_header }).map_err(Decision::refused)?;
+    let route = gated.route();
     let caller = caller(grounds, &peer)?;
     let org = caller.org();
     if !route.is_forwarded() {
-        return Ok(Decision::new("ok", format!("{} may read {}{networks}", org.id, args.path), None));
+        return Ok(Decision::new("ok", format!("{} may read {}{networks}", org.id, route.path()), None));
     }
-    let purpose = purpose(args, grounds, &caller)?;
+    let purpose = purpose(&head.headers, grounds, &caller)?;
     let rule = format!("org/{}/purposes/{purpose}", org.id);
     let Some(model) = &args.model else {
         let text = format!("{} may pursue this purpose{networks}; name a model to judge it too", org.id);
         return Ok(Decision::new("ok", text, Some(rule)));
     };
-    let rule = granted(grounds, org, route, model)?;
+    let model = named(route, model)?;
+    let rule = granted(grounds, org, route, model.as_str())?;
     let text = format!("{} may use {model} for this purpose, within its limits{networks}", org.id);
-    let group = grounds.policy.models.group_of(model).map(|group| &group.id);
+    let group = grounds.policy.models.group_of(model.as_str()).map(|group| &group.id);
     let held = Some((org.id.clone(), Binding::of(grounds.policy, org, &purpose, group)));
     Ok(Decision { held, ..Decision::new("ok", text, Some(rule)) })
+}
+
+/// The head of the request that is asked about, with all that a client of good will adds.
+fn head(args: &Args, policy: &Policy) -> Result<Parts, Decision> {
+    let odd =
+        |text: &str| Decision::new(Code::RequestInvalid, format!("{text:?} cannot stand in a request's head"), None);
+    let mut head = Request::new(()).into_parts().0;
+    // A URI is read without its fragment, which the gateway refuses.
+    let target = args.path.parse().ok().filter(|_| !args.path.contains('#'));
+    head.uri = target.ok_or_else(|| odd(&args.path))?;
+    let route = gate::route(&head);
+    head.method = route.and_then(|route| Method::from_bytes(route.method().as_bytes()).ok()).unwrap_or_default();
+    if route.is_some_and(Route::is_forwarded) {
+        head.headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    }
+    let case = HeaderName::from_static("portcullis-case");
+    let lines = [
+        (HOST, policy.server_names.first()),
+        (policy.purpose_header.clone(), args.purpose.as_ref()),
+        (case, args.case.as_ref()),
+    ];
+    for (name, value) in lines {
+        // White space around a value is no part of it.
+        let Some(value) = value.map(|value| value.trim_matches([' ', '\t'])) else { continue };
+        head.headers.insert(name, HeaderValue::from_str(value).map_err(|_| odd(value))?);
+    }
+    Ok(head)
+}
+
+/// The model, as it is read from a body that holds nothing else.
+fn named(route: Route, model: &str) -> Result<ModelName, Decision> {
+    let body = json!({"model": model}).to_string();
+    dialect::read(route, body.as_bytes()).map(|ask| ask.model).map_err(Decision::refused)
 }
 
 /// What a handshake with this certificate proves, and from where alone, in words for the answer.
@@ -187,19 +229,10 @@ fn caller(grounds: &Grounds<'_>, peer: &Peer) -> Result<Caller, Decision> {
     })
 }
 
-/// Reads the purpose and the case as the gateway would from a request, and judges them.
-fn purpose(args: &Args, grounds: &Grounds<'_>, caller: &Caller) -> Result<PurposeId, Decision> {
+/// Reads the purpose and the case as the gateway does, and judges them.
+fn purpose(headers: &HeaderMap, grounds: &Grounds<'_>, caller: &Caller) -> Result<PurposeId, Decision> {
     let policy = grounds.policy;
-    let mut headers = HeaderMap::new();
-    let case_header = HeaderName::from_static("portcullis-case");
-    let given = [(policy.purpose_header.clone(), &args.purpose), (case_header, &args.case)];
-    for (name, value) in given {
-        let Some(value) = value else { continue };
-        let odd = || Decision::new(Code::RequestInvalid, format!("{value:?} cannot stand in a header"), None);
-        headers.insert(name, HeaderValue::from_str(value).map_err(|_| odd())?);
-    }
-    let refused = |refusal: Refusal, rule| Decision::new(refusal.code, refusal.message, rule);
-    let declared = gate::declared(&headers, &policy.purpose_header).map_err(|refusal| refused(refusal, None))?;
+    let declared = gate::declared(headers, &policy.purpose_header).map_err(Decision::refused)?;
     let purpose = declared.purpose.clone();
     admit::purpose(policy, &grounds.withdrawn, caller, declared).map_err(|refusal| {
         let rule = match refusal.code {
@@ -207,7 +240,7 @@ fn purpose(args: &Args, grounds: &Grounds<'_>, caller: &Caller) -> Result<Purpos
             Code::PurposeNotPermitted => format!("org/{}/purposes", caller.org().id),
             _ => format!("catalog/{purpose}"),
         };
-        refused(refusal, Some(rule))
+        Decision { rule: Some(rule), ..Decision::refused(refusal) }
     })?;
     Ok(purpose)
 }

@@ -865,6 +865,33 @@ def test_explain_and_the_gateway_agree(place, running, arguments, outcome):
 
 
 @pytest.mark.parametrize(
+    ("path", "model"),
+    [
+        ("/v1/messages?beta=true", "claude-1"),
+        ("/v1/messages?x=1", "claude-1"),
+        ("/v1/chat/completions?x=1", "mock-1"),
+        ("/v1/chat/%63ompletions", "mock-1"),
+        ("/v1//chat/completions", "mock-1"),
+        ("/v1/../v1/chat/completions", "mock-1"),
+        ("/v1/chat/completions/", "mock-1"),
+        ("/v1/chat/completions", "mock-" + "x" * 300),
+        ("/v1/chat/completions", ""),
+        ("/v1/chat/completions", "a b"),
+        ("/v1/models?limit=1000", None),
+        ("/v1/models?foo=1", None),
+        ("/portcullis/v1/usage?x=1", None),
+    ],
+)
+def test_paths_and_models_are_read_by_the_gateways_own_rules(place, running, path, model):
+    body = None if model is None else chat(model, max_tokens=5)
+    answer = running.ask(path, body, anthropic_version="2023-06-01")
+    named = [] if model is None else ["--purpose", "research", "--model", model]
+    told = json.loads(place.explain("--json", "--path", path, *named).stdout)
+    assert told["allowed"] is (answer.status == 200), told
+    assert told["code"] == (answer.headers["portcullis-reason"] if answer.status != 200 else "ok")
+
+
+@pytest.mark.parametrize(
     ("target", "code"),
     [
         (["--cert", "acme.pem"], "revoked"),

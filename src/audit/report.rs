@@ -3,7 +3,7 @@
 //! A request counts where its accepted line falls; its closing line may come later. The numbers are those of the
 //! lines, nothing is estimated here, and how each was settled is told apart.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt::Write as _;
 
 use serde::{Deserialize, Serialize};
@@ -85,6 +85,8 @@ pub struct Report {
     until: Option<Wall>,
     by_purpose: BTreeMap<String, Sums>,
     open: HashMap<u64, String>,
+    /// Every organization that the log names, at whatever time.
+    seen: BTreeSet<String>,
 }
 
 /// Stands for a purpose where none was declared.
@@ -94,8 +96,14 @@ impl Report {
     /// For one organization, from an instant up to another (not included), where these are given.
     #[must_use]
     pub fn new(organization: &str, from: Option<Wall>, until: Option<Wall>) -> Report {
-        let (by_purpose, open) = (BTreeMap::new(), HashMap::new());
-        Report { organization: organization.to_owned(), from, until, by_purpose, open }
+        let (by_purpose, open, seen) = Default::default();
+        Report { organization: organization.to_owned(), from, until, by_purpose, open, seen }
+    }
+
+    /// Every organization that the records so far name, at whatever time.
+    #[must_use]
+    pub fn seen(&self) -> &BTreeSet<String> {
+        &self.seen
     }
 
     /// Takes the next record of the log.
@@ -104,6 +112,9 @@ impl Report {
             return;
         }
         let Ok(told) = serde_json::from_slice::<Told>(record) else { return };
+        if let Some(org) = told.organization.as_ref().filter(|org| !self.seen.contains(*org)) {
+            self.seen.insert(org.clone());
+        }
         match head.kind {
             Kind::Closed => self.close(told),
             _ if !self.concerns(head, &told) => {}

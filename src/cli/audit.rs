@@ -196,6 +196,15 @@ impl Span {
     fn until(&self) -> Option<Wall> {
         self.until.map(|until| until.end)
     }
+
+    /// What ends before it begins holds nothing, and a sum of nothing looks like an answer.
+    fn check(&self) -> Result<(), Stop> {
+        if self.from().zip(self.until()).is_some_and(|(from, until)| until < from) {
+            let what = "--until is before --from";
+            return Err(Stop::Unreadable(io::Error::new(io::ErrorKind::InvalidInput, what)));
+        }
+        Ok(())
+    }
 }
 
 #[cfg(test)]

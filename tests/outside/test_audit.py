@@ -652,6 +652,17 @@ def test_a_report_adds_up_to_what_the_model_sent(kept):
     assert "research" in text
 
 
+def test_a_report_about_nothing_is_not_a_quiet_month(kept):
+    backwards = kept.run("audit", "report", "--org", "acme", "--from", "2026-11-27", "--until", "2026-11-20", "--dir", "audit")
+    assert (backwards.returncode, backwards.stdout) == (2, "")
+    assert "--until is before --from" in backwards.stderr
+    nobody = kept.run("audit", "report", "--org", "amce", "--dir", "audit")
+    assert nobody.returncode == 0
+    assert "no request of amce" in nobody.stderr and "did you mean acme?" in nobody.stderr
+    quiet = kept.run("audit", "report", "--org", "acme", "--until", "2020-01-01", "--dir", "audit")
+    assert (quiet.returncode, quiet.stderr) == (0, "")
+
+
 def test_an_export_holds_every_record_in_ocsf(kept):
     lines = (kept.folder / "audit" / "audit-1.jsonl").read_text().splitlines()
     exported = kept.run("audit", "export", "--format", "ocsf", "--dir", "audit", check=True).stdout.splitlines()

@@ -28,6 +28,7 @@ enum Format {
 
 pub(super) fn run(args: &Args) -> Result<(), Stop> {
     let Format::Ocsf = args.format;
+    args.span.check()?;
     let case = Case::open(&args.source.dir, args.source.key.as_deref(), None)?;
     let (from, until) = (args.span.from(), args.span.until());
     let within = |at: Wall| from.is_none_or(|from| from <= at) && until.is_none_or(|until| at < until);

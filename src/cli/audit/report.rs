@@ -9,6 +9,7 @@ use super::{Case, Source, Span, Stop};
 use crate::audit::report::Report;
 use crate::keeper::audit::examine::walk;
 use crate::names::OrgId;
+use crate::policy::closest;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -35,9 +36,13 @@ enum Format {
 }
 
 pub(super) fn run(args: &Args) -> Result<(), Stop> {
+    args.span.check()?;
     let case = Case::open(&args.source.dir, args.source.key.as_deref(), None)?;
     let mut report = Report::new(args.org.as_str(), args.span.from(), args.span.until());
     let summary = walk(&case.log, &case.grounds, |head, leaf, _| report.record(head, leaf.record()))?;
+    if let Some(doubt) = doubt(&report, args.org.as_str()) {
+        let _ = writeln!(io::stderr(), "note: {doubt}");
+    }
     let finished = report.finish();
     let format = if args.json { Format::Json } else { args.format };
     let mut out = io::stdout().lock();
@@ -50,4 +55,14 @@ pub(super) fn run(args: &Args) -> Result<(), Stop> {
         Format::Csv => write!(out, "{}", finished.csv())?,
     }
     Ok(())
+}
+
+/// A sentence for somebody of whom the log knows nothing at all: sums of nothing must not look like a quiet month.
+fn doubt(report: &Report, org: &str) -> Option<String> {
+    let seen = report.seen();
+    if seen.contains(org) {
+        return None;
+    }
+    let meant = closest(org, seen.iter().map(String::as_str)).map(|meant| format!("; did you mean {meant}?"));
+    Some(format!("the log holds no request of {org}, in whatever span{}", meant.unwrap_or_default()))
 }

@@ -61,11 +61,11 @@ pub(super) fn audit(root: &Table<'_>, files: &Files) -> (AuditSettings, At<PathB
     settings.power = word(&table, "durability", &[("process", false), ("power", true)], false);
     settings.checkpoints = outside(&table);
     if let Some(rotate) = table.table("rotate") {
-        settings.rotate_size = rotate.size("size").unwrap_or(settings.rotate_size).max(4096);
-        settings.rotate_age = rotate.duration("age").unwrap_or(settings.rotate_age);
+        settings.rotate_size = rotate.size("size").map_or(settings.rotate_size, |at| at.value).max(4096);
+        settings.rotate_age = rotate.lasting("age").unwrap_or(settings.rotate_age);
         rotate.finish();
     }
-    settings.keep = table.duration("keep").unwrap_or(settings.keep);
+    settings.keep = table.lasting("keep").unwrap_or(settings.keep);
     settings.origin = table.parsed("origin", origin).map(|at| at.value);
     settings.signing_key = files.secret(&table, "signing_key");
     if let Some(key) = &settings.signing_key

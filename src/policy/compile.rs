@@ -14,7 +14,7 @@ use self::build::build;
 use self::checks::{Checked, Known};
 use super::audited;
 use super::ends::{warn_of_lists, warn_soon};
-use super::file::{Sink, Table, parse};
+use super::file::{At, Sink, Table, parse};
 use super::listen;
 use super::mistake::Place;
 use super::models::{self, Models};
@@ -126,6 +126,7 @@ impl Compiler<'_> {
         let orgs = self.root.text("orgs");
         let orgs_place = orgs.as_ref().map(|at| &at.place);
         let directory = self.files.resolve(orgs.as_ref().map_or("orgs.d", |at| at.value.as_str()));
+        self.apart(&directory, &state, &audit_directory);
         let (drafts, orgs_known) = self.drafts(&directory, orgs_place, &quota.timezone);
         self.root.finish();
         // A file that does not parse is not held against the others.
@@ -343,6 +344,20 @@ impl Compiler<'_> {
         }
         table.finish();
         (header.map_or(default, |at| at.value), purposes)
+    }
+
+    /// What the gateway writes lies in directories of its own: one log's files are not another's, and each would be
+    /// read as the other, or watched as configuration.
+    fn apart(&self, orgs: &Path, state: &At<PathBuf>, audit: &At<PathBuf>) {
+        let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
+        if real(&state.value) == real(&audit.value) {
+            let what = "the audit log and the state of quotas may not lie in one directory";
+            self.sink.wrong(Some(&state.place), what, None);
+        }
+        for at in [state, audit].into_iter().filter(|at| real(&at.value) == real(orgs)) {
+            let what = "this is the directory of the organizations' files, where every change is looked at";
+            self.sink.wrong(Some(&at.place), what, None);
+        }
     }
 
     /// Every organization's file, in order of name; and whether all could be read.

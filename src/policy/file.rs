@@ -13,6 +13,7 @@ use toml::de::{DeTable, DeValue};
 
 use super::mask;
 use super::mistake::{Mistake, Place, Source, closest, line_of};
+use super::quantity::{duration, size};
 
 /// Where mistakes go while files are read.
 #[derive(Debug, Default)]
@@ -251,9 +252,27 @@ impl<'a> Table<'a> {
         self.parsed(key, duration).map(|at| at.value)
     }
 
-    /// A size such as `"64KiB"`, in bytes.
-    pub fn size(&self, key: &str) -> Option<u64> {
-        self.parsed(key, size).map(|at| at.value)
+    /// A duration that is not zero: none of these means "never" by it, and as a time limit it would lock everybody out.
+    pub fn lasting(&self, key: &str) -> Option<Duration> {
+        let lasting = |text: &str| duration(text).and_then(positive);
+        self.parsed(key, lasting).map(|at| at.value)
+    }
+
+    /// A whole number that is not zero.
+    pub fn some(&self, key: &str) -> Option<At<u64>> {
+        let At { value, place } = self.number(key)?;
+        match positive(value) {
+            Ok(value) => Some(At { value, place }),
+            Err(error) => {
+                self.sink.wrong(Some(&place), format!("`{key}` {error}"), None);
+                None
+            }
+        }
+    }
+
+    /// A size such as `"64KiB"`, in bytes, that is not zero.
+    pub fn size(&self, key: &str) -> Option<At<u64>> {
+        self.parsed(key, |text| size(text).and_then(positive))
     }
 
     /// A table; absent where there is none.
@@ -364,6 +383,11 @@ impl<'a> Table<'a> {
     }
 }
 
+/// What is not zero.
+fn positive<T: PartialEq + Default>(value: T) -> Result<T, &'static str> {
+    if value == T::default() { Err("cannot be zero; leave it out for the default") } else { Ok(value) }
+}
+
 /// A value under a key that is a name.
 pub struct Entry<'t, 'a> {
     table: &'t Table<'a>,
@@ -404,69 +428,9 @@ impl<'a> Entry<'_, 'a> {
     }
 }
 
-/// Durations: a number and one of `ms`, `s`, `m`, `h`, `d`; several may follow each other (`1h30m`).
-fn duration(text: &str) -> Result<Duration, &'static str> {
-    const WANTED: &str = "must be a duration such as \"30s\", \"250ms\" or \"24h\"";
-    let mut rest = text.trim();
-    let mut total = Duration::ZERO;
-    if rest.is_empty() {
-        return Err(WANTED);
-    }
-    while !rest.is_empty() {
-        let digits = rest.find(|c: char| !c.is_ascii_digit()).ok_or(WANTED)?;
-        let (number, after) = rest.split_at(digits);
-        let number: u64 = number.parse().map_err(|_| WANTED)?;
-        let unit = after.find(|c: char| !c.is_ascii_alphabetic()).unwrap_or(after.len());
-        let (unit, after) = after.split_at(unit);
-        let millis = match unit {
-            "ms" => 1,
-            "s" => 1000,
-            "m" => 60_000,
-            "h" => 3_600_000,
-            "d" => 86_400_000,
-            _ => return Err(WANTED),
-        };
-        let part = number.checked_mul(millis).ok_or(WANTED)?;
-        total = total.checked_add(Duration::from_millis(part)).ok_or(WANTED)?;
-        rest = after.trim_start();
-    }
-    Ok(total)
-}
-
-/// Sizes: a number and one of `B`, `KiB`, `MiB`, `GiB`.
-fn size(text: &str) -> Result<u64, &'static str> {
-    const WANTED: &str = "must be a size such as \"64KiB\" or \"16MiB\"";
-    let text = text.trim();
-    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let (number, unit) = text.split_at(digits);
-    let shift = match unit.trim() {
-        "" | "B" => 0,
-        "KiB" => 10,
-        "MiB" => 20,
-        "GiB" => 30,
-        _ => return Err(WANTED),
-    };
-    let number: u64 = number.parse().map_err(|_| WANTED)?;
-    number.checked_mul(1 << shift).ok_or(WANTED)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn durations_and_sizes() {
-        assert_eq!(duration("1h30m"), Ok(Duration::from_secs(5400)));
-        assert_eq!(duration("250ms"), Ok(Duration::from_millis(250)));
-        assert_eq!(duration("400d"), Ok(Duration::from_secs(400 * 86_400)));
-        for bad in ["", "30", "s", "-1s", "1 year", "99999999999999999999s"] {
-            assert!(duration(bad).is_err(), "{bad}");
-        }
-        assert_eq!(size("64KiB"), Ok(65_536));
-        for bad in ["", "KiB", "1KB", "-1B", "99999999999999999999GiB"] {
-            assert!(size(bad).is_err(), "{bad}");
-        }
-    }
 
     #[test]
     fn every_mistake_is_noted_at_once() {

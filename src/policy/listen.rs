@@ -156,7 +156,8 @@ pub(super) fn listen(table: &Table<'_>) -> ListenRead {
     let private_key = table.required("private_key");
     let server_names = names(table);
     let number = |key: &str, default: u64| table.number(key).map_or(default, |at| at.value);
-    let span = |key: &str, default: u64| table.duration(key).unwrap_or(seconds(default));
+    let some = |key: &str, default: u64| table.some(key).map_or(default, |at| at.value);
+    let span = |key: &str, default: u64| table.lasting(key).unwrap_or(seconds(default));
     let drain = table.table("drain").map_or(Drain { delay: Duration::ZERO, deadline: seconds(60) }, |drain| {
         let read = Drain {
             delay: drain.duration("delay").unwrap_or_default(),
@@ -165,13 +166,14 @@ pub(super) fn listen(table: &Table<'_>) -> ListenRead {
         drain.finish();
         read
     });
+    let (max_body, body_memory) = bodies(table);
     let listen = Listen {
         handshake_timeout: span("handshake_timeout", 5),
-        max_connections: usize::try_from(number("max_connections", 10_000)).unwrap_or(usize::MAX),
+        max_connections: usize::try_from(some("max_connections", 10_000)).unwrap_or(usize::MAX),
         handshakes_per_address: u32::try_from(number("handshakes_per_address", 0)).unwrap_or(u32::MAX),
-        max_streams: u32::try_from(number("max_streams", 100)).unwrap_or(u32::MAX),
-        max_body: table.size("max_body").unwrap_or(16 << 20),
-        body_memory: table.size("body_memory").unwrap_or(256 << 20),
+        max_streams: u32::try_from(some("max_streams", 100)).unwrap_or(u32::MAX),
+        max_body,
+        body_memory,
         head_timeout: span("head_timeout", 10),
         body_idle_timeout: span("body_idle_timeout", 30),
         idle_timeout: span("idle_timeout", 120),
@@ -185,6 +187,18 @@ pub(super) fn listen(table: &Table<'_>) -> ListenRead {
     }
     table.finish();
     ListenRead { address, workers, listen, server_names, certificate, private_key }
+}
+
+/// The most bytes of one body, and of all that wait.
+fn bodies(table: &Table<'_>) -> (u64, u64) {
+    let (one, all) = (table.size("max_body"), table.size("body_memory"));
+    let place = all.as_ref().or(one.as_ref()).map(|at| at.place.clone());
+    let (one, all) = (one.map_or(16 << 20, |at| at.value), all.map_or(256 << 20, |at| at.value));
+    if all < one {
+        let what = "`body_memory` is less than `max_body`: bodies between the two are refused as too many, every time";
+        table.sink().odd(place.as_ref(), what);
+    }
+    (one, all)
 }
 
 fn names(table: &Table<'_>) -> Vec<At<String>> {
@@ -360,6 +374,6 @@ pub(super) fn client_auth(table: &Table<'_>) -> ClientAuth {
     ClientAuth {
         required: word(table, "revocation", &[("required", true), ("if_present", false)], true),
         explain: word(table, "on_missing", &[("reject", false), ("explain", true)], false),
-        longest: table.duration("max_certificate_lifetime"),
+        longest: table.lasting("max_certificate_lifetime"),
     }
 }

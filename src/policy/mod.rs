@@ -19,6 +19,7 @@ mod mistake;
 mod models;
 mod org;
 mod pattern;
+mod quantity;
 mod renamed;
 mod resolved;
 mod revocations;

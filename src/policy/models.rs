@@ -294,9 +294,9 @@ fn upstream(table: &Table<'_>, files: &super::Files) -> Option<Upstream> {
     let key = files.secret(table, "client_key");
     let seconds = Duration::from_secs;
     let (connect_timeout, head_timeout, idle_timeout) = (
-        table.duration("connect_timeout").unwrap_or(seconds(5)),
-        table.duration("head_timeout").unwrap_or(seconds(300)),
-        table.duration("idle_timeout").unwrap_or(seconds(120)),
+        table.lasting("connect_timeout").unwrap_or(seconds(5)),
+        table.lasting("head_timeout").unwrap_or(seconds(300)),
+        table.lasting("idle_timeout").unwrap_or(seconds(120)),
     );
     if certificate.is_some() != key.is_some() {
         table.sink().wrong(Some(table.place()), "client_certificate and client_key belong together", None);

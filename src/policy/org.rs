@@ -327,8 +327,12 @@ fn identity(table: &Table<'_>) -> Option<IdentityDraft> {
         }
         network.ok()
     };
-    let networks =
-        table.list("networks").map(|at| at.value.into_iter().filter_map(parse).collect()).unwrap_or_default();
+    let networks = table.list("networks");
+    if let Some(list) = networks.as_ref().filter(|list| list.value.is_empty()) {
+        let hint = Some("leave it out for anywhere; `status = \"suspended\"` lets nobody in".into());
+        sink.wrong(Some(&list.place), "`networks` is empty: that could mean nowhere or anywhere", hint);
+    }
+    let networks = networks.map(|at| at.value.into_iter().filter_map(parse).collect()).unwrap_or_default();
     table.finish();
     if marks.len() != 1 {
         let hint = Some("the common name identifies nobody".into());

@@ -157,7 +157,7 @@ def test_a_chain_that_two_authorities_vouch_for_belongs_to_neither(stage):
 
 @pytest.mark.parametrize("networks, expected", [
     ('["192.0.2.0/24"]', "network_not_permitted"), ('["192.0.2.0/24", "127.0.0.0/8"]', "acme"),
-    ('["127.0.0.1"]', "acme"), ('["::1"]', "network_not_permitted"), ("[]", "acme"),
+    ('["127.0.0.1"]', "acme"), ('["::1"]', "network_not_permitted"),
 ])  # fmt: skip
 def test_networks_bind_an_identity(stage, networks, expected):
     one = stage(orgs={"acme": organization(after=f"networks = {networks}")})
@@ -224,7 +224,8 @@ AMBIGUOUS = {
 WRONG = AMBIGUOUS | {
     "the common name": organization("globex", 'cn = "globex"'),
     "two marks": organization("globex", 'uri = "spiffe://partners/globex"\ndns = "globex.example"'),
-    "no mark": organization("globex", "networks = []"),
+    "no mark": organization("globex", 'networks = ["192.0.2.0/24"]'),
+    "networks that are none": organization("globex", 'uri = "spiffe://partners/globex"\nnetworks = []'),
     "an unknown authority": organization("globex").replace('authority = "partners"', 'authority = "partner"'),
     "a digest cut short": organization("globex", 'leaf_sha256 = "abcd"'),
     "no network": organization("globex", after='networks = ["192.0.2.0/33"]'),

@@ -23,6 +23,33 @@ fn line_of(text: &str) -> usize {
 }
 
 #[test]
+fn zero_is_refused_where_it_would_lock_everybody_out() {
+    for (at, value) in [
+        ("handshake_timeout", "\"5s\""),
+        ("max_connections", "10000"),
+        ("max_streams", "100"),
+        ("max_body", "\"16MiB\""),
+        ("body_memory", "\"256MiB\""),
+        ("head_timeout", "\"10s\""),
+        ("body_idle_timeout", "\"30s\""),
+        ("idle_timeout", "\"120s\""),
+        ("write_timeout", "\"30s\""),
+        ("connect_timeout", "\"5s\""),
+        ("keep", "\"400d\""),
+    ] {
+        let example = include_str!("../../../config/portcullis.toml");
+        let line = example.lines().find(|line| line.starts_with(at)).unwrap();
+        let zero = if value.starts_with('"') { "\"0s\"" } else { "0" };
+        let zero = if at == "max_body" || at == "body_memory" { "\"0\"" } else { zero };
+        let found = told(line, &line.replace(value, zero));
+        assert_eq!(found, [(line_of(at), format!("`{at}` cannot be zero; leave it out for the default"))], "{at}");
+    }
+    let lifetime = "# max_certificate_lifetime = \"398d\"";
+    assert!(!told(lifetime, "max_certificate_lifetime = \"0s\"").is_empty());
+    assert!(told(lifetime, "max_certificate_lifetime = \"1d\"").is_empty());
+}
+
+#[test]
 fn what_could_not_be_used_later_is_a_mistake_now() {
     let key = "\"file:key\"";
     let (state, audit) = ("\"/var/lib/portcullis\"", "\"/var/log/portcullis\"");
@@ -37,6 +64,9 @@ fn what_could_not_be_used_later_is_a_mistake_now() {
         (state, "\"key\"", "state", "is no directory"),
         (state, "\"key/below\"", "state", "is no directory"),
         (audit, "\"key\"", "directory", "is no directory"),
+        (state, audit, "state", "may not lie in one directory"),
+        (audit, "\"orgs.d\"", "directory", "of the organizations' files"),
+        (state, "\"orgs.d\"", "state", "of the organizations' files"),
         ("https://api.openai.com", "https://a..b", "url", "names no host"),
     ] {
         let found = told(from, to);
@@ -44,4 +74,20 @@ fn what_could_not_be_used_later_is_a_mistake_now() {
         assert!(found.len() == 1 && found.iter().all(fits), "{to}: {found:?}");
         assert!(!found.iter().any(|(_, message)| message.contains("sk")), "{found:?}");
     }
+}
+
+#[test]
+fn an_empty_list_of_networks_is_neither_nowhere_nor_anywhere() {
+    let dir = example();
+    edit(&dir, "orgs.d/acme.toml", "# networks  = [\"192.0.2.0/24\"]", "networks = []");
+    let text = reload(&dir, None, at(0)).unwrap_err().render(false);
+    assert!(text.contains("`networks` is empty") && text.contains("leave it out for anywhere"), "{text}");
+}
+
+#[test]
+fn bodies_that_are_never_taken_are_odd() {
+    let dir = example();
+    edit(&dir, "portcullis.toml", "\"256MiB\"                # default; all", "\"10MiB\" # all");
+    let policy = reload(&dir, None, at(0)).unwrap();
+    assert!(policy.warnings.iter().any(|warning| warning.message.contains("less than `max_body`")));
 }

@@ -353,13 +353,16 @@ impl<'a> Table<'a> {
         let entry = |(key, value): (&'a Spanned<std::borrow::Cow<'a, str>>, &'a Spanned<DeValue<'a>>)| {
             let name = At { value: key.get_ref().to_string(), place: self.at(key.span()) };
             self.asked.borrow_mut().insert(name.value.clone());
-            (name, Entry { table: self, value })
+            (name, Entry { table: self, key: key.get_ref(), value })
         };
         unasked.into_iter().map(entry).collect()
     }
 
     /// What stands under a key that nobody knows may be a secret under a misspelt one.
-    fn hide(&self, value: &Spanned<DeValue<'_>>) {
+    fn hide(&self, key: &str, value: &Spanned<DeValue<'_>>) {
+        if !mask::may_be_secret(key, value.get_ref()) {
+            return;
+        }
         let mut literal = Vec::new();
         mask::literals(value, &mut literal);
         self.sink.hide(self.place.file, literal);
@@ -371,7 +374,7 @@ impl<'a> Table<'a> {
         for (key, value) in self.map {
             let name = key.get_ref().as_ref();
             if !asked.contains(name) {
-                self.hide(value);
+                self.hide(name, value);
                 let meant = closest(name, asked.iter().map(String::as_str));
                 let hint = meant.map_or_else(
                     || format!("known here: {}", asked.iter().map(String::as_str).collect::<Vec<_>>().join(", ")),
@@ -391,6 +394,7 @@ fn positive<T: PartialEq + Default>(value: T) -> Result<T, &'static str> {
 /// A value under a key that is a name.
 pub struct Entry<'t, 'a> {
     table: &'t Table<'a>,
+    key: &'a str,
     value: &'a Spanned<DeValue<'a>>,
 }
 
@@ -419,7 +423,7 @@ impl<'a> Entry<'_, 'a> {
 
     /// Sees to it that the value is never shown: its key is unknown.
     pub fn hide(&self) {
-        self.table.hide(self.value);
+        self.table.hide(self.key, self.value);
     }
 
     /// Notes that something else was expected.

@@ -34,6 +34,12 @@ fn below(value: &Spanned<DeValue<'_>>, found: &mut Vec<Range<usize>>) {
     }
 }
 
+/// Whether what stands under a key that nobody knows may be a secret: a text always, and whatever was meant for one.
+pub fn may_be_secret(key: &str, value: &DeValue<'_>) -> bool {
+    let number = matches!(value, DeValue::Integer(_) | DeValue::Float(_) | DeValue::Boolean(_) | DeValue::Datetime(_));
+    !number || is_suspicious(key)
+}
+
 /// Where a value holds anything that is not a reference, however deep.
 pub fn literals(value: &Spanned<DeValue<'_>>, found: &mut Vec<Range<usize>>) {
     match value.get_ref() {
@@ -174,6 +180,15 @@ mod tests {
         assert_eq!(masked.len(), text.len());
         assert!(!masked.contains("hush") && !masked.contains("me:"), "{masked}");
         assert!(masked.contains("@host/a") && masked.ends_with("fine = \"a?b@c\"\n"), "{masked}");
+    }
+
+    #[test]
+    fn a_number_under_an_unknown_key_is_shown_unless_the_key_was_meant_for_a_secret() {
+        let (root, _) = DeTable::parse_recoverable("requests_per_week = 5\nnote = \"hush\"\ntokn = 1234\n");
+        let hidden: Vec<bool> =
+            root.get_ref().iter().map(|(key, value)| may_be_secret(key.get_ref(), value.get_ref())).collect();
+        assert_eq!(hidden.iter().filter(|hidden| !**hidden).count(), 1, "{hidden:?}");
+        assert!(root.get_ref().get("requests_per_week").is_some_and(|value| !may_be_secret("a", value.get_ref())));
     }
 
     #[test]

@@ -219,7 +219,7 @@ fn ties(places: &[(Pattern, GroupId, Place)], sink: &Sink) {
 }
 
 fn money(text: &str) -> Result<Nano, &'static str> {
-    Nano::parse(text).ok_or("must be an amount such as \"2.50\"")
+    Nano::parse(text).ok_or("must be an amount such as \"2.50\", of at most nine decimals")
 }
 
 /// The price, and which of its parts are missing that stand for themselves.

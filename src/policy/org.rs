@@ -334,7 +334,9 @@ fn identity(table: &Table<'_>) -> Option<IdentityDraft> {
     }
     let networks = networks.map(|at| at.value.into_iter().filter_map(parse).collect()).unwrap_or_default();
     table.finish();
-    if marks.len() != 1 {
+    // One that is wrong in itself was noted already.
+    let written = ["uri", "dns", "leaf_sha256", "spki_sha256"].into_iter().filter(|key| table.holds(key)).count();
+    if written != 1 {
         let hint = Some("the common name identifies nobody".into());
         let what = "an identity needs exactly one of uri, dns, leaf_sha256, spki_sha256";
         sink.wrong(Some(table.place()), what, hint);

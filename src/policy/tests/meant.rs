@@ -91,3 +91,15 @@ fn bodies_that_are_never_taken_are_odd() {
     let policy = reload(&dir, None, at(0)).unwrap();
     assert!(policy.warnings.iter().any(|warning| warning.message.contains("less than `max_body`")));
 }
+
+#[test]
+fn a_mark_that_is_wrong_is_one_mistake() {
+    let dir = example();
+    edit(&dir, "orgs.d/acme.toml", "[[identity]]", "[[identity]]\nleaf_sha256 = \"abcd\"\n#");
+    let acme = dir.path().join("config/orgs.d/acme.toml");
+    let text = std::fs::read_to_string(&acme).unwrap();
+    let without: Vec<&str> = text.lines().filter(|line| !line.starts_with("uri")).collect();
+    std::fs::write(&acme, without.join("\n")).unwrap();
+    let found = reload(&dir, None, at(0)).unwrap_err().found;
+    assert!(found.len() == 1 && found[0].message.contains("64 hexadecimal digits"), "{found:?}");
+}

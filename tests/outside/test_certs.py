@@ -194,6 +194,16 @@ def test_only_our_own_certificates_can_be_put_on_our_list(certs):
     assert (certs.folder / "certs/partners.crl").read_bytes() == before
 
 
+def test_an_authority_is_not_revoked_by_its_own_list(certs):
+    """Nobody asks the list about its signer: the operator would believe that the authority is out."""
+    done(certs("init"))
+    before = (certs.folder / "certs/partners.crl").read_bytes()
+    refused = certs("revoke", "certs/partners-ca.pem")
+    assert refused.returncode == 1
+    assert "client_auth.authorities" in refused.stderr
+    assert (certs.folder / "certs/partners.crl").read_bytes() == before
+
+
 def test_show_tells_the_truth_about_every_file_that_was_made(certs):
     done(certs("init"))
     done(certs("issue", "--org", "acme"))

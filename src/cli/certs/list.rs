@@ -30,8 +30,15 @@ pub(super) fn sign(files: Files<'_>, file: Option<&Path>, now: Wall) -> Result<M
     let (authority, _) = files.load()?;
     let (mut revoked, number) = listed(&path)?;
     if let Some(file) = file {
-        let certificate = first(file)?;
-        if !trust::is_issued_by(&certificate, &first(&files.certificate())?) {
+        let (certificate, own) = (first(file)?, first(&files.certificate())?);
+        if certificate == own {
+            // Nobody asks a list about the one who signs it.
+            let what = "is the authority itself, which no list takes back; nothing was revoked";
+            let instead = "take it out of client_auth.authorities, or `portcullis revoke --authority NAME`";
+            tell(format_args!("portcullis: {} {what}: {instead}\n", file.display()));
+            return Err(ExitCode::from(REFUSED));
+        }
+        if !trust::is_issued_by(&certificate, &own) {
             // Its number would mean another certificate here, or none: nothing would be revoked.
             let (file, other) = (file.display(), files.certificate());
             tell(format_args!("portcullis: {file} was not issued by {}; nothing was revoked\n", other.display()));

@@ -9,6 +9,7 @@ import itertools
 import json
 import os
 import random
+import re
 import threading
 
 import pytest
@@ -239,9 +240,15 @@ def test_a_state_file_that_cannot_be_trusted_is_an_error_and_never_a_new_beginni
 def test_a_state_directory_that_cannot_be_written_is_an_error(one):
     assert one.gateway.end() == 0
     (one.folder / "state").rename(one.folder / "kept")
-    (one.folder / "state").write_text("not a directory")
+    # Nothing can be made behind a link to where nothing is.
+    (one.folder / "state").symlink_to("gone/away")
     status, said = attempt(one)
     assert status == 2 and "state" in said, said
+    # What is no directory is a mistake of whoever wrote the path, and has a place.
+    (one.folder / "state").unlink()
+    (one.folder / "state").write_text("not a directory")
+    status, said = attempt(one)
+    assert status == 1 and re.search(r"portcullis\.toml:\d+:\d+", said), said
 
 
 OLDER = "it is an older copy"

@@ -392,18 +392,25 @@ fn admin_listeners(
     }
 }
 
-/// Says so where quotas begin at nothing, or go on from an older copy of themselves, beside an audit log that does not.
+/// Says so where of quotas and audit log one begins at nothing and the other does not, or where quotas go on from an older
+/// copy of themselves.
 fn suspect(marks: &Marks, settings: &Settings) {
-    let Ok(log) = Log::open(&settings.audit_directory) else { return };
-    let state = settings.state.display();
-    if marks.is_fresh() && !log.segments().is_empty() {
+    let log = Log::open(&settings.audit_directory).ok().filter(|log| !log.segments().is_empty());
+    let (state, audit) = (settings.state.display(), settings.audit_directory.display());
+    if marks.is_fresh() && log.is_some() {
         tracing::error!(
             %state,
             "quotas begin at nothing beside an audit log that does not: if the state was lost, so is what was used"
         );
     }
+    if !marks.is_fresh() && log.is_none() {
+        tracing::error!(
+            %state, %audit,
+            "the audit log begins at nothing beside quotas that do not: if it was lost, so is what was done until now"
+        );
+    }
     if let Some(closed) = marks.closed()
-        && let Ok(Some(last)) = log.last()
+        && let Some(Ok(Some(last))) = log.map(|log| log.last())
         && last > closed
     {
         tracing::error!(

@@ -14,7 +14,7 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::task::JoinHandle;
 
 use super::{Shutdown, Wish};
-use crate::admin::Desk;
+use crate::admin::{self, Desk};
 use crate::audit::Fields;
 use crate::audit::told::Drained;
 use crate::drain::Phase;
@@ -161,8 +161,12 @@ fn successor(estate: &Estate) -> impl Future<Output = Successor> + use<> {
 /// Lets the successor have everything that only one can have. Workers go on meanwhile; what needs a line or a mark
 /// waits until the successor has both.
 async fn hand_over(desk: &Desk, estate: &mut Estate, successor: Successor) -> io::Result<Arc<Heir>> {
-    // What an operator withdrew last is on disk before the successor reads it, and nothing is written after that.
-    let _turn = desk.writing.lock().await;
+    // What an operator withdrew is on disk before the successor reads it, and nothing is written after that.
+    admin::settle(desk).await?;
+    let owed = desk.writing.lock().await;
+    if *owed {
+        return Err(io::Error::other("what was revoked or restored is not on disk yet"));
+    }
     let gateway = &desk.gateway;
     let Estate { marks, audit, doorstep, lobby, admin, .. } = estate;
     let by = format!("process {} takes over", successor.pid);

@@ -8,6 +8,7 @@ import hmac
 import json
 import random
 import re
+import shutil
 import socket
 import struct
 import subprocess
@@ -261,6 +262,19 @@ def test_whoever_leaves_whenever_is_in_every_book_alike(one):
     # The model reads a request a moment after it was sent; what never came whole was not charged.
     charged = sum(line["settlement"] == "estimated" for line in of_kind["closed"])
     eventually(lambda: len(one.ledger()["requests"]) <= charged, what="the model's book")
+
+
+def test_a_log_that_is_taken_away_is_missed(one):
+    """Whoever goes on writing to a file without a name writes for nobody."""
+    assert one.ask(body=chat()).status == 200
+    shutil.rmtree(one.folder / "audit")
+    eventually(lambda: one.ask(body=chat()) and fetch(one.admin + "/readyz").status == 503, what="the end of readiness")
+    assert "[-] audit" in fetch(one.admin + "/readyz?verbose").body.decode()
+    assert "taken away" in one.gateway.log
+    one.gateway.end()
+    one.start()
+    assert "the audit log begins at nothing" in one.gateway.log
+    assert fetch(one.admin + "/readyz").status == 200
 
 
 def test_every_line_is_as_the_schema_says(one):

@@ -5,7 +5,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -29,6 +29,10 @@ impl SegmentFile for File {
     }
 
     fn sync(&self) -> io::Result<()> {
+        // The system goes on writing to what has no name any more, and nobody will ever read it.
+        if self.metadata()?.nlink() == 0 {
+            return Err(io::Error::other("its file was taken away: what is written there is lost"));
+        }
         self.sync_data()
     }
 }

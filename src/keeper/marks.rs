@@ -96,6 +96,9 @@ impl Marks {
         let (free, freed) = channel();
         *self.bequest.lock() = Some(Bequest { heir, free });
         self.bell.ring();
+        if self.thread.as_ref().is_none_or(JoinHandle::is_finished) {
+            self.bequest.lock().take();
+        }
         freed.recv().unwrap_or_else(|_| Err(MarksError { file: "quota.redb".into(), trouble: Trouble::NoThread }))
     }
 
@@ -141,12 +144,15 @@ impl Keeper {
             let bequest = self.bequest.lock().take();
             if let Some(Bequest { heir, free }) = bequest {
                 let written = self.raise(&mut store, self.ledger.gather_last(&self.bell, self.clock.now()));
-                if written.is_ok() {
-                    let _ = free.send(store.close());
+                let closed = written.and_then(|()| store.close());
+                if closed.is_ok() {
+                    // Whoever is told that the file is free finds it free.
+                    drop(store);
+                    let _ = free.send(closed);
                     self.serve(&heir);
                     return Ok(());
                 }
-                let _ = free.send(written);
+                let _ = free.send(closed);
             }
             let _ = self.raise(&mut store, self.ledger.gather(&self.bell, self.clock.now()));
         }
@@ -180,6 +186,7 @@ impl Keeper {
 /// Whatever ends the thread, nobody waits for it any longer.
 impl Drop for Keeper {
     fn drop(&mut self) {
+        self.bequest.lock().take();
         self.bell.close();
     }
 }

@@ -154,7 +154,7 @@ impl Store {
     }
 
     /// Lets go of the file.
-    pub(super) fn close(mut self) -> Result<(), MarksError> {
+    pub(super) fn close(&mut self) -> Result<(), MarksError> {
         match self.database.take().map(Database::close) {
             Some(Err(error)) => Err(self.error(error.into())),
             _ => Ok(()),

@@ -36,7 +36,7 @@
 //! * Floors 0 and 2 do no I/O and know no runtime; only `clock` reads time.
 //! * Only `policy::file` deserializes policy. A reload never writes what was used: it only lets use follow a name.
 //! * No body is collected, except the bounded request body that admission must read.
-//! * Every exchange yields exactly one closing audit line.
+//! * Every admitted exchange yields exactly one closing audit line.
 //! * Metric labels come from closed enums or configured names, never from request bytes.
 //! * No `unsafe`; no `unwrap`, `expect` or indexing outside tests; no lock guard crosses an `.await`.
 //! * What a client reads never holds operator text (addresses, paths, other organizations).

@@ -589,6 +589,9 @@ def test_a_log_cut_off_with_its_checkpoints_is_found_by_one_kept_elsewhere(kept,
     (copied / "audit-1.jsonl").write_bytes(b"".join(lines[:3]))
     (copied / "audit-1.checkpoints").write_bytes(b"")
     assert kept.run("audit", "verify", copied, "--checkpoint", elsewhere).returncode == 1
+    # What nobody can see from here is not passed over in silence.
+    alone = kept.run("audit", "verify", copied)
+    assert alone.returncode != 0 or "only with --checkpoint" in alone.stdout, alone.stdout
 
 
 def test_a_log_that_was_put_back_to_an_earlier_day_is_found_by_a_place_outside(stage, tmp_path):

@@ -61,13 +61,13 @@ fn describe(finding: &Finding) -> String {
 
 fn say_whole(args: &Args, case: &Case, summary: &Summary) -> io::Result<()> {
     let signed_by = case.grounds.latest.as_ref().map_or("", |(checkpoint, _)| checkpoint.origin.as_str());
-    let pinned = args.key.is_some();
+    let (pinned, anchored) = (args.key.is_some(), args.checkpoint.is_some());
     if args.json {
         let keys: Vec<String> = case.keys.iter().map(ToString::to_string).collect();
         let (live, segments) = (case.log.is_live(), case.log.segments().len());
         return say(&json!({
             "ok": true, "summary": summary, "unsigned": summary.size - summary.signed, "segments": segments,
-            "origin": signed_by, "keys": keys, "key_pinned": pinned, "live": live,
+            "origin": signed_by, "keys": keys, "key_pinned": pinned, "end_anchored": anchored, "live": live,
         }));
     }
     let mut out = io::stdout().lock();
@@ -86,6 +86,12 @@ fn say_whole(args: &Args, case: &Case, summary: &Summary) -> io::Result<()> {
     if unsigned > 0 {
         let why = if case.log.is_live() { "the next checkpoint will" } else { "the process ended before it could" };
         writeln!(out, "unsigned  the last {unsigned} records: {why}")?;
+    }
+    if !anchored {
+        writeln!(
+            out,
+            "end       read beside the log: records cut off with their checkpoints show only with --checkpoint"
+        )?;
     }
     let keys: Vec<String> = case.keys.iter().map(VerifyingKey::to_string).collect();
     let hint = if pinned { "" } else { " (read beside the log; pin it with --key)" };

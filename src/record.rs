@@ -269,9 +269,11 @@ impl Record {
         if self.pending.is_some() {
             // Admitted, and gone before its line was written: both lines are.
             self.story.series.opened();
-            self.story.facts.settlement.get_or_insert_with(Settlement::nothing);
         }
         let admitted = self.place.is_some() || self.pending.is_some();
+        if admitted {
+            self.story.facts.settlement.get_or_insert_with(Settlement::nothing);
+        }
         self.story.count(&self.recorder.metrics, admitted, ending, reason, now);
         self.recorder.traces.tell(|| self.story.exchange(ending, reason, now));
         let line = self.story.line(admitted && ending != Ending::Refused, Some(ending), reason, now);

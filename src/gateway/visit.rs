@@ -305,7 +305,6 @@ impl Visit {
         record.facts().forwarded = Some(forwarded);
         let endpoint = snapshot.endpoint(&choice.upstream).ok_or(Failure::Lost)?;
         let sent = {
-            record.facts().settlement = Some(tab.abandoned());
             let taken = || {
                 tab.progress = Progress::Taken;
                 record.facts().settlement = Some(tab.abandoned());

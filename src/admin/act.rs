@@ -137,17 +137,11 @@ async fn change(desk: &Arc<Desk>, by: &str, body: &Bytes, revoke: bool) -> Answe
         if revoke { before.with(kind, &target, reason.clone(), trigger.wall) } else { before.without(kind, &target) };
     let changed = *before != after;
     gateway.revocations.store(Arc::new(after));
-    // Whoever is named goes at once; no chain need be verified anew for that.
-    let (mut streams, mut connections) = (0, 0);
-    for depth in [Depth::AtOnce, Depth::Whole] {
-        let swept = match depth {
-            Depth::AtOnce => withdraw::sweep(gateway, depth),
-            Depth::Whole => withdraw::sweep_apart(gateway).await,
-        };
-        (streams, connections) = (streams + swept.streams.len(), connections + swept.connections);
-        let measured = gateway.clone();
-        tokio::task::spawn_local(async move { withdraw::measure(&measured, swept.streams, trigger).await });
-    }
+    // What is withdrawn by hand is known at once: no chain need be verified anew for it.
+    let swept = withdraw::sweep(gateway, Depth::AtOnce);
+    let (streams, connections) = (swept.streams.len(), swept.connections);
+    let measured = gateway.clone();
+    tokio::task::spawn_local(async move { withdraw::measure(&measured, swept.streams, trigger).await });
     let (kind_of_target, reason) = (kind.as_str(), reason.as_deref());
     let fields = Withdrawal { kind_of_target, target: &target, reason, by, streams, connections };
     let event = if revoke { Event::Revoke } else { Event::Restore };

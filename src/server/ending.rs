@@ -101,7 +101,7 @@ pub(super) async fn wind_down(
                     if heir.serves() && !announced.replace(true) {
                         shutdown.succeeded(pid);
                     }
-                    follow(gateway, heir).await;
+                    follow(gateway, heir);
                     if heir.ends() {
                         return;
                     }
@@ -190,13 +190,12 @@ fn is_occupied(gateway: &Gateway, replaced: bool) -> bool {
 }
 
 /// Cuts who was withdrawn at the successor.
-async fn follow(gateway: &Arc<Gateway>, heir: &Heir) {
+fn follow(gateway: &Gateway, heir: &Heir) {
     let Some(told) = heir.revoked() else { return };
     match Revocations::from_bytes(told.get().as_bytes()) {
         Ok(revoked) => {
             gateway.revocations.store(Arc::new(revoked));
             withdraw::sweep(gateway, Depth::AtOnce);
-            withdraw::sweep_apart(gateway).await;
         }
         // A later version may withdraw what this one does not know: better nobody than the wrong one.
         Err(error) => {

@@ -1,8 +1,8 @@
 //! Opening a log: lock, key, the last segment replayed, its torn tail cut off.
 //!
 //! Only what no checkpoint vouches for may be cut off, and only that is written again: what was read of it need not be
-//! on the disk, where an fsync failed before the process that wrote it ended. A log that holds less than it signed, or something else, is
-//! not continued: that is evidence, and a person has to look at it.
+//! on the disk, where an fsync failed before the process that wrote it ended. A log that holds less than it signed, or
+//! something else, is not continued: that is evidence, and a person has to look at it.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Write};

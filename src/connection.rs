@@ -193,8 +193,8 @@ async fn end<C: Graceful>(
     let mut grace: Option<Grace> = None;
     poll_fn(|cx| {
         loop {
-            // Asked once, it wakes this task when drain begins; there is nothing to ask before that.
-            let may = !waits || visit.gateway().drain.phase() >= Phase::Draining;
+            // Asked once, it wakes this task with every step of a drain, and has to be asked again then.
+            let may = !waits || visit.gateway().drain.phase() > Phase::Serving;
             waits = true;
             if may && !drains && draining.as_mut().poll(cx).is_ready() {
                 drains = true;

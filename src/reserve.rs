@@ -53,14 +53,19 @@ impl Rates {
     /// The most that a request may be charged for such a reservation, whether its input is read from a cache, written to
     /// one, or neither: nobody knows before.
     fn most(&self, usage: &Usage) -> Charge {
-        let Usage { input, .. } = *usage;
-        let kinds = [
-            *usage,
-            Usage { input: 0, cached_input: input, ..*usage },
-            Usage { input: 0, cache_write: input, ..*usage },
-        ];
-        let charges = kinds.map(|kind| self.charge(1, &kind));
+        let charges = kinds(usage).map(|kind| self.charge(1, &kind));
         Charge::of_each(|unit| charges.iter().map(|charge| charge.get(unit)).max().unwrap_or(0))
+    }
+
+    /// Such a reservation, its input as the kind that is charged most: told in tokens, it comes to what it is charged.
+    #[must_use]
+    pub fn dearest(&self, usage: &Usage) -> Usage {
+        let charged = |kind: &Usage| {
+            let charge = self.charge(1, kind);
+            (charge.get(Unit::Cost), charge.get(Unit::Tokens))
+        };
+        // Of equals the last is taken, which is the plain one.
+        kinds(usage).into_iter().rev().max_by_key(charged).unwrap_or(*usage)
     }
 
     /// How many input tokens `money` buys beside `output`.
@@ -75,6 +80,16 @@ impl Rates {
         let Some(price) = self.price.filter(|price| price.output.0 > 0) else { return u64::MAX };
         u64::try_from(u128::from(money) * 1_000_000 / u128::from(price.output.0)).unwrap_or(u64::MAX)
     }
+}
+
+/// What a reservation's input may turn out to be: neither read from a cache nor written to one, read, written.
+fn kinds(usage: &Usage) -> [Usage; 3] {
+    let Usage { input, cached_input, cache_write, .. } = *usage;
+    [
+        *usage,
+        Usage { input: 0, cached_input: cached_input.saturating_add(input), ..*usage },
+        Usage { input: 0, cache_write: cache_write.saturating_add(input), ..*usage },
+    ]
 }
 
 /// Decides what to reserve under a plan. How its limits `stand` is asked only where the client leaves something to be
@@ -235,6 +250,27 @@ mod tests {
     use crate::tokens::Nano;
 
     const NOW: Now = Now { mono: Mono(0), wall: Wall(0) };
+
+    #[test]
+    fn the_dearest_kind_of_input_comes_to_what_is_reserved_for_any() {
+        let price = |cached: &str, write: &str| Price {
+            input: Nano::parse("2").unwrap(),
+            cached_input: Nano::parse(cached).unwrap(),
+            cache_write: Nano::parse(write).unwrap(),
+            output: Nano::parse("10").unwrap(),
+        };
+        let usage = Usage { input: 137, output: 100, ..Usage::default() };
+        for (cached, write, weight, kind) in [
+            ("0.2", "2.5", 2000, Usage { input: 0, cache_write: 137, ..usage }),
+            ("3", "2.5", 1000, Usage { input: 0, cached_input: 137, ..usage }),
+            ("0.2", "2", 1000, usage),
+        ] {
+            let weights = Weights { cached_input: 1000, cache_write: weight };
+            let rates = Rates { price: Some(price(cached, write)), weights };
+            assert_eq!(rates.dearest(&usage), kind);
+            assert_eq!(rates.charge(1, &kind), rates.most(&usage));
+        }
+    }
 
     fn plan(limits: &[(Unit, Window, u64)]) -> Plan {
         let limit = |(unit, window, n): &(Unit, Window, u64)| Limit {

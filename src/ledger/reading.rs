@@ -160,10 +160,9 @@ impl Reading {
         if charged == 0 {
             return Duration::ZERO;
         }
-        if most == 0 {
-            return NEVER;
-        }
-        self.time_to_lose(u128::from(charged - charged.min(most)) + 1, now).unwrap_or(NEVER)
+        // Where nothing is allowed nothing grows: what is told then is when the use of before is over.
+        let excess = u128::from(charged - charged.min(most)) + u128::from(most > 0);
+        self.time_to_lose(excess, now).unwrap_or(NEVER)
     }
 }
 

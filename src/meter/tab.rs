@@ -109,7 +109,7 @@ impl Tab {
                 let reserved = self.hold.as_ref().map_or(&Charge::ZERO, Hold::reserved);
                 let charge = Charge::of_each(|unit| charge.get(unit).max(reserved.get(unit)));
                 let most = if usage.total() < self.reserved.total() { self.reserved } else { usage };
-                (settled(most, &charge), charge)
+                (settled(self.rates.dearest(&most), &charge), charge)
             }
             _ => (settled(usage, &charge), charge),
         }

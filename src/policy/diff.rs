@@ -13,6 +13,9 @@ use super::{Catalog, Org, Policy, renamed};
 use crate::limits::{LimitId, Scope};
 use crate::trust::Secret;
 
+/// Of more certificates that a list names, or no longer names, the number is told.
+const SERIALS_NAMED: usize = 20;
+
 /// One change.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Change {
@@ -86,6 +89,9 @@ impl Diff {
                 _ => diff.rule(name, was, is),
             }
         }
+        let lists =
+            new.rules.keys().filter(|name| name.starts_with("client_auth.crl.") && old.rules.contains_key(*name));
+        lists.for_each(|name| diff.revocation_list(name, old, new));
         diff
     }
 
@@ -100,6 +106,28 @@ impl Diff {
 
     fn say(&mut self, text: String, loosens: bool) {
         self.changes.push(Change { text, loosens, restart: false });
+    }
+
+    /// Whom a list names that did not, and whom no longer.
+    fn revocation_list(&mut self, name: &str, old: &Summary, new: &Summary) {
+        let of = Whole::of(name).map(|whole| format!("{}{}:", whole.kind, whole.name)).unwrap_or_default();
+        let (Some(was), Some(is)) = (old.revoked.get(name), new.revoked.get(name)) else {
+            if old.rules.get(name) != new.rules.get(name) {
+                self.say(format!("{of} the revocation list is too long to tell whom it no longer names"), true);
+            }
+            return;
+        };
+        let (was, is): (BTreeSet<&String>, BTreeSet<&String>) = (was.iter().collect(), is.iter().collect());
+        for (serials, what, loosens) in
+            [(is.difference(&was), "revoked", false), (was.difference(&is), "revoked no longer", true)]
+        {
+            let serials: Vec<&str> = serials.map(|serial| serial.as_str()).collect();
+            match serials.len() {
+                0 => {}
+                many if many > SERIALS_NAMED => self.say(format!("{of} {many} certificates {what}"), loosens),
+                _ => serials.iter().for_each(|serial| self.say(format!("{of} certificate {serial} {what}"), loosens)),
+            }
+        }
     }
 
     fn rule(&mut self, name: &str, old: Option<&str>, new: Option<&str>) {
@@ -149,7 +177,7 @@ impl<'a> Whole<'a> {
         }
         let single = [("authority ", "client_auth.authorities."), ("purpose ", "purpose.catalog.")];
         let single = single.into_iter().find_map(|(kind, table)| Some(Whole { kind, name: rule.strip_prefix(table)? }));
-        let many = [("upstream ", "upstream."), ("model group ", "model.")];
+        let many = [("authority ", "client_auth.crl."), ("upstream ", "upstream."), ("model group ", "model.")];
         let of = |(kind, table)| Some(Whole { kind, name: rule.strip_prefix(table)?.rsplit_once('.')?.0 });
         single.or_else(|| many.into_iter().find_map(of))
     }
@@ -159,6 +187,9 @@ impl<'a> Whole<'a> {
 fn said(name: &str) -> String {
     match Whole::of(name) {
         _ if name == "listen.certificate" => "server certificate replaced:".into(),
+        Some(Whole { kind, name: whole }) if name.starts_with("client_auth.crl.") => {
+            format!("{kind}{whole}: revocation list")
+        }
         Some(Whole { kind: kind @ ("authority " | "purpose "), name }) => format!("{kind}{name}:"),
         _ => name.to_owned(),
     }

@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use super::{Change, Diff, Policy};
+use super::{Change, Diff, Policy, Summary};
 use crate::clock::Now;
 use crate::peer::Sha256;
 use crate::trust::{Authority, regular};
@@ -32,7 +32,10 @@ impl Policy {
         }
         let believed = self.believed.clone().with(authorities.iter().flat_map(|authority| authority.crls()));
         let (generation, hash) = (self.generation + 1, Sha256::of(content.as_bytes()));
-        let loaded_at = now.wall;
-        Some((Policy { generation, hash, loaded_at, believed, authorities: authorities.into(), ..self.clone() }, diff))
+        let (loaded_at, authorities) = (now.wall, authorities.into());
+        let newer = Policy { generation, hash, loaded_at, authorities, believed, ..self.clone() };
+        let lists = Diff::of(&Summary::only(self, |_| false), &Summary::only(&newer, |_| false));
+        diff.changes.extend(lists.changes);
+        Some((newer, diff))
     }
 }

@@ -97,8 +97,7 @@ impl Mistakes {
     pub fn render(&self, colour: bool) -> String {
         let (shown, more) = self.first();
         let mut text = self.rendered(shown, colour, false);
-        let name =
-            |file: Option<usize>| file.and_then(|file| self.sources.get(file)).map(|source| source.path.display());
+        let name = |file: Option<usize>| file.and_then(|file| self.sources.get(file)).map(|source| named(&source.path));
         for (file, number) in more.iter().take(FILES_NAMED) {
             let _ = match name(*file) {
                 Some(path) => writeln!(text, "and {number} more in {path}\n"),
@@ -188,7 +187,7 @@ fn shown<'a>(title: annotate_snippets::Title<'a>, source: &'a Source, span: &Ran
     let span = clamp(span, source.text.len());
     let (line, start) = source.line(span.start);
     let end = source.end(source.line(span.end).0).max(span.end);
-    let path = source.path.display().to_string();
+    let path = named(&source.path);
     match source.text.get(start..end) {
         Some(lines) if lines.len() <= LONGEST_SHOWN => {
             let within = span.start - start..span.end - start;
@@ -200,6 +199,12 @@ fn shown<'a>(title: annotate_snippets::Title<'a>, source: &'a Source, span: &Ran
             title.element(Origin::path(path).line(line).char_column(column))
         }
     }
+}
+
+/// A file's name for people: what a terminal would obey in it is shown instead.
+fn named(path: &Path) -> String {
+    let show = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
+    path.display().to_string().chars().map(show).collect()
 }
 
 /// File, line and column (from 1) of a place.
@@ -285,6 +290,16 @@ mod tests {
         assert!(!text.contains("more in"), "{text}");
         let long = wrong(2, &format!("{}!", "a".repeat(LONGEST_SHOWN))).render(false);
         assert!(long.contains("--> junk.toml:2:8193") && long.len() < 1000, "{long}");
+    }
+
+    #[test]
+    fn a_name_gives_a_terminal_no_orders() {
+        let mut wrong = wrong(OF_ONE_FILE + 1, "!");
+        wrong.sources = vec![Source::new(Path::new("a\x1b[2J\n\u{9b}b.toml"), &"!\n".repeat(OF_ONE_FILE + 1))];
+        let text = wrong.render(false);
+        assert!(text.contains(r"--> a\u{1b}[2J\n\u{9b}b.toml:1:1") && text.contains(r"1 more in a\u{1b}"), "{text}");
+        assert!(!text.chars().any(|c| c.is_control() && c != '\n'), "{text:?}");
+        assert_eq!(wrong.told().mistakes[0]["file"], "a\u{1b}[2J\n\u{9b}b.toml");
     }
 
     #[test]

@@ -20,7 +20,7 @@ use super::{Catalog, Policy, Purpose, mask};
 use crate::limits::{Enforce, Measure, Unit};
 use crate::peer::Sha256;
 use crate::tokens::Nano;
-use crate::trust::Secret;
+use crate::trust::{Crl, Secret};
 
 /// What a policy comes down to: one line a rule.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -31,6 +31,9 @@ pub struct Summary {
     pub hash: String,
     /// Rules by name: `acme: requests_per_minute` → `600`, `listen.max_body` → `16MiB`.
     pub rules: BTreeMap<String, String>,
+    /// The serial numbers on each revocation list, by the list's rule; of very long ones nothing.
+    #[serde(default)]
+    pub revoked: BTreeMap<String, Vec<String>>,
 }
 
 impl Summary {
@@ -46,7 +49,9 @@ impl Summary {
         for org in policy.orgs().filter(|org| some(org)) {
             organization(org, &policy.purposes, |name, value| _ = rules.insert(format!("{}: {name}", org.id), value));
         }
-        Summary { generation: policy.generation, hash: policy.hash.to_string(), rules }
+        let serials = |(name, crl): (String, &Crl)| Some((name, crl.revoked()?.to_vec()));
+        let revoked = revocation_lists(policy).filter_map(serials).collect();
+        Summary { generation: policy.generation, hash: policy.hash.to_string(), rules, revoked }
     }
 
     /// Summarizes what runs: what needs a restart is as the process found it when it started.
@@ -155,10 +160,23 @@ fn client_auth(policy: &Policy, rule: &mut impl FnMut(&str, String)) {
     rule("client_auth.max_certificate_lifetime", policy.longest_certificate.map_or_else(|| "none".into(), duration));
     for authority in policy.authorities.iter() {
         let name = format!("client_auth.authorities.{}", authority.name());
-        let crl = |crl: &crate::trust::Crl| format!(", CRL of {} until {}", crl.issuer(), crl.next_update());
-        let crls: String = authority.crls().iter().map(crl).collect();
-        rule(&name, format!("until {}, key {}{crls}", authority.not_after(), authority.spki_sha256()));
+        rule(&name, format!("until {}, key {}", authority.not_after(), authority.spki_sha256()));
     }
+    for (name, crl) in revocation_lists(policy) {
+        let (issuer, number, next) = (crl.issuer(), crl.number(), crl.next_update());
+        rule(&name, format!("of {issuer}, number 0x{number}, {} revoked, until {next}", crl.entries()));
+    }
+}
+
+/// Every revocation list under its rule's name: `client_auth.crl.partners.1f2e3d4c`, which its successor keeps.
+fn revocation_lists(policy: &Policy) -> impl Iterator<Item = (String, &Crl)> {
+    policy.authorities.iter().flat_map(|authority| {
+        let name = |crl: &Crl| {
+            let series = crl.series().to_string();
+            format!("client_auth.crl.{}.{}", authority.name(), series.get(..8).unwrap_or_default())
+        };
+        authority.crls().iter().map(move |crl| (name(crl), crl))
+    })
 }
 
 fn admin(admin: &AdminSettings, rule: &mut impl FnMut(&str, String), shown: impl Fn(&Path) -> String) {

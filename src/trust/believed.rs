@@ -104,7 +104,8 @@ fn is_less(left: &[u8], right: &[u8]) -> bool {
     (left.len(), left) < (right.len(), right)
 }
 
-fn digits(number: &[u8]) -> String {
+/// Hexadecimal digits, two an octet.
+pub(super) fn digits(number: &[u8]) -> String {
     number.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 

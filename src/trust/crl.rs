@@ -14,12 +14,16 @@ use x509_parser::revocation_list::CertificateRevocationList;
 use x509_parser::x509::SubjectPublicKeyInfo;
 
 use super::authority::Issuer;
+use super::believed::digits;
 use super::{Believed, Flaw, Subject, wall};
 use crate::clock::Wall;
 use crate::peer::Sha256;
 
 /// The largest file that is looked at.
 const LARGEST: usize = 64 << 20;
+
+/// Whoever is named on lists of more entries is counted, and not told by name.
+const MOST_TOLD: usize = 10_000;
 
 /// What every list of a PEM file begins and ends with.
 const MARKERS: [&[u8]; 2] = [b"-----BEGIN X509 CRL-----", b"-----END X509 CRL-----"];
@@ -37,6 +41,9 @@ pub struct Crl {
     pub(super) number: Vec<u8>,
     this_update: Wall,
     next_update: Wall,
+    entries: usize,
+    /// Serial numbers in order; none where there are more than anybody would read.
+    revoked: Option<Vec<String>>,
 }
 
 impl Crl {
@@ -44,6 +51,30 @@ impl Crl {
     #[must_use]
     pub fn issuer(&self) -> &str {
         &self.issuer
+    }
+
+    /// Its number, in hexadecimal digits.
+    #[must_use]
+    pub fn number(&self) -> String {
+        digits(&self.number)
+    }
+
+    /// What tells its successors from other lists of its authority, for machines.
+    #[must_use]
+    pub fn series(&self) -> Sha256 {
+        self.series
+    }
+
+    /// How many certificates it revokes.
+    #[must_use]
+    pub fn entries(&self) -> usize {
+        self.entries
+    }
+
+    /// Their serial numbers in hexadecimal digits, in order; none of a list that is too long to be told.
+    #[must_use]
+    pub fn revoked(&self) -> Option<&[String]> {
+        self.revoked.as_deref()
     }
 
     /// When it was issued.
@@ -216,8 +247,30 @@ fn one(der: &[u8], against: Against<'_>) -> Result<Crl, Flaw> {
     let owned = OwnedCertRevocationList::from_der(der).map_err(|error| flaw(format!("the CRL of {named}: {error}")))?;
     let series = series(&issuer.spki, &parsed);
     let (list, issuer_raw, issuer_spki) = (owned.into(), raw.to_vec(), issuer.spki.clone());
-    let crl = Crl { list, issuer: named, issuer_raw, issuer_spki, scope, series, number, this_update, next_update };
+    let entries = parsed.iter_revoked_certificates().count();
+    let revoked = (entries <= MOST_TOLD).then(|| revoked(&parsed));
+    let crl = Crl {
+        list,
+        issuer: named,
+        issuer_raw,
+        issuer_spki,
+        scope,
+        series,
+        number,
+        this_update,
+        next_update,
+        entries,
+        revoked,
+    };
     believed.rolled_back(&crl).map_or(Ok(crl), |wrong| Err(flaw(wrong)))
+}
+
+/// The serial numbers that a list names, as certificates' own are told.
+fn revoked(crl: &CertificateRevocationList<'_>) -> Vec<String> {
+    let serial = |octets: &[u8]| digits(octets.strip_prefix(&[0]).unwrap_or(octets));
+    let mut serials: Vec<String> = crl.iter_revoked_certificates().map(|entry| serial(entry.raw_serial())).collect();
+    serials.sort();
+    serials
 }
 
 /// The one that signed a list. Several may have its name: a key that was replaced, a certificate that was renewed.

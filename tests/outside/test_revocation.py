@@ -515,6 +515,37 @@ def test_whom_a_large_list_names_does_not_wait_for_all_others_to_be_judged(place
         assert one.metric("portcullis_severed_streams_total", org="acme") == 1
 
 
+def serial(certificate):
+    """As leaves and lists are told: whole octets."""
+    digits = f"{certificate.serial_number:x}"
+    return digits.zfill(len(digits) + len(digits) % 2)
+
+
+def test_what_a_list_names_and_what_it_no_longer_names_is_told_before_and_on_record(place):
+    one = place()
+    upcoming = datetime.datetime.now(datetime.timezone.utc).replace(microsecond=0) + 7 * DAY
+    one.partners.crl(upcoming=upcoming)
+    assert fetch(one.admin + "/-/reload", method="POST").status == 200
+    # Of the same issuer, for as long: only the number and the names differ.
+    named = f"{serial(one.acme)} revoked"
+    for revoked, said in [([one.acme], named), ([], f"{named} no longer  (loosens)")]:
+        one.partners.revoked = []
+        told = f"authority partners: certificate {said}"
+        written = one.partners.crl(file="ahead.crl", upcoming=upcoming, revoked=revoked)
+        settings = (one.folder / "portcullis.toml").read_text()
+        (one.folder / "ahead.toml").write_text(settings.replace('"partners.crl"', '"ahead.crl"'))
+        checked = one.run("check", "-c", "ahead.toml", "--against", one.admin)
+        assert f"  {told}" in checked.stdout.splitlines(), checked.stdout
+        replace(one.folder / "partners.crl", written.read_bytes())
+        fetch(one.admin + "/-/reload", method="POST")
+        eventually(lambda told=told: any(told in record.get("text", "").splitlines() for record in one.audit()),
+                   what="the record of it")  # fmt: skip
+        assert told in one.gateway.log
+        if revoked:
+            newcomer(one, "revoked", None)
+    assert one.ask(body=chat()).status == 200
+
+
 def test_a_newer_list_is_taken_though_the_files_are_rejected_and_an_older_one_is_not(place):
     one = place()
     before = one.status()
@@ -526,8 +557,11 @@ def test_a_newer_list_is_taken_though_the_files_are_rejected_and_an_older_one_is
     assert fetch(one.admin + "/-/reload", method="POST").status == 422
     after = one.status()
     assert after["generation"] == before["generation"] + 1
-    told = [(past["result"], past["text"]) for past in after["reloads"]]
-    assert ("applied", "authority partners: newer revocation list; all else stays\n") in told
+    newer = "authority partners: newer revocation list; all else stays"
+    (told,) = (past["text"].splitlines() for past in after["reloads"] if newer in past["text"])
+    assert told[0] == newer and told[-1] == f"authority partners: certificate {serial(one.acme)} revoked"
+    assert len(told) == 3 and "authority partners: revocation list of CN=partners, number 0x" in told[1], told
+    assert [past["result"] for past in after["reloads"] if newer in past["text"]] == ["applied"]
     newcomer(one, "revoked", "certificate_revoked")
     assert one.ask(body=chat(OTHER_MODEL, max_tokens=1), certificate="globex", **OTHERWISE).status == 200
     # Neither an older list nor one that has lost its END line takes its place.

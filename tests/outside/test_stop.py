@@ -84,12 +84,16 @@ def test_a_stop_with_nobody_there_waits_for_nothing(stage):
     assert time.monotonic() - began < 4
 
 
-def test_an_idle_connection_does_not_hold_up_the_stop(stage):
-    one = stage(listen=drain(deadline="2s"))
+@pytest.mark.parametrize("delay", ["0s", "300ms"])
+@pytest.mark.parametrize("asked", [True, False], ids=["asked once", "never asked"])
+def test_an_idle_connection_does_not_hold_up_the_stop(stage, delay, asked):
+    """It may bring one more request, as no client can be told before it asks, and not for as long as the deadline is."""
+    one = stage(listen=drain(delay, deadline="50s"))
     with H1(one.connect()) as idle:
-        assert idle.ask(body=chat()).status == 200
+        if asked:
+            assert idle.ask(body=chat()).status == 200
         one.gateway.signal(signal.SIGTERM)
-        assert ends(one) == 0
+        assert ends(one, within=10) == 0
 
 
 def test_who_has_not_even_shaken_hands_does_not_hold_up_the_stop(stage):

@@ -77,6 +77,16 @@ fn a_budget_is_whole_again_with_the_first_instant_of_its_next_window() {
 }
 
 #[test]
+fn a_budget_lowered_to_nothing_tells_when_its_use_is_over() {
+    let mut agency = Agency::new("UTC", Window::Day, 1000);
+    assert!(agency.spend(600, "2026-03-01T12:00:00Z"));
+    agency.plan = alone(vec![budget(0, Unit::Tokens, Window::Day, 0)]);
+    let now = agency.now("2026-03-01T18:00:00Z");
+    let standing = agency.ledger.standings(&agency.plan, &agency.zone, now).remove(0);
+    assert_eq!((standing.next, standing.remaining), (std::time::Duration::from_secs(6 * 3600), 0));
+}
+
+#[test]
 fn an_hour_around_a_months_end_and_a_daylight_saving_change_counts_every_token_once() {
     for (zone, from) in [("Europe/Berlin", "2026-10-31T22:30:00Z"), ("Europe/Berlin", "2026-10-25T00:30:00Z")] {
         let mut agency = Agency::new(zone, Window::Month, 1_000_000);

@@ -6,7 +6,7 @@ import shutil
 import subprocess
 
 import pytest
-from stage import BINARY, ROOT, Stage, chat, eventually
+from stage import BINARY, ROOT, Stage, chat, eventually, fetch
 
 PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md", ROOT / "SECURITY.md"]
 
@@ -37,6 +37,28 @@ def test_every_test_that_a_promise_rests_on_exists():
         place, name = reference.split("::")
         file = ROOT / (place if place.startswith("src/") else f"tests/outside/test_{place}.py")
         assert file.exists() and re.search(rf"\b(?:def|fn) {name}\(", file.read_text()), reference
+
+
+def test_the_catalogue_of_metrics_is_what_is_exposed(stage):
+    """Each family with its type and labels; what appears only with its first event has its name in the source."""
+    told = {}
+    for names, kind, labels in re.findall(r"^\| (`.+?`) \| (\w+) \|(.*?)\|", (ROOT / "docs" / "metrics.md").read_text(), re.M):
+        for name in re.findall(r"`(\w+)`", names):
+            assert name not in told, name
+            told[name] = (kind, set(re.findall(r"`(\w+)`", labels)))
+    one = stage(orgs={"acme": Stage.ACME + "[limits]\nrequests_per_minute = 60\ntokens_per_minute = 60000\n"})
+    assert one.ask(body=chat(stream=True)).status == one.ask(body=chat()).status == 200
+    text = fetch(one.admin + "/metrics").body.decode()
+    families = dict(re.findall(r"^# TYPE portcullis_(\w+) (\w+)$", text, re.M))
+    source = "".join(path.read_text() for path in (ROOT / "src" / "metrics").glob("*.rs"))
+    for name, kind in families.items():
+        assert told[name][0] == kind, name
+        part = "(?:_bucket|_sum|_count)?"
+        for braces in re.findall(rf"^portcullis_{name}{part}(?:\{{(.*)\}})? ", text, re.M):
+            assert set(re.findall(r'(\w+)="', braces)) - {"le"} == told[name][1], name
+    for name in told.keys() - families.keys():
+        assert f'"{name}"' in source, name
+    assert len(told.keys() - families.keys()) <= 6, told.keys() - families.keys()
 
 
 def commands():

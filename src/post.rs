@@ -23,7 +23,14 @@ const HEADERS_MAX: usize = 128;
 /// # Errors
 /// When nobody takes it, or what comes back is no answer.
 pub fn post(uri: &Uri, headers: &HeaderMap, body: &[u8], patience: Duration) -> io::Result<StatusCode> {
-    post_trusting(uri, headers, body, patience, || rustls_native_certs::load_native_certs().certs)
+    let done = post_trusting(uri, headers, body, patience, || rustls_native_certs::load_native_certs().certs);
+    done.map_err(|error| match error.kind() {
+        // A socket says that it would have to wait longer.
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
+            io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {patience:?}"))
+        }
+        _ => error,
+    })
 }
 
 fn post_trusting(
@@ -148,6 +155,16 @@ mod tests {
         });
         let headers = HeaderMap::from_iter([(http::header::CONTENT_TYPE, "text/plain".parse().unwrap())]);
         (post(&uri, &headers, b"the note", PATIENCE), server.join().unwrap())
+    }
+
+    #[test]
+    fn who_says_nothing_is_said_to_have_taken_too_long() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        for scheme in ["http", "https"] {
+            let uri = format!("{scheme}://{}/", listener.local_addr().unwrap()).parse().unwrap();
+            let done = post(&uri, &HeaderMap::new(), b"the note", Duration::from_millis(50));
+            assert_eq!(done.unwrap_err().to_string(), "no answer within 50ms", "{scheme}");
+        }
     }
 
     fn told(stream: &mut impl Read) -> io::Result<Vec<u8>> {

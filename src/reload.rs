@@ -18,12 +18,12 @@ use crate::audit::identity::BodySecret;
 use crate::audit::{Event, Fields};
 use crate::clock::Now;
 use crate::gateway::Gateway;
-use crate::keeper::audit::{Body, Durability, OnFailure, Rules};
+use crate::keeper::audit::{Body, Durability, OnFailure, Outside, Rules};
 use crate::keeper::numbers::Numbers;
 use crate::metrics::{Configured, Ends};
 use crate::names::{AuthorityName, ModelName};
 use crate::peer::Leaf;
-use crate::policy::{self, AuditSettings, Diff, Footprint, Mistakes, Policy, Told};
+use crate::policy::{self, Diff, Footprint, Mistakes, Policy, Told};
 use crate::renaming;
 use crate::snapshot::Snapshot;
 use crate::tls::Revoked;
@@ -198,7 +198,7 @@ impl Reloader {
         renaming::follow(&self.gateway.ledger, &old.policy, &snapshot.policy, now).await;
         put_in_force(&self.gateway, &snapshot);
         if snapshot.policy.audit != old.policy.audit {
-            self.gateway.recorder.journal.follow(audit_rules(&snapshot.policy.audit));
+            self.gateway.recorder.journal.follow(audit_rules(&snapshot.policy));
         }
         for list in snapshot.policy.overdue() {
             tracing::error!("{}", list.overdue());
@@ -345,14 +345,16 @@ pub fn put_in_force(gateway: &Gateway, snapshot: &Arc<Snapshot>) {
 
 /// How the audit log is kept under a policy.
 #[must_use]
-pub fn audit_rules(settings: &AuditSettings) -> Rules {
+pub fn audit_rules(policy: &Policy) -> Rules {
+    let settings = &policy.audit;
+    let places = settings.checkpoints.iter().filter_map(|place| place.parse::<Outside>().ok());
     Rules {
         on_failure: if settings.closed { OnFailure::Closed } else { OnFailure::Open },
         durability: if settings.power { Durability::Power } else { Durability::Process },
         rotate_size: settings.rotate_size,
         rotate_age: settings.rotate_age,
         keep: Some(settings.keep),
-        checkpoints: settings.checkpoints.iter().filter_map(|place| place.parse().ok()).collect(),
+        checkpoints: places.map(|place| place.within(&policy.base)).collect(),
         body: match &settings.body_hmac_secret {
             _ if !settings.body_hmac => Body::Untold,
             None => Body::SigningKey,

@@ -42,7 +42,7 @@ use crate::traces::{self, Traces};
 use crate::usage::Calibrations;
 use crate::withdraw;
 use crate::worker::Crew;
-use ending::{Estate, wind_down};
+use ending::{Estate, Patience, see_off, wind_down};
 
 /// Why the gateway does not run.
 #[derive(Debug)]
@@ -220,6 +220,7 @@ impl Server {
     /// # Errors
     /// When a thread or a runtime cannot be made, or the state cannot be closed exactly.
     pub fn run(self, mut shutdown: impl Shutdown) -> io::Result<()> {
+        let mut patience = Patience::default();
         let crews: Vec<Crew> =
             (0..self.workers).map(|number| Crew::start(number, self.gateway.clone())).collect::<Result<_, _>>()?;
         let runtime = tokio::runtime::Builder::new_current_thread()
@@ -241,7 +242,7 @@ impl Server {
             let listener = adopt(partners)?;
             shutdown.ready(&addresses)?;
             estate.elder.iter().for_each(Elder::serving);
-            let ending = wind_down(&desk, &mut estate, &mut stop, &mut shutdown);
+            let ending = wind_down(&desk, &mut estate, &mut stop, &mut shutdown, &mut patience);
             let (ended, ()) = tokio::join!(ending, door::open(listener, &gateway, &crews));
             Ok::<_, io::Error>(ended.and(admin::settle(&desk).await))
         })?;
@@ -250,9 +251,11 @@ impl Server {
         let Estate { marks, audit, doorstep, elder, .. } = estate;
         elder.into_iter().for_each(Elder::end);
         drop((reloader, desk, doorstep));
-        audit.stop();
+        let farewell = audit.close();
         gateway.recorder.traces.finish();
         marks.close().map_err(io::Error::other)?;
+        // Nothing of this process's is held any more: who starts in its place needs not wait for this.
+        see_off(&farewell, &mut patience, &mut shutdown)?;
         ended
     }
 }
@@ -425,7 +428,7 @@ fn start_audit(policy: &Policy, clock: &Clock, config: &Path) -> Result<AuditLog
     let name = policy.server_names.first().map_or("portcullis", String::as_str);
     let origin = settings.origin.clone().unwrap_or_else(|| format!("{name}/audit"));
     let mut options = Options::new(policy.settings.audit_directory.clone(), origin);
-    options.rules = reload::audit_rules(settings);
+    options.rules = reload::audit_rules(policy);
     options.key = settings.signing_key.as_ref().map(|key| key.expose().as_bytes().to_vec().into());
     let (generation, config_hash) = (policy.generation, policy.hash);
     let about = Started { version: env!("CARGO_PKG_VERSION"), config, generation, config_hash };

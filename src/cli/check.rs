@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use super::{Done, REFUSED, colour, complain, print, say, tell};
 use crate::clock::Clock;
+use crate::keeper::audit::Outside;
 use crate::keeper::numbers::Numbers;
 use crate::metrics::Metrics;
 use crate::policy::{self, Diff, Held, Mistake, Mistakes, Policy, Summary};
@@ -62,11 +63,12 @@ pub fn run(args: &Args) -> Done {
             ExitCode::from(REFUSED)
         },
     )?;
+    let warnings: Vec<Mistake> = policy.warnings.iter().cloned().chain(absent(&policy)).collect();
     let summary = Summary::of(&policy);
     let changes = args.against.as_ref().map(|url| against(&args.access.to(url), &summary)).transpose();
     let changes = changes.map_err(complain)?;
     if as_json {
-        let mistakes = Mistakes { sources: policy.sources.clone(), found: policy.warnings.clone() };
+        let mistakes = Mistakes { sources: policy.sources.clone(), found: warnings };
         let changes = changes.map(|diff| diff.changes);
         let limits: Vec<Value> = Held::all(&policy).iter().map(Held::to_json).collect();
         let (warnings, rules) = (mistakes.to_json(), summary.rules);
@@ -74,7 +76,7 @@ pub fn run(args: &Args) -> Done {
         return say(told);
     }
     let mistakes = Mistakes { sources: policy.sources.clone(), found: Vec::new() };
-    tell(mistakes.render_warnings(&policy.warnings, colour(&std::io::stderr())));
+    tell(mistakes.render_warnings(&warnings, colour(&std::io::stderr())));
     print(Held::all(&policy).iter().map(Held::render).collect::<Vec<_>>().join("\n"))?;
     match changes.as_ref().map(|diff| diff.changes.as_slice()) {
         None => {}
@@ -105,6 +107,24 @@ fn usable(policy: Policy) -> Result<Arc<Policy>, Mistakes> {
         Snapshot::new(policy, reload::revoked(&Arc::default()), &metrics, None).map_err(|error| error.to_string())
     });
     made.map(|snapshot| snapshot.policy).map_err(wrong)
+}
+
+/// The places for checkpoints that are no directories now. Only here is it asked: a mount may be missing, or hang, and
+/// that is to hold up no gateway.
+fn absent(policy: &Policy) -> impl Iterator<Item = Mistake> {
+    policy.audit.checkpoints.iter().filter_map(|named| {
+        let Ok(Outside::Directory(path)) = named.parse() else { return None };
+        let path = policy.base.join(path);
+        let what = match std::fs::metadata(&path) {
+            Ok(about) if about.is_dir() => return None,
+            Ok(_) => "it is no directory".to_owned(),
+            Err(error) => error.to_string(),
+        };
+        let place = policy.places.get(&format!("audit/checkpoints/{named}")).cloned();
+        let hint = "the gateway makes no directory there, and tries again until there is one";
+        let message = format!("checkpoints cannot be kept in {}: {what}", path.display());
+        Some(Mistake { place, message, hint: Some(hint.into()) })
+    })
 }
 
 fn against(admin: &Admin, summary: &Summary) -> Result<Diff, String> {

@@ -1,9 +1,11 @@
 //! The audit log's keeper: the threads that own its files, and the handles that reach them.
 //!
 //! [`AuditLog`] is the running log, [`Journal`] what requests hold. One thread writes, one makes durable and signs,
-//! one packs and retires, one hands checkpoints outside; only the first is ever waited for. What a line is, and how
+//! one packs and retires, one for each place carries checkpoints outside; only the first is ever waited for. What a line is, and how
 //! it is chained, lives in [`crate::audit`]; nothing here knows what the fields mean.
 
+mod carrier;
+mod command;
 mod courier;
 mod durable;
 pub mod examine;
@@ -40,10 +42,12 @@ use std::time::Duration;
 use serde::Serialize;
 use zeroize::Zeroizing;
 
+pub use self::carrier::{FAREWELL, Farewell};
 pub use self::courier::Relay;
 pub use self::journal::{AuditUnavailable, Counters, Journal, Pending, Place};
 pub use self::outside::Outside;
 
+use self::carrier::Carriers;
 use self::durable::DurableFile;
 use self::inbox::{Inbox, Orders};
 use self::notary::{Desk, Hands, Notary};
@@ -157,6 +161,7 @@ pub struct AuditLog {
     key: VerifyingKey,
     stopping: Arc<AtomicBool>,
     threads: Vec<JoinHandle<()>>,
+    carriers: Arc<Carriers>,
     /// Held until everything is written.
     lock: Option<File>,
 }
@@ -182,9 +187,9 @@ impl AuditLog {
 
         let (orders, orders_here) = channel();
         let (seal, complete) = channel();
-        let (deliver, deliveries) = channel();
+        let carriers = Arc::new(Carriers::new(Arc::clone(&inbox)));
         let (notary, waiting) = Notary::new(orders);
-        let hands = Hands { seal, deliver };
+        let hands = Hands { seal, carriers: Arc::clone(&carriers) };
         let desk = Desk::new(Arc::clone(&inbox), options.directory.clone(), Arc::clone(&signer), hands, waiting);
         let writer = begin(disk, Arc::clone(&inbox), options.directory.clone(), tail, notary, about)?;
         let sealer = Sealer {
@@ -195,14 +200,13 @@ impl AuditLog {
             stopping: Arc::clone(&stopping),
         };
 
-        let posting = Arc::clone(&inbox);
         let threads = vec![
             spawn("audit-write", move || writer.run())?,
             spawn("audit-sign", move || desk.run(&orders_here))?,
             spawn("audit-pack", move || sealer.run(current, &complete))?,
-            spawn("audit-post", move || outside::run(&posting, &deliveries))?,
         ];
-        Ok(AuditLog { journal, inbox, key: signer.verifying_key(), stopping, threads, lock: Some(lock) })
+        let key = signer.verifying_key();
+        Ok(AuditLog { journal, inbox, key, stopping, threads, carriers, lock: Some(lock) })
     }
 
     /// A handle for requests and events.
@@ -230,23 +234,28 @@ impl AuditLog {
     pub fn hand_over(&mut self, relay: Relay) {
         self.stopping.store(true, Ordering::Release);
         self.inbox.order(Orders { hand_over: true, ..Orders::default() });
-        // A place outside may take its time; it has what it was handed.
-        let post = self.threads.pop();
         self.join();
-        self.threads.extend(post);
+        // A place outside may take its time; newer checkpoints come from the successor.
+        self.carriers.close();
         self.threads.push(relay.begin());
     }
 
-    /// Writes what was told, a `stop` line and a last checkpoint, and closes the files. Lines told afterwards are
-    /// lost and counted as failed.
-    pub fn stop(mut self) {
-        self.finish();
+    /// Writes what was told, a `stop` line and a last checkpoint, closes the files, and waits until the places outside
+    /// have that checkpoint, but not for long. Lines told afterwards are lost and counted as failed.
+    pub fn stop(self) {
+        self.close().wait();
     }
 
-    fn finish(&mut self) {
+    /// The same, but for the places outside, which are left to whoever stops.
+    pub fn close(mut self) -> Farewell {
+        self.finish()
+    }
+
+    fn finish(&mut self) -> Farewell {
         self.stopping.store(true, Ordering::Release);
         self.inbox.order(Orders { stop: true, ..Orders::default() });
         self.join();
+        Farewell::to(Arc::clone(&self.carriers))
     }
 
     fn join(&mut self) {
@@ -262,7 +271,7 @@ impl AuditLog {
 impl Drop for AuditLog {
     fn drop(&mut self) {
         if !self.threads.is_empty() {
-            self.finish();
+            self.finish().wait();
         }
     }
 }

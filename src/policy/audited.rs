@@ -38,8 +38,8 @@ pub struct AuditSettings {
     pub body_hmac_secret: Option<Secret>,
 }
 
-/// Reads `[audit]`, and where the log lies.
-pub(super) fn audit(root: &Table<'_>, files: &Files) -> (AuditSettings, At<PathBuf>) {
+/// Reads `[audit]`, and where the log lies; `note` is told where each place outside is named.
+pub(super) fn audit(root: &Table<'_>, files: &Files, note: impl Fn(String, &Place)) -> (AuditSettings, At<PathBuf>) {
     let default = |place: &Place| At { value: PathBuf::from("/var/log/portcullis"), place: place.clone() };
     let day = 86_400;
     let mut settings = AuditSettings {
@@ -59,7 +59,7 @@ pub(super) fn audit(root: &Table<'_>, files: &Files) -> (AuditSettings, At<PathB
     let directory = at.map_or_else(|| default(table.place()), |at| directory(at, files, table.sink()));
     settings.closed = word(&table, "on_failure", &[("closed", true), ("open", false)], true);
     settings.power = word(&table, "durability", &[("process", false), ("power", true)], false);
-    settings.checkpoints = outside(&table);
+    settings.checkpoints = outside(&table, note);
     if let Some(rotate) = table.table("rotate") {
         settings.rotate_size = rotate.size("size").map_or(settings.rotate_size, |at| at.value).max(4096);
         settings.rotate_age = rotate.lasting("age").unwrap_or(settings.rotate_age);
@@ -85,7 +85,7 @@ fn origin(name: &str) -> Result<String, &'static str> {
     if is_key_name(name) { Ok(name.to_owned()) } else { Err(wanted) }
 }
 
-fn outside(table: &Table<'_>) -> Vec<String> {
+fn outside(table: &Table<'_>, note: impl Fn(String, &Place)) -> Vec<String> {
     let Some(list) = table.list("checkpoints") else { return Vec::new() };
     let known = |at: &At<String>| {
         let named = |scheme| at.value.strip_prefix(scheme).is_some_and(|rest: &str| !rest.trim().is_empty());
@@ -101,6 +101,7 @@ fn outside(table: &Table<'_>) -> Vec<String> {
             let what = format!("unknown place for checkpoints {:?}", at.value);
             table.sink().wrong(Some(&at.place), what, Some(hint.into()));
         }
+        note(format!("audit/checkpoints/{}", at.value), &at.place);
         fine
     };
     list.value.into_iter().filter(known).map(|at| at.value).collect()

@@ -119,7 +119,7 @@ impl Compiler<'_> {
         let (authorities, auth) = self.authorities();
         let admin = listen::admin(self.root, self.files, self.now.wall);
         let (quota, state) = listen::quota(self.root, self.files);
-        let (audit, audit_directory) = audited::audit(self.root, self.files);
+        let (audit, audit_directory) = audited::audit(self.root, self.files, |rule, at| self.note(rule, at));
         let log = listen::log(self.root);
         let (purpose_header, purposes) = self.purposes();
         let (models, models_known) = models::read(self.root, self.files);

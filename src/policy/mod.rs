@@ -120,7 +120,8 @@ pub struct Policy {
     marks: HashMap<(AuthorityName, Mark), (OrgId, usize), Hashing>,
     memory: limits::Memory,
     directories: Vec<PathBuf>,
-    base: PathBuf,
+    /// The folder of the main file: its paths begin there.
+    pub base: PathBuf,
     /// What needs a restart, as the process found it when it started; none where that is what stands here.
     fixed: Option<Arc<BTreeMap<String, String>>>,
 }

@@ -20,7 +20,7 @@ use crate::audit::told::Drained;
 use crate::drain::Phase;
 use crate::gateway::Gateway;
 use crate::handover::{self, Elder, Lobby};
-use crate::keeper::audit::AuditLog;
+use crate::keeper::audit::{AuditLog, FAREWELL, Farewell};
 use crate::keeper::doorstep::{Doorstep, Successor};
 use crate::keeper::heir::Heir;
 use crate::keeper::marks::Marks;
@@ -30,6 +30,29 @@ use crate::withdraw::{self, Depth};
 
 /// How often it is looked whether everybody has left.
 const BEAT: Duration = Duration::from_millis(10);
+
+/// How often the wish to stop has still to come until nothing is waited for.
+#[derive(Debug)]
+pub(super) struct Patience(u8);
+
+impl Default for Patience {
+    fn default() -> Patience {
+        Patience(1)
+    }
+}
+
+impl Patience {
+    /// Resolves when it is at an end.
+    async fn ends(&mut self, shutdown: &mut impl Shutdown) {
+        while self.0 > 0 {
+            self.heard(shutdown.next().await);
+        }
+    }
+
+    fn heard(&mut self, wish: Wish) {
+        self.0 -= u8::from(wish == Wish::Stop);
+    }
+}
 
 /// What only one process may have, and who wants it.
 pub(super) struct Estate {
@@ -59,6 +82,7 @@ pub(super) async fn wind_down(
     estate: &mut Estate,
     stop: &mut UnboundedReceiver<()>,
     shutdown: &mut impl Shutdown,
+    patience: &mut Patience,
 ) -> io::Result<()> {
     let occasion = occasion(desk, estate, stop, shutdown).await;
     // Nobody is offered a listener any more, and a handle on one would keep the closed door ajar.
@@ -90,12 +114,12 @@ pub(super) async fn wind_down(
     };
     // A drain that an operator asked for is no signal: whoever then stops the process, as service managers do, joins in.
     let by_operator = heir.is_none() && gateway.drain.phase() >= Phase::Unready;
-    let mut more = if by_operator { 2 } else { 1 };
+    *patience = Patience(if by_operator { 2 } else { 1 });
     // The successor says when it serves, when it ends, and who may not stay.
     let again = async {
-        while more > 0 {
+        while patience.0 > 0 {
             tokio::select! {
-                wish = shutdown.next() => more -= i32::from(wish == Wish::Stop),
+                wish = shutdown.next() => patience.heard(wish),
                 () = tokio::time::sleep(BEAT), if heir.is_some() => {
                     let Some(heir) = &heir else { continue };
                     if heir.serves() && !announced.replace(true) {
@@ -103,7 +127,7 @@ pub(super) async fn wind_down(
                     }
                     follow(gateway, heir);
                     if heir.ends() {
-                        return;
+                        patience.0 = 0;
                     }
                 }
             }
@@ -118,6 +142,33 @@ pub(super) async fn wind_down(
     withdraw::end_all(gateway);
     let served = announced.get() || heir.is_none_or(|heir| heir.ends());
     if served { Ok(()) } else { Err(io::Error::other("the process that took over was gone before it served")) }
+}
+
+/// Waits until the places outside have the last checkpoint: not for long, and no longer than is wished.
+///
+/// # Errors
+/// When there is no runtime for it.
+pub(super) fn see_off(farewell: &Farewell, patience: &mut Patience, shutdown: &mut impl Shutdown) -> io::Result<()> {
+    if farewell.is_over() {
+        return Ok(());
+    }
+    // One of its own: on the other the admin side would be served again, and what it works on is closed.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(while_patient(|| farewell.is_over(), patience, shutdown));
+    Ok(())
+}
+
+async fn while_patient(is_over: impl Fn() -> bool, patience: &mut Patience, shutdown: &mut impl Shutdown) {
+    let over = async {
+        while !is_over() {
+            tokio::time::sleep(BEAT).await;
+        }
+    };
+    tokio::select! {
+        () = over => {}
+        () = patience.ends(shutdown) => {}
+        () = tokio::time::sleep(FAREWELL) => {}
+    }
 }
 
 /// Waits for what ends the service.
@@ -201,6 +252,39 @@ fn follow(gateway: &Gateway, heir: &Heir) {
         Err(error) => {
             tracing::error!(%error, "what was withdrawn cannot be read: everybody is cut");
             gateway.drain.advance(Phase::Ended);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// So many wishes to stop, and then silence.
+    struct Wishes(u8);
+
+    impl Shutdown for Wishes {
+        async fn next(&mut self) -> Wish {
+            match self.0.checked_sub(1) {
+                Some(left) => self.0 = left,
+                None => std::future::pending().await,
+            }
+            Wish::Stop
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_last_checkpoint_is_waited_for_as_long_as_is_wished_and_never_for_long() {
+        for (over, needed, come, waited) in [
+            (true, 1, 0, Duration::ZERO),
+            (false, 0, 0, Duration::ZERO),
+            (false, 2, 2, Duration::ZERO),
+            (false, 2, 1, FAREWELL),
+            (false, 1, 0, FAREWELL),
+        ] {
+            let began = tokio::time::Instant::now();
+            while_patient(|| over, &mut Patience(needed), &mut Wishes(come)).await;
+            assert_eq!(began.elapsed(), waited, "{over} {needed} {come}");
         }
     }
 }

@@ -6,6 +6,7 @@ import contextlib
 import datetime
 import hmac
 import json
+import os
 import random
 import re
 import shutil
@@ -17,7 +18,7 @@ import time
 import pytest
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
-from stage import H1, ROOT, Stage, Streaming, chat, eventually, fetch, midday
+from stage import BINARY, H1, KEY, ROOT, Program, Stage, Streaming, chat, eventually, fetch, midday
 
 # 100 tokens by the mock model's count.
 LONG = [{"role": "user", "content": "word " * 80}]
@@ -609,6 +610,34 @@ def test_a_log_that_was_put_back_to_an_earlier_day_is_found_by_a_place_outside(s
         file.write_bytes(content)
     assert one.run("audit", "verify", "audit").returncode == 0, "by itself it does not show"
     assert one.run("audit", "verify", "audit", "--checkpoint", newest).returncode == 1
+
+
+def test_a_directory_for_checkpoints_is_where_the_configuration_means_it(stage, tmp_path):
+    one = stage(audit='checkpoints = ["dir:worm"]', start=False)
+    config = one.folder / "portcullis.toml"
+    worm = one.folder / "worm"
+    (tmp_path / "worm").mkdir()
+
+    def check():
+        env = os.environ | {"UPSTREAM_KEY": KEY}
+        return subprocess.run([BINARY, "check", "-c", config], cwd=tmp_path, env=env, capture_output=True, text=True)
+
+    line = 1 + config.read_text().splitlines().index('checkpoints = ["dir:worm"]')
+    for make, said in ((lambda: None, "No such file"), (worm.touch, "no directory")):
+        make()
+        done = check()
+        assert done.returncode == 0 and str(worm) in done.stderr and said in done.stderr, done
+        assert f"portcullis.toml:{line}:" in done.stderr
+    worm.unlink()
+    worm.mkdir()
+    assert str(worm) not in check().stderr
+    gateway = Program(tmp_path, "gateway", "run", "-c", config)
+    try:
+        gateway.printed("(admin on)")
+        assert gateway.end() == 0
+    finally:
+        gateway.kill()
+    assert list(worm.glob("*/*.checkpoint")) and not list((tmp_path / "worm").iterdir())
 
 
 def test_an_fsync_before_every_answer_is_a_choice(stage):

@@ -118,6 +118,20 @@ def test_the_second_signal_waits_for_nobody(stage):
         assert ends(one, within=4) == 0
 
 
+def test_places_outside_that_hang_hold_up_no_stop(stage, tmp_path):
+    worm = tmp_path / "worm"
+    worm.mkdir()
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        places = [f"http://127.0.0.1:{silent.getsockname()[1]}/", "command:sleep 77", f"dir:{worm}"]
+        one = stage(audit=f"checkpoints = {json.dumps(places)}")
+        assert one.ask(body=chat()).status == 200
+        one.gateway.signal(signal.SIGTERM)
+        # Either would take ten seconds, and ten more for another attempt.
+        assert ends(one, within=8) == 0
+    assert max(int(note.stem) for note in worm.glob("*/*.checkpoint")) == len(one.audit())
+    assert one.gateway.log.count("was not delivered in time") == 2
+
+
 @pytest.mark.parametrize("attempt", range(5))
 def test_the_answer_to_a_drain_comes_even_when_there_is_nothing_to_wait_for(stage, attempt):
     one = stage()

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender};
 
+use super::carrier::Carriers;
 use super::durable::DurableFile;
 use super::inbox::Inbox;
 use super::segment::{Number, sync_directory};
@@ -66,7 +67,7 @@ impl Notary {
 /// Where finished work goes on.
 pub(super) struct Hands {
     pub(super) seal: Sender<Number>,
-    pub(super) deliver: Sender<Delivery>,
+    pub(super) carriers: Arc<Carriers>,
 }
 
 /// A signed checkpoint for the places outside.
@@ -163,8 +164,7 @@ impl Desk {
         let signed = self.signer.sign(&checkpoint);
         self.notes(note.segment)?.append(signed.as_bytes())?;
         self.inbox.tally.checkpoints.fetch_add(1, Ordering::Relaxed);
-        // Whoever posts runs until this sender is gone.
-        let _ = self.hands.deliver.send(Delivery { size: checkpoint.size, note: signed });
+        self.hands.carriers.load(&Delivery { size: checkpoint.size, note: signed });
         Ok(())
     }
 

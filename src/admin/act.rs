@@ -9,7 +9,7 @@ use serde::de::{Deserialize, Deserializer, Error, MapAccess, Visitor};
 use serde_json::{Value, json};
 
 use super::keeping::keep;
-use super::{Answer, Desk, json, text};
+use super::{Answer, Desk, json, text, told};
 use crate::audit::told::{Drained, Withdrawal};
 use crate::audit::{Event, Fields};
 use crate::drain::Phase;
@@ -55,10 +55,10 @@ fn filter(desk: &Desk, by: &str, body: &Bytes) -> Answer {
     let asked: Option<String> = serde_json::from_slice::<Value>(body)
         .ok()
         .and_then(|value| value.get("filter").and_then(Value::as_str).map(str::to_owned));
-    let Some(filter) = asked else { return text(StatusCode::BAD_REQUEST, "send {\"filter\": \"…\"}\n") };
+    let Some(filter) = asked else { return told(StatusCode::BAD_REQUEST, "send {\"filter\": \"…\"}\n") };
     match desk.reloader.filter(&filter, by) {
         Ok(()) => json(StatusCode::OK, &json!({"text": format!("log filter: {filter}\n")})),
-        Err(error) => text(StatusCode::BAD_REQUEST, format!("{error}\n")),
+        Err(error) => told(StatusCode::BAD_REQUEST, &format!("{error}\n")),
     }
 }
 
@@ -129,7 +129,7 @@ async fn change(desk: &Arc<Desk>, by: &str, body: &Bytes, revoke: bool) -> Answe
     let trigger = desk.gateway.clock.now();
     let Asked { kind, target, reason } = match parse(body) {
         Ok(asked) => asked,
-        Err(error) => return text(StatusCode::BAD_REQUEST, format!("{error}\n")),
+        Err(error) => return told(StatusCode::BAD_REQUEST, &format!("{error}\n")),
     };
     let gateway = &desk.gateway;
     let before = gateway.revocations.load_full();

@@ -21,7 +21,7 @@ use tokio::task::AbortHandle;
 use tokio_rustls::TlsAcceptor;
 
 use super::socket::SocketFile;
-use super::{Answer, Desk, act, look, text};
+use super::{Answer, Desk, act, look, text, told};
 use crate::metrics::ListenerSeries;
 
 /// A bound admin listener.
@@ -191,13 +191,13 @@ async fn answer(desk: &Arc<Desk>, scope: Scope, visitor: &Visitor, request: Requ
         (_, acts) => return not_allowed(if acts { "POST" } else { "GET, HEAD" }),
     }
     if from_elsewhere(&head.headers) {
-        return text(StatusCode::FORBIDDEN, "requests of other sites are refused\n");
+        return told(StatusCode::FORBIDDEN, "requests of other sites are refused\n");
     }
     if let Some(token) = &desk.gateway.current().policy.settings.admin.token
         && !bears(&head.headers, token)
     {
         let mut response: Response<Full<Bytes>> =
-            text(StatusCode::UNAUTHORIZED, "the bearer token is missing or wrong\n");
+            told(StatusCode::UNAUTHORIZED, "the bearer token is missing or wrong\n");
         response.headers_mut().insert("www-authenticate", http::HeaderValue::from_static("Bearer"));
         return response;
     }
@@ -209,11 +209,11 @@ async fn answer(desk: &Arc<Desk>, scope: Scope, visitor: &Visitor, request: Requ
             let acting = async move { act::act(&desk, &path, &by, &body.to_bytes()).await };
             tokio::task::spawn_local(acting).await.unwrap_or_else(|error| {
                 tracing::error!(%error, "an operator's wish was not carried out");
-                text(StatusCode::INTERNAL_SERVER_ERROR, "the gateway failed on this: its log says more\n")
+                told(StatusCode::INTERNAL_SERVER_ERROR, "the gateway failed on this: its log says more\n")
             })
         }
-        Err(_) => text(StatusCode::REQUEST_TIMEOUT, "the body did not come\n"),
-        Ok(Err(_)) => text(StatusCode::PAYLOAD_TOO_LARGE, "the body is too large\n"),
+        Err(_) => told(StatusCode::REQUEST_TIMEOUT, "the body did not come\n"),
+        Ok(Err(_)) => told(StatusCode::PAYLOAD_TOO_LARGE, "the body is too large\n"),
     }
 }
 

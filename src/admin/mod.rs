@@ -67,6 +67,11 @@ fn text(status: StatusCode, body: impl Into<Bytes>) -> Answer {
     answer(status, "text/plain; charset=utf-8", body)
 }
 
+/// A sentence as whoever acts is answered: it is told from an answer of somebody else's by its form.
+fn told(status: StatusCode, sentence: &str) -> Answer {
+    json(status, &serde_json::json!({ "text": sentence }))
+}
+
 fn json(status: StatusCode, value: &serde_json::Value) -> Answer {
     answer(status, "application/json", value.to_string())
 }

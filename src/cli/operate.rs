@@ -202,9 +202,16 @@ fn screen(args: &StatusArgs) -> Option<Screen> {
 fn fetched(admin: &Admin) -> Result<Bytes, String> {
     match admin.call(Method::GET, "/status.json", None) {
         Ok((StatusCode::OK, body)) => Ok(body),
-        Ok((status, body)) => Err(format!("{status}: {}", String::from_utf8_lossy(&body))),
+        Ok((status, body)) => Err(astray(admin, status, &body)),
         Err(error) => Err(error.to_string()),
     }
+}
+
+/// A sentence for an answer that no gateway's admin side gives to what was asked.
+fn astray(admin: &Admin, status: StatusCode, body: &[u8]) -> String {
+    let body = String::from_utf8_lossy(body);
+    let said: String = body.lines().next().unwrap_or_default().chars().filter(|c| !c.is_control()).take(200).collect();
+    format!("{admin}: {status}: {said}; is that a gateway's admin side? --admin or PORTCULLIS_ADMIN says where")
 }
 
 /// The gateway's state, as it sends it.
@@ -234,12 +241,14 @@ pub fn restore(args: &RestoreArgs) -> Done {
 }
 
 fn list(admin: &Admin, as_json: bool) -> Done {
-    let status: Value = serde_json::from_slice(&get(admin)?).map_err(|_| complain("the answer is not JSON"))?;
-    let revoked = status.get("revoked").cloned().unwrap_or_default();
+    let body = get(admin)?;
+    let status: Value = serde_json::from_slice(&body).unwrap_or_default();
+    let Some(entries) = status.get("revoked").and_then(Value::as_array) else {
+        return Err(complain(astray(admin, StatusCode::OK, &body)));
+    };
     if as_json {
-        return say(revoked);
+        return say(json!(entries));
     }
-    let entries = revoked.as_array().map(Vec::as_slice).unwrap_or_default();
     if entries.is_empty() {
         return say("nothing is revoked");
     }
@@ -283,13 +292,15 @@ impl Target {
 fn post(admin: &Admin, path: &str, body: Option<String>, as_json: bool) -> Done {
     let body = body.unwrap_or_else(|| "{}".into());
     let (status, body) = admin.call(Method::POST, path, Some(body)).map_err(complain)?;
-    let raw = String::from_utf8_lossy(&body);
-    let value: Value = serde_json::from_slice(&body).unwrap_or_else(|_| json!({ "text": raw }));
-    let text = value.get("text").and_then(Value::as_str).unwrap_or(&raw).trim_end();
+    let value: Value = serde_json::from_slice(&body).unwrap_or_default();
+    // Who does not answer as a gateway does has done nothing, and that is not the gateway's no.
+    let Some(text) = value.get("text").and_then(Value::as_str).map(str::trim_end) else {
+        return Err(complain(astray(admin, status, &body)));
+    };
     // A name that nobody has is in force for whoever comes, but nobody was cut off: a script must not take it for done.
     let done = status.is_success() && value.get("known") != Some(&Value::Bool(false));
     let said = match (as_json, done) {
-        (true, _) => say(&raw),
+        (true, _) => say(String::from_utf8_lossy(&body)),
         (false, true) => say(text),
         (false, false) => {
             tell(format_args!("{text}\n"));

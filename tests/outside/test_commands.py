@@ -977,6 +977,24 @@ def test_a_gateway_that_is_not_there_is_exit_2_and_named(place, arguments):
     assert place.run(*arguments, PORTCULLIS_ADMIN=url).returncode == 2
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["status"],
+        ["reload"],
+        ["drain"],
+        ["drain", "--json"],
+        ["revoke", "--org", "acme"],
+        ["revoke", "--list"],
+        ["restore", "--org", "acme"],
+    ],
+)
+def test_what_answers_and_is_no_gateways_admin_side_is_exit_2_and_named(running, arguments):
+    done = running.run(*arguments, "--admin", running.mock_url)
+    assert done.returncode == 2 and not done.stdout
+    assert running.mock_url in done.stderr and "admin side" in done.stderr
+
+
 @pytest.mark.parametrize("url", ["127.0.0.1:1", "ftp://127.0.0.1", "unix:/nowhere/admin.sock", "http://", ""])
 def test_an_odd_admin_address_is_exit_2_with_a_sentence(place, url):
     done = place.run("status", "--admin", url)

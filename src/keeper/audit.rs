@@ -1,8 +1,8 @@
 //! The audit log's keeper: the threads that own its files, and the handles that reach them.
 //!
 //! [`AuditLog`] is the running log, [`Journal`] what requests hold. One thread writes, one makes durable and signs,
-//! one packs and retires, one for each place carries checkpoints outside; only the first is ever waited for. What a line is, and how
-//! it is chained, lives in [`crate::audit`]; nothing here knows what the fields mean.
+//! one packs and retires, one for each place carries checkpoints outside; only the first is ever waited for. What a line
+//! is, and how it is chained, lives in [`crate::audit`]; nothing here knows what the fields mean.
 
 mod carrier;
 mod command;

@@ -9,6 +9,8 @@ use crate::tokens::Nano;
 
 /// What no number reaches: the amount where there is no bound.
 const BOUNDLESS: u128 = u128::MAX;
+/// Where an identity may come from that no network binds.
+const ANYWHERE: &str = "from anywhere";
 
 /// Whether a rule allows more with its `new` value than with its `old` one; `None` where nobody wrote it.
 pub(super) fn loosens(name: &str, old: Option<&str>, new: Option<&str>) -> bool {
@@ -45,7 +47,12 @@ fn of_organization(rule: &str, old: Option<&str>, new: Option<&str>) -> bool {
         // Dates in one form and one time zone stand in order as text.
         "valid from" => old.is_some_and(|old| new.is_none_or(|new| new < old)),
         "valid until" => old.is_some_and(|old| new.is_none_or(|new| new > old)),
-        _ if rule.starts_with("identity ") => new.is_some_and(|new| old.is_none_or(|old| is_from_elsewhere(old, new))),
+        _ if rule.starts_with("identity ") => match (old, new) {
+            (Some(old), Some(new)) => is_from_elsewhere(old, new),
+            // A certificate may fit a less specific one as well, which then says where it may come from.
+            (Some(old), None) => old != ANYWHERE,
+            (None, new) => new.is_some(),
+        },
         // Its limits, and its cap on connections.
         _ => {
             let (old, new) = (limit(old), limit(new));
@@ -227,6 +234,7 @@ mod tests {
         }
         assert!(loosens("acme: identity partners x", None, Some("from anywhere")));
         assert!(!loosens("acme: identity partners x", Some("from anywhere"), None));
+        assert!(loosens("acme: identity partners leaf x", Some("from 192.0.2.0/24"), None));
         assert!(loosens("acme: parent", Some("lead"), Some("other")));
     }
 

@@ -149,14 +149,15 @@ impl Policy {
         self.orgs.values()
     }
 
-    /// The organization that a certificate belongs to.
+    /// The organization that a certificate belongs to, by the most specific of its identities that fits: whoever pins
+    /// one certificate says of it alone where it may come from, be that less than its name allows or more.
     #[must_use]
     pub fn owner(&self, authority: &AuthorityName, leaf: &Leaf) -> Owner<'_> {
         let marks = [
-            leaf.uri.clone().map(Mark::Uri),
-            leaf.dns.clone().map(Mark::Dns),
             Some(Mark::Leaf(leaf.sha256)),
             Some(Mark::Spki(leaf.spki_sha256)),
+            leaf.uri.clone().map(Mark::Uri),
+            leaf.dns.clone().map(Mark::Dns),
         ];
         let mut found = None;
         for mark in marks.into_iter().flatten() {

@@ -7,6 +7,7 @@ use crate::clock::Mono;
 use crate::limits::Allowance;
 use crate::trust::issue::{DevAuthority, Holder};
 
+mod identities;
 mod meant;
 mod renames;
 mod told;

@@ -164,6 +164,22 @@ def test_networks_bind_an_identity(stage, networks, expected):
     assert who(one, "acme") == expected
 
 
+@pytest.mark.parametrize("pinned, named, expected", [
+    ("192.0.2.0/24", "127.0.0.0/8", "network_not_permitted"), ("192.0.2.0/24", None, "network_not_permitted"),
+    ("127.0.0.0/8", "192.0.2.0/24", "acme"), (None, "192.0.2.0/24", "acme"),
+])  # fmt: skip
+def test_a_pinned_certificate_is_held_to_its_own_networks_and_not_to_those_of_its_name(stage, pinned, named, expected):
+    one = stage(start=False)
+    mark = f'leaf_sha256 = "{sha256(der(one.acme))}"'
+    bound = lambda network: f'networks = ["{network}"]\n' if network else ""
+    entries = f'[[identity]]\nauthority = "partners"\n{mark}\n{bound(pinned)}'
+    one.write_org("acme", organization(after=bound(named) + entries))
+    one.start()
+    assert who(one, "acme") == expected
+    told = one.run("explain", "-c", "portcullis.toml", "--cert", "acme.pem", "--path", WHOAMI).stdout
+    assert (", from " in told) is bool(pinned), told
+
+
 @pytest.mark.parametrize("first, last, expected", [
     (None, TODAY - ONE_DAY, "grant_expired"), (TODAY + ONE_DAY, None, "grant_expired"), (TODAY, TODAY, "acme"),
     (TODAY - ONE_DAY, None, "acme"), (None, TODAY, "acme"), (TODAY - 9 * ONE_DAY, TODAY - ONE_DAY, "grant_expired"),

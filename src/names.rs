@@ -137,6 +137,11 @@ name!(
     ModelName, "1 to 128 printable ASCII characters without quotes, backslash or *", is_model
 );
 
+/// What metrics call everybody who belongs to no organization: none may be called so.
+pub const NOBODY: &str = "unknown";
+/// What metrics call every model that nobody has listed.
+pub const UNLISTED: &str = "other";
+
 /// Whether a text can name the key that signs checkpoints (C2SP `signed-note`).
 #[must_use]
 pub fn is_key_name(name: &str) -> bool {

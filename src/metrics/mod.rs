@@ -23,7 +23,7 @@ use prometheus::{Encoder, IntCounter, TextEncoder};
 
 use crate::ask::Route;
 use crate::clock::Wall;
-use crate::names::{Hashing, ModelName, OrgId, PurposeId, UpstreamName};
+use crate::names::{Hashing, ModelName, NOBODY, OrgId, PurposeId, UNLISTED, UpstreamName};
 use crate::outcome::{Code, Handshake};
 use crate::peer::{Leaf, Sha256};
 use families::Families;
@@ -106,8 +106,8 @@ impl Metrics {
     /// When two series share a name, which is a mistake in this module.
     pub fn new() -> Result<Arc<Metrics>, prometheus::Error> {
         let families = Families::declare()?;
-        let other_model = Arc::new(ModelSeries::of(&families, "other"));
-        let unknown = Arc::new(OrgSeries::of(&families, "unknown")?);
+        let other_model = Arc::new(ModelSeries::of(&families, UNLISTED));
+        let unknown = Arc::new(OrgSeries::of(&families, NOBODY)?);
         let (version, revision, rustc) =
             (env!("CARGO_PKG_VERSION"), env!("PORTCULLIS_REVISION"), env!("PORTCULLIS_RUSTC"));
         let fips = if aws_lc_rs::try_fips_mode().is_ok() { "true" } else { "false" };

@@ -8,7 +8,7 @@ use prometheus::{Histogram, IntCounter, IntCounterVec, IntGauge};
 
 use super::families::{Families, PerOrg};
 use crate::ask::Route;
-use crate::names::{Hashing, ModelName, PurposeId};
+use crate::names::{Hashing, ModelName, PurposeId, UNLISTED};
 use crate::outcome::{Code, Ending};
 use crate::tokens::{Nano, Usage};
 
@@ -310,10 +310,10 @@ impl ModelSeries {
     }
 
     fn is_other(&self) -> bool {
-        self.label == "other"
+        self.label == UNLISTED
     }
 
     fn other_name(&self) -> ModelName {
-        self.other.get_or_init(|| "other".parse().unwrap_or_else(|_| unreachable!("a model name"))).clone()
+        self.other.get_or_init(|| UNLISTED.parse().unwrap_or_else(|_| unreachable!("a model name"))).clone()
     }
 }

@@ -6,6 +6,7 @@ mod checks;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
+use std::string::FromUtf8Error;
 use std::sync::Arc;
 
 use http::HeaderName;
@@ -14,11 +15,12 @@ use self::build::build;
 use self::checks::{Checked, Known};
 use super::audited;
 use super::ends::{warn_of_lists, warn_soon};
-use super::file::{At, Sink, Table, parse};
+use super::file::{At, Table, parse};
 use super::listen;
 use super::mistake::Place;
 use super::models::{self, Models};
 use super::org::{self, Draft};
+use super::sink::Sink;
 use super::summary::fixed;
 use super::{Catalog, Files, Policy, Purpose};
 use crate::clock::Now;
@@ -27,13 +29,7 @@ use crate::trust::{Authority, Believed, Flaw, Rules, ServerIdentity, Subject};
 
 /// Reads the main file and everything it leads to.
 pub(super) fn compile(path: &Path, files: &Files, sink: &Sink, previous: Option<&Policy>, now: Now) -> Option<Policy> {
-    let text = match text(path, files) {
-        Ok(text) => text,
-        Err(error) => {
-            sink.wrong(None, format!("cannot read {}: {error}", path.display()), None);
-            return None;
-        }
-    };
+    let text = text(path, files, sink)?;
     let file = sink.add(path, &text);
     let believed = previous.map(|policy| policy.believed.clone()).unwrap_or_default();
     parse(file, &text, sink, |root| {
@@ -88,9 +84,17 @@ fn header_for_the_purpose(text: &str) -> Result<HeaderName, &'static str> {
     Ok(name)
 }
 
-fn text(path: &Path, files: &Files) -> Result<String, String> {
-    let bytes = files.bytes(path).map_err(|error| error.to_string())?;
-    String::from_utf8(bytes).map_err(|_| "it is not UTF-8 text".to_owned())
+/// Reads a file of the configuration, which is text.
+fn text(path: &Path, files: &Files, sink: &Sink) -> Option<String> {
+    let bytes = files.bytes(path).map_err(|error| sink.unreadable(path, "", error, None)).ok()?;
+    let no_text = |error: FromUtf8Error| {
+        let fine = error.utf8_error().valid_up_to();
+        let mut bytes = error.into_bytes();
+        bytes.truncate(fine);
+        let text = String::from_utf8(bytes).unwrap_or_default();
+        sink.unreadable(path, &text, "it is not UTF-8 text", Some("save it as UTF-8".into()));
+    };
+    String::from_utf8(bytes).map_err(no_text).ok()
 }
 
 /// Who may vouch for partners.
@@ -117,7 +121,7 @@ impl Compiler<'_> {
         let listen = self.root.required_table("listen").map(|table| listen::listen(&table));
         let identity = listen.as_ref().and_then(|read| self.server_identity(read));
         let (authorities, auth) = self.authorities();
-        let admin = listen::admin(self.root, self.files, self.now.wall);
+        let admin = listen::admin(self.root, self.files, listen.as_ref(), self.now.wall);
         let (quota, state) = listen::quota(self.root, self.files);
         let (audit, audit_directory) = audited::audit(self.root, self.files, |rule, at| self.note(rule, at));
         let log = listen::log(self.root);
@@ -147,7 +151,7 @@ impl Compiler<'_> {
             warn_soon(self.sink, &at.place, "the server's certificate", identity.not_after(), self.now.wall);
         }
         let mut places = self.places.take();
-        places.extend(Checked::places(&drafts));
+        places.extend(Checked::places(&drafts, &purposes));
         let hash = self.files.hash();
         let same = self.previous.filter(|policy| policy.hash == hash).map(|policy| policy.generation);
         let next = self.previous.map_or(1, |policy| policy.generation + 1);
@@ -384,16 +388,9 @@ impl Compiler<'_> {
     }
 
     fn draft(&self, path: &Path, timezone: &jiff::tz::TimeZone) -> Option<Draft> {
-        match text(path, self.files) {
-            Ok(text) => {
-                let file = self.sink.add(path, &text);
-                let draft = parse(file, &text, self.sink, |table| org::read(table, timezone));
-                draft.filter(|_| !self.sink.is_broken(file))
-            }
-            Err(error) => {
-                self.sink.wrong(None, format!("cannot read {}: {error}", path.display()), None);
-                None
-            }
-        }
+        let text = text(path, self.files, self.sink)?;
+        let file = self.sink.add(path, &text);
+        let draft = parse(file, &text, self.sink, |table| org::read(table, timezone));
+        draft.filter(|_| !self.sink.is_broken(file))
     }
 }

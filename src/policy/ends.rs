@@ -4,8 +4,8 @@
 
 use std::time::Duration;
 
-use super::file::Sink;
 use super::mistake::Place;
+use super::sink::Sink;
 use crate::clock::Wall;
 use crate::trust::Crl;
 

@@ -12,79 +12,9 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::mask;
-use super::mistake::{Mistake, Place, Source, closest, line_of};
+use super::mistake::{Mistake, Place, closest};
 use super::quantity::{duration, size};
-
-/// Where mistakes go while files are read.
-#[derive(Debug, Default)]
-pub struct Sink {
-    /// The files so far.
-    pub sources: RefCell<Vec<Source>>,
-    /// The mistakes so far.
-    pub mistakes: RefCell<Vec<Mistake>>,
-    /// Legal, but odd.
-    pub warnings: RefCell<Vec<Mistake>>,
-    /// The files that do not parse.
-    broken: RefCell<BTreeSet<usize>>,
-}
-
-impl Sink {
-    /// Notes a mistake.
-    pub fn wrong(&self, place: Option<&Place>, message: impl Into<String>, hint: Option<String>) {
-        let (message, hint) = (masked(message.into()), hint.map(cut));
-        let mistake = Mistake { place: place.cloned(), message, hint };
-        self.mistakes.borrow_mut().push(mistake);
-    }
-
-    /// Notes an oddity.
-    pub fn odd(&self, place: Option<&Place>, message: impl Into<String>) {
-        let warning = Mistake { place: place.cloned(), message: masked(message.into()), hint: None };
-        self.warnings.borrow_mut().push(warning);
-    }
-
-    /// Adds a file and says which it is. Its secrets are hidden when it is parsed.
-    pub fn add(&self, path: &std::path::Path, text: &str) -> usize {
-        let mut sources = self.sources.borrow_mut();
-        sources.push(Source::new(path, text));
-        sources.len() - 1
-    }
-
-    /// Whether a file does not parse: what is missing there may only not have been understood.
-    pub fn is_broken(&self, file: usize) -> bool {
-        self.broken.borrow().contains(&file)
-    }
-
-    /// `file:line:column` of a place.
-    pub fn shown(&self, place: &Place) -> String {
-        let sources = self.sources.borrow();
-        let at = line_of(&sources, place).map(|(file, line, column)| format!("{}:{line}:{column}", file.display()));
-        at.unwrap_or_default()
-    }
-
-    /// Sees to it that a file's text is never shown where it holds a secret.
-    fn hide(&self, file: usize, spans: Vec<Range<usize>>) {
-        if let Some(source) = self.sources.borrow_mut().get_mut(file) {
-            spans.into_iter().for_each(|span| mask::hide(&mut source.text, span));
-        }
-    }
-}
-
-/// A message as it may be shown.
-fn masked(mut message: String) -> String {
-    mask::urls(&mut message);
-    mask::pasted(&mut message);
-    cut(message)
-}
-
-/// No more than anybody reads, whatever a text quotes.
-fn cut(mut text: String) -> String {
-    const LONGEST: usize = 1000;
-    if let Some((end, _)) = text.char_indices().nth(LONGEST) {
-        text.truncate(end);
-        text.push('\u{2026}');
-    }
-    text
-}
+use super::sink::Sink;
 
 /// A value and its place.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -117,14 +47,10 @@ pub fn parse<T>(file: usize, text: &str, sink: &Sink, read: impl FnOnce(&Table<'
     let mut literal = Vec::new();
     mask::secrets(root.get_ref(), &mut literal);
     sink.hide(file, literal);
-    if let Some(source) = sink.sources.borrow_mut().get_mut(file) {
-        mask::urls(&mut source.text);
-    }
-    if !errors.is_empty() {
-        sink.broken.borrow_mut().insert(file);
-        if let Some(source) = sink.sources.borrow_mut().get_mut(file) {
-            mask::lines(&mut source.text);
-        }
+    if errors.is_empty() {
+        sink.hide_urls(file);
+    } else {
+        sink.breaks(file);
     }
     for error in errors {
         let span = error.span().unwrap_or(0..0);
@@ -370,16 +296,21 @@ impl<'a> Table<'a> {
 
     /// Notes every key that was not asked for.
     pub fn finish(&self) {
+        self.finish_or(|_| None);
+    }
+
+    /// As [`Table::finish`]; `elsewhere` knows where some keys belong instead.
+    pub fn finish_or(&self, elsewhere: impl Fn(&str) -> Option<String>) {
         let asked = self.asked.borrow();
         for (key, value) in self.map {
             let name = key.get_ref().as_ref();
             if !asked.contains(name) {
                 self.hide(name, value);
                 let meant = closest(name, asked.iter().map(String::as_str));
-                let hint = meant.map_or_else(
-                    || format!("known here: {}", asked.iter().map(String::as_str).collect::<Vec<_>>().join(", ")),
-                    |meant| format!("did you mean `{meant}`?"),
-                );
+                let hint = elsewhere(name).or_else(|| meant.map(|meant| format!("did you mean `{meant}`?")));
+                let known =
+                    || format!("known here: {}", asked.iter().map(String::as_str).collect::<Vec<_>>().join(", "));
+                let hint = hint.unwrap_or_else(known);
                 self.sink.wrong(Some(&self.at(key.span())), format!("unknown key `{name}`"), Some(hint));
             }
         }
@@ -424,6 +355,11 @@ impl<'a> Entry<'_, 'a> {
     /// Sees to it that the value is never shown: its key is unknown.
     pub fn hide(&self) {
         self.table.hide(self.key, self.value);
+    }
+
+    /// Notes that the value is wrong.
+    pub fn wrong(&self, message: String) {
+        self.table.sink.wrong(Some(&self.table.at(self.value.span())), message, None);
     }
 
     /// Notes that something else was expected.

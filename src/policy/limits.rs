@@ -5,6 +5,8 @@ use std::sync::Arc;
 
 use super::file::{At, Entry, Table};
 use super::mistake::closest;
+use super::org::elsewhere;
+use super::quantity::money;
 use super::renamed::Renames;
 use crate::clock::Mono;
 use crate::limits::{Allowance, Level, Limit, LimitId, Measure, Scope, Seat, Unit, Window};
@@ -28,7 +30,15 @@ pub struct Written {
 #[derive(Debug, Clone, Default)]
 pub(super) struct Limits {
     pub written: Vec<At<Written>>,
-    pub connections: Option<u64>,
+    pub connections: Option<At<u64>>,
+}
+
+/// The key of the cap on connections, which has no scope.
+const CONNECTIONS: &str = "connections";
+
+/// Whether a key is that of a limit.
+pub(super) fn is_limit(key: &str) -> bool {
+    key == CONNECTIONS || keys().any(|(known, _)| known == key)
 }
 
 /// Every key that a limits table may hold.
@@ -44,22 +54,18 @@ fn keys() -> impl Iterator<Item = (String, Measure)> {
 /// Reads one limits table.
 pub(super) fn read(table: &Table<'_>, scope: &Scope, into: &mut Limits) {
     for (name, entry) in table.entries() {
-        if name.value == "connections" && *scope == Scope::default() {
-            into.connections = entry.number();
+        if name.value == CONNECTIONS && *scope == Scope::default() {
+            into.connections = entry.number().map(|value| At { value, place: name.place });
             continue;
         }
         let Some((_, measure)) = keys().find(|(key, _)| *key == name.value) else {
             entry.hide();
-            let known: Vec<String> = keys().map(|(key, _)| key).chain(["connections".into()]).collect();
+            let known: Vec<String> = keys().map(|(key, _)| key).chain([CONNECTIONS.into()]).collect();
             let meant = closest(&name.value, known.iter().map(String::as_str));
-            let hint = meant.map_or_else(
-                || {
-                    "{requests,tokens,input_tokens,output_tokens}_per_{second,minute,hour,day,month}, \
-                    cost_per_{day,month}, concurrent_requests"
-                        .to_owned()
-                },
-                |meant| format!("did you mean `{meant}`?"),
-            );
+            let hint = elsewhere(&name.value).or_else(|| meant.map(|meant| format!("did you mean `{meant}`?")));
+            let all = "{requests,tokens,input_tokens,output_tokens}_per_{second,minute,hour,day,month}, \
+                       cost_per_{day,month}, concurrent_requests";
+            let hint = hint.unwrap_or_else(|| all.to_owned());
             table.sink().wrong(Some(&name.place), format!("unknown limit `{}`", name.value), Some(hint));
             continue;
         };
@@ -115,11 +121,11 @@ fn one(entry: &Entry<'_, '_>, id: LimitId) -> Option<Written> {
 }
 
 fn amount_of_money(entry: &Entry<'_, '_>) -> Option<u64> {
-    let amount = entry.as_text().as_deref().and_then(Nano::parse);
-    if amount.is_none() {
+    let Some(text) = entry.as_text() else {
         entry.mismatch("an amount in quotes such as \"2500.00\"");
-    }
-    amount.map(|nano| nano.0)
+        return None;
+    };
+    money(&text).map_err(|error| entry.wrong(format!("the amount {error}"))).ok().map(|Nano(amount)| amount)
 }
 
 /// Seats in the ledger, and the rates that were in force: what one policy hands to the next.

@@ -1,16 +1,19 @@
 //! The place: listeners, limits of the wire, admin side, quotas' store and logging.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::os::unix::fs::FileTypeExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use http::HeaderValue;
 use jiff::tz::TimeZone;
 
 use super::Files;
 use super::ends::warn_soon;
-use super::file::{At, Sink, Table};
+use super::file::{At, Table};
 use super::mistake::Place;
 use super::models::is_private;
+use super::sink::Sink;
 use crate::clock::Wall;
 use crate::limits::Enforce;
 use crate::traces::BUILT;
@@ -52,6 +55,9 @@ pub enum AdminAddress {
     /// A socket file.
     Unix(PathBuf),
 }
+
+/// Where operators connect where nobody says.
+const OPERATORS: AdminAddress = AdminAddress::Tcp(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9443));
 
 /// The partner side's hot settings.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -231,16 +237,19 @@ fn names(table: &Table<'_>) -> Vec<At<String>> {
     list.value.into_iter().filter(check).map(|at| at.map(|name| name.to_ascii_lowercase())).collect()
 }
 
-/// Reads `[admin]`.
-pub(super) fn admin(root: &Table<'_>, files: &Files, now: Wall) -> AdminSettings {
-    let default = AdminAddress::Tcp(SocketAddr::from(([127, 0, 0, 1], 9443)));
-    let Some(table) = root.table("admin") else {
-        return AdminSettings { address: default, tls: None, token: None, metrics: None };
-    };
+/// Reads `[admin]`, and holds its addresses to the partners'.
+pub(super) fn admin(root: &Table<'_>, files: &Files, listen: Option<&ListenRead>, now: Wall) -> AdminSettings {
+    let unset = AdminSettings { address: OPERATORS, tls: None, token: None, metrics: None };
+    let settings = root.table("admin").map_or(unset, |table| operators(&table, files, now));
+    apart(root, listen.and_then(|read| read.address), &settings);
+    settings
+}
+
+fn operators(table: &Table<'_>, files: &Files, now: Wall) -> AdminSettings {
     let at = table.text("address");
-    let address = at.as_ref().map_or(Ok(default.clone()), |at| match at.value.strip_prefix("unix:") {
-        Some(path) => Ok(AdminAddress::Unix(files.resolve(path))),
-        None => at.value.parse().map(AdminAddress::Tcp),
+    let address = at.as_ref().map_or(Ok(OPERATORS), |at| match at.value.strip_prefix("unix:") {
+        Some(path) => socket(path, files).map(AdminAddress::Unix),
+        None => at.value.parse().map(AdminAddress::Tcp).map_err(|_| "`address` is not an address".to_owned()),
     });
     let tls = table.table("tls").and_then(|tls| {
         let file = |key: &str, what: &str| {
@@ -260,14 +269,17 @@ pub(super) fn admin(root: &Table<'_>, files: &Files, now: Wall) -> AdminSettings
             _ => None,
         }
     });
-    let token = files.secret(&table, "token");
+    let token = files.secret(table, "token");
+    let is_sent_whole = |token: &str| token == token.trim() && HeaderValue::from_str(token).is_ok();
+    if token.as_ref().is_some_and(|token| !is_sent_whole(token.expose())) {
+        table.wrong_at("token", "`token` cannot stand in a header: it must be one line without blanks around it", None);
+    }
     let metrics = table.parsed("metrics", |text| text.parse().map_err(|_| "must be IP:PORT")).map(|at| at.value);
     table.finish();
     let place = at.as_ref().map(|at| &at.place);
-    let address = address.unwrap_or_else(|_| {
-        let hint = Some("IP:PORT or unix:PATH".into());
-        table.sink().wrong(place, "`address` is not an address", hint);
-        default
+    let address = address.unwrap_or_else(|what| {
+        table.sink().wrong(place, what, Some("IP:PORT or unix:PATH".into()));
+        OPERATORS
     });
     if let AdminAddress::Tcp(tcp) = &address
         && !tcp.ip().is_loopback()
@@ -278,6 +290,44 @@ pub(super) fn admin(root: &Table<'_>, files: &Files, now: Wall) -> AdminSettings
         table.sink().wrong(place, what, Some(hint.into()));
     }
     AdminSettings { address, tls, token, metrics }
+}
+
+/// Where a socket's file goes, if one can be bound there.
+fn socket(path: &str, files: &Files) -> Result<PathBuf, String> {
+    if path.is_empty() {
+        return Err("`address` names no file for its socket".into());
+    }
+    let path = files.resolve(path);
+    if let Err(error) = std::os::unix::net::SocketAddr::from_pathname(&path) {
+        return Err(format!("no socket can be at {}: {error}", path.display()));
+    }
+    match std::fs::symlink_metadata(&path) {
+        Ok(there) if !there.file_type().is_socket() => Err(format!("{} is no socket", path.display())),
+        _ => Ok(path),
+    }
+}
+
+/// No two listeners may want one port of one address.
+pub(super) fn apart(root: &Table<'_>, partners: Option<SocketAddr>, admin: &AdminSettings) {
+    let operators = match admin.address {
+        AdminAddress::Tcp(address) => Some(address),
+        AdminAddress::Unix(_) => None,
+    };
+    let holds = |one: SocketAddr, other: SocketAddr| one.ip().is_unspecified() && one.is_ipv4() == other.is_ipv4();
+    let meet = |(one, other): (SocketAddr, SocketAddr)| {
+        let same = one.ip() == other.ip() || holds(one, other) || holds(other, one);
+        same && one.port() == other.port() && one.port() != 0
+    };
+    for (table, key, one, whose, other) in [
+        ("listen", "address", partners, "the admin side's", operators),
+        ("admin", "metrics", admin.metrics, "the admin side's", operators),
+        ("admin", "metrics", admin.metrics, "the partners'", partners),
+    ] {
+        if one.zip(other).is_some_and(meet) {
+            let what = format!("`{key}` is {whose} address as well: nobody can listen there twice");
+            root.table(table).iter().for_each(|table| table.wrong_at(key, what.as_str(), None));
+        }
+    }
 }
 
 /// Reads `[quota]`, and where its state is kept.
@@ -328,7 +378,9 @@ pub(super) fn directory(at: At<String>, files: &Files, sink: &Sink) -> At<PathBu
         Ok(about) => !about.is_dir(),
         Err(error) => error.kind() == std::io::ErrorKind::NotADirectory,
     };
-    if at.value.is_empty() || something_else {
+    if at.value.is_empty() {
+        sink.wrong(Some(&at.place), "the directory's path is empty", None);
+    } else if something_else {
         sink.wrong(Some(&at.place), format!("{} is no directory", path.display()), None);
     }
     At { value: path, place: at.place }

@@ -23,6 +23,7 @@ mod quantity;
 mod renamed;
 mod resolved;
 mod revocations;
+mod sink;
 mod summary;
 
 pub use audited::AuditSettings;
@@ -53,7 +54,8 @@ use crate::limits::{Level, LimitId};
 use crate::names::{AuthorityName, Hashing, OrgId, PurposeId};
 use crate::peer::{Leaf, Sha256};
 use crate::trust::{Authority, Believed, Crl, Secret, SecretRef, ServerIdentity, is_pasted, regular};
-use file::{At, Sink, Table};
+use file::{At, Table};
+use sink::Sink;
 
 /// One purpose of the catalogue.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -3,14 +3,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::HeaderValue;
 use rustls_pki_types::ServerName;
 
-use super::file::{At, Sink, Table};
+use super::file::{At, Table};
 use super::mistake::Place;
 use super::pattern::Pattern;
+use super::quantity::money;
+use super::sink::Sink;
 use crate::ask::Dialect;
-use crate::names::{GroupId, ModelName, UpstreamName};
+use crate::names::{GroupId, ModelName, UNLISTED, UpstreamName};
 use crate::tokens::{Nano, Price, Weights};
 use crate::trust::{Secret, SecretRef, private_key};
 
@@ -118,6 +119,22 @@ impl Models {
         self.upstreams.iter().filter(speaks).find(serves)
     }
 
+    /// Whether some upstream may serve a model that `pattern` matches.
+    pub(super) fn serve(&self, pattern: &Pattern) -> bool {
+        self.upstreams.iter().flat_map(|upstream| &upstream.models).any(|served| served.may_meet(pattern))
+    }
+
+    /// What is odd about a pattern, though it be served.
+    pub(super) fn oddities(&self, pattern: &Pattern) -> impl Iterator<Item = String> {
+        let text = pattern.as_str();
+        let listed = self.upstreams.iter().any(|upstream| upstream.models.contains(pattern));
+        let literal = (text.contains(['?', '[', '{']) && !listed)
+            .then(|| format!("only `*` stands for other characters: \"{text}\" takes the rest as it is written"));
+        let unlisted = (text == UNLISTED)
+            .then(|| format!("metrics count this model as {UNLISTED}, with all that nobody has listed"));
+        literal.into_iter().chain(unlisted)
+    }
+
     /// Every concrete model name in groups and upstreams that some upstream serves, sorted.
     #[must_use]
     pub fn concrete(&self) -> Vec<ModelName> {
@@ -167,7 +184,11 @@ pub(super) fn read(root: &Table<'_>, files: &super::Files) -> (Models, bool) {
         }
     }
     whole &= !tables.is_empty() && upstreams.len() == tables.len();
-    (Models { groups, upstreams }, whole)
+    let models = Models { groups, upstreams };
+    for (pattern, _, place) in &places {
+        models.oddities(pattern).for_each(|oddity| root.sink().odd(Some(place), oddity));
+    }
+    (models, whole)
 }
 
 fn group(name: &At<String>, table: &Table<'_>, places: &mut Vec<(Pattern, GroupId, Place)>) -> Option<Group> {
@@ -216,10 +237,6 @@ fn ties(places: &[(Pattern, GroupId, Place)], sink: &Sink) {
             sink.wrong(Some(place), what, Some("make one of the two more specific".into()));
         }
     }
-}
-
-fn money(text: &str) -> Result<Nano, &'static str> {
-    Nano::parse(text).ok_or("must be an amount such as \"2.50\", of at most nine decimals")
 }
 
 /// The price, and which of its parts are missing that stand for themselves.
@@ -281,12 +298,9 @@ fn upstream(table: &Table<'_>, files: &super::Files) -> Option<Upstream> {
         }
     });
     let api_key = files.secret(table, "api_key");
-    if api_key.as_ref().is_some_and(|key| HeaderValue::from_str(key.expose()).is_err()) {
-        table.wrong_at(
-            "api_key",
-            "`api_key` cannot stand in a header: it must be one line of visible characters",
-            None,
-        );
+    if api_key.as_ref().is_some_and(|key| !key.expose().bytes().all(|byte| byte.is_ascii_graphic())) {
+        let what = "`api_key` cannot stand in a header: it must be one line of visible ASCII characters";
+        table.wrong_at("api_key", what, Some("no blanks, tabs or letters beyond ASCII".into()));
     }
     let models = patterns(table, "models").into_iter().map(|at| at.value).collect();
     let authority = table.text("ca_file").and_then(|at| files.read(&at, table.sink()));

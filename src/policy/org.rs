@@ -5,7 +5,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 use jiff::tz::TimeZone;
 
 use super::file::{At, Table};
@@ -15,7 +15,7 @@ use super::models::Models;
 use super::pattern::Pattern;
 use crate::clock::Wall;
 use crate::limits::{Level, Plan, Scope};
-use crate::names::{AuthorityName, GroupId, Hashing, ModelName, OrgId, PurposeId};
+use crate::names::{AuthorityName, GroupId, Hashing, ModelName, NOBODY, OrgId, PurposeId};
 use crate::peer::Sha256;
 
 /// Whether an organization may do anything.
@@ -219,6 +219,10 @@ pub(super) struct IdentityDraft {
 pub(super) fn read(table: &Table<'_>, timezone: &TimeZone) -> Option<Draft> {
     let sink = table.sink();
     let id = named::<OrgId>(table, table.required("id"));
+    if let Some(at) = id.as_ref().filter(|at| at.value.as_str() == NOBODY) {
+        let hint = format!("in metrics `{NOBODY}` is everybody who belongs to no organization");
+        sink.wrong(Some(&at.place), format!("no organization may be called {NOBODY:?}"), Some(hint));
+    }
     let name = table.text("name").map(|at| at.value);
     let status_at = table.text("status");
     let status = match status_at.as_ref().map(|at| at.value.as_str()) {
@@ -242,7 +246,7 @@ pub(super) fn read(table: &Table<'_>, timezone: &TimeZone) -> Option<Draft> {
     let contact = table.text("contact").map(|at| at.value);
     let identities = table.tables("identity").iter().filter_map(identity).collect();
     let limits = all_limits(table);
-    table.finish();
+    table.finish_or(elsewhere);
     let id = id?;
     Some(Draft {
         place: table.place().clone(),
@@ -298,7 +302,7 @@ fn dates(table: &Table<'_>, timezone: &TimeZone) -> (Option<Wall>, Option<Wall>)
     {
         table.sink().wrong(Some(table.place()), "the grant ends before it begins", None);
     }
-    table.finish();
+    table.finish_or(elsewhere);
     (from, until)
 }
 
@@ -319,13 +323,19 @@ fn identity(table: &Table<'_>) -> Option<IdentityDraft> {
         digest("spki_sha256").map(|at| at.map(Mark::Spki)),
     ];
     let mut marks: Vec<At<Mark>> = marks.into_iter().flatten().collect();
+    for At { value, place } in &marks {
+        if let Mark::Uri(name) | Mark::Dns(name) = value
+            && name.contains('*')
+        {
+            sink.odd(Some(place), format!("{name:?} is no pattern: only a certificate with exactly this name fits"));
+        }
+    }
     let parse = |at: At<String>| {
-        let network: Result<IpNet, _> = at.value.parse();
-        let network = network.or_else(|_| at.value.parse::<IpAddr>().map(IpNet::from));
-        if network.is_err() {
+        let network = network(&at.value);
+        if network.is_none() {
             sink.wrong(Some(&at.place), format!("{:?} is no network such as \"192.0.2.0/24\"", at.value), None);
         }
-        network.ok()
+        network
     };
     let networks = table.list("networks");
     if let Some(list) = networks.as_ref().filter(|list| list.value.is_empty()) {
@@ -333,7 +343,7 @@ fn identity(table: &Table<'_>) -> Option<IdentityDraft> {
         sink.wrong(Some(&list.place), "`networks` is empty: that could mean nowhere or anywhere", hint);
     }
     let networks = networks.map(|at| at.value.into_iter().filter_map(parse).collect()).unwrap_or_default();
-    table.finish();
+    table.finish_or(elsewhere);
     // One that is wrong in itself was noted already.
     let written = ["uri", "dns", "leaf_sha256", "spki_sha256"].into_iter().filter(|key| table.holds(key)).count();
     if written != 1 {
@@ -351,6 +361,21 @@ fn identity(table: &Table<'_>) -> Option<IdentityDraft> {
     })
 }
 
+/// A network, as the addresses of peers are held against it: what IPv6 maps of IPv4 is IPv4.
+fn network(text: &str) -> Option<IpNet> {
+    let network = text.parse().or_else(|_| text.parse().map(|address: IpAddr| address.into())).ok()?;
+    let IpNet::V6(six) = network else { return Some(network) };
+    let four = six.addr().to_ipv4_mapped().zip(six.prefix_len().checked_sub(96));
+    Some(four.and_then(|(address, length)| Ipv4Net::new(address, length).ok()).map_or(network, IpNet::V4))
+}
+
+/// Where a key belongs that stands in another table of the file: below a table's line, TOML takes every key for its own.
+pub(super) fn elsewhere(key: &str) -> Option<String> {
+    const TOP: [&str; 8] = ["id", "name", "status", "parent", "valid", "purposes", "models", "contact"];
+    let top = TOP.contains(&key).then(|| format!("`{key}` belongs above the first [table] of the file"));
+    top.or_else(|| limits::is_limit(key).then(|| format!("`{key}` belongs under [limits]")))
+}
+
 /// `[limits]`, `[purpose.P.limits]`, `[model.G.limits]` and `[purpose.P.model.G.limits]`.
 fn all_limits(table: &Table<'_>) -> Limits {
     let mut into = Limits::default();
@@ -365,7 +390,7 @@ fn all_limits(table: &Table<'_>) -> Limits {
             limits::read(&limits, &Scope { purpose: Some(purpose.value.clone()), model: None }, &mut into);
         }
         by_model(&inside, Some(&purpose.value), &mut into);
-        inside.finish();
+        inside.finish_or(elsewhere);
     }
     into
 }
@@ -377,6 +402,6 @@ fn by_model(table: &Table<'_>, purpose: Option<&PurposeId>, into: &mut Limits) {
         if let Some(limits) = inside.table("limits") {
             limits::read(&limits, &Scope { purpose: purpose.cloned(), model: Some(group.value) }, into);
         }
-        inside.finish();
+        inside.finish_or(elsewhere);
     }
 }

@@ -42,10 +42,14 @@ impl Pattern {
         self.0.find('*').unwrap_or(usize::MAX)
     }
 
-    /// Whether one name could match both, as far as their literal beginnings tell.
+    /// Whether one name could match both: of two with `*`, as far as their literal beginnings tell.
     pub(super) fn may_meet(&self, other: &Pattern) -> bool {
         let (mine, theirs) = (self.beginning(), other.beginning());
-        mine.starts_with(theirs) || theirs.starts_with(mine)
+        match (mine.len() == self.0.len(), theirs.len() == other.0.len()) {
+            (true, _) => other.matches(&self.0),
+            (_, true) => self.matches(&other.0),
+            _ => mine.starts_with(theirs) || theirs.starts_with(mine),
+        }
     }
 
     /// Whether the same names could match both, none of the two more specifically than the other.
@@ -85,5 +89,16 @@ mod tests {
         assert!(matches("gpt-5*", "gpt-5") && matches("gpt-5*", "gpt-5.1-mini") && !matches("gpt-5*", "gpt-4"));
         assert!(matches("o*", "o3") && matches("*", "x") && matches("a*c*e", "abcde") && !matches("a*c*e", "abcd"));
         assert!(matches("gpt", "gpt") && !matches("gpt", "gpt-5"));
+    }
+
+    #[test]
+    fn patterns_meet_where_one_name_could_match_both() {
+        let meet = |one: &str, other: &str| {
+            let (one, other) = (Pattern::parse(one).unwrap(), Pattern::parse(other).unwrap());
+            assert_eq!(one.may_meet(&other), other.may_meet(&one));
+            one.may_meet(&other)
+        };
+        assert!(meet("gpt-*", "gpt-5*") && meet("*", "o3") && meet("gpt-5", "gpt-*") && meet("*-mini", "gpt-*"));
+        assert!(!meet("gpt-*", "o*") && !meet("gpt-5", "gpt") && !meet("gpt-5-*", "gpt-5"));
     }
 }

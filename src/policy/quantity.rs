@@ -1,8 +1,10 @@
-//! Durations and sizes as people write them.
+//! Durations, sizes and amounts of money as people write them.
 //!
 //! What a quantity is for, and whether zero of it makes sense, is not asked here.
 
 use std::time::Duration;
+
+use crate::tokens::Nano;
 
 /// Durations: a number and one of `ms`, `s`, `m`, `h`, `d`; several may follow each other (`1h30m`).
 pub(super) fn duration(text: &str) -> Result<Duration, &'static str> {
@@ -48,6 +50,13 @@ pub(super) fn size(text: &str) -> Result<u64, &'static str> {
     };
     let number: u64 = number.parse().map_err(|_| WANTED)?;
     number.checked_mul(1 << shift).ok_or(WANTED)
+}
+
+/// Amounts of money: decimals, as far as nano-units go.
+pub(super) fn money(text: &str) -> Result<Nano, &'static str> {
+    const WANTED: &str =
+        "must be digits such as \"2500.00\", of at most nine decimals and no more than 18446744073.709551615";
+    Nano::parse(text).ok_or(WANTED)
 }
 
 #[cfg(test)]

@@ -86,6 +86,9 @@ impl SecretRef {
             SecretRef::File(path) => read_private(&base.join(path))?,
         };
         let value = std::str::from_utf8(&bytes).map_err(|_| Unresolved("the secret is not UTF-8 text".into()))?;
+        if value.starts_with('\u{feff}') {
+            return Err(Unresolved("the secret begins with a byte order mark: save it as UTF-8 without one".into()));
+        }
         let trimmed = value.trim_end_matches(['\n', '\r']);
         if trimmed.is_empty() {
             return Err(Unresolved("the secret is empty".into()));

@@ -94,7 +94,7 @@ fn assemble(
         models: grant(draft, models),
         contact: draft.contact.clone(),
         identities: draft.identities.iter().map(|draft| draft.identity.clone()).collect(),
-        connections: draft.limits.connections,
+        connections: draft.limits.connections.as_ref().map(|at| at.value),
         own: own.unwrap_or_else(|| crate::limits::Level {
             org: id.clone(),
             account: crate::limits::Seat(0),

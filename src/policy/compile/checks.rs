@@ -10,12 +10,13 @@ use crate::names::{AuthorityName, GroupId, OrgId, PurposeId};
 use crate::policy::Catalog;
 use crate::policy::diff::named;
 use crate::policy::ends::warn_soon;
-use crate::policy::file::{At, Sink};
+use crate::policy::file::At;
 use crate::policy::limits::Written;
 use crate::policy::mistake::{Place, closest};
 use crate::policy::models::{Group, Models};
 use crate::policy::org::{Draft, IdentityDraft, Mark};
 use crate::policy::pattern::Pattern;
+use crate::policy::sink::Sink;
 use crate::trust::Authority;
 
 /// Checks across organizations.
@@ -57,7 +58,8 @@ impl Checked<'_> {
                 warn_soon(self.sink, place, &format!("the grant of {}", draft.id.value), until, self.now);
             }
             if draft.limits.written.is_empty() && draft.parent.is_none() {
-                self.sink.odd(Some(&draft.place), format!("{} has no limits", draft.id.value));
+                let but = draft.limits.connections.as_ref().map_or("", |_| " but that of its connections");
+                self.sink.odd(Some(&draft.place), format!("{} has no limits{but}", draft.id.value));
             }
         }
         self.identities(drafts);
@@ -70,7 +72,7 @@ impl Checked<'_> {
     }
 
     /// Where the rules are that `explain` may name.
-    pub(super) fn places(drafts: &[Draft]) -> HashMap<String, Place> {
+    pub(super) fn places(drafts: &[Draft], purposes: &Catalog) -> HashMap<String, Place> {
         let mut places = HashMap::new();
         for draft in drafts {
             let id = &draft.id.value;
@@ -84,6 +86,9 @@ impl Checked<'_> {
             draft.purposes.iter().for_each(|at| note(&format!("purposes/{}", at.value), &at.place));
             draft.models.iter().for_each(|at| note(&format!("models/{}", at.value), &at.place));
             draft.identities.iter().enumerate().for_each(|(index, at)| note(&format!("identity/{index}"), &at.place));
+            let limits = &draft.limits;
+            limits.written.iter().for_each(|at| note(&format!("limits/{}", named(&at.value.id, purposes)), &at.place));
+            limits.connections.iter().for_each(|at| note("connections", &at.place));
         }
         places
     }
@@ -95,18 +100,21 @@ impl Checked<'_> {
             self.sink.wrong(Some(&at.place), format!("the catalogue has no purpose \"{}\"", at.value), hint);
         }
         for at in &draft.models {
-            if self.models.group(&at.value).is_some() {
+            if let Some(group) = self.models.group(&at.value) {
+                if self.known.models && !group.patterns.iter().any(|pattern| self.models.serve(pattern)) {
+                    self.sink.odd(Some(&at.place), format!("no upstream serves a model of the group \"{}\"", group.id));
+                }
                 continue;
             }
             let Ok(pattern) = Pattern::parse(&at.value) else {
                 self.sink.wrong(Some(&at.place), format!("{:?} is no model, pattern or group", at.value), None);
                 continue;
             };
-            let routed = pattern.concrete().is_none_or(|name| {
-                let speaks = [crate::ask::Dialect::OpenAi, crate::ask::Dialect::Anthropic];
-                speaks.into_iter().any(|dialect| self.models.upstream_for(dialect, name.as_str()).is_some())
-            });
-            if !routed && self.known.models {
+            self.models.oddities(&pattern).for_each(|oddity| self.sink.odd(Some(&at.place), oddity));
+            let served = self.models.serve(&pattern) || !self.known.models;
+            if !served && pattern.concrete().is_none() {
+                self.sink.odd(Some(&at.place), format!("no upstream serves a model that \"{}\" matches", at.value));
+            } else if !served {
                 let meant = closest(&at.value, self.models.groups().iter().map(|group| group.id.as_str()));
                 let hint = meant.map(|meant| format!("did you mean the group \"{meant}\"?"));
                 let what = format!("\"{}\" is neither a group nor a model that an upstream serves", at.value);
@@ -282,7 +290,11 @@ impl Checked<'_> {
                     self.sink.wrong(Some(authority_place), format!("there is no authority \"{authority}\""), hint);
                 }
                 if let Some((other, place)) = seen.insert((authority, &identity.mark), (&draft.id.value, mark)) {
-                    let what = format!("{other} has the same identity: a certificate would belong to both");
+                    let what = if place.file == mark.file {
+                        "this identity stands here twice: one entry holds all its networks".to_owned()
+                    } else {
+                        format!("{other} has the same identity: a certificate would belong to both")
+                    };
                     let hint = format!("the other is {}", self.sink.shown(place));
                     self.sink.wrong(Some(mark), what, Some(hint));
                 }

@@ -50,3 +50,35 @@ fn of_several_identities_that_fit_the_most_specific_decides_in_any_order() {
         }
     }
 }
+
+#[test]
+fn a_network_in_the_form_of_ipv6_is_the_one_that_peers_come_from() {
+    for (written, inside, outside) in [
+        ("::ffff:192.0.2.0/120", "192.0.2.7", "192.0.3.7"),
+        ("::ffff:192.0.2.7", "192.0.2.7", "192.0.2.8"),
+        ("::ffff:0:0/96", "203.0.113.1", "2001:db8::1"),
+        ("2001:db8::/32", "2001:db8::1", "192.0.2.7"),
+        ("192.0.2.0/24", "::ffff:192.0.2.7", "2001:db8::1"),
+    ] {
+        let mark = "uri = \"spiffe://partners/acme\"";
+        let policy = policy(&identity(mark, &format!("networks = [\"{written}\"]"))).unwrap();
+        let held = &policy.org("acme").unwrap().identities[0];
+        let allows = |address: &str| held.allows(address.parse().unwrap());
+        assert_eq!((allows(inside), allows(outside)), (true, false), "{written}");
+    }
+}
+
+#[test]
+fn a_name_with_a_star_is_a_name_and_said_to_be_one() {
+    for mark in ["uri = \"spiffe://partners/*\"", "dns = \"*.acme.example\""] {
+        let policy = policy(&identity(mark, "")).unwrap();
+        assert!(policy.warnings.iter().any(|warning| warning.message.contains("is no pattern")), "{mark}");
+    }
+}
+
+#[test]
+fn one_identity_stands_once() {
+    let mark = "uri = \"spiffe://partners/acme\"";
+    let told = policy(&[identity(mark, ""), identity(mark, "networks = [\"192.0.2.0/24\"]")].concat()).unwrap_err();
+    assert!(told.found.len() == 1 && told.found[0].message.contains("stands here twice"), "{}", told.render(false));
+}

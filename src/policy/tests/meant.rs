@@ -8,8 +8,11 @@ fn told(from: &str, to: &str) -> Vec<(usize, String)> {
     edit(&dir, "portcullis.toml", from, to);
     std::fs::write(dir.path().join("config/lines"), "sk-one\nsk-two\n").unwrap();
     std::fs::write(dir.path().join("config/nul"), "sk\0x").unwrap();
+    std::fs::write(dir.path().join("config/blank"), " sk-one\n").unwrap();
+    std::fs::write(dir.path().join("config/tab"), "sk\tone\n").unwrap();
+    std::fs::write(dir.path().join("config/mark"), "\u{feff}sk-one\n").unwrap();
     std::fs::copy(dir.path().join("certs/server.key"), dir.path().join("config/no-ed25519")).unwrap();
-    for secret in ["lines", "nul", "no-ed25519"] {
+    for secret in ["lines", "nul", "blank", "tab", "mark", "no-ed25519"] {
         let private = std::os::unix::fs::PermissionsExt::from_mode(0o600);
         std::fs::set_permissions(dir.path().join("config").join(secret), private).unwrap();
     }
@@ -53,16 +56,22 @@ fn zero_is_refused_where_it_would_lock_everybody_out() {
 fn what_could_not_be_used_later_is_a_mistake_now() {
     let key = "\"file:key\"";
     let (state, audit) = ("\"/var/lib/portcullis\"", "\"/var/log/portcullis\"");
+    let token = "# token = \"file:/run/secrets/portcullis-admin\"";
     let (signing, origin) = ("# signing_key = \"file:audit-signing.pem\"", "# origin = \"gateway.example/audit\"");
     for (from, to, at, said) in [
         (key, "\"file:lines\"", "api_key", "cannot stand in a header"),
         (key, "\"file:nul\"", "api_key", "cannot stand in a header"),
+        (key, "\"file:blank\"", "api_key", "cannot stand in a header"),
+        (key, "\"file:tab\"", "api_key", "cannot stand in a header"),
+        (key, "\"file:mark\"", "api_key", "byte order mark"),
+        (token, "token = \"file:blank\"", token, "without blanks around it"),
         (signing, "signing_key = \"file:no-ed25519\"", signing, "not an Ed25519 private key"),
         (signing, "signing_key = \"file:key\"", signing, "not a private key in PEM"),
         (origin, "origin = \"\"", origin, "must be a name without white space"),
         (origin, "origin = \"a b\"", origin, "must be a name without white space"),
         (state, "\"key\"", "state", "is no directory"),
         (state, "\"key/below\"", "state", "is no directory"),
+        (state, "\"\"", "state", "the directory's path is empty"),
         (audit, "\"key\"", "directory", "is no directory"),
         (state, audit, "state", "may not lie in one directory"),
         (audit, "\"orgs.d\"", "directory", "of the organizations' files"),
@@ -73,6 +82,108 @@ fn what_could_not_be_used_later_is_a_mistake_now() {
         let fits = |(line, message): &(usize, String)| *line == line_of(at) && message.contains(said);
         assert!(found.len() == 1 && found.iter().all(fits), "{to}: {found:?}");
         assert!(!found.iter().any(|(_, message)| message.contains("sk")), "{found:?}");
+    }
+}
+
+#[test]
+fn no_two_listeners_want_one_port_and_no_socket_is_where_none_can_be() {
+    let (partners, operators) = ("\"0.0.0.0:8443\"", "\"127.0.0.1:9443\"");
+    let long = format!("\"unix:/run/{}\"", "d".repeat(108));
+    for (from, to, at, said) in [
+        (partners, "\"127.0.0.1:9443\"", "address      =", "`address` is the admin side's address as well"),
+        (partners, "\"0.0.0.0:9443\"", "address      =", "`address` is the admin side's address as well"),
+        (operators, "\"unix:\"", "address =", "names no file"),
+        (operators, "\"unix:key\"", "address =", "key is no socket"),
+        (operators, "\"unix:orgs.d\"", "address =", "orgs.d is no socket"),
+        (operators, &long, "address =", "SUN_LEN"),
+    ] {
+        let found = told(from, to);
+        let fits = |(line, message): &(usize, String)| *line == line_of(at) && message.contains(said);
+        assert!(found.len() == 1 && found.iter().all(fits), "{to}: {found:?}");
+    }
+    for (metrics, whose) in [("127.0.0.1:9443", "the admin side's"), ("127.0.0.1:8443", "the partners'")] {
+        let found = told(operators, &format!("\"127.0.0.1:9443\"\nmetrics = \"{metrics}\""));
+        assert!(found.len() == 1 && found[0].1.contains(&format!("`metrics` is {whose} address")), "{found:?}");
+    }
+    for (from, to) in [(partners, "\"127.0.0.1:0\""), (partners, "\"[::1]:9443\""), (operators, "\"unix:none\"")] {
+        assert!(told(from, to).is_empty(), "{to}");
+    }
+}
+
+#[test]
+fn a_file_that_is_no_text_or_not_there_is_named_with_its_place() {
+    let dir = example();
+    let (text, link) = (dir.path().join("config/orgs.d/acme.toml"), dir.path().join("config/orgs.d/gone.toml"));
+    let latin = |text: &str| [text.as_bytes(), b"\xe9\"\n"].concat();
+    std::fs::write(&text, latin("id = \"acme\"\nname = \"Ag\u{ea}nci")).unwrap();
+    std::os::unix::fs::symlink("nowhere", &link).unwrap();
+    let told = reload(&dir, None, at(0)).unwrap_err();
+    let places: Vec<_> = told.found.iter().map(|mistake| told.line_of(mistake.place.as_ref().unwrap())).collect();
+    assert_eq!(places, [Some((text.as_path(), 2, 15)), Some((link.as_path(), 1, 1))], "{}", told.render(false));
+    std::fs::write(dir.path().join("config/portcullis.toml"), latin("[[upstream]]\napi_key = \"sk-canary")).unwrap();
+    let told = reload(&dir, None, at(0)).unwrap_err();
+    assert_eq!(told.line_of(told.found[0].place.as_ref().unwrap()).map(|(_, line, _)| line), Some(2));
+    assert!(!told.render(false).contains("canary"), "{}", told.render(false));
+}
+
+/// What one edit of acme's file gets, as messages and hints.
+fn of_acme(from: &str, to: &str) -> Vec<String> {
+    let dir = example();
+    edit(&dir, "orgs.d/acme.toml", from, to);
+    let Err(mistakes) = reload(&dir, None, at(0)) else { return Vec::new() };
+    mistakes.found.into_iter().map(|one| format!("{}; {}", one.message, one.hint.unwrap_or_default())).collect()
+}
+
+#[test]
+fn nobody_is_called_what_metrics_call_strangers() {
+    let wrong = of_acme("id      = \"acme\"", "id = \"unknown\"");
+    assert!(wrong.len() == 1 && wrong[0].contains("belongs to no organization"), "{wrong:?}");
+}
+
+#[test]
+fn a_key_in_the_wrong_table_is_told_where_it_belongs() {
+    let (mark, limits) = ("authority = \"partners\"\n", "[limits]\n");
+    for (from, to, hint) in [
+        (mark, "tokens_per_day = 5\n", "`tokens_per_day` belongs under [limits]"),
+        (mark, "connections = 5\n", "`connections` belongs under [limits]"),
+        (mark, "status = \"suspended\"\n", "`status` belongs above the first [table] of the file"),
+        (limits, "models = [\"frontier\"]\n", "`models` belongs above the first [table] of the file"),
+        ("[model.frontier.limits]\n", "connections = 5\n", "`connections` belongs under [limits]"),
+        ("id      = \"acme\"\n", "requests_per_day = 5\n", "`requests_per_day` belongs under [limits]"),
+        (mark, "urn = \"x\"\n", "did you mean `uri`?"),
+    ] {
+        let wrong = of_acme(from, &[from, to].concat());
+        assert!(wrong.len() == 1 && wrong[0].ends_with(hint), "{to}: {wrong:?}");
+    }
+}
+
+#[test]
+fn amounts_that_do_not_fit_are_told_what_fits() {
+    for amount in ["99999999999", "18446744074", "1.0000000001", "1e3", "-1"] {
+        let wrong = of_acme("\"2500.00\"", &format!("\"{amount}\""));
+        assert!(
+            wrong.len() == 1 && wrong[0].contains("nine decimals and no more than 18446744073.709551615"),
+            "{wrong:?}"
+        );
+    }
+    assert!(of_acme("\"2500.00\"", "\"18446744073.709551615\"").is_empty());
+}
+
+#[test]
+fn a_grant_that_nothing_served_can_match_is_odd() {
+    for (to, said) in [
+        ("nowhere-*", "no upstream serves a model that \"nowhere-*\" matches"),
+        ("later", "no upstream serves a model of the group \"later\""),
+        ("gpt-4.?", "only `*` stands for other characters"),
+        ("gpt-[45]*", "only `*` stands for other characters"),
+    ] {
+        let dir = example();
+        edit(&dir, "portcullis.toml", "[model.small]", "[model.later]\nmatch = [\"nowhere-*\"]\n[model.small]");
+        edit(&dir, "orgs.d/globex.toml", "parent   = \"national-cert\"\n", "");
+        edit(&dir, "orgs.d/globex.toml", "\"small\"", &format!("\"{to}\""));
+        let policy = reload(&dir, None, at(0)).unwrap_or_else(|mistakes| panic!("{}", mistakes.render(false)));
+        let odd: Vec<_> = policy.warnings.iter().map(|warning| &warning.message).collect();
+        assert!(odd.len() == 1 && odd[0].contains(said), "{to}: {odd:?}");
     }
 }
 

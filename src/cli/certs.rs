@@ -6,6 +6,7 @@ mod list;
 mod show;
 
 use std::ffi::OsStr;
+use std::fmt::Display;
 use std::io::Write;
 use std::net::IpAddr;
 use std::os::unix::fs::OpenOptionsExt;
@@ -15,7 +16,7 @@ use std::time::Duration;
 
 use clap::{ArgGroup, Args as ClapArgs, Subcommand};
 use rustls_pki_types::CertificateDer;
-use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::pem::{self, PemObject};
 use serde_json::{Value, json};
 use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::GeneralName;
@@ -358,10 +359,14 @@ fn parsed<T>(der: &CertificateDer<'_>, read: impl FnOnce(&X509Certificate<'_>) -
     X509Certificate::from_der(der).map(|(_, certificate)| read(&certificate)).map_err(complain)
 }
 
-fn first(file: &Path) -> Result<CertificateDer<'static>, ExitCode> {
-    let pem = read(file).map_err(complain)?;
-    CertificateDer::from_pem_slice(pem.as_bytes())
-        .map_err(|error| complain(format_args!("{}: {error}", file.display())))
+/// The first certificate of a file.
+pub(super) fn first(file: &Path) -> Result<CertificateDer<'static>, ExitCode> {
+    let why = |error: &dyn Display| complain(format_args!("{}: {error}", file.display()));
+    let pem = std::fs::read(file).map_err(|error| why(&error))?;
+    CertificateDer::from_pem_slice(&pem).map_err(|error| match error {
+        pem::Error::NoItemsFound => why(&"it holds no certificate in PEM"),
+        error => why(&error),
+    })
 }
 
 fn read(path: &Path) -> Result<String, String> {

@@ -12,20 +12,22 @@ use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request};
 use ipnet::IpNet;
 use rustls_pki_types::CertificateDer;
-use rustls_pki_types::pem::PemObject;
 use serde_json::{Value, json};
 
-use super::{Done, REFUSED, complain, say, tell};
-use crate::ask::Route;
-use crate::clock::{Clock, Wall};
+use super::{Done, REFUSED, say, tell};
+use crate::ask::{Ask, Route};
+use crate::clock::{Clock, Now};
 use crate::identify::{self, Caller};
 use crate::keeper::kept::Kept;
-use crate::names::{ModelName, OrgId, PurposeId};
+use crate::ledger::{Demand, Ledger, Verdict};
+use crate::names::{OrgId, PurposeId};
 use crate::outcome::{Code, Handshake, Refusal};
 use crate::peer::Peer;
-use crate::policy::{Binding, Org, Owner, Policy, Revocations, Status};
+use crate::policy::{Binding, Group, Org, Owner, Policy, Revocations, Status};
+use crate::reserve::reserve;
 use crate::tls::{Acceptance, Terms};
-use crate::{admit, dialect, gate};
+use crate::usage::Calibration;
+use crate::{admit, answer, dialect, gate};
 
 /// Arguments of `portcullis explain`.
 #[derive(Debug, ClapArgs)]
@@ -58,7 +60,7 @@ struct Grounds<'a> {
     policy: &'a Policy,
     /// What was revoked by command, as the state directory has it.
     withdrawn: Arc<Revocations>,
-    now: Wall,
+    now: Now,
 }
 
 /// A decision, and the rule that made it.
@@ -83,19 +85,14 @@ impl Decision {
 /// Explains a decision: exit 0 when allowed, 1 when refused.
 pub fn run(args: &Args) -> Done {
     let policy = super::loaded(&args.config, args.json)?;
-    let pem = std::fs::read(&args.cert).map_err(|error| error.to_string());
-    let certificate = pem.and_then(|pem| CertificateDer::from_pem_slice(&pem).map_err(|error| error.to_string()));
-    let certificate = certificate.map_err(|error| complain(format_args!("{}: {error}", args.cert.display())))?;
+    let certificate = super::certs::first(&args.cert)?;
     let withdrawn = Kept::withdrawals(&policy.settings.state).load(Revocations::from_bytes);
     let withdrawn = withdrawn.unwrap_or_else(|error| {
         tell(format_args!("portcullis: what was revoked by command is left out: {error}\n"));
         None
     });
-    let grounds = Grounds {
-        policy: &policy,
-        withdrawn: Arc::new(withdrawn.unwrap_or_default()),
-        now: Clock::system().now().wall,
-    };
+    let grounds =
+        Grounds { policy: &policy, withdrawn: Arc::new(withdrawn.unwrap_or_default()), now: Clock::system().now() };
     let decided = decide(args, &grounds, &certificate);
     let (allowed, Decision { code, text, rule, held }) = match decided {
         Ok(decision) => (true, decision),
@@ -123,6 +120,7 @@ fn decide(args: &Args, grounds: &Grounds<'_>, certificate: &CertificateDer<'_>) 
     let route = gated.route();
     let caller = caller(grounds, &peer)?;
     let org = caller.org();
+    connected(org)?;
     if !route.is_forwarded() {
         return Ok(Decision::new("ok", format!("{} may read {}{networks}", org.id, route.path()), None));
     }
@@ -132,12 +130,15 @@ fn decide(args: &Args, grounds: &Grounds<'_>, certificate: &CertificateDer<'_>) 
         let text = format!("{} may pursue this purpose{networks}; name a model to judge it too", org.id);
         return Ok(Decision::new("ok", text, Some(rule)));
     };
-    let model = named(route, model)?;
-    let rule = granted(grounds, org, route, model.as_str())?;
+    let ask = asked(route, model)?;
+    let rule = granted(grounds, org, route, model)?;
     let text = format!("{} may use {model} for this purpose, within its limits{networks}", org.id);
-    let group = grounds.policy.models.group_of(model.as_str()).map(|group| &group.id);
-    let held = Some((org.id.clone(), Binding::of(grounds.policy, org, &purpose, group)));
-    Ok(Decision { held, ..Decision::new("ok", text, Some(rule)) })
+    let group = grounds.policy.models.group_of(model);
+    let held = Some((org.id.clone(), Binding::of(grounds.policy, org, &purpose, group.map(|group| &group.id))));
+    match fits(grounds, org, &purpose, &ask, group) {
+        Ok(()) => Ok(Decision { held, ..Decision::new("ok", text, Some(rule)) }),
+        Err(refused) => Err(Decision { held, ..refused }),
+    }
 }
 
 /// The head of the request that is asked about, with all that a client of good will adds.
@@ -167,10 +168,10 @@ fn head(args: &Args, policy: &Policy) -> Result<Parts, Decision> {
     Ok(head)
 }
 
-/// The model, as it is read from a body that holds nothing else.
-fn named(route: Route, model: &str) -> Result<ModelName, Decision> {
+/// The least that can be asked of a model: what is read from a body that holds nothing else.
+fn asked(route: Route, model: &str) -> Result<Ask, Decision> {
     let body = json!({"model": model}).to_string();
-    dialect::read(route, body.as_bytes()).map(|ask| ask.model).map_err(Decision::refused)
+    dialect::read(route, body.as_bytes()).map_err(Decision::refused)
 }
 
 /// What a handshake with this certificate proves, and from where alone, in words for the answer.
@@ -184,7 +185,7 @@ fn handshake(grounds: &Grounds<'_>, certificate: &CertificateDer<'_>) -> Result<
         longest: policy.longest_certificate,
         revoked: Arc::new(move |authority, leaf| withdrawn.certificate(authority.as_str(), leaf)),
     });
-    let verdict = acceptance.judge(certificate, grounds.now).map_err(|turned| {
+    let verdict = acceptance.judge(certificate, grounds.now.wall).map_err(|turned| {
         let rule = match (turned.result, turned.authority) {
             (Handshake::UnknownIssuer, _) => Some("client_auth".to_owned()),
             (Handshake::Revoked | Handshake::Other, Some(authority)) => Some(format!("authority/{authority}/crl")),
@@ -204,7 +205,7 @@ fn handshake(grounds: &Grounds<'_>, certificate: &CertificateDer<'_>) -> Result<
 }
 
 fn caller(grounds: &Grounds<'_>, peer: &Peer) -> Result<Caller, Decision> {
-    let Grounds { policy, ref withdrawn, now } = *grounds;
+    let Grounds { policy, ref withdrawn, now: Now { wall: now, .. } } = *grounds;
     identify::identify(policy, withdrawn, peer, now).map_err(|refusal| {
         let owner = match policy.owner(peer.authority(), peer.leaf()) {
             Owner::One(org, _) => Some(org),
@@ -243,6 +244,37 @@ fn purpose(headers: &HeaderMap, grounds: &Grounds<'_>, caller: &Caller) -> Resul
         Decision { rule: Some(rule), ..Decision::refused(refusal) }
     })?;
     Ok(purpose)
+}
+
+/// Whether it may hold a connection at all. How many it holds is not known offline.
+fn connected(org: &Org) -> Result<(), Decision> {
+    let Some(holder) = org.line().find(|org| org.connections == Some(0)) else { return Ok(()) };
+    let text = format!("{} may hold no connection, so no request of {} is served", holder.id, org.id);
+    Err(Decision::new(Code::ConcurrencyLimitExceeded, text, Some(format!("org/{}/connections", holder.id))))
+}
+
+/// Whether the least that can be asked fits all limits while nothing else stands against them: what does not then never
+/// does. How much is used is not known offline.
+fn fits(
+    grounds: &Grounds<'_>,
+    org: &Org,
+    purpose: &PurposeId,
+    ask: &Ask,
+    group: Option<&Arc<Group>>,
+) -> Result<(), Decision> {
+    let (policy, now) = (grounds.policy, grounds.now);
+    let Some(plan) = org.plan(purpose, group.map(|group| &group.id)) else { return Ok(()) };
+    let (unused, quota) = (Ledger::new(), &policy.quota);
+    let stand = || unused.standings(plan, &quota.timezone, now);
+    let reserved = reserve(ask, group.map(AsRef::as_ref), quota, &Calibration::new(), plan, stand);
+    let charge = reserved.map_err(Decision::refused)?.charge;
+    match unused.admit(&Demand { plan, charge, timezone: &quota.timezone }, now) {
+        Verdict::Refused(short) => {
+            let rule = format!("org/{}/limits/{}", short.org, policy.named(&short.id));
+            Err(Decision { rule: Some(rule), ..Decision::refused(answer::short(&short, &org.id, policy)) })
+        }
+        Verdict::Admitted(_) | Verdict::NeedsStore(_) => Ok(()),
+    }
 }
 
 /// The rule that grants the model.

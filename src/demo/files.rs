@@ -21,9 +21,10 @@ const AUTHORITY: Duration = Duration::from_secs(3650 * 86_400);
 
 /// Makes what is missing: a second start finds everything there.
 pub(super) fn certificates(dir: &Path, now: Wall) -> Result<(), String> {
-    std::fs::create_dir_all(dir.join("orgs.d")).map_err(text)?;
-    std::fs::create_dir_all(dir.join("certs")).map_err(text)?;
     let certs = dir.join("certs");
+    for folder in [&dir.join("orgs.d"), &certs] {
+        std::fs::create_dir_all(folder).map_err(|error| format!("{}: {error}", folder.display()))?;
+    }
     if certs.join("ready").exists() && certs.join("partners-ca.key").exists() {
         return Ok(());
     }
@@ -81,7 +82,10 @@ pub(super) fn configuration(
 
 /// A partner's side of TLS.
 pub(super) fn client(dir: &Path, name: &str) -> Result<Arc<ClientConfig>, String> {
-    let read = |file: String| std::fs::read(dir.join("certs").join(file)).map_err(text);
+    let read = |file: String| {
+        let path = dir.join("certs").join(file);
+        std::fs::read(&path).map_err(|error| format!("{}: {error}", path.display()))
+    };
     let (ca, certificate, key) = (read("ca.pem".into())?, read(format!("{name}.pem"))?, read(format!("{name}.key"))?);
     tls::connector(Some(&ca), Some((&certificate, &key))).map_err(text)
 }

@@ -54,7 +54,7 @@ fn demo(args: &Args) -> Result<bool, String> {
     // A check tells its story on a clean page: yesterday's use would be today's refusal.
     let dir = if args.check { args.dir.join("check") } else { args.dir.clone() };
     if args.check && dir.exists() {
-        std::fs::remove_dir_all(&dir).map_err(text)?;
+        std::fs::remove_dir_all(&dir).map_err(|error| format!("{}: {error}", dir.display()))?;
     }
     progress(args, "certificates");
     files::certificates(&dir, clock.now().wall)?;

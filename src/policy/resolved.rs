@@ -37,10 +37,9 @@ impl Binding {
             let mut limits: Vec<&Limit> = level.limits.iter().collect();
             limits.sort_by(|one, other| one.id.cmp(&other.id));
             all.extend(limits.into_iter().map(|limit| Binding::from(&level.org, limit, policy)));
-            // An ancestor's cap counts the connections of that ancestor alone.
-            if let Some(amount) = org.connections.filter(|_| level.org == org.id) {
+            if let Some(amount) = policy.org(level.org.as_str()).and_then(|org| org.connections) {
                 let (name, scope) = ("connections".into(), Scope::default());
-                let org = org.id.clone();
+                let org = level.org.clone();
                 all.push(Binding { org, name, scope, measure: None, amount, burst: amount, shadow: false });
             }
         }

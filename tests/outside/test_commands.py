@@ -273,6 +273,7 @@ def test_a_right_configuration_is_said_to_be_right(place):
 def test_limits_of_every_ancestor_are_told(place):
     place.edit("orgs.d/globex.toml", 'id = "globex"', 'id = "globex"\nparent = "acme"')
     place.edit("orgs.d/globex.toml", "[limits]", '[purpose.research.limits]\ncost_per_day = "9.50"\n[limits]')
+    place.edit("orgs.d/acme.toml", "[limits]", "[limits]\nconnections = 9")
     for file in ("acme", "globex"):
         text = (place.folder / f"orgs.d/{file}.toml").read_text()
         text = re.sub(r"models = \[.*\]", 'models = ["frontier"]', text)
@@ -286,6 +287,7 @@ def test_limits_of_every_ancestor_are_told(place):
         ["requests_per_minute", "60"],
         ["research/cost_per_day", "9.50"],
         ["requests_per_minute", "600", "of", "acme"],
+        ["connections", "9", "of", "acme"],
     ]
     assert "globex: incident × any model\n" in done.stdout
     told = json.loads(place.check("--json").stdout)["limits"]
@@ -432,6 +434,11 @@ def unlimited(place):
     return "globex has no limits"
 
 
+def connections_alone(place):
+    place.edit("orgs.d/globex.toml", "requests_per_minute = 60", "connections = 60")
+    return "globex has no limits but that of its connections"
+
+
 def nobody_may(place):
     return "nobody may use the purpose forbidden"
 
@@ -476,6 +483,7 @@ ODD = [
     above_the_parent,
     nobody_can_be_it,
     unlimited,
+    connections_alone,
     nobody_may,
     server_expires_soon,
     not_for_that_name,
@@ -791,6 +799,11 @@ def suspended_parent(place):
     place.edit("orgs.d/globex.toml", 'id = "globex"', 'id = "globex"\nstatus = "suspended"')
 
 
+def closed_parent(place):
+    place.edit("orgs.d/acme.toml", 'id = "acme"', 'id = "acme"\nparent = "globex"')
+    place.edit("orgs.d/globex.toml", "[limits]", "[limits]\nconnections = 0")
+
+
 def untouched(_):
     pass
 
@@ -828,6 +841,16 @@ REFUSED = [
         ("orgs.d/acme.toml", "models"),
     ),
     (untouched, [*FULL, "--path", "/v1/nothing"], "route_not_found", None),
+    *[
+        (org("requests_per_minute = 600", f"{limit} = 0"), FULL, code, ("orgs.d/acme.toml", limit))
+        for limit, code in (
+            ("requests_per_day", "quota_request_too_large"),
+            ("tokens_per_minute", "quota_request_too_large"),
+            ("concurrent_requests", "concurrency_limit_exceeded"),
+            ("connections", "concurrency_limit_exceeded"),
+        )
+    ],
+    (closed_parent, FULL, "concurrency_limit_exceeded", ("orgs.d/globex.toml", "connections")),
 ]
 
 
@@ -845,6 +868,26 @@ def test_a_refusal_is_explained_with_its_code_and_the_line_that_decides(place, s
         file, word = where
         wanted = f"{file}:{place.line(file, word)}:"
         assert wanted in done.stdout and wanted in told["place"]
+
+
+@pytest.mark.parametrize(
+    "limit",
+    ["requests_per_minute", "requests_per_day", "output_tokens_per_day", "concurrent_requests", "connections", None],
+)
+def test_what_no_limit_ever_lets_through_is_refused_offline_as_the_gateway_refuses_it(place, running, limit):
+    kept = (running.folder / "orgs.d/acme.toml").read_text()
+    spoilt = kept.replace("requests_per_minute = 600", f"{limit} = 0" if limit else "requests_per_minute = 1")
+    try:
+        for folder in (running.folder, place.folder):
+            (folder / "orgs.d/acme.toml").write_text(spoilt)
+        assert running.run("reload").returncode == 0
+        answer = running.ask(body=chat("mock-1"))
+        told = json.loads(place.explain("--json", *FULL).stdout)
+        assert (told["allowed"], answer.status == 200) == (limit is None, limit is None), told
+        assert limit is None or told["code"] == answer.headers["portcullis-reason"]
+    finally:
+        (running.folder / "orgs.d/acme.toml").write_text(kept)
+        assert running.run("reload").returncode == 0
 
 
 @pytest.mark.parametrize(
@@ -1261,11 +1304,14 @@ def test_certs_and_audit_say_what_is_missing(place):
     for arguments in (
         ["certs", "issue", "--org", "acme"],
         ["certs", "show", "nowhere.pem"],
+        ["certs", "show", "acme.key"],
         ["certs", "crl"],
         ["audit", "verify", "nowhere"],
     ):
         done = place.run(*arguments)
         assert done.returncode == 2 and len(done.stderr) > 10 and not done.stdout, (arguments, done)
+    assert place.run("certs", "show", "acme.key").stderr == "portcullis: acme.key: it holds no certificate in PEM\n"
+    assert "server.pem" in place.run("demo", "--dir", "server.pem").stderr
 
 
 # The commands that bring something up.

@@ -1,9 +1,9 @@
 //! How many instructions the main steps of a request take, held against what is written in `instructions.txt`.
 //!
-//! `cargo bench --profile release --bench instructions` runs each step under valgrind (callgrind), twice with different numbers of turns;
-//! the difference is the step. It fails when a step takes 3 % more than written; `-- --write` writes what is found.
-//! Unlike time, the count does not depend on what else the machine does. It depends on compiler and processor: where
-//! they are others than those written down, nothing is judged, and that is said.
+//! `cargo run --profile counted --example instructions` runs each step under valgrind (callgrind), twice with different
+//! numbers of turns; the difference is the step. It fails when a step takes 3 % more than written; `-- --write` writes what
+//! is found. Unlike time, the count does not depend on what else the machine does. It depends on compiler and processor:
+//! where they are others than those written down, nothing is judged, and that is said.
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "what it prints is its product")]
 #![expect(clippy::cast_precision_loss, reason = "figures for people")]
@@ -75,12 +75,12 @@ const WRITTEN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/instructions
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let arguments: Vec<&str> = arguments.iter().map(String::as_str).filter(|one| *one != "--bench").collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let done = match arguments[..] {
         [] => compare(false),
         ["--write"] => compare(true),
         ["--step", name, turns, folder] => take(name, turns, Path::new(folder)).map(|()| true),
-        _ => Err("cargo bench --bench instructions [-- --write]".into()),
+        _ => Err("cargo run --profile counted --example instructions [-- --write]".into()),
     };
     match done {
         Ok(true) => ExitCode::SUCCESS,

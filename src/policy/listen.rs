@@ -1,7 +1,6 @@
 //! The place: listeners, limits of the wire, admin side, quotas' store and logging.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::os::unix::fs::FileTypeExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -301,10 +300,7 @@ fn socket(path: &str, files: &Files) -> Result<PathBuf, String> {
     if let Err(error) = std::os::unix::net::SocketAddr::from_pathname(&path) {
         return Err(format!("no socket can be at {}: {error}", path.display()));
     }
-    match std::fs::symlink_metadata(&path) {
-        Ok(there) if !there.file_type().is_socket() => Err(format!("{} is no socket", path.display())),
-        _ => Ok(path),
-    }
+    if path.is_dir() { Err(format!("{} is a directory, not a socket", path.display())) } else { Ok(path) }
 }
 
 /// No two listeners may want one port of one address.

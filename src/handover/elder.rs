@@ -19,7 +19,7 @@ use crate::audit::{Fields, Kind};
 use crate::gateway::Gateway;
 use crate::keeper::audit::{Journal, Place};
 use crate::keeper::heir::{Line, Reply, Saying, receive, send};
-use crate::ledger::abroad::Report;
+use crate::ledger::abroad::{Counted, Report};
 use crate::policy::Revocations;
 
 /// It speaks twenty times a second; after so long it is taken for gone.
@@ -112,7 +112,7 @@ impl Desk {
     fn serve(&mut self, mut stream: UnixStream, shared: &Shared, said: &Sender<()>) {
         while let Ok(saying) = receive(&mut stream) {
             let mut reply = match saying {
-                Saying::Used(reports) => Reply { granted: self.used(&reports), ..Reply::default() },
+                Saying::Used(reports) => self.used(&reports),
                 Saying::Lines(lines) => Reply { numbers: self.lines(lines), ..Reply::default() },
             };
             // Withdrawals are looked at after everything else, so that none is missed that came meanwhile.
@@ -127,19 +127,16 @@ impl Desk {
         }
     }
 
-    fn used(&self, reports: &[Report]) -> Vec<bool> {
+    fn used(&self, reports: &[Report]) -> Reply {
         let policy = &self.gateway.current().policy;
-        let count = |report: &Report| {
-            let level = policy.org(report.org()).map(|org| &org.own);
-            let (ledger, now) = (&self.gateway.ledger, self.gateway.clock.now());
-            ledger.count_for(report, level, &policy.quota.timezone, now).unwrap_or((false, None))
-        };
-        let counted: Vec<_> = reports.iter().map(count).collect();
+        let level = |org: &str| policy.org(org).map(|org| &org.own);
+        let now = self.gateway.clock.now();
+        let Counted { granted, denied, wait } =
+            self.gateway.ledger.count_for(reports, level, &policy.quota.timezone, now);
         // One write of the marks serves all of them.
-        let durable = |(granted, wait): (bool, Option<crate::ledger::Wait>)| {
-            granted && wait.is_none_or(|wait| self.runtime.block_on(wait.raised()).is_ok())
-        };
-        counted.into_iter().map(durable).collect()
+        let durable = wait.is_none_or(|wait| self.runtime.block_on(wait.raised()).is_ok());
+        let granted = granted.into_iter().map(|granted| granted && durable).collect();
+        Reply { granted, denied: Some(denied), ..Reply::default() }
     }
 
     fn lines(&mut self, lines: Vec<Line>) -> Vec<Option<u64>> {

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use crate::audit::Kind;
-use crate::ledger::abroad::Report;
+use crate::ledger::abroad::{Answer, Denied, Report};
 
 /// How long an answer may take: the successor opens state and audit log before it answers first.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -46,8 +46,11 @@ pub struct Line {
 /// What the successor answers.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Reply {
-    /// Report by report: whether what was wanted is granted.
+    /// Report by report: whether what was wanted is granted, and counted for good.
     pub granted: Vec<bool>,
+    /// Requests that get nothing of what they want; none from who does not look at single requests.
+    #[serde(default)]
+    pub denied: Option<Vec<Denied>>,
     /// Line by line: the `seq` of an accepted line that is written.
     pub numbers: Vec<Option<u64>>,
     /// It serves.
@@ -56,6 +59,13 @@ pub struct Reply {
     pub ends: bool,
     /// What is withdrawn by hand, when that has changed.
     pub revoked: Option<Box<RawValue>>,
+}
+
+impl Reply {
+    /// What it says to [`Saying::Used`].
+    pub(super) fn to_reports(&self) -> Answer<'_> {
+        Answer { granted: &self.granted, denied: self.denied.as_deref() }
+    }
 }
 
 /// The successor.

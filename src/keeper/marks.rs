@@ -16,7 +16,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 use crate::clock::{Clock, Wall};
-use crate::keeper::heir::{Heir, Saying};
+use crate::keeper::heir::{Heir, Reply, Saying};
 use crate::ledger::Ledger;
 use crate::ledger::bell::Bell;
 use crate::ledger::marks::{Batch, Restored};
@@ -167,7 +167,7 @@ impl Keeper {
             goes_on = self.bell.listen(BEAT_ABROAD);
             let mut reports = self.ledger.gather_abroad(&self.bell, self.clock.now());
             let reply = heir.tell(&Saying::Used(std::mem::take(&mut reports.told)));
-            reports.decide(&self.bell, reply.as_ref().map(|reply| reply.granted.as_slice()));
+            reports.decide(&self.bell, reply.as_ref().map(Reply::to_reports));
         }
     }
 

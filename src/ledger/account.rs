@@ -13,6 +13,7 @@ use super::latch::{Latch, Latched};
 use super::lease::{Abroad, Lease, Moved};
 use super::meter::{Leak, Meter};
 use super::queue::Queue;
+use super::tally::{Tally, TallySettling};
 use super::window::{Ends, day_after, month_after};
 use crate::clock::{Mono, Wall};
 use crate::limits::{Charge, Level, Scope, Seat, Unit};
@@ -91,8 +92,17 @@ pub(super) struct State {
 pub(super) struct Slot {
     /// Which requests count.
     pub(super) scope: Scope,
+    /// The scope's name when the process began, if it has got another one since.
+    came_as: Option<Scope>,
     /// What they used.
     pub(super) counters: Counters,
+}
+
+impl Slot {
+    /// A scope of which so much was counted.
+    pub(super) fn new(scope: Scope, counters: Counters) -> Slot {
+        Slot { scope, came_as: None, counters }
+    }
 }
 
 impl State {
@@ -119,6 +129,7 @@ impl State {
         }
         for slot in self.slots_mut() {
             slot.counters.begin(day, month);
+            slot.counters.lease.begin_windows();
         }
     }
 
@@ -142,10 +153,8 @@ impl State {
     #[cold]
     fn take_seat(&mut self, index: usize, scope: &Scope) {
         let returned = self.waiting.iter().position(|slot| slot.scope == *scope);
-        let slot = returned.map_or_else(
-            || Slot { scope: scope.clone(), counters: Counters::default() },
-            |place| self.waiting.swap_remove(place),
-        );
+        let slot = returned
+            .map_or_else(|| Slot::new(scope.clone(), Counters::default()), |place| self.waiting.swap_remove(place));
         if self.seats.len() <= index {
             self.seats.resize_with(index + 1, || None);
         }
@@ -160,8 +169,9 @@ impl State {
         let mut left = Vec::new();
         for slot in self.slots_mut() {
             if let Some(scope) = renamed(&slot.scope) {
-                left.push(std::mem::replace(&mut slot.scope, scope.clone()));
-                left.push(scope);
+                let old = std::mem::replace(&mut slot.scope, scope.clone());
+                slot.came_as.get_or_insert_with(|| old.clone());
+                left.extend([old, scope]);
             }
         }
         for scope in &left {
@@ -182,48 +192,25 @@ impl State {
     /// The counters of `scope`, wherever they wait; new ones wait until a policy asks for them.
     pub(super) fn of_scope(&mut self, scope: &Scope) -> Option<&mut Counters> {
         if !self.slots_mut().any(|slot| slot.scope == *scope) {
-            self.waiting.push(Slot { scope: scope.clone(), counters: Counters::default() });
+            self.waiting.push(Slot::new(scope.clone(), Counters::default()));
         }
         self.slots_mut().find(|slot| slot.scope == *scope).map(|slot| &mut slot.counters)
+    }
+
+    /// The scope at `seat`.
+    pub(super) fn scope_at(&self, seat: Seat) -> Option<&Scope> {
+        self.seats.get(seat.0 as usize)?.as_ref().map(|slot| &slot.scope)
+    }
+
+    /// What `scope` is called by now, in the mouth of who knows it by the name that it had when the process began.
+    pub(super) fn called_now(&mut self, scope: &Scope) -> Scope {
+        let renamed = self.slots_mut().find(|slot| slot.came_as.as_ref() == Some(scope));
+        renamed.map_or_else(|| scope.clone(), |slot| slot.scope.clone())
     }
 
     /// Every scope that was ever counted.
     pub(super) fn slots_mut(&mut self) -> impl Iterator<Item = &mut Slot> {
         self.seats.iter_mut().flatten().chain(self.waiting.iter_mut())
-    }
-}
-
-/// What one calendar window has seen beside what it shares with the other one. What is charged in it is what was settled
-/// in it, and what [`Counters::reserved`] holds beyond `before`: so a reservation moves one number, not three.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(super) struct Tally {
-    /// What requests have used that were over before the other window began, or belong to this window alone.
-    pub(super) apart: Charge,
-    /// What requests under way had reserved before the window began.
-    before: Charge,
-}
-
-/// What a settlement does to one tally.
-#[derive(Debug, Clone, Copy)]
-pub(super) enum TallySettling {
-    /// It takes all that was used.
-    Whole,
-    /// It takes what was used beyond what had been reserved before the window began.
-    Beyond(Charge),
-    /// It takes nothing: the window is not the reservation's any more.
-    Nothing,
-}
-
-impl Tally {
-    fn settle(&mut self, reserved: &Charge, actual: &Charge, how: &TallySettling) {
-        match how {
-            TallySettling::Whole => self.apart = self.apart.plus(actual),
-            TallySettling::Beyond(before) => {
-                self.apart = self.apart.plus(&actual.minus(before));
-                self.before = self.before.minus(before);
-            }
-            TallySettling::Nothing => self.before = self.before.minus(reserved),
-        }
     }
 }
 
@@ -407,17 +394,20 @@ impl Counters {
     /// Counts what a process tells that was replaced by this one. `same` says whether both count in the same windows;
     /// nothing is taken back where they do not.
     ///
-    /// What was taken over was added first, and drains first: what was added to a meter since is left alone.
+    /// What was taken over was added first, and drains first: what was added to a meter since is left alone, but for what
+    /// was granted and not used.
     pub(super) fn count_for(&mut self, told: &Abroad, same: bool) {
         let less = |moved: &Moved| if same { moved.less } else { Charge::ZERO };
         let (of_meters, of_tallies) = (less(&told.meters), less(&told.tallies));
+        let forgone = told.forgone.min(&of_meters);
+        let taken_over = of_meters.minus(&forgone);
         let shared = std::mem::take(&mut self.settled);
         for tally in [&mut self.day, &mut self.month] {
             tally.apart = tally.apart.plus(&shared).plus(&told.tallies.more).minus(&of_tallies);
         }
         let mut everywhere = of_meters;
         for Running { unit, meter, queue, .. } in &mut self.meters {
-            let back = meter.take_back_first(of_meters.get(*unit));
+            let back = meter.take_back_added(forgone.get(*unit)) + meter.take_back_first(taken_over.get(*unit));
             meter.add(told.meters.more.get(*unit));
             queue.add(told.meters.more.get(*unit));
             everywhere = everywhere.with(*unit, everywhere.get(*unit).min(back));

@@ -3,13 +3,16 @@
 //! Ringing never blocks. Whoever waits is told when an attempt that began after the ring has ended, and how.
 
 use std::fmt;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 use tokio::sync::watch;
 
+use super::plea::{Part, Plea, Pleas};
 use crate::clock::Wall;
+use crate::limits::Charge;
 
 /// How the durable marks are doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -54,6 +57,10 @@ pub(crate) struct Bell {
     progress: watch::Sender<Progress>,
     errors: AtomicU64,
     written: AtomicI64,
+    /// Whether a successor keeps the marks.
+    abroad: AtomicBool,
+    /// What it is asked for.
+    pub(super) pleas: Mutex<Pleas>,
 }
 
 #[derive(Debug, Default)]
@@ -72,6 +79,8 @@ impl Bell {
             progress: watch::Sender::new(Progress::default()),
             errors: AtomicU64::new(0),
             written: AtomicI64::new(opened.0),
+            abroad: AtomicBool::new(false),
+            pleas: Mutex::default(),
         }
     }
 
@@ -90,7 +99,25 @@ impl Bell {
     pub(super) fn ring_and_wait(&self) -> Wait {
         let after = self.begun.load(Ordering::Acquire);
         self.ring();
-        Wait { after, progress: self.progress.subscribe() }
+        Wait { after, progress: self.progress.subscribe(), plea: None }
+    }
+
+    /// Asks the successor for `charge` in all `parts`; what comes back ends when it has answered.
+    pub(super) fn plead(&self, parts: Vec<Part>, charge: &Charge) -> (Arc<Plea>, Wait) {
+        let plea = self.pleas.lock().plead(parts, charge);
+        let wait = Wait { plea: Some(Arc::clone(&plea)), ..self.ring_and_wait() };
+        (plea, wait)
+    }
+
+    /// Whether a successor keeps the marks.
+    #[inline]
+    pub(super) fn is_abroad(&self) -> bool {
+        self.abroad.load(Ordering::Acquire)
+    }
+
+    /// From here on a successor keeps the marks.
+    pub(super) fn go_abroad(&self) {
+        self.abroad.store(true, Ordering::Release);
     }
 
     /// Asks the keeper to stop.
@@ -148,6 +175,8 @@ impl Bell {
 pub struct Wait {
     after: u64,
     progress: watch::Receiver<Progress>,
+    /// What must have been answered by then.
+    plea: Option<Arc<Plea>>,
 }
 
 impl Wait {
@@ -159,7 +188,7 @@ impl Wait {
         let after = self.after;
         let progress = self.progress.wait_for(|progress| progress.closed || progress.ended > after).await;
         match progress {
-            Ok(progress) if progress.good > after => Ok(()),
+            Ok(progress) if progress.good > after && !self.plea.is_some_and(|plea| plea.is_open()) => Ok(()),
             _ => Err(StoreDown),
         }
     }

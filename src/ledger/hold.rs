@@ -9,10 +9,12 @@ use std::sync::Arc;
 use jiff::tz::TimeZone;
 use smallvec::SmallVec;
 
-use super::account::{Account, Settling, TallySettling};
+use super::account::{Account, Settling};
 use super::bell::Wait;
-use super::judge::{CHAIN, Occasion, Share, Step, Steps, keep_worst, wait_for_marks};
+use super::judge::{CHAIN, Occasion, Share, Step, Steps, Uncovered, keep_worst, uncovered};
+use super::plea::Plea;
 use super::standing::Shortfall;
+use super::tally::TallySettling;
 use super::window::Ends;
 use crate::clock::Now;
 use crate::limits::{Allowance, Charge, Plan, Unit};
@@ -128,6 +130,8 @@ pub struct Hold {
     reserved: Charge,
     noted: Option<Charge>,
     shadowed: Vec<Shortfall>,
+    /// What a successor was asked for last.
+    plea: Option<Arc<Plea>>,
 }
 
 impl Hold {
@@ -137,7 +141,7 @@ impl Hold {
         reserved: Charge,
         shadowed: Vec<Shortfall>,
     ) -> Hold {
-        Hold { id, stakes, reserved, noted: None, shadowed }
+        Hold { id, stakes, reserved, noted: None, shadowed, plea: None }
     }
 
     /// The hold's number.
@@ -174,7 +178,7 @@ impl Hold {
             Step::extend(level, &stake.share, owner, timezone, now)
         };
         let mut steps: Steps<'_> = owners.iter().zip(&self.stakes).map(lock).collect();
-        let debt = match judge_more(&mut steps, more, now) {
+        let debt = match judge_more(&mut steps, more, &mut self.plea, now) {
             Ok(debt) => debt,
             Err(verdict) => return verdict,
         };
@@ -204,7 +208,12 @@ impl Hold {
 }
 
 /// Judges an extension; `Ok` holds the rate that it overruns, if there is one.
-fn judge_more(steps: &mut Steps<'_>, more: &Charge, now: Now) -> Result<Option<Shortfall>, Extension> {
+fn judge_more(
+    steps: &mut Steps<'_>,
+    more: &Charge,
+    plea: &mut Option<Arc<Plea>>,
+    now: Now,
+) -> Result<Option<Shortfall>, Extension> {
     let (mut refused, mut debt) = (None, None);
     for step in &mut *steps {
         step.judge(Occasion::Extension, more, now, |limit, shortfall| {
@@ -217,7 +226,11 @@ fn judge_more(steps: &mut Steps<'_>, more: &Charge, now: Now) -> Result<Option<S
     if let Some(shortfall) = refused {
         return Err(Extension::Refused(shortfall));
     }
-    wait_for_marks(steps, more, now).map_or(Ok(debt), |wait| Err(Extension::NeedsStore(wait)))
+    match uncovered(steps, more, plea, now) {
+        None => Ok(debt),
+        Some(Uncovered::Waits(wait)) => Err(Extension::NeedsStore(wait)),
+        Some(Uncovered::Denied(shortfall)) => Err(Extension::Refused(shortfall)),
+    }
 }
 
 impl Drop for Hold {

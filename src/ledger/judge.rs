@@ -14,6 +14,7 @@ use super::hold::Stake;
 use super::latch::Latched;
 use super::lease::Known;
 use super::meter::Leak;
+use super::plea::{Fate, Part, Plea};
 use super::reading::{self, Reading};
 use super::standing::Shortfall;
 use super::window::Ends;
@@ -220,6 +221,25 @@ impl Step<'_> {
         headroom
     }
 
+    /// What a charge moves here, for a plea.
+    fn parts(&self) -> impl Iterator<Item = Part> {
+        let part = |seat: &Seat| {
+            let (org, scope) = (self.account.org.clone(), self.state.scope_at(*seat)?.clone());
+            Some(Part { org, scope, ends: self.state.ends, judged: self.level.is_some() })
+        };
+        self.share.seats.taken().iter().filter_map(part)
+    }
+
+    /// Takes back what was granted here, to be charged at once.
+    fn hand_in(&mut self, granted: &Charge) {
+        let seats = self.share.seats;
+        for seat in seats.taken() {
+            if let Some(counters) = self.state.counters(*seat) {
+                counters.lease.hand_in(granted);
+            }
+        }
+    }
+
     /// Charges a new request, which was judged before.
     #[inline]
     pub(super) fn commit(&mut self, charge: &Charge) -> Stake {
@@ -267,8 +287,54 @@ pub(super) fn keep_worst(worst: &mut Option<Shortfall>, found: Shortfall) {
     }
 }
 
+/// Why a charge that was judged cannot be made yet, or at all.
+pub(super) enum Uncovered {
+    /// The durable marks must rise first.
+    Waits(Wait),
+    /// Who keeps the marks says that a budget has no room.
+    Denied(Shortfall),
+}
+
+/// What stands in the way of `charge`, if whoever keeps the marks does not vouch for it everywhere. A successor is asked
+/// by a plea, and the same question again brings its answer.
+pub(super) fn uncovered(
+    steps: &mut Steps<'_>,
+    charge: &Charge,
+    plea: &mut Option<Arc<Plea>>,
+    now: Now,
+) -> Option<Uncovered> {
+    let bell = steps.first().and_then(|step| step.account.bell.as_ref());
+    match bell.filter(|bell| bell.is_abroad()).cloned() {
+        Some(abroad) => uncovered_abroad(steps, charge, plea, &abroad),
+        None => wait_for_marks(steps, charge, now).map(Uncovered::Waits),
+    }
+}
+
+#[cold]
+fn uncovered_abroad(
+    steps: &mut Steps<'_>,
+    charge: &Charge,
+    plea: &mut Option<Arc<Plea>>,
+    bell: &Bell,
+) -> Option<Uncovered> {
+    let parts: Vec<Part> = steps.iter().flat_map(Step::parts).collect();
+    let before = plea.take().filter(|plea| plea.asks(&parts, charge));
+    match before.map_or(Fate::Open, |plea| plea.tell()) {
+        Fate::Granted => {
+            steps.iter_mut().for_each(|step| step.hand_in(charge));
+            None
+        }
+        Fate::Denied(short) => Some(Uncovered::Denied(short)),
+        Fate::Open | Fate::Told => {
+            let (asked, wait) = bell.plead(parts, charge);
+            *plea = Some(asked);
+            Some(Uncovered::Waits(wait))
+        }
+    }
+}
+
 /// What to wait for, if `charge` outruns a durable mark anywhere.
-pub(super) fn wait_for_marks(steps: &mut Steps<'_>, charge: &Charge, now: Now) -> Option<Wait> {
+fn wait_for_marks(steps: &mut Steps<'_>, charge: &Charge, now: Now) -> Option<Wait> {
     let mut outrun = None;
     for step in steps {
         outrun = step.outruns_marks(charge, now).or(outrun);

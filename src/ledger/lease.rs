@@ -69,17 +69,27 @@ struct Flow {
     back: Charge,
     /// What came back in the tallies of day and month, which give back all that was not used.
     unused: Charge,
+    /// Of both: what a successor granted, and nobody used.
+    forgone: Charge,
 }
 
-/// What a successor is told of one scope, and asked for.
+/// What a successor is told of one scope.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct Abroad {
     /// What its meters must count more than it was told last.
     pub(super) meters: Moved,
     /// What its tallies must.
     pub(super) tallies: Moved,
-    /// To be counted as well, if it may be used.
-    pub(super) wanted: Charge,
+    /// What it granted, and nobody used.
+    pub(super) forgone: Charge,
+}
+
+impl Abroad {
+    /// What was granted: counted, whatever becomes of it.
+    pub(super) fn lent(charge: &Charge) -> Abroad {
+        let moved = Moved { more: *charge, less: Charge::ZERO };
+        Abroad { meters: moved, tallies: moved, forgone: Charge::ZERO }
+    }
 }
 
 /// A difference: of each unit one of the two is nothing.
@@ -214,28 +224,28 @@ impl Lease {
         Some(size)
     }
 
-    /// As [`Lease::gather`], when a successor keeps the marks. No room is kept that nobody waits for: what is unused is
-    /// the successor's to give out. None when there is nothing to tell.
-    pub(super) fn gather_abroad(&mut self, now: Known) -> Option<Abroad> {
-        let wanted = std::mem::take(&mut self.wanted);
-        let asked = std::mem::take(&mut self.asked);
-        let Flow { charged, back, unused } = std::mem::take(&mut self.flow);
-        let meters = Moved::from(&charged, &back.plus(&self.size));
-        let tallies = Moved::from(&charged, &unused.plus(&self.size));
-        (self.spent, self.room, self.size, self.most) = (Charge::ZERO, Charge::ZERO, wanted, Charge::ZERO);
-        if !asked && meters == Moved::default() && tallies == Moved::default() {
-            return None;
-        }
-        self.offered = Some(Offer { more: wanted, paid: self.owed, vouched: Charge::ZERO, known: now });
-        Some(Abroad { meters, tallies, wanted })
+    /// What has moved since a successor was told last. No room is kept: it gives out what there is, request by request.
+    pub(super) fn gather_abroad(&mut self) -> Abroad {
+        let Flow { charged, back, unused, forgone } = std::mem::take(self).flow;
+        Abroad { meters: Moved::from(&charged, &back), tallies: Moved::from(&charged, &unused), forgone }
     }
 
-    /// Says whether the successor granted what was wanted of it.
-    pub(super) fn decide_abroad(&mut self, granted: bool) {
-        if !granted {
-            (self.offered, self.size) = (None, Charge::ZERO);
-        }
-        self.decide(granted);
+    /// Takes back what a successor granted, and so counts already: it is charged at once.
+    pub(super) fn hand_in(&mut self, granted: &Charge) {
+        self.flow.back = self.flow.back.plus(granted);
+        self.flow.unused = self.flow.unused.plus(granted);
+    }
+
+    /// Takes back what a successor granted and nobody uses.
+    pub(super) fn forgo(&mut self, granted: &Charge) {
+        self.hand_in(granted);
+        self.flow.forgone = self.flow.forgone.plus(granted);
+    }
+
+    /// A window begins: what came back in the one before is nothing to be taken off this one.
+    pub(super) fn begin_windows(&mut self) {
+        let Flow { charged, back, unused, forgone } = &mut self.flow;
+        (*back, *unused, *forgone) = (back.min(charged), unused.min(charged), Charge::ZERO);
     }
 
     /// Says what became of the mark that was gathered last.

@@ -129,7 +129,7 @@ impl Mark {
                 *meter = Meter::revived(leak, parts, idle, self.lease.get(unit), opened.mono);
             }
         }
-        Slot { scope: self.scope, counters }
+        Slot::new(self.scope, counters)
     }
 }
 

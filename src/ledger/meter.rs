@@ -161,6 +161,13 @@ impl Meter {
         self.take_back(units, self.added)
     }
 
+    /// As [`Meter::take_back_first`], of units that were added in this process, whenever that was.
+    pub(super) fn take_back_added(&mut self, units: u64) -> u64 {
+        let back = self.take_back(units, self.added.saturating_sub(units));
+        self.added = self.added.saturating_sub(back);
+        back
+    }
+
     fn take_back(&mut self, units: u64, behind: u64) -> u64 {
         let there = self.used.saturating_sub(behind);
         let mut back = units.min(there);

@@ -17,9 +17,11 @@ mod latch;
 mod lease;
 pub(crate) mod marks;
 mod meter;
+mod plea;
 mod queue;
 mod reading;
 mod standing;
+mod tally;
 mod window;
 
 use std::collections::HashMap;
@@ -41,8 +43,9 @@ use crate::limits::{Charge, Level, LimitId, Plan, Scope, Seat};
 use crate::names::OrgId;
 use account::Account;
 use bell::Bell;
-use judge::{CHAIN, Occasion, Step, Steps, keep_worst, wait_for_marks};
+use judge::{CHAIN, Occasion, Step, Steps, Uncovered, keep_worst, uncovered};
 use marks::{Batch, Restored};
+use plea::Plea;
 use reading::Reading;
 
 /// Seats beyond this are found by name: a wrong number must not fill the memory.
@@ -183,6 +186,11 @@ impl Ledger {
     /// Judges a request against every limit of its plan at once, and reserves what it asks for in every account or in
     /// none.
     pub fn admit(&self, demand: &Demand<'_>, now: Now) -> Verdict {
+        self.admit_pleaded(demand, &mut None, now)
+    }
+
+    /// As [`Ledger::admit`], with what a successor was asked for before, and is asked for now.
+    fn admit_pleaded(&self, demand: &Demand<'_>, plea: &mut Option<Arc<Plea>>, now: Now) -> Verdict {
         let Demand { plan, charge, timezone } = demand;
         let (known, opened);
         known = self.directory.load();
@@ -206,8 +214,10 @@ impl Ledger {
         if let Some(worst) = worst {
             return Verdict::Refused(worst);
         }
-        if let Some(wait) = wait_for_marks(&mut steps, charge, now) {
-            return Verdict::NeedsStore(wait);
+        match uncovered(&mut steps, charge, plea, now) {
+            None => {}
+            Some(Uncovered::Waits(wait)) => return Verdict::NeedsStore(wait),
+            Some(Uncovered::Denied(shortfall)) => return Verdict::Refused(shortfall),
         }
         let mut stakes = SmallVec::new();
         for step in &mut steps {
@@ -224,8 +234,9 @@ impl Ledger {
     /// # Errors
     /// [`Denial`]: a limit, or a store that does not answer.
     pub async fn admit_durably(&self, demand: &Demand<'_>, clock: &Clock) -> Result<Hold, Denial> {
+        let mut plea = None;
         for _ in 0..PATIENCE {
-            match self.admit(demand, clock.now()) {
+            match self.admit_pleaded(demand, &mut plea, clock.now()) {
                 Verdict::Admitted(hold) => return Ok(hold),
                 Verdict::Refused(shortfall) => return Err(Denial::Short(shortfall)),
                 Verdict::NeedsStore(wait) => wait.raised().await.map_err(|StoreDown| Denial::StoreDown)?,
@@ -331,6 +342,10 @@ impl Ledger {
     ) -> Option<Wait> {
         // Whoever is seated is found by the seat whatever it is called, also by requests that are judged meanwhile.
         levels.for_each(|level| self.account(level, timezone, now).lock().seat(level));
+        // A successor that keeps the marks is told of every scope by the name that it took over.
+        if self.bell.as_ref().is_some_and(|bell| bell.is_abroad()) {
+            return None;
+        }
         let mut restored = self.restored.lock();
         let mut directory = Directory::clone(&self.directory.load());
         for org in restored.waiting() {

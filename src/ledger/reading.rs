@@ -8,9 +8,10 @@ use std::time::Duration;
 
 use jiff::tz::TimeZone;
 
-use super::account::{Counters, State, Tally, meter_index};
+use super::account::{Counters, State, meter_index};
 use super::meter::{Flow, Leak, Meter};
 use super::standing::{Shortfall, Standing, Total, Totals};
+use super::tally::Tally;
 use super::window::Ends;
 use crate::clock::{Now, Wall};
 use crate::limits::{Allowance, Level, Limit, Measure, Scope, Unit, Window};

@@ -464,9 +464,13 @@ class H1:
 class Streaming:
     """An open stream on a connection of its own, read by a thread: `events` with the times they came, `ended` how."""
 
-    def __init__(self, stage, model="mock-tokens-100000.tps-50", certificate="acme", path="/v1/chat/completions", **headers):
+    def __init__(
+        self, stage, model="mock-tokens-100000.tps-50", certificate="acme", path="/v1/chat/completions", maximum=90000,
+        **headers,
+    ):  # fmt: skip
         self.connection = H1(stage.connect(certificate))
-        self.connection.send(self.connection.head(path, chat(model, stream=True, max_tokens=90000), **headers))
+        most = {"max_tokens": maximum} if maximum else {}
+        self.connection.send(self.connection.head(path, chat(model, stream=True, **most), **headers))
         self.status, self.headers = self.connection.read_head()
         assert self.status == 200, (self.status, self.connection.read_body(self.headers))
         self.pieces, self.ended, self.ended_at = [], None, None

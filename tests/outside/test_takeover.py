@@ -203,6 +203,31 @@ def test_two_processes_do_not_grant_what_is_there_once(stage):
         connection.close()
 
 
+def test_a_budget_spent_at_the_new_process_cuts_the_old_one_s_stream_and_costs_its_lead_nothing_more(stage):
+    lead = 'id = "lead"\nname = "Lead"\npurposes = ["research", "incident"]\nmodels = ["mock-*", "gpt-*", "claude-*"]\n'
+    member = Stage.ACME.replace("purposes", 'parent = "lead"\npurposes', 1)
+    one = stage(
+        orgs={
+            "acme": member + "[limits]\ntokens_per_day = 3000\n",
+            "lead": lead + "[limits]\ntokens_per_hour = { limit = 3600, burst = 1000000 }\n",
+        },
+        quota=f'timezone = "{midday()}"',
+        listen='drain = { delay = "0s", deadline = "60s" }',
+    )
+    stream = Streaming(one, "mock-tokens-6000.tps-1000", maximum=None)
+    before = replace(one)
+    assert one.ask(body=chat("mock-tokens-800", max_tokens=850)).status == 200
+    assert stream.wait(20) == "cut"
+    assert '"code":"insufficient_quota"' in stream.text
+    stream.close()
+    assert before.wait(10) == 0, before.log
+    spent, meter = used(one, "tokens_per_day"), one.limit("lead", "tokens_per_hour")
+    assert 2000 < spent <= 3000
+    assert meter["used"] + meter["reserved"] <= spent
+    (cut,) = [line for line in one.audit() if line.get("ending") == "quota_cut"]
+    assert cut["reason"] == "insufficient_quota"
+
+
 def test_what_is_revoked_at_the_new_process_is_cut_at_the_old_one(one):
     mine, other = Streaming(one, STREAM), Streaming(one, STREAM, certificate="globex")
     before = replace(one)

@@ -201,7 +201,8 @@ impl Step<'_> {
         let seats = self.share.seats;
         for (place, seat) in seats.taken().iter().enumerate() {
             if !self.covered(*seat, charge) {
-                let headroom = self.headroom(place, now);
+                // What was judged may be charged, though a rate has no room for it.
+                let headroom = self.headroom(place, now).max(charge);
                 if let Some(counters) = self.state.counters(*seat) {
                     counters.lease.want(charge, &headroom);
                 }

@@ -391,6 +391,22 @@ fn what_was_reserved_and_not_used_makes_a_crash_no_dearer() {
 }
 
 #[test]
+fn an_answer_in_debt_to_a_rate_is_marked_and_goes_on() {
+    let hour = alone(vec![rate(0, Unit::Tokens, Window::Hour, 60, 60)]);
+    let mut life = Life::new();
+    life.admit(&hour, &tokens(60));
+    // It was silent for so long that nothing is kept ready for it.
+    life.pass(61_000_000_000);
+    (0..3).for_each(|_| life.beat(true, true));
+    let more = charge(&[(Unit::Tokens, 500)]);
+    let (mut hold, _) = life.holds.pop().unwrap();
+    let extend = |hold: &mut Hold, life: &Life| hold.extend(&hour, &more, &TimeZone::UTC, life.here());
+    assert!(matches!(extend(&mut hold, &life), Extension::NeedsStore(_)));
+    life.beat(true, true);
+    assert!(matches!(extend(&mut hold, &life), Extension::Debt(_)));
+}
+
+#[test]
 fn marks_that_cannot_be_written_stop_admissions_until_they_can() {
     let day = alone(vec![budget(0, Unit::Tokens, Window::Day, 100_000)]);
     let mut life = Life::new();

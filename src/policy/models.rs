@@ -298,9 +298,10 @@ fn upstream(table: &Table<'_>, files: &super::Files) -> Option<Upstream> {
         }
     });
     let api_key = files.secret(table, "api_key");
-    if api_key.as_ref().is_some_and(|key| !key.expose().bytes().all(|byte| byte.is_ascii_graphic())) {
+    let is_sent_whole = |key: &str| key == key.trim() && key.bytes().all(|byte| matches!(byte, b' '..=b'~'));
+    if api_key.as_ref().is_some_and(|key| !is_sent_whole(key.expose())) {
         let what = "`api_key` cannot stand in a header: it must be one line of visible ASCII characters";
-        table.wrong_at("api_key", what, Some("no blanks, tabs or letters beyond ASCII".into()));
+        table.wrong_at("api_key", what, Some("no tabs, letters beyond ASCII, or blanks around it".into()));
     }
     let models = patterns(table, "models").into_iter().map(|at| at.value).collect();
     let authority = table.text("ca_file").and_then(|at| files.read(&at, table.sink()));

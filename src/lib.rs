@@ -23,7 +23,7 @@
 //! | 3 wire | `deadline`, `descriptors`, `socket`, `tls`, `guard`, `dialect`, `usage` |
 //! | 2 judgement | `gate`, `identify`, `admit` |
 //! | 1 facts | `post`, `traces`, `trust`, `policy`, `ledger`, `registry`, `audit`, `metrics` |
-//! | 0 words | `names`, `clock`, `tokens`, `limits`, `outcome`, `peer`, `ask` |
+//! | 0 words | `octets`, `names`, `clock`, `tokens`, `limits`, `outcome`, `peer`, `ask` |
 //!
 //! Beside the floors stands `keeper`, which owns files: audit segments and the ledger's durable marks. Everything
 //! else talks to it by message; no worker makes a file call.
@@ -45,6 +45,7 @@ pub mod ask;
 pub mod clock;
 pub mod limits;
 pub mod names;
+pub mod octets;
 pub mod outcome;
 pub mod peer;
 pub mod tokens;

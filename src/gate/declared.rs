@@ -23,17 +23,20 @@ const CASE: HeaderName = HeaderName::from_static("portcullis-case");
 /// # Errors
 /// `purpose_missing` or `purpose_invalid`.
 pub fn declared(headers: &HeaderMap, purpose_header: &HeaderName) -> Result<Declared, Refusal> {
-    let own = headers.get_all(purpose_header).iter();
     let others = ALIASES.iter().filter(|alias| *alias != purpose_header);
-    let mut lines = own.chain(others.flat_map(|alias| headers.get_all(alias).iter()));
-    let Some(value) = lines.next() else {
+    let mut declared = None;
+    for name in std::iter::once(purpose_header).chain(others) {
+        for value in headers.get_all(name) {
+            if declared.replace(value).is_some() {
+                let message = "Declare exactly one purpose, in exactly one header line.";
+                return Err(Refusal::new(Code::PurposeInvalid, message).at("portcullis-purpose"));
+            }
+        }
+    }
+    let Some(value) = declared else {
         let message = format!("Declare what this request is for in the {purpose_header} header.");
         return Err(Refusal::new(Code::PurposeMissing, message).at("portcullis-purpose"));
     };
-    if lines.next().is_some() {
-        let message = "Declare exactly one purpose, in exactly one header line.";
-        return Err(Refusal::new(Code::PurposeInvalid, message).at("portcullis-purpose"));
-    }
     let purpose = PurposeId::from_bytes(value.as_bytes()).map_err(|error| {
         let message = format!("The purpose {error}: one value, no list.");
         Refusal::new(Code::PurposeInvalid, message).at("portcullis-purpose")

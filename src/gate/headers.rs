@@ -1,17 +1,14 @@
 //! The header lines of a request: how many, how long, and what may not stand in them.
 
-use http::header::{
-    ACCEPT, AUTHORIZATION, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, HOST, TE,
-    TRANSFER_ENCODING, UPGRADE, USER_AGENT,
-};
+use http::header::{ACCEPT, AUTHORIZATION, CONNECTION, CONTENT_TYPE, HOST, TE, USER_AGENT};
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Version};
+use smallvec::SmallVec;
 
 use super::invalid;
 use crate::ask::Route;
+use crate::octets;
 use crate::outcome::{Code, Refusal};
-
-const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
 
 /// Lines of one head.
 const MOST_LINES: usize = 64;
@@ -56,24 +53,68 @@ fn matters(name: &HeaderName, purpose_header: &HeaderName) -> bool {
         || name.as_str().starts_with("x-")
 }
 
+/// The lines that are judged by their names, gathered in one pass over all: to look for each name costs more.
+#[derive(Default)]
+pub(super) struct Named<'a> {
+    pub(super) accept: Values<'a>,
+    pub(super) host: Values<'a>,
+    connection: Values<'a>,
+    content_encoding: Values<'a>,
+    content_length: Values<'a>,
+    content_type: Values<'a>,
+    expect: Values<'a>,
+    te: Values<'a>,
+    transfer_encoding: Values<'a>,
+    /// Of whatever asks for another protocol.
+    upgrade: Values<'a>,
+}
+
+/// The values of one name.
+type Values<'a> = SmallVec<[&'a HeaderValue; 2]>;
+
+impl<'a> Named<'a> {
+    fn note(&mut self, name: &str, value: &'a HeaderValue) {
+        let values = match name {
+            "accept" => &mut self.accept,
+            "connection" => &mut self.connection,
+            "content-encoding" => &mut self.content_encoding,
+            "content-length" => &mut self.content_length,
+            "content-type" => &mut self.content_type,
+            "expect" => &mut self.expect,
+            "host" => &mut self.host,
+            "te" => &mut self.te,
+            "transfer-encoding" => &mut self.transfer_encoding,
+            "upgrade" | "http2-settings" => &mut self.upgrade,
+            _ => return,
+        };
+        values.push(value);
+    }
+}
+
 /// Count, size, and what may not be there at all.
-pub(super) fn shape(head: &Parts, purpose_header: &HeaderName) -> Result<(), Refusal> {
+pub(super) fn shape<'a>(head: &'a Parts, purpose_header: &HeaderName) -> Result<Named<'a>, Refusal> {
+    let (mut named, mut bytes, mut wrong) = (Named::default(), 0, None);
+    for (name, value) in &head.headers {
+        let written = name.as_str();
+        bytes += written.len() + value.len() + 4;
+        wrong = wrong.or_else(|| line(name, value, head.version, purpose_header));
+        named.note(written, value);
+    }
     let lines = head.headers.len();
-    let bytes: usize = head.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
     // What is a Host line in HTTP/1.1 is an :authority in HTTP/2, and counts the same.
-    let authority = head.uri.authority().filter(|_| !head.headers.contains_key(HOST));
+    let authority = head.uri.authority().filter(|_| named.host.is_empty());
     let host = authority.map_or(0, |authority| HOST.as_str().len() + authority.as_str().len() + 4);
     if lines + usize::from(host > 0) > MOST_LINES || bytes + host > MOST_BYTES {
         let message = format!("A request may have {MOST_LINES} header lines and {MOST_BYTES} bytes of them.");
         return Err(Refusal::new(Code::HeadersTooLarge, message));
     }
-    for (name, value) in &head.headers {
-        line(name, value, head.version, purpose_header)?;
+    if let Some(wrong) = wrong {
+        return Err(invalid(wrong));
     }
-    if head.headers.contains_key(UPGRADE) || head.headers.contains_key(HTTP2_SETTINGS) {
+    if !named.upgrade.is_empty() {
         return Err(invalid("The protocol cannot be changed here.").at("upgrade"));
     }
-    if head.headers.get_all(CONTENT_LENGTH).iter().count() > 1 {
+    if named.content_length.len() > 1 {
         return Err(invalid("There is more than one Content-Length.").at("content-length"));
     }
     let any_doubled = head.headers.keys_len() < lines;
@@ -81,37 +122,36 @@ pub(super) fn shape(head: &Parts, purpose_header: &HeaderName) -> Result<(), Ref
     if let Some(name) = ONCE.iter().filter(|_| any_doubled).find(twice) {
         return Err(invalid(format!("There is more than one {name} header.")));
     }
-    each(head, &TE, "te", |value| value.eq_ignore_ascii_case(b"trailers"))?;
-    each(head, &EXPECT, "expect", |value| value.eq_ignore_ascii_case(b"100-continue"))?;
-    connection(head, purpose_header)
+    each(&named.te, "te", |value| value.eq_ignore_ascii_case(b"trailers"))?;
+    each(&named.expect, "expect", |value| value.eq_ignore_ascii_case(b"100-continue"))?;
+    connection(&named.connection, purpose_header)?;
+    Ok(named)
 }
 
-fn line(name: &HeaderName, value: &HeaderValue, version: Version, purpose_header: &HeaderName) -> Result<(), Refusal> {
-    if name.as_str().contains('_') {
-        return Err(invalid("A header name holds an underscore: use a hyphen."));
+/// What is wrong with a line, whatever its name.
+fn line(name: &HeaderName, value: &HeaderValue, version: Version, purpose_header: &HeaderName) -> Option<&'static str> {
+    if octets::any(name.as_str().as_bytes(), |byte| byte == b'_') {
+        return Some("A header name holds an underscore: use a hyphen.");
     }
     let bytes = value.as_bytes();
-    let padded = bytes.first().is_some_and(is_blank) || bytes.last().is_some_and(is_blank);
-    if version == Version::HTTP_2 && padded {
-        return Err(invalid("A header value begins or ends with white space, which HTTP/2 forbids."));
+    let padded = || bytes.first().is_some_and(is_blank) || bytes.last().is_some_and(is_blank);
+    if version == Version::HTTP_2 && padded() {
+        return Some("A header value begins or ends with white space, which HTTP/2 forbids.");
     }
-    let plain = bytes.iter().fold(true, |so_far, byte| so_far & matches!(byte, b'\t' | b' '..=b'~'));
-    if !plain && matters(name, purpose_header) {
-        // The purpose has a code of its own for this, and the organization is judged first.
-        if name == purpose_header || matches!(name.as_str(), "portcullis-purpose" | "x-purpose" | "portcullis-case") {
-            return Ok(());
-        }
-        return Err(invalid("A header value holds characters outside printable ASCII."));
-    }
-    Ok(())
+    let odd = octets::any(bytes, |byte| (byte != b'\t') & !matches!(byte, b' '..=b'~'));
+    // The purpose has a code of its own for this, and the organization is judged first.
+    let of_purpose =
+        || name == purpose_header || matches!(name.as_str(), "portcullis-purpose" | "x-purpose" | "portcullis-case");
+    (odd && matters(name, purpose_header) && !of_purpose())
+        .then_some("A header value holds characters outside printable ASCII.")
 }
 
 fn is_blank(byte: &u8) -> bool {
     matches!(byte, b' ' | b'\t')
 }
 
-fn each(head: &Parts, name: &HeaderName, param: &'static str, fine: fn(&[u8]) -> bool) -> Result<(), Refusal> {
-    if head.headers.get_all(name).iter().all(|value| fine(value.as_bytes())) {
+fn each(values: &Values<'_>, param: &'static str, fine: fn(&[u8]) -> bool) -> Result<(), Refusal> {
+    if values.iter().all(|value| fine(value.as_bytes())) {
         return Ok(());
     }
     Err(invalid(format!("The {param} header asks for something that is not done here.")).at(param))
@@ -119,13 +159,16 @@ fn each(head: &Parts, name: &HeaderName, param: &'static str, fine: fn(&[u8]) ->
 
 /// What a head's Connection names: options, and headers that are meant for this hop alone (RFC 9110 §7.6.1).
 pub fn connection_options(headers: &HeaderMap) -> impl Iterator<Item = &[u8]> {
-    let lines = headers.get_all(CONNECTION).iter();
-    lines.flat_map(|value| value.as_bytes().split(|byte| *byte == b',')).map(<[u8]>::trim_ascii)
+    headers.get_all(CONNECTION).iter().flat_map(options)
+}
+
+fn options(value: &HeaderValue) -> impl Iterator<Item = &[u8]> {
+    value.as_bytes().split(|byte| *byte == b',').map(<[u8]>::trim_ascii)
 }
 
 /// Nothing that matters may be declared hop-by-hop.
-fn connection(head: &Parts, purpose_header: &HeaderName) -> Result<(), Refusal> {
-    for token in connection_options(&head.headers) {
+fn connection(values: &Values<'_>, purpose_header: &HeaderName) -> Result<(), Refusal> {
+    for token in values.iter().copied().flat_map(options) {
         let named = |name: &str| token.eq_ignore_ascii_case(name.as_bytes());
         if PROTECTED.iter().any(|name| named(name)) || named(purpose_header.as_str()) || named("upgrade") {
             return Err(invalid("Connection names a header that may not be taken away.").at("connection"));
@@ -135,22 +178,20 @@ fn connection(head: &Parts, purpose_header: &HeaderName) -> Result<(), Refusal> 
 }
 
 /// What kind of body the request brings.
-pub(super) fn media(head: &Parts, route: Route) -> Result<(), Refusal> {
+pub(super) fn media(named: &Named<'_>, route: Route) -> Result<(), Refusal> {
     let unsupported = |message: &str, param| Err(Refusal::new(Code::MediaTypeNotSupported, message).at(param));
     if !route.is_forwarded() {
-        let empty = head.headers.get_all(CONTENT_LENGTH).iter().all(|value| value == "0");
-        if !empty || head.headers.contains_key(TRANSFER_ENCODING) {
+        let empty = named.content_length.iter().all(|value| *value == "0");
+        if !empty || !named.transfer_encoding.is_empty() {
             return Err(invalid("This route takes no body."));
         }
         return Ok(());
     }
-    let plain = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"identity");
-    if !head.headers.get_all(CONTENT_ENCODING).iter().all(plain) {
+    if !named.content_encoding.iter().all(|value| value.as_bytes().eq_ignore_ascii_case(b"identity")) {
         return unsupported("Send the body uncompressed.", "content-encoding");
     }
-    let mut types = head.headers.get_all(CONTENT_TYPE).iter();
-    match (types.next(), types.next()) {
-        (Some(value), None) if is_json(value.as_bytes()) => Ok(()),
+    match named.content_type.as_slice() {
+        [value] if is_json(value.as_bytes()) => Ok(()),
         _ => unsupported(
             "Send one content-type: application/json, in UTF-8 and without other parameters.",
             "content-type",
@@ -159,6 +200,10 @@ pub(super) fn media(head: &Parts, route: Route) -> Result<(), Refusal> {
 }
 
 fn is_json(value: &[u8]) -> bool {
+    // As nearly all write it.
+    if value == b"application/json" {
+        return true;
+    }
     let mut parts = value.split(|byte| *byte == b';').map(<[u8]>::trim_ascii);
     let json = parts.next().is_some_and(|kind| kind.eq_ignore_ascii_case(b"application/json"));
     json && parts.all(|part| part.is_empty() || says_utf8(part))

@@ -12,8 +12,8 @@ pub use declared::{Declared, declared};
 pub use headers::connection_options;
 pub use target::is_method;
 
-use http::HeaderName;
 use http::request::Parts;
+use http::{HeaderName, HeaderValue};
 
 use crate::ask::Route;
 use crate::outcome::{Code, Refusal};
@@ -58,15 +58,20 @@ impl Gated {
 /// Whether a head asks for problem details, also when it is refused.
 #[must_use]
 pub fn wants_problem_json(head: &Parts) -> bool {
-    let lines = head.headers.get_all(http::header::ACCEPT).iter();
-    let mut ranges = lines.flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
-    ranges.any(|range| {
-        let mut parts = range.split(|byte| *byte == b';').map(<[u8]>::trim_ascii);
-        let named = parts.next().is_some_and(|kind| kind.eq_ignore_ascii_case(b"application/problem+json"));
-        // A weight of zero means: not this (RFC 9110 §12.4.2).
-        let never = |part: &[u8]| matches!(part, [b'q' | b'Q', b'=', b'0', rest @ ..] if rest.iter().all(|byte| matches!(byte, b'.' | b'0')));
-        named && !parts.any(never)
-    })
+    head.headers.get_all(http::header::ACCEPT).iter().any(takes_problem_json)
+}
+
+fn takes_problem_json(accept: &HeaderValue) -> bool {
+    const NAME: &[u8] = b"application/problem+json";
+    // Most values are too short to name it, whatever they name.
+    accept.len() >= NAME.len()
+        && accept.as_bytes().split(|byte| *byte == b',').any(|range| {
+            let mut parts = range.split(|byte| *byte == b';').map(<[u8]>::trim_ascii);
+            let named = parts.next().is_some_and(|kind| kind.eq_ignore_ascii_case(NAME));
+            // A weight of zero means: not this (RFC 9110 §12.4.2).
+            let never = |part: &[u8]| matches!(part, [b'q' | b'Q', b'=', b'0', rest @ ..] if rest.iter().all(|byte| matches!(byte, b'.' | b'0')));
+            named && !parts.any(never)
+        })
 }
 
 /// The route that a head's path names, before anything is judged: a refusal tells and counts it.
@@ -80,17 +85,17 @@ pub fn route(head: &Parts) -> Option<Route> {
 /// # Errors
 /// The first rule it breaks, as a refusal.
 pub fn judge(head: &Parts, doors: Doors<'_>) -> Result<Gated, Refusal> {
-    headers::shape(head, doors.purpose_header)?;
+    let named = headers::shape(head, doors.purpose_header)?;
     target::shape(head)?;
-    target::host(head, doors.server_names)?;
+    target::host(head, &named.host, doors.server_names)?;
     let route = target::route(head.uri.path())?;
     if head.method.as_str() != route.method() {
         let message = format!("{} takes {} only.", route.path(), route.method());
         return Err(Refusal::new(Code::MethodNotAllowed, message));
     }
     let query = target::query(head.uri.query(), route)?;
-    headers::media(head, route)?;
-    Ok(Gated { route, query, problem_json: wants_problem_json(head) })
+    headers::media(&named, route)?;
+    Ok(Gated { route, query, problem_json: named.accept.iter().copied().any(takes_problem_json) })
 }
 
 fn invalid(message: impl Into<String>) -> Refusal {

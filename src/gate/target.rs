@@ -1,7 +1,7 @@
 //! Where a request goes: version, form, host, path and query.
 
 use http::request::Parts;
-use http::{Method, Version};
+use http::{HeaderValue, Method, Version};
 
 use super::invalid;
 use crate::ask::Route;
@@ -25,25 +25,30 @@ pub(super) fn shape(head: &Parts) -> Result<(), Refusal> {
     if scheme.map_or(head.version == Version::HTTP_2, |scheme| !scheme.eq_ignore_ascii_case("https")) {
         return Err(invalid("The scheme must be https."));
     }
-    let path = head.uri.path().as_bytes();
+    let path = head.uri.path();
+    if known(path).is_none() && is_crooked(path.as_bytes()) {
+        return Err(invalid("The path is not one of the plain paths that are served here."));
+    }
+    Ok(())
+}
+
+/// Whether a path holds more than the plain segments of which routes are made.
+pub(super) fn is_crooked(path: &[u8]) -> bool {
     let fine = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'/' | b'_' | b'.' | b':' | b'-');
     let dots = |segment: &[u8]| matches!(segment, b"." | b"..");
-    let crooked = path.first() != Some(&b'/')
+    path.first() != Some(&b'/')
         || !path.iter().all(fine)
         || memchr::memmem::find(path, b"//").is_some()
-        || path.split(|byte| *byte == b'/').any(dots);
-    if crooked { Err(invalid("The path is not one of the plain paths that are served here.")) } else { Ok(()) }
+        || path.split(|byte| *byte == b'/').any(dots)
 }
 
 /// Host and authority: exactly one, the same, and served here.
-pub(super) fn host(head: &Parts, server_names: &[String]) -> Result<(), Refusal> {
-    let mut lines = head.headers.get_all(http::header::HOST).iter();
-    let (header, second) = (lines.next(), lines.next());
-    if second.is_some() {
+pub(super) fn host(head: &Parts, lines: &[&HeaderValue], server_names: &[String]) -> Result<(), Refusal> {
+    if lines.len() > 1 {
         return Err(invalid("There is more than one Host.").at("host"));
     }
-    let header =
-        header.map(|value| value.to_str().map_err(|_| invalid("Host is not plain text.").at("host"))).transpose()?;
+    let header = lines.first().map(|value| value.to_str()).transpose();
+    let header = header.map_err(|_| invalid("Host is not plain text.").at("host"))?;
     let authority = head.uri.authority().map(http::uri::Authority::as_str);
     if head.version == Version::HTTP_11 && header.is_none() {
         return Err(invalid("Host is missing.").at("host"));
@@ -57,7 +62,7 @@ pub(super) fn host(head: &Parts, server_names: &[String]) -> Result<(), Refusal>
     {
         return Err(invalid("Host and the authority differ.").at("host"));
     }
-    if server_names.iter().any(|served| served.eq_ignore_ascii_case(name)) {
+    if server_names.iter().any(|served| served == name || served.eq_ignore_ascii_case(name)) {
         return Ok(());
     }
     Err(Refusal::new(Code::HostNotServed, "This host is not served here: check the base URL.").at("host"))
@@ -71,14 +76,15 @@ pub fn is_method(word: &[u8]) -> bool {
 
 /// The name without its port.
 fn name_of(authority: &str) -> Result<&str, Refusal> {
-    let (name, port) = authority.split_once(':').map_or((authority, None), |(name, port)| (name, Some(port)));
     let digits = |port: &str| {
         port.len() <= 5
             && port.bytes().all(|byte| byte.is_ascii_digit())
             && port.parse().is_ok_and(|port: u16| port > 0)
     };
-    let label = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.');
-    let fine = !name.is_empty() && name.bytes().all(label) && port.is_none_or(digits);
+    let label = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.');
+    let end = authority.as_bytes().iter().position(|byte| !label(byte)).unwrap_or(authority.len());
+    let (name, behind) = authority.split_at_checked(end).unwrap_or_default();
+    let fine = !name.is_empty() && (behind.is_empty() || behind.strip_prefix(':').is_some_and(digits));
     if fine { Ok(name) } else { Err(invalid("Host is not a host name with an optional port.").at("host")) }
 }
 

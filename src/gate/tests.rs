@@ -113,6 +113,13 @@ fn crooked_heads_are_refused_with_their_code() {
 }
 
 #[test]
+fn a_routes_own_path_is_plain() {
+    for route in Route::ALL {
+        assert!(!target::is_crooked(route.path().as_bytes()), "{}", route.path());
+    }
+}
+
+#[test]
 fn exactly_one_purpose_is_declared() {
     let name = HeaderName::from_static("portcullis-purpose");
     let read = |lines: &[(&str, &str)]| {

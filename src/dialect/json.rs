@@ -7,6 +7,8 @@
 
 use std::borrow::Cow;
 
+use crate::octets;
+
 /// Objects and arrays within each other, the outermost included.
 pub(super) const MAX_DEPTH: u8 = 64;
 
@@ -36,14 +38,14 @@ pub(super) enum Kind {
 /// A string of the text, still as it was written.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Text<'a> {
-    quoted: &'a str,
+    raw: &'a str,
     spare: usize,
 }
 
 impl<'a> Text<'a> {
     /// What stands between the quotes.
     pub(super) fn raw(&self) -> &'a str {
-        self.quoted.get(1..self.quoted.len().saturating_sub(1)).unwrap_or_default()
+        self.raw
     }
 
     /// By how many bytes its escapes make it longer than what is meant.
@@ -54,9 +56,10 @@ impl<'a> Text<'a> {
     /// The string that is meant.
     pub(super) fn decoded(&self) -> Cow<'a, str> {
         if self.spare > 0 {
-            serde_json::from_str(self.quoted).map_or(Cow::Borrowed(self.raw()), Cow::Owned)
+            let quoted = ["\"", self.raw, "\""].concat();
+            serde_json::from_str(&quoted).map_or(Cow::Borrowed(self.raw), Cow::Owned)
         } else {
-            Cow::Borrowed(self.raw())
+            Cow::Borrowed(self.raw)
         }
     }
 }
@@ -130,7 +133,6 @@ impl<'a> Cursor<'a> {
             return self.leave();
         }
         loop {
-            self.place();
             let key = self.string()?;
             self.take(b':')?;
             member(self, key)?;
@@ -167,24 +169,29 @@ impl<'a> Cursor<'a> {
 
     /// Reads a string.
     pub(super) fn string(&mut self) -> Read<Text<'a>> {
-        let start = self.at;
         self.take(b'"')?;
-        let mut spare = 0;
+        let (start, mut spare) = (self.at, 0);
         loop {
-            let rest = self.text.as_bytes().get(self.at..).unwrap_or_default();
-            let plain = memchr::memchr2(b'"', b'\\', rest).ok_or(Fault::Syntax(self.text.len()))?;
-            if holds_control(rest.get(..plain).unwrap_or_default()) {
-                return Err(self.syntax());
-            }
-            self.at += plain;
+            self.at += self.plain()?;
             if self.byte(self.at) == Some(b'"') {
+                let raw = self.text.get(start..self.at).unwrap_or_default();
                 self.at += 1;
-                let quoted = self.text.get(start..self.at).unwrap_or_default();
                 self.spare += spare;
-                return Ok(Text { quoted, spare });
+                return Ok(Text { raw, spare });
             }
             spare += self.escape()?;
         }
+    }
+
+    /// How many bytes of a string come before its end or its next escape.
+    fn plain(&self) -> Read<usize> {
+        let rest = self.text.as_bytes().get(self.at..).unwrap_or_default();
+        // Most strings are names, and short.
+        if let Some(plain) = rest.first_chunk().and_then(|word| plain_of(*word)) {
+            return Ok(plain);
+        }
+        let plain = memchr::memchr2(b'"', b'\\', rest).ok_or(Fault::Syntax(self.text.len()))?;
+        if holds_control(rest.get(..plain).unwrap_or_default()) { Err(self.syntax()) } else { Ok(plain) }
     }
 
     /// Reads a number, as it is written.
@@ -305,10 +312,28 @@ impl<'a> Cursor<'a> {
     }
 }
 
-/// Whether a control character stands there, which JSON strings may not hold. No early exit: the loop is vectorized.
-fn holds_control(bytes: &[u8]) -> bool {
-    bytes.iter().fold(0, |found, byte| found | u8::from(*byte < 0x20)) != 0
+/// How many bytes come before the first quote or backslash, if one is there and no control character before it.
+fn plain_of(word: [u8; 8]) -> Option<usize> {
+    const EACH: u64 = 0x0101_0101_0101_0101;
+    let word = u64::from_le_bytes(word);
+    // Of the bytes that are smaller, the lowest one's highest bit is set, and none below it.
+    let smaller = |word: u64, than: u64| word.wrapping_sub(EACH * than) & !word & (EACH << 7);
+    let like = |byte: u8| smaller(word ^ (EACH * u64::from(byte)), 1);
+    let end = (like(b'"') | like(b'\\')).trailing_zeros();
+    let control = smaller(word, u64::from(b' ')).trailing_zeros();
+    (end < control).then_some(end as usize / 8)
 }
+
+/// Whether a control character stands there, which JSON strings may not hold.
+fn holds_control(bytes: &[u8]) -> bool {
+    if bytes.len() < LONG {
+        return octets::any(bytes, |byte| byte < b' ');
+    }
+    bytes.iter().fold(u8::MAX, |least, byte| least.min(*byte)) < b' '
+}
+
+/// From so many bytes on, a loop without early exits is the faster one.
+const LONG: usize = 64;
 
 #[cfg(test)]
 mod tests {
@@ -426,6 +451,15 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn eight_bytes_at_once_are_read_as_one_by_one(word in proptest::array::uniform8(prop_oneof![
+            Just(b'"'), Just(b'\\'), Just(0x1f), Just(b' '), Just(b'!'), Just(b'#'), Just(b'['), Just(b']'), Just(0x80),
+            Just(0xa2), Just(0xdc), any::<u8>(),
+        ])) {
+            let first = word.iter().position(|byte| matches!(byte, ..b' ' | b'"' | b'\\'));
+            prop_assert_eq!(plain_of(word), first.filter(|at| word[*at] >= b' '));
+        }
+
         #[test]
         fn it_agrees_with_serde_json_on_almost_json(text in almost_json()) {
             prop_assert_eq!(accepts(&text), serde_json::from_str::<Value>(&text).is_ok(), "{:?}", text);

@@ -49,8 +49,11 @@ impl Metered {
 }
 
 /// Whether some parser would take `key` for `name`, and others not.
+#[inline]
 pub(super) fn looks_like(key: &str, name: &str) -> bool {
-    key != name && key.chars().map(fold).eq(name.chars())
+    // A character that is folded to ASCII and is none takes more bytes.
+    let folded = || key.len() > name.len() && !key.is_ascii() && key.chars().map(fold).eq(name.chars());
+    (key.eq_ignore_ascii_case(name) || folded()) && key != name
 }
 
 /// Simple case folding, as far as it reaches ASCII: parsers that match keys without case apply it.

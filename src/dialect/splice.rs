@@ -6,6 +6,7 @@
 use std::ops::Range;
 
 use bytes::Bytes;
+use smallvec::SmallVec;
 
 use super::body::maximum_member;
 use crate::ask::{Ask, UsageChunk};
@@ -29,10 +30,13 @@ pub struct Spliced {
     pub length: u64,
 }
 
+/// Places of the body, and what is put there instead.
+type Changes = SmallVec<[(Range<usize>, Bytes); 4]>;
+
 /// Applies `edits` to the `body` that was read as `ask`.
 #[must_use]
 pub fn splice(body: &Bytes, ask: &Ask, edits: Edits) -> Spliced {
-    let mut changes: Vec<(Range<usize>, Bytes)> = Vec::new();
+    let mut changes = Changes::new();
     if edits.include_usage {
         changes.extend(usage_change(ask));
     }
@@ -70,7 +74,7 @@ fn usage_change(ask: &Ask) -> Option<(Range<usize>, Bytes)> {
     }
 }
 
-fn maximum_changes(body: &Bytes, ask: &Ask, most: u64, changes: &mut Vec<(Range<usize>, Bytes)>) {
+fn maximum_changes(body: &Bytes, ask: &Ask, most: u64, changes: &mut Changes) {
     let mut digits = itoa::Buffer::new();
     let most_text = digits.format(most);
     let mut own = ask.own_maximum;

@@ -87,7 +87,11 @@ pub fn may_pursue(org: &Org, revoked: &Revocations, purpose: &PurposeId) -> bool
 /// Whether a model is granted and not withdrawn.
 #[must_use]
 pub fn may_use(policy: &Policy, org: &Org, revoked: &Revocations, model: &str) -> bool {
-    let group = policy.models.group_of(model);
+    is_granted(policy.models.group_of(model), org, revoked, model)
+}
+
+/// Whether a model of `group` is granted and not withdrawn.
+fn is_granted(group: Option<&Arc<Group>>, org: &Org, revoked: &Revocations, model: &str) -> bool {
     let group_withdrawn = group.is_some_and(|group| revoked.holds(RevocationKind::Model, group.id.as_str()));
     org.may_use(model, group.map(|group| &group.id)) && !group_withdrawn && !revoked.holds(RevocationKind::Model, model)
 }
@@ -104,12 +108,16 @@ pub fn model(policy: &Policy, revoked: &Revocations, caller: &Caller, ask: &Ask)
         );
         Refusal::new(Code::ModelNotPermitted, message).at("model")
     };
-    let mut named = std::iter::once(&ask.model).chain(&ask.others).map(ModelName::as_str);
-    if let Some(name) = named.find(|name| !may_use(policy, caller.org(), revoked, name)) {
+    let name = ask.model.as_str();
+    let group = policy.models.group_of(name);
+    if !is_granted(group, caller.org(), revoked, name) {
         return Err(refuse(name));
     }
-    let name = ask.model.as_str();
+    let mut others = ask.others.iter().map(ModelName::as_str);
+    if let Some(other) = others.find(|other| !may_use(policy, caller.org(), revoked, other)) {
+        return Err(refuse(other));
+    }
     let upstream = policy.models.upstream_for(ask.route.dialect(), name);
     let upstream = upstream.ok_or_else(|| refuse(name).for_operator("no upstream of this dialect serves it"))?;
-    Ok(Choice { upstream: upstream.clone(), group: policy.models.group_of(name).cloned() })
+    Ok(Choice { upstream: upstream.clone(), group: group.cloned() })
 }

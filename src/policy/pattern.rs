@@ -8,7 +8,11 @@ use crate::names::ModelName;
 
 /// A model name, or a pattern with `*`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Pattern(Arc<str>);
+pub struct Pattern {
+    text: Arc<str>,
+    /// Where its first `*` stands.
+    star: Option<usize>,
+}
 
 impl Pattern {
     /// Takes any text of printable ASCII.
@@ -17,37 +21,41 @@ impl Pattern {
     /// What it must be instead.
     pub fn parse(text: &str) -> Result<Pattern, &'static str> {
         let fine = (1..=128).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic());
-        if fine { Ok(Pattern(text.into())) } else { Err("must be a model name or a pattern such as \"gpt-5*\"") }
+        if fine {
+            Ok(Pattern { text: text.into(), star: text.find('*') })
+        } else {
+            Err("must be a model name or a pattern such as \"gpt-5*\"")
+        }
     }
 
     /// The pattern as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
-        &self.0
+        &self.text
     }
 
     /// The name, where the pattern is one.
     #[must_use]
     pub fn concrete(&self) -> Option<ModelName> {
-        self.0.parse().ok()
+        self.text.parse().ok()
     }
 
     /// What stands before the first `*`.
     fn beginning(&self) -> &str {
-        self.0.split('*').next().unwrap_or_default()
+        self.star.and_then(|star| self.text.get(..star)).unwrap_or(&self.text)
     }
 
     /// How specific a match of this pattern is: an exact name beats any prefix, a longer prefix a shorter one.
     pub(super) fn weight(&self) -> usize {
-        self.0.find('*').unwrap_or(usize::MAX)
+        self.star.unwrap_or(usize::MAX)
     }
 
     /// Whether one name could match both: of two with `*`, as far as their literal beginnings tell.
     pub(super) fn may_meet(&self, other: &Pattern) -> bool {
         let (mine, theirs) = (self.beginning(), other.beginning());
-        match (mine.len() == self.0.len(), theirs.len() == other.0.len()) {
-            (true, _) => other.matches(&self.0),
-            (_, true) => self.matches(&other.0),
+        match (self.star, other.star) {
+            (None, _) => other.matches(mine),
+            (_, None) => self.matches(theirs),
             _ => mine.starts_with(theirs) || theirs.starts_with(mine),
         }
     }
@@ -60,8 +68,9 @@ impl Pattern {
     /// Whether `name` matches, `*` standing for any run of characters.
     #[must_use]
     pub fn matches(&self, name: &str) -> bool {
-        let Some((first, behind)) = self.0.split_once('*') else { return *self.0 == *name };
-        let Some(mut rest) = name.strip_prefix(first) else { return false };
+        let Some(star) = self.star else { return *self.text == *name };
+        let Some(mut rest) = name.strip_prefix(self.beginning()) else { return false };
+        let behind = self.text.get(star + 1..).unwrap_or_default();
         if behind.is_empty() {
             return true;
         }

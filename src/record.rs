@@ -215,7 +215,7 @@ impl Record {
     /// # Errors
     /// `audit_unavailable` when the line cannot be written: then nothing may be forwarded.
     pub async fn accept(&mut self) -> Result<Accepted, Refusal> {
-        let line = self.story.line(true, None, None, self.recorder.clock.now());
+        let line = self.story.line(true, None, None);
         let written = self.pending.insert(self.recorder.journal.accept(line)).written().await;
         self.pending = None;
         match written {
@@ -276,7 +276,7 @@ impl Record {
         }
         self.story.count(&self.recorder.metrics, admitted, ending, reason, now);
         self.recorder.traces.tell(|| self.story.exchange(ending, reason, now));
-        let line = self.story.line(admitted && ending != Ending::Refused, Some(ending), reason, now);
+        let line = self.story.line(admitted && ending != Ending::Refused, Some((ending, now)), reason);
         match (self.place.take(), self.pending.take()) {
             (Some(place), _) => place.close(line),
             (None, Some(pending)) => pending.close(line),
@@ -359,17 +359,18 @@ impl Story {
         }
     }
 
-    /// The record's own members; `ending` is none for the line that begins the exchange.
-    fn line(&self, accepted: bool, ending: Option<Ending>, reason: Option<Code>, now: Now) -> Fields {
+    /// The record's own members; `ended`, how and when, is none for the line that begins the exchange.
+    fn line(&self, accepted: bool, ended: Option<(Ending, Now)>, reason: Option<Code>) -> Fields {
         let facts = &self.facts;
         let since = |later: Now| later.mono.since(self.opened.mono);
-        let quota = match ending {
+        let quota = match ended {
             None => facts.quota.clone(),
             Some(_) => facts.quota.as_ref().zip(facts.settlement).and_then(|(quota, s)| Some(quota.again(s.quota?))),
         };
-        let end = |ending| End { ending, status: facts.status, bytes_out: facts.bytes_out, duration: since(now) };
+        let end =
+            |(ending, now)| End { ending, status: facts.status, bytes_out: facts.bytes_out, duration: since(now) };
         // Who left before anything was decided has no reason but that.
-        let left = ending.filter(|_| !accepted).map(Ending::as_str);
+        let left = ended.filter(|_| !accepted).map(|(ending, _)| ending.as_str());
         let line = Line {
             request_id: &self.request_id,
             party: &self.party,
@@ -380,7 +381,7 @@ impl Story {
             model: facts.model.as_ref(),
             decision: if accepted { "accepted" } else { "refused" },
             reason: reason.map(Code::as_str).or(left),
-            end: ending.map(end),
+            end: ended.map(end),
             stamp: &self.stamp,
             reserved: facts.reserved,
             quota,

@@ -5,6 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::octets;
 use crate::peer::Sha256;
 use crate::tokens::Nano;
 
@@ -146,20 +147,32 @@ impl Fields {
     }
 }
 
-/// A member's name as a line has it: behind a comma, in quotes, before a colon. Made by `member!`.
+/// A member's name as a line has it: in quotes, before a colon, and before the quote that begins a text. Made by
+/// `member!`.
 #[derive(Debug, Clone, Copy)]
 pub struct Name(pub(crate) &'static str);
+
+impl Name {
+    /// Without the quote.
+    #[inline]
+    fn bare(self) -> &'static [u8] {
+        self.0.as_bytes().split_last().map_or(&[], |(_, bare)| bare)
+    }
+}
 
 /// The [`Name`] of a member.
 macro_rules! member {
     ($name:literal) => {
-        $crate::audit::line::Name(concat!(",\"", $name, "\":"))
+        $crate::audit::line::Name(concat!("\"", $name, "\":\""))
     };
 }
 pub(crate) use member;
 
 /// Writes a line's own members one by one, in the order of the calls: for lines that are written for every request,
 /// where going through a general serializer would cost more than all judgement.
+///
+/// Each is followed by a comma, in whose place the brace stands that ends them. Names are inlined: of known length, they
+/// are a few words to be stored.
 #[derive(Debug)]
 pub struct Members(Vec<u8>);
 
@@ -172,20 +185,30 @@ impl Members {
         Members(json)
     }
 
+    /// A text of any kind.
     #[inline]
-    fn name(&mut self, Name(written): Name) {
-        let first = self.0.last() == Some(&b'{');
-        let written = written.as_bytes();
-        self.0.extend_from_slice(if first { written.get(1..).unwrap_or_default() } else { written });
+    pub fn text(&mut self, name: Name, text: &str) {
+        self.0.extend_from_slice(name.0.as_bytes());
+        self.rest_of_text(text);
     }
 
-    /// A text of any kind.
-    pub fn text(&mut self, name: Name, text: &str) {
-        self.name(name);
-        push_text(&mut self.0, text);
+    /// What comes behind the quote that begins a text. Names and words, which is what nearly all are, hold nothing that
+    /// must be escaped.
+    fn rest_of_text(&mut self, text: &str) {
+        if octets::any(text.as_bytes(), |byte| (byte < b' ') | (byte == b'"') | (byte == b'\\')) {
+            self.0.pop();
+            if serde_json::to_writer(&mut self.0, text).is_err() {
+                self.0.extend_from_slice(b"null");
+            }
+            self.0.push(b',');
+        } else {
+            self.0.extend_from_slice(text.as_bytes());
+            self.0.extend_from_slice(b"\",");
+        }
     }
 
     /// A text, where there is one.
+    #[inline]
     pub fn some_text(&mut self, name: Name, text: Option<&str>) {
         if let Some(text) = text {
             self.text(name, text);
@@ -194,87 +217,98 @@ impl Members {
 
     /// Words that are known to hold nothing that must be escaped, one after the other.
     pub fn words(&mut self, name: Name, words: [&'static str; 3]) {
-        self.name(name);
-        for part in ["\"", words[0], words[1], words[2], "\""] {
+        for part in [name.0, words[0], words[1], words[2], "\","] {
             self.0.extend_from_slice(part.as_bytes());
         }
     }
 
     /// A number.
+    #[inline]
     pub fn number(&mut self, name: Name, number: u64) {
-        self.name(name);
-        self.0.extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
+        self.0.extend_from_slice(name.bare());
+        self.rest_of_number(number);
+    }
+
+    /// What comes behind a number's name: apart, so that the name alone is inlined.
+    #[inline(never)]
+    fn rest_of_number(&mut self, number: u64) {
+        self.digits(number);
+        self.0.push(b',');
+    }
+
+    fn digits(&mut self, number: u64) {
+        // Most of what is counted is nothing.
+        match u8::try_from(number) {
+            Ok(digit @ 0..=9) => self.0.push(b'0' + digit),
+            _ => self.0.extend_from_slice(itoa::Buffer::new().format(number).as_bytes()),
+        }
     }
 
     /// An amount of money: a decimal text.
     pub fn money(&mut self, name: Name, amount: Nano) {
-        self.name(name);
-        self.0.push(b'"');
+        self.0.extend_from_slice(name.0.as_bytes());
         self.0.extend_from_slice(amount.text().as_bytes());
-        self.0.push(b'"');
+        self.0.extend_from_slice(b"\",");
     }
 
     /// A duration in milliseconds, with three places.
     pub fn millis(&mut self, name: Name, duration: std::time::Duration) {
         let micros = u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
-        self.number(name, micros / 1000);
+        self.0.extend_from_slice(name.bare());
+        self.digits(micros / 1000);
         let digit = |of: u64| b'0' + u8::try_from(of % 10).unwrap_or(0);
-        self.0.extend_from_slice(&[b'.', digit(micros / 100), digit(micros / 10), digit(micros)]);
+        self.0.extend_from_slice(&[b'.', digit(micros / 100), digit(micros / 10), digit(micros), b',']);
     }
 
     /// A digest, in hexadecimal digits.
     pub fn digest(&mut self, name: Name, digest: &Sha256) {
-        self.name(name);
-        self.0.push(b'"');
+        self.0.extend_from_slice(name.0.as_bytes());
         push_hex(&mut self.0, &digest.0);
-        self.0.push(b'"');
+        self.0.extend_from_slice(b"\",");
     }
 
     /// Members of a member.
+    #[inline]
     pub fn object(&mut self, name: Name, write: impl FnOnce(&mut Members)) {
-        self.name(name);
+        self.0.extend_from_slice(name.bare());
         self.0.push(b'{');
         write(self);
-        self.0.push(b'}');
+        self.end();
+        self.0.push(b',');
     }
 
     /// Members that are written already.
     pub fn again(&mut self, written: &Fields) {
         if !written.is_empty() {
-            if self.0.last() != Some(&b'{') {
-                self.0.push(b',');
-            }
             self.0.extend_from_slice(written.members());
+            self.0.push(b',');
         }
     }
 
     /// Anything else that serializes.
     pub fn value(&mut self, name: Name, value: &impl Serialize) {
         let before = self.0.len();
-        self.name(name);
-        if serde_json::to_writer(&mut self.0, value).is_err() {
+        self.0.extend_from_slice(name.bare());
+        match serde_json::to_writer(&mut self.0, value) {
+            Ok(()) => self.0.push(b','),
             // A line less telling is better than none.
-            self.0.truncate(before);
+            Err(_) => self.0.truncate(before),
         }
     }
 
     /// The line's own members, whole.
     #[must_use]
     pub fn finish(mut self) -> Fields {
-        self.0.push(b'}');
+        self.end();
         Fields(self.0)
     }
-}
 
-/// A JSON string. Names and words, which is what nearly all are, hold nothing that must be escaped.
-fn push_text(into: &mut Vec<u8>, text: &str) {
-    let plain = |byte: u8| !matches!(byte, ..b' ' | b'"' | b'\\');
-    if text.bytes().fold(true, |so_far, byte| so_far & plain(byte)) {
-        into.push(b'"');
-        into.extend_from_slice(text.as_bytes());
-        into.push(b'"');
-    } else if serde_json::to_writer(&mut *into, text).is_err() {
-        into.extend_from_slice(b"null");
+    /// Ends the members of the innermost object.
+    fn end(&mut self) {
+        match self.0.last_mut() {
+            Some(comma) if *comma == b',' => *comma = b'}',
+            _ => self.0.push(b'}'),
+        }
     }
 }
 

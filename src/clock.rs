@@ -104,19 +104,24 @@ impl Clock {
 
     /// Reads both clocks.
     #[must_use]
-    #[expect(clippy::disallowed_methods, reason = "the one place that reads the calendar clock")]
     pub fn now(&self) -> Now {
+        let mono = match &*self.0 {
+            Source::System { began } => u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX),
+            Source::Manual { mono, .. } => mono.load(Ordering::Acquire),
+        };
+        Now { mono: Mono(mono), wall: self.wall() }
+    }
+
+    /// Reads the calendar clock alone.
+    #[must_use]
+    #[expect(clippy::disallowed_methods, reason = "the one place that reads the calendar clock")]
+    pub fn wall(&self) -> Wall {
         match &*self.0 {
-            Source::System { began } => Now {
-                mono: Mono(u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX)),
-                wall: match SystemTime::now().duration_since(UNIX_EPOCH) {
-                    Ok(past) => Wall(i64::try_from(past.as_nanos()).unwrap_or(i64::MAX)),
-                    Err(_) => Wall(0),
-                },
+            Source::System { .. } => match SystemTime::now().duration_since(UNIX_EPOCH) {
+                Ok(past) => Wall(i64::try_from(past.as_nanos()).unwrap_or(i64::MAX)),
+                Err(_) => Wall(0),
             },
-            Source::Manual { mono, wall } => {
-                Now { mono: Mono(mono.load(Ordering::Acquire)), wall: Wall(wall.load(Ordering::Acquire)) }
-            }
+            Source::Manual { wall, .. } => Wall(wall.load(Ordering::Acquire)),
         }
     }
 

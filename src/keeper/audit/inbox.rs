@@ -197,7 +197,7 @@ impl Inbox {
     /// Queues the line of a request that waits for it; `false` when there is no room. Nobody is woken for it until
     /// [`Inbox::ring_for_waiting`].
     pub(super) fn accept(&self, ticket: &Arc<Ticket>, fields: Fields) -> bool {
-        let at = self.clock.now().wall;
+        let at = self.clock.wall();
         let mut queue = self.queue.lock();
         if queue.waiting >= WAITING_MAX || queue.orders.stop {
             return false;
@@ -216,7 +216,7 @@ impl Inbox {
 
     /// Queues a closing line; its room was taken with the accepted line.
     pub(super) fn close(&self, accepted: u64, fields: Fields) {
-        let at = self.clock.now().wall;
+        let at = self.clock.wall();
         self.tally.open.fetch_sub(1, Ordering::Relaxed);
         self.put(Entry { at, told: Told::Closed(accepted), fields });
     }
@@ -263,7 +263,7 @@ impl Inbox {
 
     /// Queues a line of a process that this one replaced.
     pub(super) fn pass_on(&self, kind: Kind, fields: Fields) {
-        self.put(Entry { at: self.clock.now().wall, told: Told::Plain(kind), fields });
+        self.put(Entry { at: self.clock.wall(), told: Told::Plain(kind), fields });
     }
 
     fn put(&self, entry: Entry) {
@@ -315,7 +315,7 @@ impl Inbox {
     pub(super) fn take_dropped(&self) -> Option<Entry> {
         let dropped = std::mem::take(&mut self.queue.lock().dropped);
         let told = Told::Plain(Kind::Dropped);
-        (dropped != Dropped::default()).then(|| Entry { at: self.clock.now().wall, told, fields: Fields::of(&dropped) })
+        (dropped != Dropped::default()).then(|| Entry { at: self.clock.wall(), told, fields: Fields::of(&dropped) })
     }
 
     /// Lines that wait at present.

@@ -18,13 +18,21 @@ use crate::ask::{Dialect, Route};
 use crate::cut::BrokenOff;
 use crate::dialect::{self, Fixed, LimitView};
 use crate::guard::Underway;
-use crate::ledger::{Shortfall, Standing};
-use crate::limits::{Allowance, LimitId, Measure, Plan, Unit, Window};
+use crate::ledger::{Left, Shortfall, Standing};
+use crate::limits::{Allowance, Measure, Plan, Unit, Window};
 use crate::meter::Metered;
 use crate::names::{Hashing, OrgId};
 use crate::outcome::{Code, Refusal, Retry};
 use crate::policy::Policy;
 use crate::tokens::Nano;
+
+const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const REQUEST_ID: HeaderName = HeaderName::from_static("request-id");
+const UPSTREAM_REQUEST_ID: HeaderName = HeaderName::from_static("portcullis-upstream-request-id");
+const ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
+
+/// As many bytes as the message of a refusal by a limit has, most often.
+const MESSAGE: usize = 256;
 
 /// The body of every answer.
 pub struct GateBody {
@@ -114,56 +122,48 @@ impl Manner {
 #[derive(Debug)]
 pub struct Short {
     /// What it was held against.
-    pub plan: Arc<Plan>,
-    /// How the limits stand then.
-    pub standings: Vec<Standing>,
-    /// Which one refused, and whose it is.
-    pub violated: (OrgId, Arc<LimitId>),
+    plan: Arc<Plan>,
+    /// What is left of its limits then.
+    left: Vec<Left>,
+    /// Which of them refused.
+    violated: Option<usize>,
 }
 
 impl Short {
-    fn policy_name(&self) -> String {
-        let (org, limit) = &self.violated;
-        dialect::policy_name(above(&self.plan, org), &limit.scope, limit.measure)
+    /// Kept out by the limit that `shortfall` tells of, while those of `plan` stand so.
+    #[must_use]
+    pub fn of(shortfall: &Shortfall, plan: &Arc<Plan>, standings: &[Standing<'_>]) -> Short {
+        let refused = |standing: &Standing<'_>| *standing.org == shortfall.org && standing.limit.id == shortfall.id;
+        let left = standings.iter().map(|standing| standing.left).collect();
+        Short { plan: plan.clone(), left, violated: standings.iter().position(refused) }
     }
 
-    fn is_violated(&self, standing: &Standing) -> bool {
-        let (org, limit) = &self.violated;
-        standing.org == *org && standing.id == *limit
+    fn policy_name(&self) -> Option<String> {
+        let LimitView { above, scope, measure, .. } = views(&self.plan).nth(self.violated?)?;
+        Some(dialect::policy_name(above, scope, measure))
     }
-}
-
-/// How far above the organization that a plan is for another one of the plan is.
-fn above(plan: &Plan, org: &OrgId) -> u8 {
-    // Most often two names are even one text in memory.
-    let same = |one: &OrgId| std::ptr::eq(one.as_str(), org.as_str()) || one == org;
-    let steps = plan.levels.iter().rev().position(|level| same(&level.org));
-    steps.and_then(|steps| u8::try_from(steps).ok()).unwrap_or(u8::MAX)
 }
 
 /// A refusal as a response, under a policy of the generation given.
 #[must_use]
 pub fn refusal(refusal: &Refusal, id: &str, manner: &Manner, (shelf, generation): (&Shelf, u64)) -> Response<GateBody> {
     let dialect = manner.route.map_or(Dialect::OpenAi, Route::dialect);
-    let violated: Vec<String> = manner.short.iter().map(Short::policy_name).collect();
+    let short = manner.short.as_ref();
+    let violated = short.filter(|_| manner.problem_json).and_then(Short::policy_name);
     let form = dialect::Form {
         dialect,
         request_id: id,
         problem_json: manner.problem_json,
         route: manner.route,
-        violated: &violated,
+        violated: violated.as_slice(),
         jitter: jitter(id),
     };
     let envelope = dialect::envelope(refusal, &form);
     let mut response = Response::new(GateBody::whole(envelope.body));
     *response.status_mut() = envelope.status;
     *response.headers_mut() = envelope.headers;
-    if let Some(short) = &manner.short {
-        let views = short
-            .standings
-            .iter()
-            .map(|standing| LimitView { violated: short.is_violated(standing), ..view(standing, &short.plan) });
-        tell(response.headers_mut(), dialect, &views.collect::<Vec<_>>(), (shelf, generation, &short.plan));
+    if let Some(Short { plan, left, violated }) = short {
+        tell(response.headers_mut(), dialect, left, *violated, (shelf, generation, plan));
     }
     if closes(refusal.code) {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
@@ -202,30 +202,37 @@ pub fn json(bytes: Bytes, id: &str) -> Response<GateBody> {
 
 /// The request's id under both vendors' names.
 fn name(headers: &mut HeaderMap, id: &str) {
-    if let Ok(id) = HeaderValue::from_str(id).map(dialect::passing) {
-        headers.insert(HeaderName::from_static("x-request-id"), id.clone());
-        headers.insert(HeaderName::from_static("request-id"), id);
+    // One value for both would be counted, which is dearer than two.
+    for name in [X_REQUEST_ID, REQUEST_ID] {
+        if let Ok(id) = HeaderValue::from_str(id) {
+            headers.insert(name, dialect::passing(id));
+        }
     }
 }
 
 /// Completes what crosses of an upstream's head to the client's.
 pub fn complete(headers: &mut HeaderMap, upstream_id: Option<HeaderValue>, id: &str) {
     if let Some(theirs) = upstream_id {
-        headers.insert(HeaderName::from_static("portcullis-upstream-request-id"), dialect::passing(theirs));
+        headers.insert(UPSTREAM_REQUEST_ID, dialect::passing(theirs));
     }
-    headers.insert(HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no"));
+    headers.insert(ACCEL_BUFFERING, HeaderValue::from_static("no"));
     name(headers, id);
 }
 
-/// Adds what is left of the limits of one plan.
-pub fn limits(headers: &mut HeaderMap, dialect: Dialect, standings: &[Standing], shelf: Shelved<'_>) {
-    let views: Vec<LimitView<'_>> = standings.iter().map(|standing| view(standing, shelf.2)).collect();
-    tell(headers, dialect, &views, shelf);
+/// Adds what is left of the limits of one plan, of which the `standings` are.
+pub fn limits(headers: &mut HeaderMap, dialect: Dialect, standings: &[Standing<'_>], shelved: Shelved<'_>) {
+    tell(headers, dialect, standings, None, shelved);
 }
 
-fn tell(headers: &mut HeaderMap, dialect: Dialect, views: &[LimitView<'_>], (shelf, generation, plan): Shelved<'_>) {
-    let fixed = shelf.fixed(generation, plan, || Fixed::of(views));
-    dialect::limit_headers(dialect, views, &fixed, headers);
+fn tell(
+    headers: &mut HeaderMap,
+    dialect: Dialect,
+    left: &[impl AsRef<Left>],
+    violated: Option<usize>,
+    (shelf, generation, plan): Shelved<'_>,
+) {
+    let fixed = shelf.fixed(generation, plan);
+    dialect::limit_headers(dialect, &fixed, left, violated, headers);
 }
 
 /// What of the limit headers is fixed for each plan of the policy in force; every worker has its own.
@@ -243,29 +250,35 @@ struct Plans {
 pub type Shelved<'a> = (&'a Shelf, u64, &'a Arc<Plan>);
 
 impl Shelf {
-    fn fixed(&self, generation: u64, plan: &Arc<Plan>, fresh: impl FnOnce() -> Fixed) -> Rc<Fixed> {
+    fn fixed(&self, generation: u64, plan: &Arc<Plan>) -> Rc<Fixed> {
         let mut plans = self.0.borrow_mut();
         if plans.generation != generation {
             *plans = Plans { generation, known: HashMap::default() };
         }
         let known = plans.known.entry(Arc::as_ptr(plan));
-        known.or_insert_with(|| (plan.clone(), Rc::new(fresh()))).1.clone()
+        let fresh = || Rc::new(Fixed::of(&views(plan).collect::<Vec<_>>()));
+        known.or_insert_with(|| (plan.clone(), fresh())).1.clone()
     }
 }
 
-fn view<'a>(standing: &'a Standing, plan: &Plan) -> LimitView<'a> {
-    LimitView {
-        above: above(plan, &standing.org),
-        scope: &standing.id.scope,
-        measure: standing.id.measure,
-        limit: standing.limit(),
-        burst: standing.most(),
-        remaining: standing.remaining,
-        to_full: standing.to_full,
-        next: standing.next,
-        resets_at: standing.resets_at,
-        shadow: standing.shadow,
-        violated: false,
+/// The limits of a plan as clients are told of them, in its order.
+fn views(plan: &Plan) -> impl Iterator<Item = LimitView<'_>> {
+    let levels = plan.levels.iter().rev().enumerate().rev();
+    levels.flat_map(|(above, level)| {
+        let above = u8::try_from(above).unwrap_or(u8::MAX);
+        level.limits.iter().map(move |limit| {
+            let (scope, measure) = (&limit.id.scope, limit.id.measure);
+            let (number, burst) = numbers(&limit.allowance);
+            LimitView { above, scope, measure, limit: number, burst, shadow: limit.shadow }
+        })
+    })
+}
+
+/// Units per window or requests at once, and the most that can stand against the limit.
+fn numbers(allowance: &Allowance) -> (u64, u64) {
+    match allowance {
+        Allowance::Rate { rate, burst, .. } => (*rate, *burst),
+        Allowance::Budget(most) | Allowance::Concurrent(most) => (*most, *most),
     }
 }
 
@@ -273,59 +286,153 @@ fn view<'a>(standing: &'a Standing, plan: &Plan) -> LimitView<'a> {
 #[must_use]
 pub fn short(shortfall: &Shortfall, caller: &OrgId, policy: &Policy) -> Refusal {
     let code = shortfall.code();
-    let whose = if shortfall.org == *caller { "" } else { " (shared with other organizations)" };
     let name = policy.named(&shortfall.id);
-    let limit = match shortfall.allowance {
-        Allowance::Rate { rate, burst, .. } if burst != rate => {
-            format!("{} (at most {} at once)", amount(shortfall, rate), amount(shortfall, burst))
-        }
-        allowance => amount(shortfall, allowed(&allowance)),
-    };
-    let (used, requested) = (amount(shortfall, shortfall.used), amount(shortfall, shortfall.requested));
-    let figures = format!("limit {limit}, used {used}, requested {requested}");
-    let message = match (code, shortfall.wait) {
-        (Code::QuotaRequestTooLarge, _) => {
-            format!(
-                "This request alone does not fit {name}{whose}: {figures}. Ask for less output, or send less input."
-            )
-        }
-        (Code::ConcurrencyLimitExceeded, None) => format!("No request may be under way for {name}{whose}: {figures}."),
-        (Code::ConcurrencyLimitExceeded, Some(wait)) => {
-            let again = spoken(wait);
-            format!("Too many requests under way for {name}{whose}: {figures}. Try again in {again}.")
-        }
-        (_, Some(wait)) => format!("Limit reached for {name}{whose}: {figures}. Try again in {}.", spoken(wait)),
-        (_, None) => format!("Limit reached for {name}{whose}: {figures}."),
-    };
+    let message = message(shortfall, code, caller, &name);
     let retry = match (code, shortfall.wait) {
         (Code::QuotaRequestTooLarge, _) | (_, None) => Retry::Never,
         (_, Some(wait)) => Retry::After(wait),
     };
-    Refusal::new(code, message).retry(retry).for_operator(format!("{} of {}", name, shortfall.org))
+    let operator = [&name, " of ", shortfall.org.as_str()].concat();
+    Refusal::new(code, message).retry(retry).for_operator(operator)
 }
 
-fn allowed(allowance: &Allowance) -> u64 {
-    match allowance {
-        Allowance::Rate { rate, .. } => *rate,
-        Allowance::Budget(most) | Allowance::Concurrent(most) => *most,
+fn message(shortfall: &Shortfall, code: Code, caller: &OrgId, name: &str) -> String {
+    let begins = match (code, shortfall.wait) {
+        (Code::QuotaRequestTooLarge, _) => "This request alone does not fit ",
+        (Code::ConcurrencyLimitExceeded, None) => "No request may be under way for ",
+        (Code::ConcurrencyLimitExceeded, Some(_)) => "Too many requests under way for ",
+        _ => "Limit reached for ",
+    };
+    let whose = if shortfall.org == *caller { ": " } else { " (shared with other organizations): " };
+    let mut message = String::with_capacity(MESSAGE);
+    message.extend([begins, name, whose, "limit "]);
+    let (number, burst) = numbers(&shortfall.allowance);
+    amount(&mut message, shortfall, number);
+    if burst != number {
+        message.push_str(" (at most ");
+        amount(&mut message, shortfall, burst);
+        message.push_str(" at once)");
     }
+    message.push_str(", used ");
+    amount(&mut message, shortfall, shortfall.used);
+    message.push_str(", requested ");
+    amount(&mut message, shortfall, shortfall.requested);
+    match (code, shortfall.wait) {
+        (Code::QuotaRequestTooLarge, _) => message.push_str(". Ask for less output, or send less input."),
+        (_, Some(wait)) => {
+            message.push_str(". Try again in ");
+            spoken(&mut message, wait);
+            message.push('.');
+        }
+        (_, None) => message.push('.'),
+    }
+    message
 }
 
-fn amount(shortfall: &Shortfall, units: u64) -> String {
+fn amount(message: &mut String, shortfall: &Shortfall, units: u64) {
     match shortfall.id.measure {
-        Measure::Metered(Unit::Cost, Window::Day | Window::Month) => Nano(units).to_string(),
-        _ => units.to_string(),
+        Measure::Metered(Unit::Cost, Window::Day | Window::Month) => message.push_str(&Nano(units).to_string()),
+        _ => message.push_str(itoa::Buffer::new().format(units)),
     }
 }
 
 /// A wait as a person says it, rounded up.
-fn spoken(wait: Duration) -> String {
-    let millis = wait.as_millis();
+fn spoken(message: &mut String, wait: Duration) {
     let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
-    match seconds {
-        0 | 1 if millis < 1000 => format!("{millis} ms"),
-        0..120 => format!("{seconds} s"),
-        120..7200 => format!("{} min", seconds.div_ceil(60)),
-        _ => format!("{} h", seconds.div_ceil(3600)),
+    let (number, unit) = match seconds {
+        0 | 1 if wait < Duration::from_secs(1) => (wait.subsec_millis().into(), " ms"),
+        0..120 => (seconds, " s"),
+        120..7200 => (seconds.div_ceil(60), " min"),
+        _ => (seconds.div_ceil(3600), " h"),
+    };
+    message.push_str(itoa::Buffer::new().format(number));
+    message.push_str(unit);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::{Mono, Wall};
+    use crate::limits::{LimitId, Scope};
+
+    #[test]
+    fn a_refusal_by_a_limit_says_its_numbers_and_how_long() {
+        let rate = Allowance::Rate { rate: 10, burst: 15, since: Mono(0), slowest: 10 };
+        let tokens = Measure::Metered(Unit::Tokens, Window::Minute);
+        let (cost, day) = (Measure::Metered(Unit::Cost, Window::Month), Duration::from_hours(24));
+        let second = Duration::from_secs(1);
+        for (measure, allowance, (used, requested), wait, org, wanted) in [
+            (
+                tokens,
+                rate,
+                (14, 3),
+                Some(second / 3),
+                "acme",
+                "Limit reached for it: limit 10 (at most 15 at once), used 14, requested 3. Try again in 333 ms.",
+            ),
+            (
+                tokens,
+                rate,
+                (0, 16),
+                None,
+                "acme",
+                "This request alone does not fit it: limit 10 (at most 15 at once), used 0, requested 16. Ask for less output, or send less input.",
+            ),
+            (
+                cost,
+                Allowance::Budget(2_500_000_000),
+                (1, 2_500_000_000),
+                Some(day),
+                "lead",
+                "Limit reached for it (shared with other organizations): limit 2.50, used 0.000000001, requested 2.50. Try again in 24 h.",
+            ),
+            (
+                cost,
+                Allowance::Budget(5),
+                (5, 1),
+                None,
+                "acme",
+                "Limit reached for it: limit 0.000000005, used 0.000000005, requested 0.000000001.",
+            ),
+            (
+                Measure::Concurrent,
+                Allowance::Concurrent(2),
+                (2, 1),
+                Some(second),
+                "acme",
+                "Too many requests under way for it: limit 2, used 2, requested 1. Try again in 1 s.",
+            ),
+            (
+                Measure::Concurrent,
+                Allowance::Concurrent(0),
+                (0, 1),
+                None,
+                "acme",
+                "No request may be under way for it: limit 0, used 0, requested 1.",
+            ),
+        ] {
+            let id = Arc::new(LimitId { scope: Scope::default(), measure });
+            let org = org.parse().unwrap();
+            let shortfall = Shortfall { org, id, allowance, used, requested, wait, resets_at: Wall(0) };
+            assert_eq!(message(&shortfall, shortfall.code(), &"acme".parse().unwrap(), "it"), wanted);
+        }
+    }
+
+    #[test]
+    fn a_wait_is_said_in_one_unit_and_rounded_up() {
+        for (millis, wanted) in [
+            (0, "0 ms"),
+            (999, "999 ms"),
+            (1000, "1 s"),
+            (1001, "2 s"),
+            (119_000, "119 s"),
+            (119_001, "2 min"),
+            (7_199_000, "120 min"),
+            (7_199_001, "2 h"),
+        ] {
+            let mut said = String::new();
+            spoken(&mut said, Duration::from_millis(millis));
+            assert_eq!(said, wanted);
+        }
     }
 }

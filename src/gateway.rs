@@ -240,11 +240,8 @@ impl Gateway {
                     shortfall.wait = shortfall.wait.map(|wait| manner.patience(wait));
                 }
                 let refused = answer::short(&shortfall, &caller.org().id, &snapshot.policy);
-                manner.short = Some(Short {
-                    plan: plan.clone(),
-                    standings: self.ledger.standings(plan, timezone, self.clock.now()),
-                    violated: (shortfall.org, shortfall.id),
-                });
+                let standings = self.ledger.standings(plan, timezone, self.clock.now());
+                manner.short = Some(Short::of(&shortfall, plan, &standings));
                 refused
             }
             Denial::StoreDown => {

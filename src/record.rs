@@ -204,7 +204,7 @@ impl Record {
     }
 
     /// Notes what was reserved, after which limits `stand` so; tells of which one the record tells.
-    pub fn reserves(&mut self, usage: Usage, charge: &Charge, stand: &[Standing]) -> Option<(OrgId, Arc<LimitId>)> {
+    pub fn reserves(&mut self, usage: Usage, charge: &Charge, stand: &[Standing<'_>]) -> Option<(OrgId, Arc<LimitId>)> {
         self.story.facts.reserved = Some(usage);
         self.story.facts.quota = Movement::of_fullest(stand, charge);
         self.story.facts.quota.as_ref().map(|quota| (quota.org.clone(), quota.id.clone()))

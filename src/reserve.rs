@@ -97,13 +97,13 @@ fn kinds(usage: &Usage) -> [Usage; 3] {
 ///
 /// # Errors
 /// `quota_request_too_large` in `hard` mode, when the request holds input that nothing bounds.
-pub fn reserve(
+pub fn reserve<'a>(
     ask: &Ask,
     group: Option<&Group>,
     quota: &Quota,
     calibration: &Calibration,
-    plan: &Plan,
-    stand: impl FnOnce() -> Vec<Standing>,
+    plan: &'a Plan,
+    stand: impl FnOnce() -> Vec<Standing<'a>>,
 ) -> Result<Reserve, Refusal> {
     let nontext = group.and_then(|group| group.nontext_tokens);
     let gauge = calibration.gauge(ask, nontext.unwrap_or(NONTEXT));
@@ -218,17 +218,17 @@ struct Room {
 }
 
 impl Room {
-    fn of(standings: &[Standing], input: &Charge, rates: &Rates) -> Room {
+    fn of(standings: &[Standing<'_>], input: &Charge, rates: &Rates) -> Room {
         let mut room = Room { ever: u64::MAX, now: u64::MAX, budgeted: false };
-        for standing in standings.iter().filter(|standing| !standing.shadow) {
-            let output = |units: u64| match standing.id.measure {
+        for standing in standings.iter().filter(|standing| !standing.limit.shadow) {
+            let output = |units: u64| match standing.limit.id.measure {
                 Measure::Metered(Unit::Tokens, _) => units.saturating_sub(input.get(Unit::Tokens)),
                 Measure::Metered(Unit::OutputTokens, _) => units,
                 Measure::Metered(Unit::Cost, _) => rates.output_for(units.saturating_sub(input.get(Unit::Cost))),
                 _ => u64::MAX,
             };
-            let now = output(standing.remaining);
-            let budget = matches!(standing.allowance, Allowance::Budget(_));
+            let now = output(standing.left.remaining);
+            let budget = matches!(standing.limit.allowance, Allowance::Budget(_));
             room.budgeted |= budget && now != u64::MAX;
             room.ever = room.ever.min(if budget { now } else { output(standing.most()) });
             room.now = room.now.min(now);

@@ -43,9 +43,9 @@ impl Exposure {
     }
 
     /// By how many units the limit that stands so may be exceeded at most.
-    pub fn beyond(&self, standing: &Standing) -> u64 {
-        let most = self.0.get(&(standing.org.clone(), standing.id.scope.clone()));
-        most.map_or(0, |most| match standing.allowance {
+    pub fn beyond(&self, standing: &Standing<'_>) -> u64 {
+        let most = self.0.get(&(standing.org.clone(), standing.limit.id.scope.clone()));
+        most.map_or(0, |most| match standing.limit.allowance {
             Allowance::Budget(_) | Allowance::Rate { .. } => most.get(standing.unit()),
             // Who is let in is counted, whatever they use.
             Allowance::Concurrent(_) => 0,

@@ -114,7 +114,7 @@ fn quotas(desk: &Desk) -> Vec<QuotaSample> {
     for org in shown {
         for standing in gateway.ledger.level_standings(&org.own, &policy.quota.timezone, now) {
             let sample = status::sample(&standing, exposure.beyond(&standing), policy);
-            if standing.shadow {
+            if standing.limit.shadow {
                 // A counter that is born with its first event hides that event.
                 metrics.shadowed(&org.id, &sample.quota, 0);
             }

@@ -95,19 +95,19 @@ pub struct Certificate {
 
 /// A limit's standing as metrics show it, and by how many units it may be exceeded (`u64::MAX`: without bound).
 #[must_use]
-pub fn sample(standing: &Standing, beyond: u64, policy: &Policy) -> QuotaSample {
+pub fn sample(standing: &Standing<'_>, beyond: u64, policy: &Policy) -> QuotaSample {
     let unit = standing.unit();
     #[expect(clippy::cast_precision_loss, reason = "figures for dashboards")]
     let scale = |units: u64| if unit == Unit::Cost { units as f64 / 1e9 } else { units as f64 };
     #[expect(clippy::cast_precision_loss, reason = "seconds for dashboards")]
-    let resets_at = standing.resets_at.seconds() as f64;
+    let resets_at = standing.left.resets_at.seconds() as f64;
     QuotaSample {
         org: standing.org.to_string(),
-        quota: policy.named(&standing.id),
-        unit: if standing.id.measure == Measure::Concurrent { "concurrent" } else { unit.as_str() },
+        quota: policy.named(&standing.limit.id),
+        unit: if standing.limit.id.measure == Measure::Concurrent { "concurrent" } else { unit.as_str() },
         window: standing.window().map_or("none", crate::limits::Window::as_str),
-        plain: standing.id.scope == Scope::default(),
-        limit: scale(standing.limit()),
+        plain: standing.limit.id.scope == Scope::default(),
+        limit: scale(standing.allowed()),
         used: scale(standing.used),
         reserved: scale(standing.reserved),
         overspend: if beyond == u64::MAX { f64::INFINITY } else { scale(beyond) },

@@ -12,6 +12,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use serde::Serialize;
 
 use super::error_type;
+use super::limit_headers::{whole_millis, whole_seconds};
 use crate::ask::{Dialect, Route};
 use crate::outcome::{Code, Refusal, Retry};
 
@@ -20,11 +21,17 @@ const REQUEST_IDS: [HeaderName; 2] = [HeaderName::from_static("x-request-id"), H
 const RETRY_AFTER_MS: HeaderName = HeaderName::from_static("retry-after-ms");
 const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
 
+/// As many headers as a refusal by a limit has in the end, with those that tell of the limits.
+const HEADERS: usize = 16;
+
 /// Longer waits are not worth keeping a program waiting for.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
+/// As many bytes as the body of a refusal has, most often.
+const BODY: usize = 512;
+
 /// The most milliseconds that every SDK waits for: some take a whole minute for too long already.
-const MOST_MILLIS: u128 = 59_999;
+const MOST_MILLIS: u64 = 59_999;
 
 /// How a refusal is to be told, apart from what it says.
 #[derive(Debug, Clone, Copy)]
@@ -64,11 +71,14 @@ pub fn envelope(refusal: &Refusal, form: &Form<'_>) -> Envelope {
     } else {
         ("application/json", json(&Hybrid::of(refusal, form)))
     };
-    let mut headers = HeaderMap::with_capacity(8);
+    let mut headers = HeaderMap::with_capacity(HEADERS);
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     headers.insert(REASON, HeaderValue::from_static(refusal.code.as_str()));
-    if let Ok(id) = HeaderValue::from_str(form.request_id) {
-        headers.extend(REQUEST_IDS.map(|name| (Some(name), id.clone())));
+    // One value for both would be counted, which is dearer than two.
+    for name in REQUEST_IDS {
+        if let Ok(id) = HeaderValue::from_str(form.request_id) {
+            headers.insert(name, id);
+        }
     }
     if let (Code::MethodNotAllowed, Some(route)) = (refusal.code, form.route) {
         headers.insert(ALLOW, HeaderValue::from_static(route.method()));
@@ -86,23 +96,20 @@ fn advise(retry: Retry, jitter: u8, headers: &mut HeaderMap) {
         Retry::After(wait) => Some(wait),
     };
     if let Some(wait) = wait {
-        let millis = wait.as_nanos().div_ceil(1_000_000);
-        let spread = (millis * u128::from(jitter.min(100))).div_ceil(1000);
-        headers.insert(RETRY_AFTER, HeaderValue::from(whole(wait.as_nanos().div_ceil(1_000_000_000))));
-        let told = if wait > LONGEST_WAIT { millis + spread } else { (millis + spread).min(MOST_MILLIS.max(millis)) };
-        headers.insert(RETRY_AFTER_MS, HeaderValue::from(whole(told)));
+        let millis = whole_millis(wait);
+        let spread = millis.saturating_add(millis.saturating_mul(jitter.min(100).into()).div_ceil(1000));
+        let told = if wait > LONGEST_WAIT { spread } else { spread.min(MOST_MILLIS.max(millis)) };
+        headers.insert(RETRY_AFTER, HeaderValue::from(whole_seconds(wait)));
+        headers.insert(RETRY_AFTER_MS, HeaderValue::from(told));
     }
     if wait.is_none_or(|wait| wait > LONGEST_WAIT) {
         headers.insert(SHOULD_RETRY, HeaderValue::from_static("false"));
     }
 }
 
-fn whole(number: u128) -> u64 {
-    u64::try_from(number).unwrap_or(u64::MAX)
-}
-
 fn json(document: &impl Serialize) -> Bytes {
-    serde_json::to_vec(document).map_or_else(|_| Bytes::from_static(b"{}"), Bytes::from)
+    let mut text = Vec::with_capacity(BODY);
+    serde_json::to_writer(&mut text, document).map_or_else(|_| Bytes::from_static(b"{}"), |()| Bytes::from(text))
 }
 
 /// What OpenAI's SDKs find under `error` and Anthropic's find beside it.

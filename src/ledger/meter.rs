@@ -186,13 +186,32 @@ impl Meter {
         if units == 0 {
             return Some(Duration::ZERO);
         }
+        let nanos = match self.time_at_one_rate(units, flow, now) {
+            Some(nanos) => nanos,
+            None => self.time_at_length(units, flow, now)?,
+        };
+        Some(Duration::from_nanos(nanos))
+    }
+
+    /// Nanoseconds until `units` have drained, where one rate drains all of them and the numbers are small: most often.
+    fn time_at_one_rate(&self, units: u128, flow: &Flow, now: Mono) -> Option<u64> {
+        if flow.since > self.last || flow.rate == 0 {
+            return None;
+        }
+        let need = u64::try_from(units).ok()?.checked_mul(flow.leak.nanos())?.checked_sub(self.frac)?;
+        self.last.0.saturating_sub(now.0).checked_add(need.div_ceil(flow.rate))
+    }
+
+    /// As [`Meter::time_to_drain`], whatever the numbers.
+    #[cold]
+    fn time_at_length(&self, units: u128, flow: &Flow, now: Mono) -> Option<u64> {
         let need = (units * u128::from(flow.leak.nanos())).saturating_sub(u128::from(self.frac));
         let ahead = u128::from(self.last.0.saturating_sub(now.0));
         let slow = u128::from(flow.since.0.saturating_sub(self.last.0));
         let before = slow * u128::from(flow.before());
         let nanos =
             if need <= before { time_for(need, flow.before())? } else { slow + time_for(need - before, flow.rate)? };
-        Some(Duration::from_nanos(u64::try_from(ahead + nanos).unwrap_or(u64::MAX)))
+        Some(u64::try_from(ahead + nanos).unwrap_or(u64::MAX))
     }
 }
 
@@ -211,6 +230,8 @@ fn long_division(slow: u64, slow_rate: u64, fast: u64, rate: u64, frac: u64, win
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     const fn flow(leak: Leak, rate: u64) -> Flow {
@@ -296,6 +317,21 @@ mod tests {
             meter.drain(&flow, Mono(drained));
             assert_eq!(meter.settle(reserved, actual, later), back, "{reserved} {actual} {later} {drained}");
             assert_eq!(meter.used(), used, "{reserved} {actual} {later} {drained}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn small_numbers_take_as_long_as_any(
+            units in prop_oneof![0u64..10, 0u64..10_000_000, any::<u64>()],
+            (rate, slowest) in prop_oneof![(0u64..3, 0u64..3), any::<(u64, u64)>()],
+            (frac, leak) in (0u64..SECOND, 0usize..3),
+            (last, now, since) in (0u64..5, 0u64..5, 0u64..5),
+        ) {
+            let flow = Flow { leak: Leak::ALL[leak], rate, since: Mono(since), slowest };
+            let meter = Meter { used: units, frac, last: Mono(last), ..Meter::default() };
+            let long = if units == 0 { Some(0) } else { meter.time_at_length(units.into(), &flow, Mono(now)) };
+            prop_assert_eq!(meter.time_to_drain(units.into(), &flow, Mono(now)), long.map(Duration::from_nanos));
         }
     }
 

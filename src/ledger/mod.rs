@@ -36,7 +36,7 @@ use smallvec::SmallVec;
 
 pub use bell::{StoreDown, StoreHealth, Wait};
 pub use hold::{Extension, Hold, HoldId};
-pub use standing::{Movement, Shortfall, Standing, Total, Totals};
+pub use standing::{Left, Movement, Shortfall, Standing, Total, Totals};
 
 use crate::clock::{Clock, Mono, Now, Wall};
 use crate::limits::{Charge, Level, LimitId, Plan, Scope, Seat};
@@ -247,10 +247,18 @@ impl Ledger {
 
     /// How every limit of `plan` stands, root first: after an admission, for the headers of its answer.
     #[must_use]
-    pub fn standings(&self, plan: &Plan, timezone: &TimeZone, now: Now) -> Vec<Standing> {
+    pub fn standings<'a>(&self, plan: &'a Plan, timezone: &TimeZone, now: Now) -> Vec<Standing<'a>> {
         let mut standings = Vec::with_capacity(plan.levels.iter().map(|level| level.limits.len()).sum());
+        let known = self.directory.load();
         for level in &plan.levels {
-            let account = self.account(level, timezone, now);
+            let opened;
+            let account = match known.find(level) {
+                Some(account) => account,
+                None => {
+                    opened = self.open(level, timezone, now);
+                    &opened
+                }
+            };
             reading::of_level(&mut account.lock(), level, timezone, now, &mut standings);
         }
         standings
@@ -258,7 +266,7 @@ impl Ledger {
 
     /// How every limit of one level stands; the level may hold all scopes and limits of an organization.
     #[must_use]
-    pub fn level_standings(&self, level: &Level, timezone: &TimeZone, now: Now) -> Vec<Standing> {
+    pub fn level_standings<'a>(&self, level: &'a Level, timezone: &TimeZone, now: Now) -> Vec<Standing<'a>> {
         let mut standings = Vec::with_capacity(level.limits.len());
         let account = self.account(level, timezone, now);
         reading::of_level(&mut account.lock(), level, timezone, now, &mut standings);

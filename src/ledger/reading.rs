@@ -10,7 +10,7 @@ use jiff::tz::TimeZone;
 
 use super::account::{Counters, State, meter_index};
 use super::meter::{Flow, Leak, Meter};
-use super::standing::{Shortfall, Standing, Total, Totals};
+use super::standing::{Left, Shortfall, Standing, Total, Totals};
 use super::tally::Tally;
 use super::window::Ends;
 use crate::clock::{Now, Wall};
@@ -131,39 +131,38 @@ impl Reading {
     }
 
     /// The reading for those who want to know.
-    pub(super) fn standing(&self, level: &Level, limit: &Limit, now: Now) -> Standing {
+    pub(super) fn standing<'a>(&self, level: &'a Level, limit: &'a Limit, now: Now) -> Standing<'a> {
         let charged = self.charged();
         let reserved = match (self, limit.id.measure) {
             (_, Measure::Concurrent | Measure::Metered(Unit::Requests, _)) => 0,
             (Reading::Rate { reserved, .. } | Reading::Budget { reserved, .. }, _) => charged.min(*reserved),
             _ => 0,
         };
-        let to_full = self.time_to_lose(charged.into(), now).unwrap_or(NEVER);
-        Standing {
-            org: level.org.clone(),
-            id: Arc::clone(&limit.id),
-            allowance: limit.allowance,
-            used: charged - reserved,
-            reserved,
-            remaining: self.remaining(),
-            to_full,
-            next: self.time_to_grow(now),
-            resets_at: match self {
-                Reading::Budget { ends, .. } => *ends,
-                _ => now.wall.plus(to_full),
-            },
-            shadow: limit.shadow,
-        }
+        Standing { org: &level.org, limit, used: charged - reserved, reserved, left: self.left(now) }
     }
 
-    fn time_to_grow(&self, now: Now) -> Duration {
-        let (charged, most) = (self.charged(), self.most());
-        if charged == 0 {
-            return Duration::ZERO;
+    fn left(&self, now: Now) -> Left {
+        let remaining = self.remaining();
+        match self {
+            Reading::Rate { meter, flow, burst, .. } if meter.used() > 0 => {
+                let until = |drained| meter.time_to_drain(drained, flow, now.mono).unwrap_or(NEVER);
+                // Where nothing is allowed nothing grows: what is told then is when the use of before is over.
+                let excess = u128::from(meter.used().saturating_sub(*burst)) + u128::from(*burst > 0);
+                let to_full = until(meter.used().into());
+                Left { remaining, to_full, next: until(excess), resets_at: now.wall.plus(to_full) }
+            }
+            Reading::Budget { charged, ends, .. } => {
+                let to_full = now.wall.until(*ends);
+                let next = if *charged == 0 { Duration::ZERO } else { to_full };
+                Left { remaining, to_full, next, resets_at: *ends }
+            }
+            Reading::Rate { .. } | Reading::Streams { .. } => {
+                Left { remaining, to_full: Duration::ZERO, next: Duration::ZERO, resets_at: now.wall }
+            }
+            Reading::Closed => {
+                Left { remaining, to_full: NEVER, next: Duration::ZERO, resets_at: now.wall.plus(NEVER) }
+            }
         }
-        // Where nothing is allowed nothing grows: what is told then is when the use of before is over.
-        let excess = u128::from(charged - charged.min(most)) + u128::from(most > 0);
-        self.time_to_lose(excess, now).unwrap_or(NEVER)
     }
 }
 
@@ -175,7 +174,13 @@ pub(super) fn counters<'a>(state: &'a mut State, level: &Level, limit: &Limit) -
 }
 
 /// How every limit of `level` stands.
-pub(super) fn of_level(state: &mut State, level: &Level, timezone: &TimeZone, now: Now, into: &mut Vec<Standing>) {
+pub(super) fn of_level<'a>(
+    state: &mut State,
+    level: &'a Level,
+    timezone: &TimeZone,
+    now: Now,
+    into: &mut Vec<Standing<'a>>,
+) {
     state.roll(now.wall, timezone);
     state.seat(level);
     for limit in level.limits.iter() {

@@ -8,24 +8,29 @@ use std::time::Duration;
 use serde::ser::{Serialize, SerializeMap, Serializer};
 
 use crate::clock::Wall;
-use crate::limits::{Allowance, Charge, LimitId, Measure, Unit, Window};
+use crate::limits::{Allowance, Charge, Limit, LimitId, Measure, Unit, Window};
 use crate::names::OrgId;
 use crate::outcome::Code;
 use crate::tokens::Nano;
 
 /// How one limit of one organization stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Standing {
+pub struct Standing<'a> {
     /// Whose limit.
-    pub org: OrgId,
-    /// Which one.
-    pub id: Arc<LimitId>,
-    /// What it allows.
-    pub allowance: Allowance,
+    pub org: &'a OrgId,
+    /// Which one, and what it allows.
+    pub limit: &'a Limit,
     /// Units used and settled. Requests count as used from their admission on.
     pub used: u64,
     /// Units that requests under way have reserved beyond that; of a meter, those that have not drained since.
     pub reserved: u64,
+    /// What is left of it.
+    pub left: Left,
+}
+
+/// What is left of a limit at an instant, and when it is more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Left {
     /// Units that could be admitted now.
     pub remaining: u64,
     /// Time until the whole allowance is there again, if nothing is added.
@@ -34,15 +39,25 @@ pub struct Standing {
     pub next: Duration,
     /// The instant at which `to_full` has passed.
     pub resets_at: Wall,
-    /// Judged and reported, but never a reason to refuse.
-    pub shadow: bool,
 }
 
-impl Standing {
+impl AsRef<Left> for Left {
+    fn as_ref(&self) -> &Left {
+        self
+    }
+}
+
+impl AsRef<Left> for Standing<'_> {
+    fn as_ref(&self) -> &Left {
+        &self.left
+    }
+}
+
+impl Standing<'_> {
     /// What is counted; requests for [`Measure::Concurrent`].
     #[must_use]
     pub fn unit(&self) -> Unit {
-        match self.id.measure {
+        match self.limit.id.measure {
             Measure::Metered(unit, _) => unit,
             Measure::Concurrent => Unit::Requests,
         }
@@ -51,7 +66,7 @@ impl Standing {
     /// Over which window; none for [`Measure::Concurrent`].
     #[must_use]
     pub fn window(&self) -> Option<Window> {
-        match self.id.measure {
+        match self.limit.id.measure {
             Measure::Metered(_, window) => Some(window),
             Measure::Concurrent => None,
         }
@@ -59,8 +74,8 @@ impl Standing {
 
     /// The configured number: units per window, or requests at once.
     #[must_use]
-    pub fn limit(&self) -> u64 {
-        match self.allowance {
+    pub fn allowed(&self) -> u64 {
+        match self.limit.allowance {
             Allowance::Rate { rate, .. } => rate,
             Allowance::Budget(most) | Allowance::Concurrent(most) => most,
         }
@@ -69,7 +84,7 @@ impl Standing {
     /// The most that can stand against the limit: its burst, where it has one.
     #[must_use]
     pub fn most(&self) -> u64 {
-        cap(&self.allowance)
+        cap(&self.limit.allowance)
     }
 
     /// Used and reserved, as a share of the most: above 1 in debt, 0 for a limit of zero that nobody has touched.
@@ -82,37 +97,37 @@ impl Standing {
 }
 
 /// The shape that every JSON document of ours gives a limit.
-impl Serialize for Standing {
+impl Serialize for Standing<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let amount = |n: u64| Amount(self.unit(), n);
         let mut map = serializer.serialize_map(None)?;
-        map.serialize_entry("id", &self.id.measure.to_string())?;
+        map.serialize_entry("id", &self.limit.id.measure.to_string())?;
         map.serialize_entry("scope", &ScopeJson(self))?;
         map.serialize_entry("unit", self.unit().as_str())?;
         map.serialize_entry("window", &self.window().map(Window::as_str))?;
-        map.serialize_entry("limit", &amount(self.limit()))?;
-        if self.most() != self.limit() {
+        map.serialize_entry("limit", &amount(self.allowed()))?;
+        if self.most() != self.allowed() {
             map.serialize_entry("burst", &amount(self.most()))?;
         }
         map.serialize_entry("used", &amount(self.used))?;
         map.serialize_entry("reserved", &amount(self.reserved))?;
-        map.serialize_entry("remaining", &amount(self.remaining))?;
-        map.serialize_entry("resets_at", &self.window().map(|_| self.resets_at.to_string()))?;
-        if self.shadow {
+        map.serialize_entry("remaining", &amount(self.left.remaining))?;
+        map.serialize_entry("resets_at", &self.window().map(|_| self.left.resets_at.to_string()))?;
+        if self.limit.shadow {
             map.serialize_entry("shadow", &true)?;
         }
         map.end()
     }
 }
 
-struct ScopeJson<'a>(&'a Standing);
+struct ScopeJson<'a>(&'a Standing<'a>);
 
 impl Serialize for ScopeJson<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut map = serializer.serialize_map(Some(3))?;
-        map.serialize_entry("organization", &self.0.org)?;
-        map.serialize_entry("purpose", &self.0.id.scope.purpose)?;
-        map.serialize_entry("model", &self.0.id.scope.model)?;
+        map.serialize_entry("organization", self.0.org)?;
+        map.serialize_entry("purpose", &self.0.limit.id.scope.purpose)?;
+        map.serialize_entry("model", &self.0.limit.id.scope.model)?;
         map.end()
     }
 }
@@ -135,14 +150,14 @@ pub struct Movement {
 impl Movement {
     /// How `charge` moved the limit that is fullest after it, of those that `stand` so then.
     #[must_use]
-    pub fn of_fullest(stand: &[Standing], charge: &Charge) -> Option<Movement> {
+    pub fn of_fullest(stand: &[Standing<'_>], charge: &Charge) -> Option<Movement> {
         let fullest = stand.iter().max_by(|one, other| one.ratio().total_cmp(&other.ratio()))?;
-        let moved = match fullest.id.measure {
+        let moved = match fullest.limit.id.measure {
             Measure::Metered(unit, _) => charge.get(unit),
             Measure::Concurrent => 1,
         };
         let after = fullest.used.saturating_add(fullest.reserved);
-        let (org, id) = (fullest.org.clone(), Arc::clone(&fullest.id));
+        let (org, id) = (fullest.org.clone(), Arc::clone(&fullest.limit.id));
         Some(Movement { org, id, before: after.saturating_sub(moved), after, of: fullest.most() })
     }
 

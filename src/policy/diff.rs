@@ -2,7 +2,9 @@
 //!
 //! Both are told from the same rules, so that what `check` announces is what a reload says. It changes nothing itself.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
+use std::fmt::Write as _;
 
 use serde::Serialize;
 
@@ -220,11 +222,16 @@ fn narrowed(networks: &str) -> String {
 pub(super) fn named(limit: &LimitId, purposes: &Catalog) -> String {
     let Scope { purpose, model } = &limit.scope;
     let group = model.as_ref().map(|model| match purpose {
-        None if purposes.contains_key(model.as_str()) => prefixed(model.as_str()),
-        _ => model.to_string(),
+        None if purposes.contains_key(model.as_str()) => Cow::Owned(prefixed(model.as_str())),
+        _ => Cow::Borrowed(model.as_str()),
     });
-    let scope = [purpose.as_ref().map(ToString::to_string), group];
-    scope.into_iter().flatten().chain([limit.measure.to_string()]).collect::<Vec<_>>().join("/")
+    let mut name = String::with_capacity(64);
+    for part in [purpose.as_ref().map(|purpose| Cow::Borrowed(purpose.as_str())), group].iter().flatten() {
+        name.extend([&**part, "/"]);
+    }
+    // Writing to memory does not fail.
+    let _ = write!(name, "{}", limit.measure);
+    name
 }
 
 /// A group in a limit's name, where a purpose has the group's name too.

@@ -5,26 +5,38 @@ use sfv::{BareItem, List, ListEntry, Parser};
 
 use super::*;
 
-fn rate(unit: Unit, window: Window, limit: u64, remaining: u64) -> LimitView<'static> {
+/// A limit and what is left of it.
+type Rate<'a> = (LimitView<'a>, Left);
+
+fn view(unit: Unit, window: Window, limit: u64) -> LimitView<'static> {
     static WHOLE: std::sync::LazyLock<Scope> = std::sync::LazyLock::new(Scope::default);
-    LimitView {
-        above: 0,
-        scope: &WHOLE,
-        measure: Measure::Metered(unit, window),
-        limit,
-        burst: limit,
+    let measure = Measure::Metered(unit, window);
+    LimitView { above: 0, scope: &WHOLE, measure, limit, burst: limit, shadow: false }
+}
+
+fn left(remaining: u64) -> Left {
+    Left {
         remaining,
         to_full: Duration::from_mins(6),
         next: Duration::from_millis(1200),
         resets_at: Wall(1_755_780_058_500_000_000),
-        shadow: false,
-        violated: false,
     }
 }
 
-fn told(dialect: Dialect, views: &[LimitView<'_>]) -> Vec<(String, String)> {
-    let mut headers = HeaderMap::new();
-    limit_headers(dialect, views, &Fixed::of(views), &mut headers);
+fn rate(unit: Unit, window: Window, limit: u64, remaining: u64) -> Rate<'static> {
+    (view(unit, window, limit), left(remaining))
+}
+
+/// What is told of limits, and what of it is fixed.
+fn headers_of(dialect: Dialect, rates: &[Rate<'_>], violated: Option<usize>) -> (Fixed, HeaderMap) {
+    let (views, left): (Vec<_>, Vec<_>) = rates.iter().copied().unzip();
+    let (fixed, mut headers) = (Fixed::of(&views), HeaderMap::new());
+    limit_headers(dialect, &fixed, &left, violated, &mut headers);
+    (fixed, headers)
+}
+
+fn told(dialect: Dialect, rates: &[Rate<'_>]) -> Vec<(String, String)> {
+    let (_, headers) = headers_of(dialect, rates, None);
     headers.iter().map(|(name, value)| (name.to_string(), value.to_str().unwrap().to_owned())).collect()
 }
 
@@ -34,12 +46,12 @@ fn pairs(of: &[(&str, &str)]) -> Vec<(String, String)> {
 
 #[test]
 fn openai_is_told_the_tightest_rate_of_each_unit() {
-    let views = [
+    let rates = [
         rate(Unit::Requests, Window::Minute, 600, 300),
         rate(Unit::Requests, Window::Second, 20, 9),
         rate(Unit::Tokens, Window::Minute, 150_000, 149_984),
         rate(Unit::Tokens, Window::Day, 10, 0),
-        LimitView { shadow: true, ..rate(Unit::Tokens, Window::Minute, 10, 0) },
+        (LimitView { shadow: true, ..view(Unit::Tokens, Window::Minute, 10) }, left(0)),
     ];
     let wanted = pairs(&[
         ("x-ratelimit-limit-requests", "20"),
@@ -60,12 +72,12 @@ fn openai_is_told_the_tightest_rate_of_each_unit() {
              \"tokens-per-minute\";r=149984;t=2, \"tokens-per-day\";r=0;t=2",
         ),
     ]);
-    assert_eq!(told(Dialect::OpenAi, &views), wanted);
+    assert_eq!(told(Dialect::OpenAi, &rates), wanted);
 }
 
 #[test]
 fn anthropic_is_told_input_and_output_apart_and_instants_round_up() {
-    let views = [rate(Unit::InputTokens, Window::Hour, 50_000, 7)];
+    let rates = [rate(Unit::InputTokens, Window::Hour, 50_000, 7)];
     let wanted = pairs(&[
         ("anthropic-ratelimit-input-tokens-limit", "50000"),
         ("anthropic-ratelimit-input-tokens-remaining", "7"),
@@ -73,7 +85,7 @@ fn anthropic_is_told_input_and_output_apart_and_instants_round_up() {
         ("ratelimit-policy", "\"input-tokens-per-hour\";q=50000;w=3600;portcullis-unit=\"input-tokens\""),
         ("ratelimit", "\"input-tokens-per-hour\";r=7;t=2"),
     ]);
-    assert_eq!(told(Dialect::Anthropic, &views), wanted);
+    assert_eq!(told(Dialect::Anthropic, &rates), wanted);
     assert!(told(Dialect::OpenAi, &[]).is_empty());
 }
 
@@ -91,16 +103,16 @@ fn durations_are_written_as_go_writes_them() {
         (3_600_000, "1h0m0s"),
         (90_061_100, "25h1m1.1s"),
     ] {
-        let mut pen = Pen(BytesMut::new());
+        let mut pen = Pen(Vec::new());
         pen.go_duration(Duration::from_millis(millis));
-        assert_eq!(pen.0, wanted);
+        assert_eq!(pen.0, wanted.as_bytes());
     }
-    let mut pen = Pen(BytesMut::new());
+    let mut pen = Pen(Vec::new());
     pen.go_duration(Duration::from_nanos(u64::MAX));
     // What Go's `time.ParseDuration` still reads.
     assert_eq!(pen.value().unwrap(), "2562047h47m16.854s");
     pen.go_duration(Duration::from_nanos(1));
-    assert_eq!(pen.0, "1ms");
+    assert_eq!(pen.0, b"1ms");
 }
 
 #[test]
@@ -109,8 +121,8 @@ fn names_say_the_place_in_the_configuration() {
     let cost = Measure::Metered(Unit::Cost, Window::Month);
     assert_eq!(policy_name(0, &scope, cost), "purpose.malware.model.frontier.cost-per-month");
     assert_eq!(policy_name(2, &Scope::default(), Measure::Concurrent), "parent.parent.concurrent-requests");
-    let view = LimitView { above: 1, scope: &scope, ..rate(Unit::Cost, Window::Month, 2_500_000_000_000, 999) };
-    let told = told(Dialect::OpenAi, &[view]);
+    let view = LimitView { above: 1, scope: &scope, ..view(Unit::Cost, Window::Month, 2_500_000_000_000) };
+    let told = told(Dialect::OpenAi, &[(view, left(999))]);
     let policy = "\"parent.purpose.malware.model.frontier.cost-per-month\";q=2500000000;w=2592000;portcullis-unit=\"cost-micros\"";
     assert_eq!(told.first().unwrap().1, policy);
 }
@@ -126,9 +138,9 @@ fn named(header: &HeaderName, told: &HeaderMap) -> Vec<String> {
 }
 
 /// Limits of so many purposes, each with as much left as `remaining` says.
-fn crowd(scopes: &[Scope], remaining: impl Fn(usize) -> u64) -> Vec<LimitView<'_>> {
-    let view = |(place, scope)| LimitView { scope, ..rate(Unit::Tokens, Window::Day, 1000, remaining(place)) };
-    scopes.iter().enumerate().map(view).collect()
+fn crowd(scopes: &[Scope], remaining: impl Fn(usize) -> u64) -> Vec<Rate<'_>> {
+    let rate = |(place, scope)| (LimitView { scope, ..view(Unit::Tokens, Window::Day, 1000) }, left(remaining(place)));
+    scopes.iter().enumerate().map(rate).collect()
 }
 
 #[test]
@@ -137,11 +149,9 @@ fn a_crowd_of_limits_is_told_as_far_as_a_head_has_room_for_it() {
     let scopes: Vec<Scope> = (0..1000).map(purpose).collect();
     for (count, all) in [(3, true), (40, true), (200, false), (1000, false)] {
         // The further behind, the less is left; the one that refuses has all of it.
-        let mut views = crowd(&scopes[..count], |place| 999 - place as u64);
-        views[0].violated = true;
-        views[1].shadow = true;
-        let mut headers = HeaderMap::new();
-        limit_headers(Dialect::OpenAi, &views, &Fixed::of(&views), &mut headers);
+        let mut rates = crowd(&scopes[..count], |place| 999 - place as u64);
+        rates[1].0.shadow = true;
+        let (_, headers) = headers_of(Dialect::OpenAi, &rates, Some(0));
         let size =
             headers.iter().map(|(name, value)| name.as_str().len() + value.len() + ": \r\n".len()).sum::<usize>();
         assert!(size <= 8 * 1024 && (all || size > 7000), "{count}: {size}");
@@ -149,7 +159,7 @@ fn a_crowd_of_limits_is_told_as_far_as_a_head_has_room_for_it() {
         assert_eq!(names, named(&STATE, &headers));
         let rest = if all { 2 } else { count + 1 - names.len() };
         let wanted = [0].into_iter().chain(rest..count);
-        let wanted: Vec<String> = wanted.map(|n| policy_name(0, &scopes[n], views[n].measure)).collect();
+        let wanted: Vec<String> = wanted.map(|n| policy_name(0, &scopes[n], rates[n].0.measure)).collect();
         assert_eq!(names, wanted, "{count}");
     }
 }
@@ -160,14 +170,12 @@ fn what_fits_is_told_whole_whatever_the_figures_might_have_come_to() {
     let scopes: Vec<Scope> = (0..100).map(purpose).collect();
     let mut crowded = 0;
     for count in 1..=scopes.len() {
-        let views = crowd(&scopes[..count], |_| 7);
-        let fixed = Fixed::of(&views);
-        let mut pen = Pen(BytesMut::new());
-        views.iter().zip(&fixed.items).for_each(|(view, begun)| pen.state(view, begun));
+        let rates = crowd(&scopes[..count], |_| 7);
+        let (fixed, headers) = headers_of(Dialect::OpenAi, &rates, None);
+        let mut pen = Pen(Vec::new());
+        rates.iter().zip(&fixed.limits).for_each(|((_, left), limit)| pen.state(limit, left));
         let whole = fixed.policy.as_ref().unwrap().len() + pen.0.len() + 4 <= ROOM;
         crowded += usize::from(whole && fixed.crowd.is_some());
-        let mut headers = HeaderMap::new();
-        limit_headers(Dialect::OpenAi, &views, &fixed, &mut headers);
         let told = named(&STATE, &headers).len();
         assert_eq!(told == count, whole, "{count}: {told}");
         if whole {
@@ -177,36 +185,27 @@ fn what_fits_is_told_whole_whatever_the_figures_might_have_come_to() {
     assert!(crowded > 0, "the choice that is left to the answer was not tried");
 }
 
-fn any_view() -> impl Strategy<Value = LimitView<'static>> {
+fn any_rate() -> impl Strategy<Value = Rate<'static>> {
     let measure = prop_oneof![
         Just(Measure::Concurrent),
         (0usize..5, 0usize..5).prop_map(|(unit, window)| Measure::Metered(Unit::ALL[unit], Window::ALL[window])),
     ];
     (measure, any::<[u64; 5]>(), any::<i64>(), 0u8..3, any::<bool>()).prop_map(|(measure, n, at, above, shadow)| {
-        LimitView {
-            above,
-            measure,
-            limit: n[0],
-            burst: n[1],
-            remaining: n[2],
-            to_full: Duration::from_nanos(n[3]),
-            next: Duration::from_nanos(n[4]),
-            resets_at: Wall(at),
-            shadow,
-            ..rate(Unit::Requests, Window::Minute, 1, 1)
-        }
+        let view =
+            LimitView { above, measure, limit: n[0], burst: n[1], shadow, ..view(Unit::Requests, Window::Minute, 1) };
+        let (to_full, next) = (Duration::from_nanos(n[3]), Duration::from_nanos(n[4]));
+        (view, Left { remaining: n[2], to_full, next, resets_at: Wall(at) })
     })
 }
 
 proptest! {
     #[test]
     fn whatever_stands_there_the_headers_are_structured_fields(
-        views in proptest::collection::vec(any_view(), 0..6), anthropic: bool,
+        rates in proptest::collection::vec(any_rate(), 0..6), anthropic: bool,
     ) {
         let dialect = if anthropic { Dialect::Anthropic } else { Dialect::OpenAi };
-        let mut headers = HeaderMap::new();
-        limit_headers(dialect, &views, &Fixed::of(&views), &mut headers);
-        let told: Vec<_> = views.iter().filter(|view| !view.shadow).collect();
+        let (_, headers) = headers_of(dialect, &rates, None);
+        let told: Vec<_> = rates.iter().map(|(view, _)| view).filter(|view| !view.shadow).collect();
         for (header, parameter) in [(POLICY, "q"), (STATE, "r")] {
             let Some(value) = headers.get(&header) else {
                 prop_assert!(told.is_empty());

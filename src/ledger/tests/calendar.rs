@@ -41,7 +41,7 @@ impl Agency {
     fn used(&mut self, wall: &str) -> (u64, String) {
         let now = self.now(wall);
         let standing = self.ledger.standings(&self.plan, &self.zone, now).remove(0);
-        (standing.used + standing.reserved, standing.resets_at.to_string())
+        (standing.used + standing.reserved, standing.left.resets_at.to_string())
     }
 }
 
@@ -83,7 +83,7 @@ fn a_budget_lowered_to_nothing_tells_when_its_use_is_over() {
     agency.plan = alone(vec![budget(0, Unit::Tokens, Window::Day, 0)]);
     let now = agency.now("2026-03-01T18:00:00Z");
     let standing = agency.ledger.standings(&agency.plan, &agency.zone, now).remove(0);
-    assert_eq!((standing.next, standing.remaining), (std::time::Duration::from_secs(6 * 3600), 0));
+    assert_eq!((standing.left.next, standing.left.remaining), (std::time::Duration::from_secs(6 * 3600), 0));
 }
 
 #[test]

@@ -149,7 +149,7 @@ impl Life {
             (Ok(hold), Ok(held)) => {
                 for (standing, was) in standings(&self.ledger, plan, self.now).iter().zip(&before) {
                     let over = standing.used + standing.reserved > standing.most();
-                    assert!(!over || standing.shadow, "admitted beyond {standing:?}");
+                    assert!(!over || standing.limit.shadow, "admitted beyond {standing:?}");
                     assert!(standing.used + standing.reserved >= was.used + was.reserved);
                 }
                 self.holds.push((hold, held, None));
@@ -206,7 +206,7 @@ impl Life {
                     let standing = standings.next().unwrap();
                     let (used, most, _) = self.model.state(level, index, 0, self.now);
                     assert_eq!(standing.used + standing.reserved, used, "{standing:?}");
-                    assert_eq!(standing.remaining, most.saturating_sub(used), "{standing:?}");
+                    assert_eq!(standing.left.remaining, most.saturating_sub(used), "{standing:?}");
                 }
             }
         }

@@ -87,7 +87,7 @@ pub(super) fn ask(ledger: &Ledger, plan: &Plan, charge: Charge, now: Now) -> Res
     }
 }
 
-pub(super) fn standings(ledger: &Ledger, plan: &Plan, now: Now) -> Vec<Standing> {
+pub(super) fn standings<'a>(ledger: &Ledger, plan: &'a Plan, now: Now) -> Vec<Standing<'a>> {
     ledger.standings(plan, &TimeZone::UTC, now)
 }
 

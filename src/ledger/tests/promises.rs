@@ -62,7 +62,7 @@ fn a_shadow_limit_counts_and_tells_but_lets_through() {
     assert_eq!(hold.shadowed().len(), 1);
     assert_eq!((hold.shadowed()[0].used, hold.shadowed()[0].requested), (0, 8));
     assert!(matches!(extend(&mut hold, &plan, 8, 0), Extension::Extended));
-    assert_eq!(standings(&ledger, &plan, at(0))[0].remaining, 0);
+    assert_eq!(standings(&ledger, &plan, at(0))[0].left.remaining, 0);
 }
 
 #[test]
@@ -150,7 +150,7 @@ fn requests_are_kept_or_given_back_as_told() {
     ask(&ledger, &plan, tokens(5), at(0)).unwrap().settle(&Charge::ZERO);
     let open = ask(&ledger, &plan, tokens(5), at(0)).unwrap();
     let standing = &standings(&ledger, &plan, at(0))[0];
-    assert_eq!((standing.used, standing.reserved, standing.remaining), (2, 0, 8), "a request counts at once");
+    assert_eq!((standing.used, standing.reserved, standing.left.remaining), (2, 0, 8), "a request counts at once");
     drop(open);
 }
 
@@ -168,7 +168,7 @@ fn editing_limits_there_and_back_refills_nothing() {
     assert_eq!(charged(&ledger, &first, at(0)), [600, 600]);
     let lowered = edited(60, 0, 600);
     assert_eq!(charged(&ledger, &lowered, at(0)), [600, 600]);
-    assert_eq!(standings(&ledger, &lowered, at(0))[0].remaining, 0);
+    assert_eq!(standings(&ledger, &lowered, at(0))[0].left.remaining, 0);
     // Lowered to 60 a minute for ten seconds, in which nobody asks, and raised again: ten seconds at 60 are 10.
     let back = edited(600, 10 * SECOND, 60);
     assert_eq!(charged(&ledger, &back, at(10 * SECOND)), [590, 600]);
@@ -180,7 +180,7 @@ fn a_limit_added_later_sees_what_was_used_before() {
     let (ledger, unlimited) = (Ledger::new(), alone(vec![]));
     ask(&ledger, &unlimited, tokens(77), at(0)).unwrap().settle(&tokens(77));
     let limited = alone(vec![budget(0, Unit::Tokens, Window::Month, 80)]);
-    assert_eq!(standings(&ledger, &limited, at(0))[0].remaining, 3);
+    assert_eq!(standings(&ledger, &limited, at(0))[0].left.remaining, 3);
     let totals = ledger.totals(&limited.levels[0], &TimeZone::UTC, at(0));
     assert_eq!((totals.day.used.get(Unit::Tokens), totals.month.used.get(Unit::Requests)), (77, 1));
 }
@@ -291,10 +291,10 @@ fn resets_tell_when_the_next_unit_and_when_all_of_them_are_back() {
     let (ledger, plan) = (Ledger::new(), alone(vec![rate(0, Unit::Tokens, Window::Minute, 60, 100)]));
     ask(&ledger, &plan, tokens(100), at(0)).unwrap().settle(&tokens(130));
     let standing = &standings(&ledger, &plan, at(500_000_000))[0];
-    assert_eq!(standing.to_full, Duration::from_millis(129_500));
-    assert_eq!(standing.next, Duration::from_millis(30_500), "thirty in debt, then one");
+    assert_eq!(standing.left.to_full, Duration::from_millis(129_500));
+    assert_eq!(standing.left.next, Duration::from_millis(30_500), "thirty in debt, then one");
     assert!(standing.ratio() > 1.29);
-    let full = &standings(&ledger, &plan, at(200 * SECOND))[0];
+    let full = &standings(&ledger, &plan, at(200 * SECOND))[0].left;
     assert_eq!((full.to_full, full.next, full.remaining), (Duration::ZERO, Duration::ZERO, 100));
 }
 

@@ -21,7 +21,7 @@ use bytes::Bytes;
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Request};
 use jiff::tz::TimeZone;
-use portcullis::answer::{self, Shelf};
+use portcullis::answer::{self, Manner, Shelf, Short};
 use portcullis::ask::{Dialect, Route};
 use portcullis::clock::{Clock, Now, Wall};
 use portcullis::dialect::{self, Edits};
@@ -47,7 +47,7 @@ use rustls_pki_types::pem::PemObject;
 type Fallible<T> = Result<T, Box<dyn Error>>;
 
 /// The steps, in the order in which a request meets them.
-const STEPS: [(&str, Step); 9] = [
+const STEPS: [(&str, Step); 10] = [
     ("gate", gate_step),
     ("identify", identify_step),
     ("purpose and model", permit_step),
@@ -55,6 +55,7 @@ const STEPS: [(&str, Step); 9] = [
     ("admit and settle", ledger_step),
     ("request headers", crossing_step),
     ("answer headers", headers_step),
+    ("refuse by a limit", refusal_step),
     ("scan a stream", scan_step),
     (HANDED_OVER, audit_step),
 ];
@@ -332,6 +333,32 @@ fn headers_step(stage: &Stage) -> Fallible<Turn> {
         let standings = ledger.standings(&plan, &TimeZone::UTC, now);
         answer::limits(&mut headers, Dialect::OpenAi, &standings, (&shelf, 1, &plan));
         black_box(headers);
+    }))
+}
+
+/// A request that one limit keeps out, from the question to the whole answer.
+fn refusal_step(stage: &Stage) -> Fallible<Turn> {
+    let (policy, plan) = (stage.policy.clone(), plan(stage)?);
+    let (ledger, now) = (Ledger::new(), Now { wall: Wall::from_seconds(1_795_000_000), ..stage.clock.now() });
+    let (shelf, caller, timezone) = (Shelf::default(), "acme".parse::<OrgId>()?, TimeZone::UTC);
+    let asks = |n| Demand { plan: &plan, charge: charge(n), timezone: &timezone };
+    let mut holds = Vec::new();
+    for n in (0..40).rev().map(|n| 1 << n) {
+        while let Verdict::Admitted(hold) = ledger.admit(&asks(n), now) {
+            holds.push(hold);
+        }
+    }
+    let Verdict::Refused(_) = ledger.admit(&asks(1000), now) else { return Err("nothing was refused".into()) };
+    let mut manner = Manner { route: Some(Route::Chat), ..Manner::default() };
+    let plan = plan.clone();
+    Ok(Box::new(move || {
+        let _kept = &holds;
+        let demand = Demand { plan: &plan, charge: charge(1000), timezone: &timezone };
+        let Verdict::Refused(shortfall) = ledger.admit(&demand, now) else { return };
+        let refused = answer::short(&shortfall, &caller, &policy);
+        let standings = ledger.standings(&plan, &timezone, now);
+        manner.short = Some(Short::of(&shortfall, &plan, &standings));
+        black_box(answer::refusal(&refused, "req_0123456789abcdef00000001", &manner, (&shelf, 1)));
     }))
 }
 

@@ -353,7 +353,6 @@ impl Compiler<'_> {
     /// What the gateway writes lies in directories of its own: one log's files are not another's, and each would be
     /// read as the other, or watched as configuration.
     fn apart(&self, orgs: &Path, state: &At<PathBuf>, audit: &At<PathBuf>) {
-        let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
         if real(&state.value) == real(&audit.value) {
             let what = "the audit log and the state of quotas may not lie in one directory";
             self.sink.wrong(Some(&state.place), what, None);
@@ -379,6 +378,12 @@ impl Compiler<'_> {
         let hidden = |path: &Path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'));
         paths.retain(|path| path.extension().is_some_and(|extension| extension == "toml") && !hidden(path));
         paths.sort();
+        let is = |path: &Path, main: &Path| path.file_name() == main.file_name() && real(path) == real(main);
+        if self.files.main().is_some_and(|main| paths.iter().any(|path| is(path, &main))) {
+            let what = "the organizations' files need a directory of their own: the main file lies in this one";
+            self.sink.wrong(place, what, Some("orgs = \"orgs.d\"".into()));
+            return (Vec::new(), false);
+        }
         if paths.is_empty() {
             self.sink.odd(place, format!("{} holds no organization", directory.display()));
         }
@@ -393,4 +398,9 @@ impl Compiler<'_> {
         let draft = parse(file, &text, self.sink, |table| org::read(table, timezone));
         draft.filter(|_| !self.sink.is_broken(file))
     }
+}
+
+/// Where a path leads, as far as it leads anywhere.
+fn real(path: &Path) -> PathBuf {
+    path.canonicalize().unwrap_or_else(|_| path.to_owned())
 }

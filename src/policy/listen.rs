@@ -1,6 +1,7 @@
 //! The place: listeners, limits of the wire, admin side, quotas' store and logging.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::os::unix::fs::FileTypeExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -300,7 +301,12 @@ fn socket(path: &str, files: &Files) -> Result<PathBuf, String> {
     if let Err(error) = std::os::unix::net::SocketAddr::from_pathname(&path) {
         return Err(format!("no socket can be at {}: {error}", path.display()));
     }
-    if path.is_dir() { Err(format!("{} is a directory, not a socket", path.display())) } else { Ok(path) }
+    // What an earlier gateway left there is one.
+    match std::fs::metadata(&path).map(|there| there.file_type()) {
+        Ok(kind) if kind.is_dir() => Err(format!("{} is a directory, not a socket", path.display())),
+        Ok(kind) if !kind.is_socket() => Err(format!("{} is a file, not a socket, and is left alone", path.display())),
+        _ => Ok(path),
+    }
 }
 
 /// No two listeners may want one port of one address.

@@ -265,6 +265,11 @@ impl Files {
         Files { base: base.to_owned(), read: RefCell::default() }
     }
 
+    /// The main file, which is read before any other.
+    fn main(&self) -> Option<PathBuf> {
+        self.read.borrow().first().map(|(path, _)| path.clone())
+    }
+
     /// A path as the configuration means it.
     fn resolve(&self, path: &str) -> PathBuf {
         self.base.join(path)

@@ -94,6 +94,7 @@ fn no_two_listeners_want_one_port_and_no_socket_is_where_none_can_be() {
         (partners, "\"0.0.0.0:9443\"", "address      =", "`address` is the admin side's address as well"),
         (operators, "\"unix:\"", "address =", "names no file"),
         (operators, "\"unix:orgs.d\"", "address =", "orgs.d is a directory"),
+        (operators, "\"unix:portcullis.toml\"", "address =", "portcullis.toml is a file, not a socket"),
         (operators, &long, "address =", "SUN_LEN"),
     ] {
         let found = told(from, to);
@@ -106,6 +107,15 @@ fn no_two_listeners_want_one_port_and_no_socket_is_where_none_can_be() {
     }
     for (from, to) in [(partners, "\"127.0.0.1:0\""), (partners, "\"[::1]:9443\""), (operators, "\"unix:none\"")] {
         assert!(told(from, to).is_empty(), "{to}");
+    }
+}
+
+#[test]
+fn the_organizations_have_a_directory_of_their_own() {
+    for own in ["\"\"", "\".\"", "\"../config\""] {
+        let found = told("\"orgs.d\"", own);
+        let one = |found: &[(usize, String)]| found.len() == 1 && found[0].1.contains("a directory of their own");
+        assert!(one(&found), "{own}: {found:?}");
     }
 }
 

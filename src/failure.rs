@@ -18,7 +18,7 @@ pub enum Failure {
 }
 
 /// Settles and closes an admitted request that has no answer, and says what the client is told.
-pub fn fail(failure: Failure, tab: Tab, story: &mut Option<Record>, manner: &mut Manner) -> Refusal {
+pub fn fail(failure: Failure, tab: Box<Tab>, story: &mut Option<Record>, manner: &mut Manner) -> Refusal {
     let (refusal, ending, charged) = match failure {
         Failure::Upstream(failed) => {
             let ending = match failed.code {

@@ -267,7 +267,7 @@ impl Gateway {
         hold: Hold,
         (reserved, calibration): (&Reserve, Arc<Calibration>),
         snapshot: &Snapshot,
-    ) -> Tab {
+    ) -> Box<Tab> {
         let (gateway, org) = (self.clone(), caller.org().id.clone());
         let (purpose, group, model) = (permitted.purpose().clone(), choice.group_id().cloned(), ask.model.clone());
         let plan = move || {
@@ -276,7 +276,8 @@ impl Gateway {
             snapshot.policy.org(org.as_str())?.plan(&purpose, group).cloned()
         };
         let quota = &snapshot.policy.quota;
-        Tab {
+        // It goes from hand to hand until the last byte: what is handed over is a pointer.
+        Box::new(Tab {
             hold: Some(hold),
             ledger: self.ledger.clone(),
             told: None,
@@ -291,7 +292,7 @@ impl Gateway {
             plan: Rc::new(plan),
             calibration,
             clock: self.clock.clone(),
-        }
+        })
     }
 }
 
@@ -343,7 +344,7 @@ fn edits(ask: &Ask, reserved: &Reserve) -> Edits {
 }
 
 /// The metered body of an answer.
-fn metered(answer: AnswerBody, head: &Head, tab: Tab, told: Told) -> Metered {
+fn metered(answer: AnswerBody, head: &Head, tab: Box<Tab>, told: Told) -> Metered {
     let status = head.status;
     let charged = match tab.ask.route {
         _ if !status.is_success() => Charged::Nothing,

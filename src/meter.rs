@@ -44,7 +44,7 @@ pub struct Metered {
     ready: VecDeque<Bytes>,
     over: bool,
     form: Form,
-    tab: Option<Tab>,
+    tab: Option<Box<Tab>>,
     charged: Charged,
     record: Option<Record>,
     entry: StreamEntry,
@@ -66,7 +66,7 @@ pub struct Metered {
 impl Metered {
     /// Takes over an answer whose head was accepted. `strip` says that the usage chunk is to be taken out.
     #[must_use]
-    pub fn new(answer: AnswerBody, form: Form, strip: bool, charged: Charged, tab: Tab, told: Told) -> Metered {
+    pub fn new(answer: AnswerBody, form: Form, strip: bool, charged: Charged, tab: Box<Tab>, told: Told) -> Metered {
         let scanner = (charged == Charged::Observed).then(|| Scanner::new(tab.ask.route, form, strip));
         let exact = if form == Form::Whole { answer.exact() } else { None };
         let Told { record, entry, leash, figures } = told;

@@ -195,7 +195,7 @@ impl Members {
     /// What comes behind the quote that begins a text. Names and words, which is what nearly all are, hold nothing that
     /// must be escaped.
     fn rest_of_text(&mut self, text: &str) {
-        if octets::any(text.as_bytes(), |byte| (byte < b' ') | (byte == b'"') | (byte == b'\\')) {
+        if octets::any(text.as_bytes(), |byte| (byte < b' ') | matches!(byte, b'"' | b'\\')) {
             self.0.pop();
             if serde_json::to_writer(&mut self.0, text).is_err() {
                 self.0.extend_from_slice(b"null");

@@ -21,8 +21,8 @@ use super::window::Ends;
 use crate::clock::Now;
 use crate::limits::{Charge, Level, Limit, Measure, Seat, Unit};
 
-/// Chains up to this depth need no heap.
-pub(super) const CHAIN: usize = 4;
+/// Chains up to this depth need no heap: a lead and those who follow it. What every request holds is this large.
+pub(super) const CHAIN: usize = 2;
 
 /// A request moves at most this many scopes of one organization: its own, its purpose's, its group's, the pair's.
 pub(super) const SCOPES: usize = 4;

@@ -68,7 +68,6 @@ pub struct Demand<'a> {
 /// What becomes of a request.
 #[derive(Debug)]
 #[must_use]
-#[expect(clippy::large_enum_variant, reason = "no allocation on the way to an admission")]
 pub enum Verdict {
     /// Reserved everywhere.
     Admitted(Hold),
@@ -235,12 +234,28 @@ impl Ledger {
     /// [`Denial`]: a limit, or a store that does not answer.
     pub async fn admit_durably(&self, demand: &Demand<'_>, clock: &Clock) -> Result<Hold, Denial> {
         let mut plea = None;
+        match self.admit_pleaded(demand, &mut plea, clock.now()) {
+            Verdict::Admitted(hold) => Ok(hold),
+            Verdict::Refused(shortfall) => Err(Denial::Short(shortfall)),
+            // By itself in memory: few requests wait, and all hold what waiting needs.
+            Verdict::NeedsStore(wait) => Box::pin(self.admit_after(wait, demand, plea, clock)).await,
+        }
+    }
+
+    async fn admit_after(
+        &self,
+        mut wait: Wait,
+        demand: &Demand<'_>,
+        mut plea: Option<Arc<Plea>>,
+        clock: &Clock,
+    ) -> Result<Hold, Denial> {
         for _ in 0..PATIENCE {
-            match self.admit_pleaded(demand, &mut plea, clock.now()) {
+            wait.raised().await.map_err(|StoreDown| Denial::StoreDown)?;
+            wait = match self.admit_pleaded(demand, &mut plea, clock.now()) {
                 Verdict::Admitted(hold) => return Ok(hold),
                 Verdict::Refused(shortfall) => return Err(Denial::Short(shortfall)),
-                Verdict::NeedsStore(wait) => wait.raised().await.map_err(|StoreDown| Denial::StoreDown)?,
-            }
+                Verdict::NeedsStore(wait) => wait,
+            };
         }
         Err(Denial::StoreDown)
     }

@@ -9,7 +9,7 @@ use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use hyper::body::Incoming;
@@ -17,11 +17,13 @@ use hyper::server::conn::{http1, http2};
 use hyper::service::Service;
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::AsyncWrite;
 use tokio::net::TcpStream;
-use tokio::time::sleep;
+use tokio::time::{Sleep, sleep};
 
 use crate::answer::GateBody;
 use crate::cut::{Grace, Leash, Leashed};
+use crate::deadline::now;
 use crate::drain::Phase;
 use crate::gateway::{self, Gateway, Station, Visit};
 use crate::guard;
@@ -35,8 +37,11 @@ use crate::withdraw;
 /// How long an idle connection of HTTP/1.1 may still bring one request after drain began: a client cannot be told
 /// before it asks.
 const LAST_CALL: Duration = Duration::from_secs(2);
-/// How long a client without a certificate may take to read that it needs one.
+/// How long a client may take to read that its connection is over: without a certificate, or idle when drain began.
 const FAREWELL: Duration = Duration::from_secs(5);
+
+/// After how long without a request a connection of HTTP/1.1 costs no more than it has to.
+const QUIET: Duration = Duration::from_secs(1);
 
 /// Serves one accepted TCP connection until it ends.
 pub async fn serve(station: &Rc<Station>, tcp: TcpStream, address: SocketAddr, guest: Guest) {
@@ -97,19 +102,55 @@ async fn shake_hands(
 }
 
 /// Serves HTTP/1.1. The large values are made here and boxed: what waits for a client holds a pointer to them.
+///
+/// Who asks nothing for [`QUIET`] is kept without hyper and its buffers, which are two thirds of what an idle connection
+/// takes; the first byte of the next request brings them back.
 fn serve_h1(visit: Visit, stream: tls::ServerStream<Socket>, handle: &Handle) -> impl Future<Output = ()> {
     let listen = visit.listen();
     let (stream, watch) = guard::h1::Guard::new(stream, clocks(&listen), handle.clone());
     let visit = Rc::new(visit.watched(watch));
     let leash: Rc<RefCell<Rc<Leash>>> = Rc::default();
     let service = Lead { visit: visit.clone(), next: leash.clone(), socket: handle.clone() };
-    let mut builder = http1::Builder::new();
-    builder.max_buf_size(64 * 1024).half_close(false).header_read_timeout(None).timer(TokioTimer::new());
-    let mut connection = Box::pin(builder.serve_connection(TokioIo::new(stream), service));
+    let mut connection = h1_connection(stream, service);
     async move {
         let cut = || leash.borrow().cause().is_some();
-        end(connection.as_mut(), &visit, handle, LAST_CALL, cut).await;
+        while let Halt::Quiet = end(connection.as_mut(), &visit, handle, LAST_CALL, cut).await {
+            let Some((mut stream, service)) = h1_parts(connection) else { return };
+            if !rest(&mut stream, &visit).await {
+                // As hyper does when an idle connection is over: with TLS's own farewell.
+                return drop(poll_fn(|cx| Pin::new(&mut *stream).poll_shutdown(cx)).await);
+            }
+            connection = h1_connection(*stream, service);
+        }
     }
+}
+
+/// HTTP/1.1 on a stream, with a service.
+type H1 = http1::Connection<TokioIo<GuardedH1>, Lead>;
+type GuardedH1 = guard::h1::Guard<tls::ServerStream<Socket>>;
+
+fn h1_connection(stream: GuardedH1, service: Lead) -> Pin<Box<H1>> {
+    let mut builder = http1::Builder::new();
+    builder.max_buf_size(64 * 1024).half_close(false).header_read_timeout(None).timer(TokioTimer::new());
+    Box::pin(builder.serve_connection(TokioIo::new(stream), service))
+}
+
+/// What a quiet connection is made of. `None` where hyper holds bytes that are part of no request it would serve.
+fn h1_parts(connection: Pin<Box<H1>>) -> Option<(Box<GuardedH1>, Lead)> {
+    let parts = Pin::into_inner(connection).into_parts();
+    parts.read_buf.is_empty().then(|| (Box::new(parts.io.into_inner()), parts.service))
+}
+
+/// Until a quiet connection has something to say, or is to be ended by the gateway (`true`), or has ended.
+async fn rest(stream: &mut GuardedH1, visit: &Visit) -> bool {
+    let mut draining = pin!(visit.gateway().drain.reached(Phase::Draining));
+    poll_fn(|cx| {
+        if draining.as_mut().poll(cx).is_ready() || visit.connection().cut().poll_cause(cx).is_some() {
+            return Poll::Ready(true);
+        }
+        stream.poll_more(cx).map(|more| more.unwrap_or(false))
+    })
+    .await
 }
 
 /// Serves HTTP/2, like [`serve_h1`].
@@ -138,7 +179,8 @@ fn serve_h2(visit: Visit, stream: tls::ServerStream<Socket>, handle: &Handle) ->
     let lead = Lead { visit: visit.clone(), next, socket: handle.clone() };
     let mut connection = Box::pin(builder.serve_connection(TokioIo::new(cork.clone()), lead));
     async move {
-        cork.drive(end(connection.as_mut(), &visit, handle, Duration::ZERO, || false)).await;
+        // Never quiet: only HTTP/1.1 stands between two requests.
+        let _ended = cork.drive(end(connection.as_mut(), &visit, handle, Duration::ZERO, || false)).await;
     }
 }
 
@@ -176,21 +218,55 @@ where
     }
 }
 
-/// Runs a connection to its end: its own, or after drain began the end of what it carries, or after a cut the end of
-/// what is being cut, within [`Grace`].
+/// Why a connection is driven no further.
+enum Halt {
+    /// It is over.
+    Ended,
+    /// It has stood between two requests for a while.
+    Quiet,
+}
+
+/// How long a connection has stood between two requests, looked at seldom.
+#[derive(Default)]
+struct Quiet {
+    look: Option<Pin<Box<Sleep>>>,
+    disturbed: bool,
+}
+
+impl Quiet {
+    /// Whether nothing was seen to happen from one look to the next.
+    fn lasts(&mut self, cx: &mut Context<'_>, between: bool) -> bool {
+        if !between {
+            self.disturbed = true;
+            return false;
+        }
+        let look = self.look.get_or_insert_with(|| Box::pin(sleep(QUIET)));
+        while look.as_mut().poll(cx).is_ready() {
+            if !std::mem::take(&mut self.disturbed) {
+                return true;
+            }
+            look.as_mut().reset(now() + QUIET);
+        }
+        false
+    }
+}
+
+/// Drives a connection to its end: its own, or after drain began the end of what it carries, or after a cut the end of
+/// what is being cut, within [`Grace`]; or until nobody asks anything.
 async fn end<C: Graceful>(
     mut connection: Pin<&mut C>,
     visit: &Visit,
     handle: &Handle,
     last_call: Duration,
     cut: impl Fn() -> bool,
-) {
+) -> Halt {
+    let mut quiet = Quiet::default();
     let mut draining = pin!(async {
         visit.gateway().drain.reached(Phase::Draining).await;
         sleep(last_call).await;
     });
     let (mut waits, mut drains, mut finishes) = (false, false, false);
-    let mut grace: Option<Grace> = None;
+    let (mut grace, mut farewell): (Option<Grace>, Option<Grace>) = (None, None);
     poll_fn(|cx| {
         loop {
             // Asked once, it wakes this task with every step of a drain, and has to be asked again then.
@@ -207,11 +283,17 @@ async fn end<C: Graceful>(
             let done = connection.as_mut().poll(cx).is_ready();
             handle.turned();
             if done {
-                return Poll::Ready(());
+                return Poll::Ready(Halt::Ended);
+            }
+            // HTTP/2 waits for the client to have read of the end: one that does not answer holds up nobody's stop.
+            if !(drains && visit.is_idle() && !handle.waits()) {
+                farewell = None;
+            } else if farewell.get_or_insert_with(|| Grace::within(FAREWELL)).is_over(cx, false) {
+                return Poll::Ready(Halt::Ended);
             }
             // The streams first, then the connection: a client may read nothing more once it was told of the end.
-            let quiet = grace.is_some() && visit.is_idle();
-            if !finishes && (quiet || visit.is_over()) {
+            let through = grace.is_some() && visit.is_idle();
+            if !finishes && (through || visit.is_over()) {
                 finishes = true;
                 grace.get_or_insert_with(|| Grace::within(FAREWELL));
                 connection.as_mut().finish();
@@ -221,12 +303,15 @@ async fn end<C: Graceful>(
                 if handle.waits() {
                     handle.abort();
                 }
-                return Poll::Ready(());
+                return Poll::Ready(Halt::Ended);
             }
-            return Poll::Pending;
+            let stands = grace.is_none() && !handle.waits() && visit.is_between();
+            // The last call runs here.
+            let stays = quiet.lasts(cx, stands) && visit.gateway().drain.phase() < Phase::Draining;
+            return if stays { Poll::Ready(Halt::Quiet) } else { Poll::Pending };
         }
     })
-    .await;
+    .await
 }
 
 /// The service that hyper calls: it gives every exchange its leash and leads it to the gateway.

@@ -83,14 +83,15 @@ pub(super) async fn leave_unread(body: Option<Incoming>, old: bool, waits: bool)
         return true;
     }
     let mut room = UNREAD;
-    let reading = timeout(PATIENCE, async {
+    // By itself in memory, as every exchange holds the room for what only few come to.
+    let reading = Box::pin(timeout(PATIENCE, async move {
         while let Some(Ok(frame)) = body.frame().await {
             let length = frame.data_ref().map_or(0, |data| data.len() as u64);
             let Some(left) = room.checked_sub(length) else { return false };
             room = left;
         }
         true
-    });
+    }));
     let whole = reading.await.unwrap_or(false);
     old && !whole
 }
@@ -138,6 +139,12 @@ impl Visit {
         self.watch.is_idle()
     }
 
+    /// Whether the connection stands between two requests.
+    #[must_use]
+    pub fn is_between(&self) -> bool {
+        self.watch.is_between()
+    }
+
     /// Whether everything was said that there is to say: a client without a certificate was told so.
     #[must_use]
     pub fn is_over(&self) -> bool {
@@ -170,7 +177,7 @@ impl Visit {
         let row = if short { self.short.get().saturating_add(1) } else { 0 };
         self.short.set(row);
         if let Some(over) = row.checked_sub(FREE + 1) {
-            sleep(SLOWEST.min(Duration::from_millis(2 << over.min(8)))).await;
+            Box::pin(sleep(SLOWEST.min(Duration::from_millis(2 << over.min(8))))).await;
         }
     }
 

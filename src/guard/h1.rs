@@ -182,55 +182,70 @@ impl<S> Guard<S> {
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Guard<S> {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
+impl<S: AsyncRead + Unpin> Guard<S> {
+    /// Ready when there is something to pass on (`true`), or nothing will be any more.
+    ///
+    /// # Errors
+    /// Those of the stream.
+    pub fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
         loop {
-            if !this.passing.is_empty() {
-                let count = this.passing.len().min(buf.remaining());
-                buf.put_slice(this.passing.get(..count).unwrap_or_default());
-                this.passing.advance(count);
-                if this.passing.is_empty() {
-                    this.passing = BytesMut::new();
-                }
-                return Poll::Ready(Ok(()));
+            if !self.passing.is_empty() || self.failed.is_some() {
+                return Poll::Ready(Ok(true));
             }
-            if let Some(failed) = this.failed.take() {
-                return Poll::Ready(Err(failed));
-            }
-            if this.next == Next::Over {
+            if self.next == Next::Over {
                 // hyper closes after the answer; what the client still sends is not looked at.
                 return Poll::Pending;
             }
-            if !this.held.is_empty() && matches!(this.next, Next::Head(0)) && !this.waits() {
+            if !self.held.is_empty() && matches!(self.next, Next::Head(0)) && !self.waits() {
                 // It came while the request before it was under way.
-                this.advance();
-                if !this.passing.is_empty() {
+                self.advance();
+                if !self.passing.is_empty() {
                     continue;
                 }
             }
-            if this.waits() {
-                this.watch.wait(cx);
-                if this.held.len() > h1_head::MOST_BYTES {
+            if self.waits() {
+                self.watch.wait(cx);
+                if self.held.len() > h1_head::MOST_BYTES {
                     return Poll::Pending;
                 }
             }
-            let read = match read_some(&mut this.stream, &mut this.held, cx) {
+            let read = match read_some(&mut self.stream, &mut self.held, cx) {
                 Poll::Ready(read) => read?,
                 Poll::Pending => {
-                    this.wind();
-                    ready!(this.timer.poll(cx));
+                    self.wind();
+                    self.watch.between(matches!(self.next, Next::Head(_)) && !self.waits());
+                    ready!(self.timer.poll(cx));
                     // The end of the stream: hyper closes a connection between requests without a word.
-                    return Poll::Ready(Ok(()));
+                    return Poll::Ready(Ok(false));
                 }
             };
             if read == 0 {
-                return Poll::Ready(Ok(()));
+                return Poll::Ready(Ok(false));
             }
             // Whatever came, the connection is not idle.
-            this.timer.end(Wait::Idle);
-            this.advance();
+            self.timer.end(Wait::Idle);
+            self.advance();
         }
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Guard<S> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if !ready!(this.poll_more(cx))? {
+            return Poll::Ready(Ok(()));
+        }
+        this.watch.between(false);
+        if this.passing.is_empty() {
+            return Poll::Ready(this.failed.take().map_or(Ok(()), Err));
+        }
+        let count = this.passing.len().min(buf.remaining());
+        buf.put_slice(this.passing.get(..count).unwrap_or_default());
+        this.passing.advance(count);
+        if this.passing.is_empty() {
+            this.passing = BytesMut::new();
+        }
+        Poll::Ready(Ok(()))
     }
 }
 

@@ -41,6 +41,8 @@ pub struct Watch(Rc<Told>);
 struct Told {
     exchanges: Cell<u32>,
     begun: Cell<u64>,
+    /// Nothing was read of a request that is not there whole, and nothing that was not passed on.
+    between: Cell<bool>,
     /// Who waits for the exchanges under way to end.
     waiting: Cell<Option<Waker>>,
     withheld: RefCell<Option<Refusal>>,
@@ -82,6 +84,16 @@ impl Watch {
     #[must_use]
     pub fn is_idle(&self) -> bool {
         self.0.exchanges.get() == 0
+    }
+
+    /// Whether the connection stands between two requests, the last of which is answered. Only HTTP/1.1 ever does.
+    #[must_use]
+    pub fn is_between(&self) -> bool {
+        self.is_idle() && self.0.between.get()
+    }
+
+    fn between(&self, requests: bool) {
+        self.0.between.set(requests);
     }
 
     fn withhold(&self, refusal: Refusal) {

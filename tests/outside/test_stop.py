@@ -247,6 +247,16 @@ def test_an_http2_connection_is_told_with_goaway_and_its_streams_finish(stage):
     assert ends(one, client.socket) == 0
 
 
+def test_an_idle_http2_client_that_answers_nothing_holds_up_no_stop(stage):
+    one = stage(listen=drain(deadline="60s"))
+    client = H2(one)
+    stream = client.ask(chat("mock-tokens-3", stream=True))
+    client.read(lambda: client.is_over(stream))
+    one.gateway.signal(signal.SIGTERM)
+    # Neither GOAWAY nor PING is ever read, let alone answered. Keep-alive alone would give it up after 30 s.
+    assert one.gateway.wait(15) == 0
+
+
 def test_what_remains_at_the_deadline_is_cut_and_told_why(stage):
     one = stage(listen=drain(deadline="600ms"))
     stream, clients = Streaming(one, ENDLESS), [H2(one) for _ in range(6)]

@@ -318,6 +318,9 @@ fn message(shortfall: &Shortfall, code: Code, caller: &OrgId, name: &str) -> Str
     message.push_str(", requested ");
     amount(&mut message, shortfall, shortfall.requested);
     match (code, shortfall.wait) {
+        (Code::QuotaRequestTooLarge, _) if burst == 0 => {
+            message.push_str(". Nothing passes this limit, however small: ask the gateway's operator.");
+        }
         (Code::QuotaRequestTooLarge, _) => message.push_str(". Ask for less output, or send less input."),
         (_, Some(wait)) => {
             message.push_str(". Try again in ");
@@ -340,7 +343,7 @@ fn amount(message: &mut String, shortfall: &Shortfall, units: u64) {
 fn spoken(message: &mut String, wait: Duration) {
     let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
     let (number, unit) = match seconds {
-        0 | 1 if wait < Duration::from_secs(1) => (wait.subsec_millis().into(), " ms"),
+        0 | 1 if wait <= Duration::from_millis(999) => (wait.subsec_nanos().div_ceil(1_000_000).into(), " ms"),
         0..120 => (seconds, " s"),
         120..7200 => (seconds.div_ceil(60), " min"),
         _ => (seconds.div_ceil(3600), " h"),
@@ -368,7 +371,7 @@ mod tests {
                 (14, 3),
                 Some(second / 3),
                 "acme",
-                "Limit reached for it: limit 10 (at most 15 at once), used 14, requested 3. Try again in 333 ms.",
+                "Limit reached for it: limit 10 (at most 15 at once), used 14, requested 3. Try again in 334 ms.",
             ),
             (
                 tokens,
@@ -377,6 +380,14 @@ mod tests {
                 None,
                 "acme",
                 "This request alone does not fit it: limit 10 (at most 15 at once), used 0, requested 16. Ask for less output, or send less input.",
+            ),
+            (
+                tokens,
+                Allowance::Rate { rate: 0, burst: 0, since: Mono(0), slowest: 0 },
+                (0, 16),
+                None,
+                "acme",
+                "This request alone does not fit it: limit 0, used 0, requested 16. Nothing passes this limit, however small: ask the gateway's operator.",
             ),
             (
                 cost,

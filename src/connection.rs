@@ -3,13 +3,15 @@
 //! The stack is `tcp → socket → rustls → guard → cork → hyper → gateway`. This file puts it together and ends it: by
 //! itself, by drain, or by a cut. It never looks into a request.
 
+mod quiet;
+
 use std::cell::RefCell;
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
-use std::task::{Context, Poll};
+use std::task::Poll;
 use std::time::Duration;
 
 use hyper::body::Incoming;
@@ -19,11 +21,10 @@ use hyper::{Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::AsyncWrite;
 use tokio::net::TcpStream;
-use tokio::time::{Sleep, sleep};
+use tokio::time::sleep;
 
 use crate::answer::GateBody;
 use crate::cut::{Grace, Leash, Leashed};
-use crate::deadline::now;
 use crate::drain::Phase;
 use crate::gateway::{self, Gateway, Station, Visit};
 use crate::guard;
@@ -33,15 +34,13 @@ use crate::socket::{Cork, Handle, Socket};
 use crate::tls::{self, Accepted, Alpn, Proof};
 use crate::waiting::Guest;
 use crate::withdraw;
+use quiet::{Quiet, rest};
 
 /// How long an idle connection of HTTP/1.1 may still bring one request after drain began: a client cannot be told
 /// before it asks.
 const LAST_CALL: Duration = Duration::from_secs(2);
 /// How long a client may take to read that its connection is over: without a certificate, or idle when drain began.
 const FAREWELL: Duration = Duration::from_secs(5);
-
-/// After how long without a request a connection of HTTP/1.1 costs no more than it has to.
-const QUIET: Duration = Duration::from_secs(1);
 
 /// Serves one accepted TCP connection until it ends.
 pub async fn serve(station: &Rc<Station>, tcp: TcpStream, address: SocketAddr, guest: Guest) {
@@ -103,7 +102,7 @@ async fn shake_hands(
 
 /// Serves HTTP/1.1. The large values are made here and boxed: what waits for a client holds a pointer to them.
 ///
-/// Who asks nothing for [`QUIET`] is kept without hyper and its buffers, which are two thirds of what an idle connection
+/// Who asks nothing for a while ([`Quiet`]) is kept without hyper and its buffers, which are two thirds of what an idle connection
 /// takes; the first byte of the next request brings them back.
 fn serve_h1(visit: Visit, stream: tls::ServerStream<Socket>, handle: &Handle) -> impl Future<Output = ()> {
     let listen = visit.listen();
@@ -139,18 +138,6 @@ fn h1_connection(stream: GuardedH1, service: Lead) -> Pin<Box<H1>> {
 fn h1_parts(connection: Pin<Box<H1>>) -> Option<(Box<GuardedH1>, Lead)> {
     let parts = Pin::into_inner(connection).into_parts();
     parts.read_buf.is_empty().then(|| (Box::new(parts.io.into_inner()), parts.service))
-}
-
-/// Until a quiet connection has something to say, or is to be ended by the gateway (`true`), or has ended.
-async fn rest(stream: &mut GuardedH1, visit: &Visit) -> bool {
-    let mut draining = pin!(visit.gateway().drain.reached(Phase::Draining));
-    poll_fn(|cx| {
-        if draining.as_mut().poll(cx).is_ready() || visit.connection().cut().poll_cause(cx).is_some() {
-            return Poll::Ready(true);
-        }
-        stream.poll_more(cx).map(|more| more.unwrap_or(false))
-    })
-    .await
 }
 
 /// Serves HTTP/2, like [`serve_h1`].
@@ -224,31 +211,6 @@ enum Halt {
     Ended,
     /// It has stood between two requests for a while.
     Quiet,
-}
-
-/// How long a connection has stood between two requests, looked at seldom.
-#[derive(Default)]
-struct Quiet {
-    look: Option<Pin<Box<Sleep>>>,
-    disturbed: bool,
-}
-
-impl Quiet {
-    /// Whether nothing was seen to happen from one look to the next.
-    fn lasts(&mut self, cx: &mut Context<'_>, between: bool) -> bool {
-        if !between {
-            self.disturbed = true;
-            return false;
-        }
-        let look = self.look.get_or_insert_with(|| Box::pin(sleep(QUIET)));
-        while look.as_mut().poll(cx).is_ready() {
-            if !std::mem::take(&mut self.disturbed) {
-                return true;
-            }
-            look.as_mut().reset(now() + QUIET);
-        }
-        false
-    }
 }
 
 /// Drives a connection to its end: its own, or after drain began the end of what it carries, or after a cut the end of

@@ -436,8 +436,10 @@ def test_a_file_that_is_no_socket_is_not_deleted(stage):
     (one.folder / "precious").write_text("do not touch")
     path = one.folder / "portcullis.toml"
     path.write_text(path.read_text().replace(ADMIN, '[admin]\naddress = "unix:precious"'))
+    assert one.run("check", "-c", "portcullis.toml").returncode == 1
     one.gateway = Program(one.folder, "gateway", "run", "-c", "portcullis.toml")
-    assert one.gateway.wait(10) == 2
+    assert one.gateway.wait(10) == 1
+    assert "precious is a file, not a socket" in one.gateway.log
     assert (one.folder / "precious").read_text() == "do not touch"
 
 

@@ -26,8 +26,6 @@ use crate::outcome::{Code, Refusal, Retry};
 use crate::policy::Policy;
 use crate::tokens::Nano;
 
-const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-const REQUEST_ID: HeaderName = HeaderName::from_static("request-id");
 const UPSTREAM_REQUEST_ID: HeaderName = HeaderName::from_static("portcullis-upstream-request-id");
 const ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 
@@ -196,18 +194,8 @@ pub fn json(bytes: Bytes, id: &str) -> Response<GateBody> {
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    name(headers, id);
+    dialect::name_request(headers, id);
     response
-}
-
-/// The request's id under both vendors' names.
-fn name(headers: &mut HeaderMap, id: &str) {
-    // One value for both would be counted, which is dearer than two.
-    for name in [X_REQUEST_ID, REQUEST_ID] {
-        if let Ok(id) = HeaderValue::from_str(id) {
-            headers.insert(name, dialect::passing(id));
-        }
-    }
 }
 
 /// Completes what crosses of an upstream's head to the client's.
@@ -216,7 +204,7 @@ pub fn complete(headers: &mut HeaderMap, upstream_id: Option<HeaderValue>, id: &
         headers.insert(UPSTREAM_REQUEST_ID, dialect::passing(theirs));
     }
     headers.insert(ACCEL_BUFFERING, HeaderValue::from_static("no"));
-    name(headers, id);
+    dialect::name_request(headers, id);
 }
 
 /// Adds what is left of the limits of one plan, of which the `standings` are.

@@ -12,7 +12,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use serde::Serialize;
 
 use super::error_type;
-use super::limit_headers::{whole_millis, whole_seconds};
+use super::limit_headers::{passing, whole_millis, whole_seconds};
 use crate::ask::{Dialect, Route};
 use crate::outcome::{Code, Refusal, Retry};
 
@@ -74,17 +74,22 @@ pub fn envelope(refusal: &Refusal, form: &Form<'_>) -> Envelope {
     let mut headers = HeaderMap::with_capacity(HEADERS);
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     headers.insert(REASON, HeaderValue::from_static(refusal.code.as_str()));
-    // One value for both would be counted, which is dearer than two.
-    for name in REQUEST_IDS {
-        if let Ok(id) = HeaderValue::from_str(form.request_id) {
-            headers.insert(name, id);
-        }
-    }
+    name_request(&mut headers, form.request_id);
     if let (Code::MethodNotAllowed, Some(route)) = (refusal.code, form.route) {
         headers.insert(ALLOW, HeaderValue::from_static(route.method()));
     }
     advise(refusal.retry, form.jitter, &mut headers);
     Envelope { status, headers, body }
+}
+
+/// The request's id under both vendors' names.
+pub fn name_request(headers: &mut HeaderMap, id: &str) {
+    // One value for both would be counted, which is dearer than two.
+    for name in REQUEST_IDS {
+        if let Ok(id) = HeaderValue::from_str(id) {
+            headers.insert(name, passing(id));
+        }
+    }
 }
 
 /// When, and whether, to try again. The exact wait is rounded up; jitter goes into the milliseconds alone, and never

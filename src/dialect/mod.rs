@@ -16,7 +16,7 @@ mod text;
 
 pub use body::read;
 pub use catalogue::{Page, models_list};
-pub use envelope::{Envelope, Form, envelope};
+pub use envelope::{Envelope, Form, envelope, name_request};
 pub use event::error_event;
 pub use limit_headers::{Fixed, LimitView, limit_headers, passing, policy_name};
 pub use splice::{Edits, Spliced, splice};

@@ -234,28 +234,14 @@ impl Ledger {
     /// [`Denial`]: a limit, or a store that does not answer.
     pub async fn admit_durably(&self, demand: &Demand<'_>, clock: &Clock) -> Result<Hold, Denial> {
         let mut plea = None;
-        match self.admit_pleaded(demand, &mut plea, clock.now()) {
-            Verdict::Admitted(hold) => Ok(hold),
-            Verdict::Refused(shortfall) => Err(Denial::Short(shortfall)),
-            // By itself in memory: few requests wait, and all hold what waiting needs.
-            Verdict::NeedsStore(wait) => Box::pin(self.admit_after(wait, demand, plea, clock)).await,
-        }
-    }
-
-    async fn admit_after(
-        &self,
-        mut wait: Wait,
-        demand: &Demand<'_>,
-        mut plea: Option<Arc<Plea>>,
-        clock: &Clock,
-    ) -> Result<Hold, Denial> {
         for _ in 0..PATIENCE {
-            wait.raised().await.map_err(|StoreDown| Denial::StoreDown)?;
-            wait = match self.admit_pleaded(demand, &mut plea, clock.now()) {
+            let wait = match self.admit_pleaded(demand, &mut plea, clock.now()) {
                 Verdict::Admitted(hold) => return Ok(hold),
                 Verdict::Refused(shortfall) => return Err(Denial::Short(shortfall)),
                 Verdict::NeedsStore(wait) => wait,
             };
+            // By itself in memory: few requests wait, and all would hold the room for it.
+            Box::pin(wait.raised()).await.map_err(|StoreDown| Denial::StoreDown)?;
         }
         Err(Denial::StoreDown)
     }

@@ -65,7 +65,9 @@ fn judgement(c: &mut Criterion) {
         // Marks are raised by more than is used below, and what they allow comes back.
         let much = Demand { charge: charge(PLENTY >> 8).with(Unit::Requests, PLENTY >> 8), ..demand };
         let runtime = tokio::runtime::Builder::new_current_thread().build();
-        if let Ok(Ok(hold)) = runtime.map(|runtime| runtime.block_on(ledger.admit_durably(&much, &clock))) {
+        let admitted =
+            |runtime: tokio::runtime::Runtime| runtime.block_on(ledger.admit_durably(&much, clock.now(), &clock));
+        if let Ok(Ok((hold, _))) = runtime.map(admitted) {
             hold.settle(&charge(1));
         }
         group.bench_function("durable", |b| b.iter(|| pair(&ledger, &demand, clock.now())));

@@ -53,8 +53,8 @@ impl GateBody {
 
     /// A body that is metered as it passes.
     #[must_use]
-    pub fn metered(metered: Metered) -> GateBody {
-        GateBody { content: Content::Metered(Box::new(metered)), underway: None }
+    pub fn metered(metered: Box<Metered>) -> GateBody {
+        GateBody { content: Content::Metered(metered), underway: None }
     }
 
     /// Lets the exchange last as long as this body.

@@ -105,11 +105,16 @@ impl Clock {
     /// Reads both clocks.
     #[must_use]
     pub fn now(&self) -> Now {
-        let mono = match &*self.0 {
+        Now { mono: self.mono(), wall: self.wall() }
+    }
+
+    /// Reads the monotonic clock alone.
+    #[must_use]
+    pub fn mono(&self) -> Mono {
+        Mono(match &*self.0 {
             Source::System { began } => u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX),
             Source::Manual { mono, .. } => mono.load(Ordering::Acquire),
-        };
-        Now { mono: Mono(mono), wall: self.wall() }
+        })
     }
 
     /// Reads the calendar clock alone.

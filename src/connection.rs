@@ -29,6 +29,7 @@ use crate::drain::Phase;
 use crate::gateway::{self, Gateway, Station, Visit};
 use crate::guard;
 use crate::outcome::Handshake;
+use crate::placed::placed;
 use crate::policy::Listen;
 use crate::socket::{Cork, Handle, Socket};
 use crate::tls::{self, Accepted, Alpn, Proof};
@@ -90,7 +91,7 @@ async fn shake_hands(
         Ok(accepted) => {
             let certified = matches!(accepted.proof, Proof::Certified(_));
             let result = if certified { Handshake::Ok } else { Handshake::NoCertificate };
-            metrics.handshake(result, gateway.clock.now().mono.since(began.mono));
+            metrics.handshake(result, gateway.clock.mono().since(began.mono));
             Some((accepted, handle))
         }
         Err(failed) => {
@@ -292,7 +293,7 @@ impl Service<Request<Incoming>> for Lead {
         let leash = Rc::new(Leash::on(self.socket.clone()));
         *self.next.borrow_mut() = leash.clone();
         let visit = self.visit.clone();
-        Box::pin(async move { Ok(gateway::serve(visit, leash, request).await) })
+        Box::into_pin(placed(|| async move { Ok(gateway::serve(visit, leash, request).await) }))
     }
 }
 

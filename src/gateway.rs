@@ -39,6 +39,7 @@ use crate::limits::Plan;
 use crate::meter::{Charged, Metered, Progress, Tab, Told};
 use crate::metrics::Decision;
 use crate::outcome::{Code, Refusal};
+use crate::placed::placed;
 use crate::policy::Revocations;
 use crate::record::{Record, Recorder};
 use crate::registry::{Registry, StreamEntry};
@@ -88,7 +89,8 @@ pub async fn serve(visit: Rc<Visit>, leash: Rc<Leash>, request: Request<Incoming
     let underway = visit.watch.begin();
     let answered = {
         // By itself in memory: when all is said but the client's body still comes, what the exchange needed is gone.
-        let mut work = Box::pin(exchange(&visit, &snapshot, &leash, head, &mut body, &mut story, &mut manner));
+        let begin = || exchange(&visit, &snapshot, &leash, head, &mut body, &mut story, &mut manner);
+        let mut work = Box::into_pin(placed(begin));
         poll_fn(|cx| contained(|| work.as_mut().poll(cx))).await
     };
     let refused = answered.as_ref().err().map(|refusal| refusal.code);
@@ -137,7 +139,7 @@ async fn exchange(
     let gated = visit.gate(&head, snapshot)?;
     note_head(record, &head, &gated);
 
-    let caller = visit.caller(peer, policy, &revoked)?;
+    let caller = visit::caller(peer, policy, &revoked, record.opened().wall)?;
     let org = &caller.org().id;
     record.belongs_to(org, gateway.recorder.metrics.org(org));
     visit.bind(&caller)?;
@@ -155,11 +157,12 @@ async fn exchange(
     let choice = admit::model(policy, &revoked, &caller, &ask)?;
 
     let plan = caller.org().plan(permitted.purpose(), choice.group_id()).ok_or_else(lost)?;
-    let stand = || gateway.ledger.standings(plan, &policy.quota.timezone, gateway.clock.now());
+    let now = gateway.clock.now();
+    let stand = |now| gateway.ledger.standings(plan, &policy.quota.timezone, now);
     let calibration = gateway.calibrations.of(org);
-    let reserved = reserve(&ask, choice.group.as_deref(), &policy.quota, &calibration, plan, stand)?;
-    let hold = gateway.reserve(&caller, plan, snapshot, &reserved, manner).await?;
-    let standings = stand();
+    let reserved = reserve(&ask, choice.group.as_deref(), &policy.quota, &calibration, plan, || stand(now))?;
+    let (hold, judged) = gateway.reserve(&caller, plan, snapshot, &reserved, manner, now).await?;
+    let standings = stand(judged);
     let entry = visit.enter(&caller, &permitted, &choice, &ask, &reserved, record);
     gateway.may_stay(&entry, snapshot, &revoked)?;
     let spliced = dialect::splice(&whole.bytes, &ask, edits(&ask, &reserved));
@@ -201,7 +204,7 @@ impl Gateway {
 
     /// A handshake failed: counted, and recorded unless there are too many.
     pub fn handshake_failed(&self, address: SocketAddr, began: Now, failed: &tls::Failed) {
-        let took = self.clock.now().mono.since(began.mono);
+        let took = self.clock.mono().since(began.mono);
         self.recorder.metrics.handshake(failed.result, took);
         let told = HandshakeRefused { peer: address, result: failed.result, detail: &failed.detail };
         self.recorder.journal.event(Event::HandshakeRefused, Fields::of(&told));
@@ -223,7 +226,7 @@ impl Gateway {
         cause.map_or(Ok(()), |cause| Err(cause.refusal("Access was withdrawn while this request was on its way.")))
     }
 
-    /// Reserves against every limit at once.
+    /// Reserves against every limit at once; also says when that was, which may be later than `now`.
     async fn reserve(
         &self,
         caller: &Caller,
@@ -231,7 +234,8 @@ impl Gateway {
         snapshot: &Snapshot,
         reserved: &Reserve,
         manner: &mut Manner,
-    ) -> Result<Hold, Refusal> {
+        now: Now,
+    ) -> Result<(Hold, Now), Refusal> {
         let timezone = &snapshot.policy.quota.timezone;
         let demand = Demand { plan, charge: reserved.charge, timezone };
         let denied = |denial| match denial {
@@ -250,11 +254,11 @@ impl Gateway {
                 Refusal::new(Code::QuotaUnavailable, message)
             }
         };
-        let hold = self.ledger.admit_durably(&demand, &self.clock).await.map_err(denied)?;
+        let (hold, judged) = self.ledger.admit_durably(&demand, now, &self.clock).await.map_err(denied)?;
         for short in hold.shadowed() {
             self.recorder.metrics.shadowed(&short.org, &snapshot.policy.named(&short.id), 1);
         }
-        Ok(hold)
+        Ok((hold, judged))
     }
 
     #[expect(clippy::too_many_arguments, reason = "everything that an exchange owes, gathered in one place")]
@@ -277,7 +281,7 @@ impl Gateway {
         };
         let quota = &snapshot.policy.quota;
         // It goes from hand to hand until the last byte: what is handed over is a pointer.
-        Box::new(Tab {
+        placed(|| Tab {
             hold: Some(hold),
             ledger: self.ledger.clone(),
             told: None,
@@ -344,7 +348,7 @@ fn edits(ask: &Ask, reserved: &Reserve) -> Edits {
 }
 
 /// The metered body of an answer.
-fn metered(answer: AnswerBody, head: &Head, tab: Box<Tab>, told: Told) -> Metered {
+fn metered(answer: AnswerBody, head: &Head, tab: Box<Tab>, told: Told) -> Box<Metered> {
     let status = head.status;
     let charged = match tab.ask.route {
         _ if !status.is_success() => Charged::Nothing,
@@ -355,7 +359,7 @@ fn metered(answer: AnswerBody, head: &Head, tab: Box<Tab>, told: Told) -> Metere
     let kind = head.headers.get(http::header::CONTENT_TYPE).filter(|_| status.is_success());
     let form = kind.map_or(Form::Whole, |kind| Form::of(kind.as_bytes()));
     let strip = edits_usage(&tab.ask);
-    Metered::new(answer, form, strip, charged, tab, told)
+    placed(|| Metered::new(answer, form, strip, charged, tab, told))
 }
 
 fn edits_usage(ask: &Ask) -> bool {

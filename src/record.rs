@@ -24,6 +24,7 @@ use crate::limits::{Charge, LimitId};
 use crate::metrics::{Metrics, OrgSeries};
 use crate::names::{CaseRef, ModelName, OrgId, PurposeId, UpstreamName};
 use crate::outcome::{Code, Ending, Refusal};
+use crate::placed::placed;
 use crate::tokens::{Nano, Usage};
 use crate::traces::{Exchange, Traces};
 use line::{End, Line};
@@ -64,15 +65,15 @@ impl Recorder {
     /// Opens the record of a request that has just arrived.
     #[must_use]
     pub fn open(self: &Arc<Self>, party: &Party, stamp: &Stamp) -> Record {
-        let story = Story {
+        let story = placed(|| Story {
             request_id: self.ids.next(),
             party: party.clone(),
             stamp: stamp.clone(),
             opened: self.clock.now(),
             series: self.metrics.unknown(),
             facts: Facts::default(),
-        };
-        Record { recorder: self.clone(), story: Box::new(story), place: None, pending: None, open: true }
+        });
+        Record { recorder: self.clone(), story, place: None, pending: None, open: true }
     }
 }
 

@@ -80,7 +80,7 @@ pub fn recheck(gateway: &Gateway, connection: &Connection) {
 
 /// Cuts everything that remains, for one reason: drain's deadline.
 pub fn end_all(gateway: &Gateway) {
-    let cause = Cause { code: Code::Draining, ending: Ending::Drained, at: gateway.clock.now().mono, note: None };
+    let cause = Cause { code: Code::Draining, ending: Ending::Drained, at: gateway.clock.mono(), note: None };
     gateway.registry.streams().iter().for_each(|stream| {
         stream.cut().pull(cause);
     });
@@ -102,5 +102,5 @@ pub async fn measure(gateway: &Gateway, mut streams: Vec<Arc<Stream>>, trigger: 
         }
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    gateway.recorder.metrics.revocation(gateway.clock.now().mono.since(trigger.mono));
+    gateway.recorder.metrics.revocation(gateway.clock.mono().since(trigger.mono));
 }

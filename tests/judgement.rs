@@ -21,7 +21,7 @@ fn allocated(ledger: &Ledger) -> u64 {
     // Accounts are opened, and the marks raised by far more than is counted below.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let much = charge(1 << 30).with(Unit::Requests, 1 << 30);
-    runtime.block_on(ledger.admit_durably(&demand(much), &clock)).unwrap().settle(&charge(1));
+    runtime.block_on(ledger.admit_durably(&demand(much), clock.now(), &clock)).unwrap().0.settle(&charge(1));
     let mut admitted = 0;
     let counted = allocation_counter::measure(|| {
         for _ in 0..100 {

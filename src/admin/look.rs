@@ -53,7 +53,7 @@ fn summary(desk: &Desk) -> String {
 fn ready(desk: &Desk, verbose: bool) -> Answer {
     let gateway = &desk.gateway;
     let policy = &gateway.current().policy;
-    let (listen, now) = (&policy.listen, gateway.clock.now().wall);
+    let (listen, now) = (&policy.listen, gateway.clock.wall());
     let crls = policy.authorities.iter().flat_map(|authority| authority.crls());
     let checks = [
         ("serving", gateway.drain.phase() == Phase::Serving),
@@ -90,7 +90,7 @@ fn metrics(desk: &Desk) -> String {
         undelivered: counters.undelivered,
         queued: counters.queued as u64,
     });
-    metrics.client_certificates(gateway.clock.now().wall);
+    metrics.client_certificates(gateway.clock.wall());
     if let Some(store) = gateway.ledger.store_health() {
         metrics.marks(store.errors, store.written);
     }

@@ -57,7 +57,7 @@ fn demo(args: &Args) -> Result<bool, String> {
         std::fs::remove_dir_all(&dir).map_err(|error| format!("{}: {error}", dir.display()))?;
     }
     progress(args, "certificates");
-    files::certificates(&dir, clock.now().wall)?;
+    files::certificates(&dir, clock.wall())?;
     let mock = start_mock()?;
     progress(args, "mock model");
     let (partners, admin) = (listener(8443)?, listener(9443)?);

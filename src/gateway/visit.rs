@@ -20,6 +20,7 @@ use crate::admit::{Choice, Permitted};
 use crate::answer::Shelf;
 use crate::ask::Ask;
 use crate::body;
+use crate::clock::Wall;
 use crate::cut::unless_cut;
 use crate::failure::Failure;
 use crate::gate::{self, Doors, Gated};
@@ -94,6 +95,15 @@ pub(super) async fn leave_unread(body: Option<Incoming>, old: bool, waits: bool)
     }));
     let whole = reading.await.unwrap_or(false);
     old && !whole
+}
+
+/// The organization that the certificate belongs to.
+pub(super) fn caller(peer: &Peer, policy: &Policy, revoked: &Revocations, now: Wall) -> Result<Caller, Refusal> {
+    identify::identify(policy, revoked, peer, now).inspect_err(|refusal| {
+        if refusal.operator.as_deref() == Some(identify::AMBIGUOUS) {
+            tracing::error!(certificate = %peer.leaf().sha256, "{}", identify::AMBIGUOUS);
+        }
+    })
 }
 
 /// What is kept of a judged head while its body comes: the length it states, the headers that cross, the query. The rest
@@ -205,16 +215,6 @@ impl Visit {
         gate::judge(head, Doors { server_names: &policy.server_names, purpose_header: &policy.purpose_header })
     }
 
-    /// The organization that the certificate belongs to.
-    pub(super) fn caller(&self, peer: &Peer, policy: &Policy, revoked: &Revocations) -> Result<Caller, Refusal> {
-        let caller = identify::identify(policy, revoked, peer, self.gateway().clock.now().wall);
-        caller.inspect_err(|refusal| {
-            if refusal.operator.as_deref() == Some(identify::AMBIGUOUS) {
-                tracing::error!(certificate = %peer.leaf().sha256, "{}", identify::AMBIGUOUS);
-            }
-        })
-    }
-
     /// The whole body. What its client took its time for is not counted as ours.
     pub(super) async fn whole(
         &self,
@@ -225,17 +225,17 @@ impl Visit {
     ) -> Result<body::Whole, Refusal> {
         let Listen { max_body, body_memory, body_idle_timeout, .. } = *listen;
         let limits = body::Limits { largest: max_body, memory: body_memory, patience: body_idle_timeout };
-        let (gateway, began) = (self.gateway(), self.gateway().clock.now());
+        let (gateway, began) = (self.gateway(), self.gateway().clock.mono());
         let whole = body::read(stated, body, limits, (&gateway.bodies, whose)).await?;
         *body = None;
-        record.facts().awaited = gateway.clock.now().mono.since(began.mono);
+        record.facts().awaited = gateway.clock.mono().since(began);
         Ok(whole)
     }
 
     /// Takes the connection's place for good where its organization is known already and has room for one more.
     pub fn settle_in(&self) {
         let (snapshot, revoked) = (self.gateway().current(), self.gateway().revocations.load_full());
-        let now = self.gateway().clock.now().wall;
+        let now = self.gateway().clock.wall();
         let caller =
             self.connection.peer().and_then(|peer| identify::identify(&snapshot.policy, &revoked, peer, now).ok());
         if let Some(caller) = caller {
@@ -256,7 +256,7 @@ impl Visit {
         if self.connection.org().is_none()
             && let Some(peer) = self.connection.peer()
         {
-            let now = self.gateway().clock.now().wall;
+            let now = self.gateway().clock.wall();
             self.gateway().recorder.metrics.client_certificate(&org.id, peer.leaf(), now);
         }
         if self.has_a_place(caller) {
@@ -322,7 +322,7 @@ impl Visit {
         };
         match &sent {
             Ok((head, _)) => {
-                endpoint.series().answered(head.status.as_u16(), clock.now().mono.since(forwarded.mono));
+                endpoint.series().answered(head.status.as_u16(), clock.mono().since(forwarded.mono));
             }
             Err(Failure::Upstream(failed)) if failed.code != Code::Overloaded => endpoint.series().failed(failed.code),
             Err(_) => {}

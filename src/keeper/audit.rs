@@ -294,7 +294,7 @@ fn begin<D: Disk>(
 ) -> io::Result<Writer<D>> {
     let file = disk.open(&tail.number.open_path(&directory), tail.new)?;
     let file = DurableFile::new(file, tail.length, Arc::clone(&inbox.held));
-    let since = tail.since.unwrap_or_else(|| inbox.clock().now().wall);
+    let since = tail.since.unwrap_or_else(|| inbox.clock().wall());
     let open = Open { file, number: tail.number, length: tail.length, since, torn: false };
     let torn = |(bytes, sha256)| Repair { segment: tail.number.0, bytes, sha256 };
     let repaired = tail.torn.map(torn).map(|repair| (Kind::Repaired, Fields::of(&repair)));

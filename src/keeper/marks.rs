@@ -157,7 +157,7 @@ impl Keeper {
             let _ = self.raise(&mut store, self.ledger.gather(&self.bell, self.clock.now()));
         }
         let closed = self.raise(&mut store, self.ledger.gather_last(&self.bell, self.clock.now()));
-        closed.and_then(|()| store.note_closed(self.clock.now().wall)).and_then(|()| store.close())
+        closed.and_then(|()| store.note_closed(self.clock.wall())).and_then(|()| store.close())
     }
 
     /// Tells `heir` what is used until the end, the last of it last.
@@ -174,7 +174,7 @@ impl Keeper {
     fn raise(&mut self, store: &mut Store, batch: Batch) -> Result<(), MarksError> {
         let written = store.write(&batch.marks);
         if let Err(error) = &written
-            && let Some(left_out) = self.complaint.is_due(self.clock.now().mono)
+            && let Some(left_out) = self.complaint.is_due(self.clock.mono())
         {
             tracing::error!(%error, left_out, "quota marks not written");
         }

@@ -19,10 +19,6 @@ use super::window::Ends;
 use crate::clock::Now;
 use crate::limits::{Allowance, Charge, Plan, Unit};
 
-/// A hold's number: unique while the process lives.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct HoldId(pub u64);
-
 /// What became of a request for more.
 #[derive(Debug)]
 #[must_use]
@@ -125,7 +121,6 @@ impl Stake {
 /// A reservation in every account of a chain.
 #[must_use = "a hold that is dropped at once settles at once"]
 pub struct Hold {
-    id: HoldId,
     stakes: SmallVec<[Stake; CHAIN]>,
     reserved: Charge,
     noted: Option<Charge>,
@@ -135,19 +130,8 @@ pub struct Hold {
 }
 
 impl Hold {
-    pub(super) fn new(
-        id: HoldId,
-        stakes: SmallVec<[Stake; CHAIN]>,
-        reserved: Charge,
-        shadowed: Vec<Shortfall>,
-    ) -> Hold {
-        Hold { id, stakes, reserved, noted: None, shadowed, plea: None }
-    }
-
-    /// The hold's number.
-    #[must_use]
-    pub fn id(&self) -> HoldId {
-        self.id
+    pub(super) fn new(stakes: SmallVec<[Stake; CHAIN]>, reserved: Charge, shadowed: Vec<Shortfall>) -> Hold {
+        Hold { stakes, reserved, noted: None, shadowed, plea: None }
     }
 
     /// Everything reserved so far.
@@ -242,6 +226,6 @@ impl Drop for Hold {
 
 impl fmt::Debug for Hold {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Hold").field("id", &self.id).field("reserved", &self.reserved).finish_non_exhaustive()
+        f.debug_struct("Hold").field("reserved", &self.reserved).finish_non_exhaustive()
     }
 }

@@ -27,7 +27,7 @@ mod window;
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, Ordering};
 
 use arc_swap::ArcSwap;
 use jiff::tz::TimeZone;
@@ -35,7 +35,7 @@ use parking_lot::Mutex;
 use smallvec::SmallVec;
 
 pub use bell::{StoreDown, StoreHealth, Wait};
-pub use hold::{Extension, Hold, HoldId};
+pub use hold::{Extension, Hold};
 pub use standing::{Left, Movement, Shortfall, Standing, Total, Totals};
 
 use crate::clock::{Clock, Mono, Now, Wall};
@@ -94,7 +94,6 @@ pub struct Ledger {
     bell: Option<Arc<Bell>>,
     /// The latest [`Wall`] that a mark has told, of this process or of one before it.
     latest: AtomicI64,
-    holds: AtomicU64,
 }
 
 /// Where accounts are found.
@@ -172,7 +171,6 @@ impl Ledger {
             restored: Mutex::new(Restored::new([], Now { mono: Mono(0), wall: Wall(0) })),
             bell: None,
             latest: AtomicI64::new(0),
-            holds: AtomicU64::new(0),
         }
     }
 
@@ -224,24 +222,25 @@ impl Ledger {
         }
         // Unlocks, and moves nothing for it.
         steps.clear();
-        let id = HoldId(self.holds.fetch_add(1, Ordering::Relaxed));
-        Verdict::Admitted(Hold::new(id, stakes, *charge, shadowed))
+        Verdict::Admitted(Hold::new(stakes, *charge, shadowed))
     }
 
-    /// As [`Ledger::admit`], and waits for the durable marks where that is all that is missing.
+    /// As [`Ledger::admit`], and waits for the durable marks where that is all that is missing. Also says when it was
+    /// judged in the end: at `now`, or after the last wait.
     ///
     /// # Errors
     /// [`Denial`]: a limit, or a store that does not answer.
-    pub async fn admit_durably(&self, demand: &Demand<'_>, clock: &Clock) -> Result<Hold, Denial> {
-        let mut plea = None;
+    pub async fn admit_durably(&self, demand: &Demand<'_>, now: Now, clock: &Clock) -> Result<(Hold, Now), Denial> {
+        let (mut plea, mut now) = (None, now);
         for _ in 0..PATIENCE {
-            let wait = match self.admit_pleaded(demand, &mut plea, clock.now()) {
-                Verdict::Admitted(hold) => return Ok(hold),
+            let wait = match self.admit_pleaded(demand, &mut plea, now) {
+                Verdict::Admitted(hold) => return Ok((hold, now)),
                 Verdict::Refused(shortfall) => return Err(Denial::Short(shortfall)),
                 Verdict::NeedsStore(wait) => wait,
             };
             // By itself in memory: few requests wait, and all would hold the room for it.
             Box::pin(wait.raised()).await.map_err(|StoreDown| Denial::StoreDown)?;
+            now = clock.now();
         }
         Err(Denial::StoreDown)
     }

@@ -117,7 +117,7 @@ impl Progress {
         if !self.shown || !seq.is_multiple_of(4096) {
             return;
         }
-        let now = self.clock.now().mono;
+        let now = self.clock.mono();
         if now.since(self.last).as_millis() >= 200 {
             self.last = now;
             let _ =

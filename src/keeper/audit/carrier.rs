@@ -118,7 +118,7 @@ impl Round {
     fn run(&self, inbox: &Inbox) {
         let (mut owed, mut failing) = (None, false);
         while let Some((delivery, last)) = self.next(inbox, owed.take()) {
-            let done = self.place.take(&delivery, inbox.clock().now().wall, &self.leash);
+            let done = self.place.take(&delivery, inbox.clock().wall(), &self.leash);
             if self.leash.is_cut() {
                 return;
             }
@@ -232,7 +232,7 @@ mod tests {
     }
 
     fn has(place: &Path, size: u64) -> bool {
-        let day = Clock::system().now().wall.to_string();
+        let day = Clock::system().wall().to_string();
         place.join(&day[..10]).join(format!("{size}.checkpoint")).exists()
     }
 

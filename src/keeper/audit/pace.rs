@@ -30,7 +30,7 @@ pub(super) struct Pace {
 impl Pace {
     pub(super) fn new() -> Pace {
         let clock = Clock::system();
-        let now = clock.now().mono;
+        let now = clock.mono();
         let (unsynced_since, rotation_failed_at) = (None, None);
         Pace { clock, active: false, unsynced_since, signed: 0, signed_at: now, dropped_at: now, rotation_failed_at }
     }
@@ -39,7 +39,7 @@ impl Pace {
     pub(super) fn wrote(&mut self, synced: bool) {
         self.active = true;
         if !synced {
-            let now = self.clock.now().mono;
+            let now = self.clock.mono();
             self.unsynced_since.get_or_insert(now);
         }
     }
@@ -53,24 +53,24 @@ impl Pace {
     pub(super) fn ordered_signature(&mut self, size: u64) {
         self.unsynced_since = None;
         self.signed = size;
-        self.signed_at = self.clock.now().mono;
+        self.signed_at = self.clock.mono();
     }
 
     /// Time until the next fsync is due.
     pub(super) fn sync_in(&self) -> Option<Duration> {
-        let now = self.clock.now().mono;
+        let now = self.clock.mono();
         self.unsynced_since.map(|since| SYNC_AFTER.saturating_sub(now.since(since)))
     }
 
     /// Time until the next signature is due, in a log of so many records; `failed`: the last one could not be made.
     pub(super) fn signature_in(&self, size: u64, failed: bool) -> Option<Duration> {
-        let now = self.clock.now().mono;
+        let now = self.clock.mono();
         (size > self.signed || failed).then(|| SIGN_AFTER.saturating_sub(now.since(self.signed_at)))
     }
 
     /// Whether dropped lines may be told again, which counts as told.
     pub(super) fn may_tell_dropped(&mut self) -> bool {
-        let now = self.clock.now().mono;
+        let now = self.clock.mono();
         let may = now.since(self.dropped_at) >= TELL_DROPPED_AFTER;
         if may {
             self.dropped_at = now;
@@ -85,12 +85,12 @@ impl Pace {
 
     /// Whether a rotation may be tried.
     pub(super) fn may_rotate(&self) -> bool {
-        let now = self.clock.now().mono;
+        let now = self.clock.mono();
         self.rotation_failed_at.is_none_or(|at| now.since(at) >= SIGN_AFTER)
     }
 
     /// How the rotation went.
     pub(super) fn rotated(&mut self, done: bool) {
-        self.rotation_failed_at = (!done).then(|| self.clock.now().mono);
+        self.rotation_failed_at = (!done).then(|| self.clock.mono());
     }
 }

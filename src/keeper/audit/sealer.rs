@@ -110,7 +110,7 @@ impl Sealer {
     fn retire(&self, current: Number) -> Option<Applied> {
         let rule = self.inbox.rules().keep;
         let Some(keep) = rule else { return Some(Applied(None)) };
-        let before = Wall(self.clock.now().wall.0.saturating_sub(i64::try_from(keep.as_nanos()).unwrap_or(i64::MAX)));
+        let before = Wall(self.clock.wall().0.saturating_sub(i64::try_from(keep.as_nanos()).unwrap_or(i64::MAX)));
         if let Err(error) = self.retire_before(before, current) {
             tracing::warn!(%error, "old audit segments could not be retired");
             return None;

@@ -96,7 +96,7 @@ impl<D: Disk> Writer<D> {
 
     /// Writes the first lines of a run, on the caller's thread: a log that takes none is not opened.
     pub(super) fn begin(&mut self, lines: Vec<(Kind, Fields)>) -> io::Result<()> {
-        let at = self.inbox.clock().now().wall;
+        let at = self.inbox.clock().wall();
         self.backlog.extend(lines.into_iter().map(|(kind, fields)| Entry { at, told: Told::Plain(kind), fields }));
         self.number();
         self.append()?;
@@ -139,7 +139,7 @@ impl<D: Disk> Writer<D> {
         self.tell_dropped();
         let open = self.inbox.tally.open.load(Ordering::Relaxed);
         let fields = Fields::of(&serde_json::json!({ "open": open }));
-        let at = self.inbox.clock().now().wall;
+        let at = self.inbox.clock().wall();
         self.backlog.push(Entry { at, told: Told::Plain(Kind::Stop), fields });
         for _ in 0..LAST_ATTEMPTS {
             self.write_all();
@@ -293,7 +293,7 @@ impl<D: Disk> Writer<D> {
     }
 
     fn rotation_due(&self) -> bool {
-        let age = self.open.since.until(self.inbox.clock().now().wall);
+        let age = self.open.since.until(self.inbox.clock().wall());
         let (begun, sound) = (self.open.length > 0, !self.open.torn);
         begun && sound && (self.open.length >= self.rules.rotate_size || age >= self.rules.rotate_age)
     }
@@ -308,7 +308,7 @@ impl<D: Disk> Writer<D> {
                 let file = DurableFile::new(file, 0, Arc::clone(&self.inbox.held));
                 let last = self.note(false);
                 self.notary.order(Order::Sign(last));
-                let since = self.inbox.clock().now().wall;
+                let since = self.inbox.clock().wall();
                 self.open = Open { file, number, length: 0, since, torn: false };
                 let first = self.note(true);
                 self.notary.order(Order::Sign(first));
@@ -327,7 +327,7 @@ impl<D: Disk> Writer<D> {
 
     /// How long the keeper may sleep when nobody wakes it.
     fn patience(&mut self) -> Duration {
-        let age = self.open.since.until(self.inbox.clock().now().wall);
+        let age = self.open.since.until(self.inbox.clock().wall());
         let rotate = (self.open.length > 0).then(|| self.rules.rotate_age.saturating_sub(age));
         let waits = [self.signature_in(), self.pace.sync_in(), rotate, self.pace.quiet_in()];
         // What is due and not done waits for the notary, or for a rotation that failed.

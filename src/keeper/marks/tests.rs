@@ -54,7 +54,8 @@ fn plan(org: &str, seat: u32) -> Plan {
 fn admit(ledger: &Ledger, plan: &Plan, n: u64, clock: &Clock) -> Result<Hold, Denial> {
     let charge = Charge::ZERO.with(Unit::Requests, 1).with(Unit::Tokens, n);
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-    runtime.block_on(ledger.admit_durably(&Demand { plan, charge, timezone: &TimeZone::UTC }, clock))
+    let demand = Demand { plan, charge, timezone: &TimeZone::UTC };
+    runtime.block_on(ledger.admit_durably(&demand, clock.now(), clock)).map(|(hold, _)| hold)
 }
 
 fn counted(ledger: &Ledger, plan: &Plan, now: Now) -> Vec<u64> {

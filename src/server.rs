@@ -24,7 +24,7 @@ use crate::clock::{Clock, Wall};
 use crate::door;
 use crate::drain::Drain;
 use crate::gateway::Gateway;
-use crate::handover::{self, Elder, Lobby, Taken};
+use crate::handover::{self, Elder, Inheritance, Lobby, Taken};
 use crate::keeper::audit::read::Log;
 use crate::keeper::audit::{AuditLog, Options};
 use crate::keeper::doorstep::{Doorstep, Listening, Predecessor, Role};
@@ -228,6 +228,9 @@ impl Server {
             .build_local(tokio::runtime::LocalOptions::default())?;
         let Server { gateway, reloader, desk, partners, admin, mut estate, mut stop, addresses, .. } = self;
         let ended = runtime.block_on(async {
+            let mut left = Inheritance::new(gateway.clone());
+            left.collect().await;
+            tokio::task::spawn_local(left.watch());
             for (bound, scope) in admin {
                 let listener = match bound {
                     Bound::Tcp(listener, tls) => Listener::Tcp(adopt(listener)?, tls),

@@ -81,14 +81,14 @@ impl Curve {
     async fn at(self, size: usize, bout: &Bout<'_>) -> io::Result<Run> {
         let target = bout.running.target(bout.place, false)?;
         match self {
-            Curve::Organizations | Curve::Limits => load::closed_h1(bout, &target, 64, &Question::usual()).await,
+            Curve::Organizations | Curve::Limits => load::closed_h1(bout, &target, 64, &[Question::usual()]).await,
             Curve::Idle => {
                 let brief = Bout { seconds: 0.1, ..*bout };
                 let (idle, _held) = load::idlers(&brief, size).await?;
-                let run = load::closed_h1(bout, &target, 64, &Question::usual()).await?;
+                let run = load::closed_h1(bout, &target, 64, &[Question::usual()]).await?;
                 Ok(Run { wrong: idle.wrong.or(run.wrong), ..run })
             }
-            Curve::Body => load::closed_h1(bout, &target, 4, &Question::sized(size)).await,
+            Curve::Body => load::closed_h1(bout, &target, 4, &[Question::sized(size)]).await,
             Curve::Chunk => {
                 bout.upstream.pace.set(Pace { every: Duration::from_millis(25), text: size });
                 load::streams(bout, 50, None).await

@@ -175,6 +175,12 @@ impl Question {
         Question { request, status: 200, body: Some(script::answer()) }
     }
 
+    /// Who asks: what the gateway answers by itself, and which ends a row of refusals.
+    pub fn whoami() -> Question {
+        let request = b"GET /portcullis/v1/whoami HTTP/1.1\r\nhost: localhost\r\n\r\n".to_vec();
+        Question { request, status: 200, body: None }
+    }
+
     async fn ask(&self, connection: &mut H1) -> io::Result<()> {
         let (status, body) = connection.ask(&self.request).await?;
         if status == self.status && self.body.as_ref().is_none_or(|expected| expected.as_bytes() == body) {
@@ -184,18 +190,24 @@ impl Question {
     }
 }
 
-/// `connections` that ask, wait for the answer and ask again.
-pub async fn closed_h1(bout: &Bout<'_>, target: &Target, connections: usize, question: &Question) -> io::Result<Run> {
+/// `connections` that ask, wait for the answer and ask what comes next, over and over.
+pub async fn closed_h1(
+    bout: &Bout<'_>,
+    target: &Target,
+    connections: usize,
+    questions: &[Question],
+) -> io::Result<Run> {
     let mut crew = Crew::new();
     let ramp = Rc::new(Semaphore::new(RAMP));
     for _ in 0..connections {
-        let (tally, target, question, ramp) = (crew.tally.clone(), target.clone(), question.clone(), ramp.clone());
+        let (tally, target, ramp) = (crew.tally.clone(), target.clone(), ramp.clone());
+        let questions = questions.to_vec();
         crew.spawn(async move {
             let permit = ramp.acquire().await.map_err(io::Error::other)?;
             let mut connection = H1::connect(&target).await?;
             drop(permit);
             tally.ready();
-            while !tally.over.get() {
+            for question in questions.iter().cycle().take_while(|_| !tally.over.get()) {
                 let began = now();
                 question.ask(&mut connection).await?;
                 tally.count(began);

@@ -92,9 +92,10 @@ impl Strain<'_> {
         let running = self.start(&place).await?;
         let bout = self.bout(&place, &running);
         let target = running.target(&place, false)?;
-        let usual = Question::usual();
+        let usual = [Question::usual()];
         calm(QUIET).await?;
-        let peak = tell("64 connections", &load::closed_h1(&bout, &target, 64, &usual).await?)?;
+        let calm_run = load::closed_h1(&bout, &target, 64, &usual).await?;
+        let peak = tell("64 connections", &calm_run)?;
         for connections in [128, 1000, 4000] {
             calm(QUIET).await?;
             let run = load::closed_h1(&bout, &target, connections, &usual).await?;
@@ -104,11 +105,12 @@ impl Strain<'_> {
         let pair = place.partner("poor")?;
         let poor = Target::tls(running.address, place.authority(), Some(&identity(&pair)), false)?;
         // The one that its day allows.
-        H1::connect(&poor).await?.ask(&usual.request).await?;
-        let refused = Question { status: 429, body: None, ..usual.clone() };
+        H1::connect(&poor).await?.ask(&Question::usual().request).await?;
+        let refused = [Question { status: 429, body: None, ..Question::usual() }];
         calm(QUIET).await?;
         let refusals = load::closed_h1(&bout, &poor, 64, &refused).await?;
         tell("refused, 64 connections", &refusals)?;
+        self.refusal(&bout, &poor, calm_run.cost()).await?;
         let beside = load::closed_h1(&bout, &target, 64, &usual);
         let (served, turned_away) = tokio::join!(beside, load::closed_h1(&bout, &poor, 64, &refused));
         let (served, turned_away) = (served?, turned_away?);
@@ -120,6 +122,24 @@ impl Strain<'_> {
             number(good / peak),
             number(served.p99() / 1000.0)
         );
+        Ok(())
+    }
+
+    /// What a refusal by a limit costs beside a request that is served, both as fast as one core goes. Whoever is refused
+    /// on and on is kept waiting, so every row of refusals ends before that with a question that is answered.
+    async fn refusal(&self, bout: &Bout<'_>, poor: &Target, served: f64) -> io::Result<()> {
+        const ROW: usize = 8;
+        let refused = Question { status: 429, body: None, ..Question::usual() };
+        let mut row = vec![refused; ROW];
+        row.push(Question::whoami());
+        calm(QUIET).await?;
+        let alone = load::closed_h1(bout, poor, 64, &[Question::whoami()]).await?;
+        tell("whoami, 64 connections", &alone)?;
+        calm(QUIET).await?;
+        let rows = load::closed_h1(bout, poor, 64, &row).await?;
+        tell("eight refusals and a whoami, 64 connections", &rows)?;
+        let refusal = (rows.cost() * (ROW + 1) as f64 - alone.cost()) / ROW as f64;
+        println!("  a refusal: CPU {} µs, {} of a served request", number(refusal), number(refusal / served));
         Ok(())
     }
 

@@ -81,7 +81,7 @@ impl Work {
         match self {
             Work::H1 => {
                 let target = bout.running.target(bout.place, false)?;
-                load::closed_h1(bout, &target, 64, &Question::usual()).await
+                load::closed_h1(bout, &target, 64, &[Question::usual()]).await
             }
             Work::H2 => load::closed_h2(bout, 4, 16).await,
             Work::Handshake => load::handshakes(bout, 16).await,

@@ -1,6 +1,6 @@
 //! What is kept across restarts beside the ledger: small files of the state directory, each replaced whole.
 //!
-//! What is in them is somebody else's business; a file is never half written, and none is ever removed.
+//! What is in them is somebody else's business; a file is never half written, and none is removed here.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -15,6 +15,11 @@ impl Kept {
     #[must_use]
     pub fn withdrawals(state: &Path) -> Kept {
         Kept(state.join("revoked.json"))
+    }
+
+    /// A file of that name.
+    pub(super) fn at(path: PathBuf) -> Kept {
+        Kept(path)
     }
 
     /// How far the authorities' revocation lists have come.

@@ -17,7 +17,9 @@ use parking_lot::Mutex;
 
 use crate::clock::{Clock, Wall};
 use crate::keeper::heir::{Heir, Reply, Saying};
+use crate::keeper::untold::Notes;
 use crate::ledger::Ledger;
+use crate::ledger::abroad::Report;
 use crate::ledger::bell::Bell;
 use crate::ledger::marks::{Batch, Restored};
 use complaint::Complaint;
@@ -66,8 +68,8 @@ impl Marks {
         let bequest: Arc<Mutex<Option<Bequest>>> = Arc::default();
         let (left, bell_here) = (Arc::clone(&bequest), Arc::clone(&bell));
         let complaint = Complaint::default();
-        let keeper =
-            Keeper { ledger: Arc::clone(&ledger), bell: bell_here, clock: clock.clone(), bequest: left, complaint };
+        let (clock, notes) = (clock.clone(), Notes::new(store.directory()));
+        let keeper = Keeper { ledger: Arc::clone(&ledger), bell: bell_here, clock, bequest: left, complaint, notes };
         let thread = std::thread::Builder::new().name("quota-marks".into());
         let failed = store.error(Trouble::NoThread);
         let thread = thread.spawn(move || keeper.run(store)).map_err(|_| failed)?;
@@ -136,6 +138,8 @@ struct Keeper {
     clock: Clock,
     bequest: Arc<Mutex<Option<Bequest>>>,
     complaint: Complaint,
+    /// For whoever comes after a successor that is gone.
+    notes: Notes,
 }
 
 impl Keeper {
@@ -161,13 +165,27 @@ impl Keeper {
     }
 
     /// Tells `heir` what is used until the end, the last of it last.
-    fn serve(&self, heir: &Heir) {
+    fn serve(&mut self, heir: &Heir) {
         let mut goes_on = true;
         while goes_on {
             goes_on = self.bell.listen(BEAT_ABROAD);
             let mut reports = self.ledger.gather_abroad(&self.bell, self.clock.now());
-            let reply = heir.tell(&Saying::Used(std::mem::take(&mut reports.told)));
+            let said = Saying::Used(std::mem::take(&mut reports.told));
+            let reply = heir.tell(&said);
+            if let (None, Saying::Used(told)) = (&reply, said) {
+                self.bell.orphan();
+                self.leave(told);
+            }
             reports.decide(&self.bell, reply.as_ref().map(Reply::to_reports));
+        }
+    }
+
+    /// Leaves behind what nobody heard.
+    fn leave(&mut self, told: Vec<Report>) {
+        if let Err(error) = self.notes.leave(told)
+            && let Some(left_out) = self.complaint.is_due(self.clock.mono())
+        {
+            tracing::error!(%error, left_out, "what is still used cannot be left for whoever starts next");
         }
     }
 

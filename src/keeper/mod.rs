@@ -9,3 +9,4 @@ pub mod heir;
 pub mod kept;
 pub mod marks;
 pub mod numbers;
+pub mod untold;

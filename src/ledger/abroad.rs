@@ -224,6 +224,28 @@ impl Ledger {
         Counted { granted, denied, wait }
     }
 
+    /// Counts what a replaced process left behind because nobody heard it.
+    pub(crate) fn count_untold(&self, told: &[Report], timezone: &TimeZone, now: Now) {
+        let account = |told: &Report| self.account_of(told, None, timezone, now);
+        for (told, account) in told.iter().filter_map(|told| Some((told, account(told)?))) {
+            let mut state = account.lock();
+            let Some(scope) = told.scope().map(|scope| state.enter(None, &scope, timezone, now)) else { continue };
+            if let Some(counters) = state.of_scope(&scope) {
+                counters.count_for(&told.flow(), false);
+            }
+        }
+    }
+
+    /// Whether this process keeps the marks.
+    pub(crate) fn keeps_marks(&self) -> bool {
+        self.bell.as_ref().is_some_and(|bell| !bell.is_abroad())
+    }
+
+    /// What to wait for before anybody may rely on what was counted; none for a ledger that lives in memory.
+    pub(crate) fn raise(&self) -> Option<Wait> {
+        self.bell.as_ref().map(|bell| bell.ring_and_wait())
+    }
+
     /// Counts one report; whether that holds what was wanted, and whether marks must rise for it.
     fn count(&self, told: &Report, level: Option<&Level>, timezone: &TimeZone, now: Now) -> Option<(bool, bool)> {
         let scope = told.scope()?;
@@ -345,6 +367,15 @@ impl Report {
             forgone: units(forgone),
             asks: Vec::new(),
         }
+    }
+
+    /// As it is left behind where nobody answers: nothing is granted, and nothing taken back, since somebody who is gone may
+    /// have counted a part of it; none where there is nothing else.
+    pub(crate) fn unanswered(self) -> Option<Report> {
+        let [more, _, settled_more, ..] = self.moved;
+        let moved = [more, [0; 5], settled_more, [0; 5], [0; 5]];
+        let left = Report { moved, streams: 0, forgone: [0; 5], asks: Vec::new(), ..self };
+        (more != [0; 5] || settled_more != [0; 5]).then_some(left)
     }
 
     fn ask(&mut self, ask: Ask) {

@@ -59,6 +59,8 @@ pub(crate) struct Bell {
     written: AtomicI64,
     /// Whether a successor keeps the marks.
     abroad: AtomicBool,
+    /// Whether it is gone.
+    orphaned: AtomicBool,
     /// What it is asked for.
     pub(super) pleas: Mutex<Pleas>,
 }
@@ -80,6 +82,7 @@ impl Bell {
             errors: AtomicU64::new(0),
             written: AtomicI64::new(opened.0),
             abroad: AtomicBool::new(false),
+            orphaned: AtomicBool::new(false),
             pleas: Mutex::default(),
         }
     }
@@ -118,6 +121,17 @@ impl Bell {
     /// From here on a successor keeps the marks.
     pub(super) fn go_abroad(&self) {
         self.abroad.store(true, Ordering::Release);
+    }
+
+    /// Whether there is nobody to ask: what limits allow as this process knows them is charged at once, and left for
+    /// whoever keeps the marks next.
+    pub(super) fn is_orphaned(&self) -> bool {
+        self.orphaned.load(Ordering::Acquire)
+    }
+
+    /// From here on nobody answers.
+    pub(crate) fn orphan(&self) {
+        self.orphaned.store(true, Ordering::Release);
     }
 
     /// Asks the keeper to stop.

@@ -306,6 +306,7 @@ pub(super) fn uncovered(
 ) -> Option<Uncovered> {
     let bell = steps.first().and_then(|step| step.account.bell.as_ref());
     match bell.filter(|bell| bell.is_abroad()).cloned() {
+        Some(abroad) if abroad.is_orphaned() => None,
         Some(abroad) => uncovered_abroad(steps, charge, plea, &abroad),
         None => wait_for_marks(steps, charge, now).map(Uncovered::Waits),
     }

@@ -290,6 +290,30 @@ def test_a_new_process_that_is_killed_takes_no_stream_with_it_and_forgets_no_use
     assert one.run("audit", "verify", "audit").returncode == 0
 
 
+@pytest.mark.parametrize("beside", [False, True], ids=["started-afterwards", "started-beside-it"])
+def test_what_a_stream_uses_that_outlives_the_process_that_took_over_is_counted_and_held_to_the_budget(stage, beside):
+    one = stage(
+        orgs={"acme": Stage.ACME + "[limits]\ntokens_per_day = 3000\n"},
+        quota=f'timezone = "{midday()}"\ndefault_output_reserve = 100',
+        listen='drain = { delay = "0s", deadline = "60s" }',
+    )
+    stream = Streaming(one, "mock-tokens-20000.tps-400", maximum=None)
+    before = replace(one)
+    one.gateway.kill()
+    if beside:
+        one.start()
+    assert stream.wait(30) == "cut", "nobody grants it more than the budget"
+    assert '"code":"insufficient_quota"' in stream.text
+    stream.close()
+    before.wait(10)
+    if not beside:
+        one.start()
+    sent = sum(one.ledger()["totals"][tokens] for tokens in ("input_tokens", "output_tokens"))
+    eventually(lambda: used(one, "tokens_per_day") >= sent, what="what it used")
+    assert sent > 1000
+    eventually(lambda: not list((one.folder / "state").glob("untold-*")), what="the notes to be taken away")
+
+
 def test_the_admin_socket_changes_hands_as_well(one):
     one.gateway.end()
     one.write_config(admin="")

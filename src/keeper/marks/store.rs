@@ -103,6 +103,11 @@ impl Store {
         Ok(Store { file, open, database: Some(database), fresh, _lock: lock })
     }
 
+    /// Where it lies.
+    pub(super) fn directory(&self) -> &Path {
+        self.file.parent().unwrap_or(Path::new("."))
+    }
+
     /// Whether the file was made by [`Store::open`].
     pub(super) fn is_fresh(&self) -> bool {
         self.fresh

@@ -19,7 +19,8 @@ use crate::audit::{Fields, Kind};
 use crate::gateway::Gateway;
 use crate::keeper::audit::{Journal, Place};
 use crate::keeper::heir::{Line, Reply, Saying, receive, send};
-use crate::ledger::abroad::{Counted, Report};
+use crate::ledger::abroad::Counted;
+use crate::ledger::report::Report;
 use crate::policy::Revocations;
 
 /// It speaks twenty times a second; after so long it is taken for gone.

@@ -15,7 +15,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use crate::audit::Kind;
-use crate::ledger::abroad::{Answer, Denied, Report};
+use crate::ledger::abroad::Answer;
+use crate::ledger::report::{Denied, Report};
 
 /// How long an answer may take: the successor opens state and audit log before it answers first.
 const PATIENCE: Duration = Duration::from_secs(60);

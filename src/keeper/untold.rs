@@ -8,7 +8,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::kept::Kept;
-use crate::ledger::abroad::Report;
+use crate::ledger::report::Report;
 
 const PREFIX: &str = "untold-";
 

@@ -20,6 +20,7 @@ mod meter;
 mod plea;
 mod queue;
 mod reading;
+pub(crate) mod report;
 mod standing;
 mod tally;
 mod window;

@@ -9,10 +9,11 @@ use proptest::prelude::*;
 use super::model::{Held, Model};
 use super::plans::*;
 use crate::clock::Now;
-use crate::ledger::abroad::{Answer, Report};
+use crate::ledger::abroad::Answer;
 use crate::ledger::account::State;
 use crate::ledger::bell::Bell;
 use crate::ledger::marks::{Mark, Restored};
+use crate::ledger::report::Report;
 use crate::ledger::{Demand, Extension, Hold, Ledger, Verdict};
 use crate::limits::{Allowance, Charge, Plan, Scope, Unit, Window};
 

@@ -20,7 +20,8 @@ pub(super) struct Tally {
 pub(super) enum TallySettling {
     /// It takes all that was used.
     Whole,
-    /// It takes what was used beyond what had been reserved before the window began.
+    /// It takes what was used beyond what had been reserved before the window began; and all that was reserved in it, as
+    /// far as so much was used: what was reserved before and not used is taken off the window before.
     Beyond(Charge),
     /// It takes nothing: the window is not the reservation's any more.
     Nothing,
@@ -31,7 +32,8 @@ impl Tally {
         match how {
             TallySettling::Whole => self.apart = self.apart.plus(actual),
             TallySettling::Beyond(before) => {
-                self.apart = self.apart.plus(&actual.minus(before));
+                let within = reserved.minus(before).min(actual);
+                self.apart = self.apart.plus(&actual.minus(before).max(&within));
                 self.before = self.before.minus(before);
             }
             TallySettling::Nothing => self.before = self.before.minus(reserved),

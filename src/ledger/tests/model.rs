@@ -245,7 +245,9 @@ impl Model {
                     for unit in Unit::ALL {
                         let tally = counted.tallies.entry((unit, window)).or_default();
                         *tally -= sum(true).get(unit);
-                        *tally += actual.get(unit).saturating_sub(sum(false).get(unit));
+                        // What was not used had been reserved before.
+                        let within = sum(true).get(unit).min(actual.get(unit));
+                        *tally += actual.get(unit).saturating_sub(sum(false).get(unit)).max(within);
                     }
                 }
             }

@@ -64,7 +64,10 @@ pub async fn settle(desk: &Desk) -> io::Result<()> {
 }
 
 async fn is_owed(desk: &Desk) -> bool {
-    *desk.writing.lock().await && !desk.left.load(Ordering::Acquire)
+    let writing = desk.writing.lock().await;
+    // What was on disk and is there no more, a restart would forget.
+    let lost = || !desk.gateway.revocations.load().all().is_empty() && !desk.withdrawn.exists();
+    (*writing || lost()) && !desk.left.load(Ordering::Acquire)
 }
 
 fn complain(error: &io::Error) {

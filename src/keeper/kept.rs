@@ -42,6 +42,12 @@ impl Kept {
         }
     }
 
+    /// Whether there is a file.
+    #[must_use]
+    pub fn exists(&self) -> bool {
+        self.0.exists()
+    }
+
     /// Replaces it, durably.
     ///
     /// # Errors

@@ -69,7 +69,15 @@ impl Marks {
         let (left, bell_here) = (Arc::clone(&bequest), Arc::clone(&bell));
         let complaint = Complaint::default();
         let (clock, notes) = (clock.clone(), Notes::new(store.directory()));
-        let keeper = Keeper { ledger: Arc::clone(&ledger), bell: bell_here, clock, bequest: left, complaint, notes };
+        let keeper = Keeper {
+            ledger: Arc::clone(&ledger),
+            bell: bell_here,
+            clock,
+            bequest: left,
+            complaint,
+            incomplete: false,
+            notes,
+        };
         let thread = std::thread::Builder::new().name("quota-marks".into());
         let failed = store.error(Trouble::NoThread);
         let thread = thread.spawn(move || keeper.run(store)).map_err(|_| failed)?;
@@ -138,6 +146,8 @@ struct Keeper {
     clock: Clock,
     bequest: Arc<Mutex<Option<Bequest>>>,
     complaint: Complaint,
+    /// The file was begun anew, and does not hold every mark yet.
+    incomplete: bool,
     /// For whoever comes after a successor that is gone.
     notes: Notes,
 }
@@ -147,7 +157,7 @@ impl Keeper {
         while self.bell.listen(BEAT) {
             let bequest = self.bequest.lock().take();
             if let Some(Bequest { heir, free }) = bequest {
-                let written = self.raise(&mut store, self.ledger.gather_last(&self.bell, self.clock.now()));
+                let written = self.raise_last(&mut store);
                 let closed = written.and_then(|()| store.close());
                 if closed.is_ok() {
                     // Whoever is told that the file is free finds it free.
@@ -158,9 +168,9 @@ impl Keeper {
                 }
                 let _ = free.send(closed);
             }
-            let _ = self.raise(&mut store, self.ledger.gather(&self.bell, self.clock.now()));
+            self.raise_due(&mut store);
         }
-        let closed = self.raise(&mut store, self.ledger.gather_last(&self.bell, self.clock.now()));
+        let closed = self.raise_last(&mut store);
         closed.and_then(|()| store.note_closed(self.clock.wall())).and_then(|()| store.close())
     }
 
@@ -178,6 +188,29 @@ impl Keeper {
             }
             reports.decide(&self.bell, reply.as_ref().map(Reply::to_reports));
         }
+    }
+
+    /// Raises what is due: everything where the file was removed or replaced, which is made anew first.
+    fn raise_due(&mut self, store: &mut Store) {
+        if !store.is_in_place() {
+            self.incomplete = true;
+            match store.begin_anew() {
+                Ok(()) => tracing::error!("the quota state was removed or replaced in use: all of it is written anew"),
+                Err(error) => tracing::debug!(%error, "the quota state cannot be begun anew"),
+            }
+        }
+        let (ledger, now) = (&self.ledger, self.clock.now());
+        let all = self.incomplete;
+        let batch = if all { ledger.gather_anew(&self.bell, now) } else { ledger.gather(&self.bell, now) };
+        self.incomplete &= self.raise(store, batch).is_err();
+    }
+
+    /// Writes everything exactly, for the last time.
+    fn raise_last(&mut self, store: &mut Store) -> Result<(), MarksError> {
+        if self.incomplete || !store.is_in_place() {
+            self.raise_due(store);
+        }
+        self.raise(store, self.ledger.gather_last(&self.bell, self.clock.now()))
     }
 
     /// Leaves behind what nobody heard.

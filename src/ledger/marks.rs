@@ -177,6 +177,11 @@ impl Restored {
         self.marks.keys().cloned().collect()
     }
 
+    /// Marks nobody has asked for yet.
+    pub(super) fn marks(&self) -> impl Iterator<Item = &Mark> {
+        self.marks.values().flatten()
+    }
+
     /// The latest time of any mark, or when they were read.
     pub(super) fn latest(&self) -> Wall {
         self.marks.values().flatten().map(|mark| mark.taken).fold(self.opened.wall, Wall::max)

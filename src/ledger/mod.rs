@@ -303,6 +303,18 @@ impl Ledger {
         Batch::gather(bell, self.directory.load().names.values().cloned().collect(), now, self.latest(now))
     }
 
+    /// Every mark, due or not, also of those whom nobody asked for since the start: for a file that begins anew.
+    pub(crate) fn gather_anew(&self, bell: &Bell, now: Now) -> Batch {
+        // Held meanwhile, so that nobody is opened in between and written nowhere.
+        let restored = self.restored.lock();
+        for account in self.directory.load().names.values() {
+            account.lock().slots_mut().for_each(|slot| slot.counters.lease.want(&Charge::ZERO, &Charge::ZERO));
+        }
+        let mut batch = self.gather(bell, now);
+        batch.marks.extend(restored.marks().cloned());
+        batch
+    }
+
     /// All marks, exactly; nothing more can be charged afterwards.
     pub(crate) fn gather_last(&self, bell: &Bell, now: Now) -> Batch {
         Batch::gather_last(bell, self.directory.load().names.values().cloned().collect(), now, self.latest(now))

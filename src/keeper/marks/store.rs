@@ -6,6 +6,7 @@
 use std::fmt;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -23,6 +24,8 @@ const FORMAT: u64 = 1;
 pub(super) const META: TableDefinition<'static, &str, u64> = TableDefinition::new("portcullis");
 
 const CLOSED: &str = "closed";
+
+const LOCK: &str = "quota.lock";
 
 /// Organization, purpose, model group (empty: all of them) → [`Mark::encode`].
 const MARKS: TableDefinition<'static, (&str, &str, &str), &[u8]> = TableDefinition::new("marks");
@@ -53,6 +56,8 @@ pub enum Trouble {
     Foreign,
     /// The file is torn or was altered.
     Damaged(String),
+    /// It was removed or replaced while it was open.
+    Gone,
     /// The disk refuses.
     Disk(Box<dyn std::error::Error + Send + Sync>),
     /// The thread that writes marks did not start.
@@ -69,6 +74,7 @@ impl fmt::Display for MarksError {
                 f,
                 "damaged ({how}); restore it from a backup, or move it away to begin anew with nothing counted"
             ),
+            Trouble::Gone => f.write_str("removed or replaced while it was in use"),
             Trouble::Disk(error) => write!(f, "{error}"),
             Trouble::NoThread => f.write_str("cannot start its thread"),
         }
@@ -85,7 +91,9 @@ pub(super) struct Store {
     database: Option<Database>,
     fresh: bool,
     /// Held while the process lives, also while the database is being opened again.
-    _lock: File,
+    lock: File,
+    /// Which file bore the name when it was opened.
+    opened: Option<u64>,
 }
 
 impl Store {
@@ -94,13 +102,35 @@ impl Store {
         let file = directory.join("quota.redb");
         let at = |trouble: Trouble| MarksError { file: file.clone(), trouble };
         fs::create_dir_all(directory).map_err(|error| at(Trouble::disk(error)))?;
-        let lock = lock(&directory.join("quota.lock")).map_err(at)?;
+        let lock = lock(&directory.join(LOCK)).map_err(at)?;
         let fresh = !file.try_exists().map_err(|error| at(Trouble::disk(error)))?;
         if fresh {
             make(&file).map_err(at)?;
         }
         let database = reopened(&file, open).map_err(at)?;
-        Ok(Store { file, open, database: Some(database), fresh, _lock: lock })
+        let opened = inode(&file);
+        Ok(Store { file, open, database: Some(database), fresh, lock, opened })
+    }
+
+    /// Whether the files that are open still bear their names: what is written elsewhere, no start would find.
+    pub(super) fn is_in_place(&self) -> bool {
+        let held = self.lock.metadata().map(|lock| lock.ino()).ok();
+        self.opened.is_some() && inode(&self.file) == self.opened && inode(&self.directory().join(LOCK)) == held
+    }
+
+    /// Opens what bears the name by now, or makes it: afterwards every mark has to be written.
+    pub(super) fn begin_anew(&mut self) -> Result<(), MarksError> {
+        self.database = None;
+        let held = self.lock.metadata().map(|lock| lock.ino()).ok();
+        if inode(&self.directory().join(LOCK)) == held {
+            // Only the marks are gone: whoever holds the lock twice would shut itself out.
+            make(&self.file).map_err(|trouble| self.error(trouble))?;
+            self.opened = inode(&self.file);
+            return Ok(());
+        }
+        let anew = Store::open(self.directory(), self.open)?;
+        *self = Store { fresh: self.fresh, ..anew };
+        Ok(())
     }
 
     /// Where it lies.
@@ -125,6 +155,9 @@ impl Store {
 
     /// Writes marks, all or none; opens the file again if the last write failed.
     pub(super) fn write(&mut self, marks: &[Mark]) -> Result<(), MarksError> {
+        if !self.is_in_place() {
+            return Err(self.error(Trouble::Gone));
+        }
         if marks.is_empty() && self.database.is_some() {
             return Ok(());
         }
@@ -267,6 +300,11 @@ fn key(mark: &Mark) -> (&str, &str, &str) {
     let purpose = mark.scope.purpose.as_ref().map_or("", |purpose| purpose.as_str());
     let model = mark.scope.model.as_ref().map_or("", |model| model.as_str());
     (mark.org.as_str(), purpose, model)
+}
+
+/// Which file bears the name.
+fn inode(file: &Path) -> Option<u64> {
+    fs::metadata(file).map(|file| file.ino()).ok()
 }
 
 /// The lock that says which process keeps the state.

@@ -304,3 +304,37 @@ fn no_kill_forgets_what_was_used() {
     }
     assert!(used > 0);
 }
+
+#[test]
+fn a_state_that_is_removed_or_replaced_while_it_is_in_use_is_written_anew_in_full() {
+    let keep = |path: &Path| std::fs::rename(path, path.with_extension("away")).unwrap();
+    let removals: [fn(&Path); 3] = [
+        |path| std::fs::remove_dir_all(path).unwrap(),
+        |path| std::fs::remove_file(path.join("quota.redb")).unwrap(),
+        |path| {
+            std::fs::remove_dir_all(path).unwrap();
+            std::fs::create_dir(path).unwrap();
+        },
+    ];
+    for remove in removals.into_iter().map(Some).chain([None]) {
+        let (directory, clock) = (tempfile::tempdir().unwrap(), clock());
+        let state = directory.path().join("state");
+        kept(&state, &clock);
+        // Nobody asks for globex.
+        let (ledger, marks) = Marks::open(&state, &clock).unwrap();
+        assert_eq!(counted(&ledger, &plan("acme", 0), clock.now()), ALL_KEPT);
+        remove.map_or_else(|| keep(&state), |remove| remove(&state));
+        let written =
+            || Store::open(&state, super::trusted).is_err_and(|error| matches!(error.trouble, Trouble::InUse));
+        while !(state.join("quota.redb").exists() && written()) {
+            std::thread::yield_now();
+        }
+        drop(admit(&ledger, &plan("acme", 0), 5, &clock).unwrap());
+        drop(ledger);
+        marks.close().unwrap();
+        let (ledger, marks) = Marks::open(&state, &clock).unwrap();
+        assert_eq!(counted(&ledger, &plan("acme", 0), clock.now())[6], 705);
+        assert_eq!(counted(&ledger, &plan("globex", 1), clock.now())[6], 40, "nobody had asked for it");
+        marks.close().unwrap();
+    }
+}

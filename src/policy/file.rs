@@ -3,11 +3,13 @@
 //! A deserializer stops at the first error; an operator wants all of them. So the spanned tree that the TOML parser
 //! makes is walked by hand: each value is asked for by name and kind, and what nobody asked for is an unknown key.
 
-use std::cell::RefCell;
+use std::borrow::Cow;
+use std::cell::{Cell, LazyCell, RefCell};
 use std::collections::BTreeSet;
 use std::ops::Range;
 use std::time::Duration;
 
+use smallvec::SmallVec;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
@@ -37,7 +39,10 @@ pub struct Table<'a> {
     map: &'a DeTable<'a>,
     place: Place,
     sink: &'a Sink,
-    asked: RefCell<BTreeSet<String>>,
+    /// The keys that were asked for, some more than once.
+    asked: RefCell<SmallVec<[&'static str; 12]>>,
+    /// Whether all others were asked for, whatever they are called.
+    named: Cell<bool>,
 }
 
 /// Parses a file, noting every syntax error, and hands its root to `read`. Of a file that does not parse, nothing else
@@ -57,7 +62,7 @@ pub fn parse<T>(file: usize, text: &str, sink: &Sink, read: impl FnOnce(&Table<'
         sink.wrong(Some(&Place { file, span }), error.message().to_owned(), None);
     }
     let place = Place { file, span: 0..0 };
-    let table = Table { map: root.get_ref(), place, sink, asked: RefCell::default() };
+    let table = Table::new(root.get_ref(), place, sink);
     let noted = sink.mistakes.borrow().len();
     let read = read(&table);
     if sink.is_broken(file) {
@@ -69,6 +74,10 @@ pub fn parse<T>(file: usize, text: &str, sink: &Sink, read: impl FnOnce(&Table<'
 }
 
 impl<'a> Table<'a> {
+    fn new(map: &'a DeTable<'a>, place: Place, sink: &'a Sink) -> Table<'a> {
+        Table { map, place, sink, asked: RefCell::default(), named: Cell::default() }
+    }
+
     /// Where the table is.
     pub fn place(&self) -> &Place {
         &self.place
@@ -79,13 +88,13 @@ impl<'a> Table<'a> {
         self.sink
     }
 
-    fn get(&self, key: &str) -> Option<&'a Spanned<DeValue<'a>>> {
-        self.asked.borrow_mut().insert(key.to_owned());
+    fn get(&self, key: &'static str) -> Option<&'a Spanned<DeValue<'a>>> {
+        self.asked.borrow_mut().push(key);
         self.map.get(key)
     }
 
     /// Notes that what stands under `key` is wrong.
-    pub fn wrong_at(&self, key: &str, message: impl Into<String>, hint: Option<String>) {
+    pub fn wrong_at(&self, key: &'static str, message: impl Into<String>, hint: Option<String>) {
         let place = self.get(key).map(|value| self.at(value.span()));
         self.sink.wrong(Some(place.as_ref().unwrap_or(&self.place)), message, hint);
     }
@@ -104,7 +113,12 @@ impl<'a> Table<'a> {
         self.sink.wrong(Some(&self.at(value.span())), format!("expected {wanted}, found {found}"), None);
     }
 
-    fn take<T>(&self, key: &str, wanted: &str, read: impl FnOnce(&'a DeValue<'a>) -> Option<T>) -> Option<At<T>> {
+    fn take<T>(
+        &self,
+        key: &'static str,
+        wanted: &str,
+        read: impl FnOnce(&'a DeValue<'a>) -> Option<T>,
+    ) -> Option<At<T>> {
         let value = self.get(key)?;
         match read(value.get_ref()) {
             Some(read) => Some(At { value: read, place: self.at(value.span()) }),
@@ -116,27 +130,25 @@ impl<'a> Table<'a> {
     }
 
     /// A string.
-    pub fn text(&self, key: &str) -> Option<At<String>> {
+    pub fn text(&self, key: &'static str) -> Option<At<String>> {
         self.take(key, "a string", |value| value.as_str().map(str::to_owned))
     }
 
     /// A string that must be there.
-    pub fn required(&self, key: &str) -> Option<At<String>> {
+    pub fn required(&self, key: &'static str) -> Option<At<String>> {
         if !self.map.contains_key(key) {
-            self.asked.borrow_mut().insert(key.to_owned());
             self.sink.wrong(Some(&self.place), format!("`{key}` is missing"), None);
-            return None;
         }
         self.text(key)
     }
 
     /// A boolean.
-    pub fn boolean(&self, key: &str) -> Option<At<bool>> {
+    pub fn boolean(&self, key: &'static str) -> Option<At<bool>> {
         self.take(key, "true or false", DeValue::as_bool)
     }
 
     /// A whole number that is not negative.
-    pub fn number(&self, key: &str) -> Option<At<u64>> {
+    pub fn number(&self, key: &'static str) -> Option<At<u64>> {
         let value = self.get(key)?;
         self.number_of(value)
     }
@@ -160,7 +172,7 @@ impl<'a> Table<'a> {
     /// Text that `parse` understands.
     pub fn parsed<T, E: std::fmt::Display>(
         &self,
-        key: &str,
+        key: &'static str,
         parse: impl FnOnce(&str) -> Result<T, E>,
     ) -> Option<At<T>> {
         let At { value, place } = self.text(key)?;
@@ -174,18 +186,18 @@ impl<'a> Table<'a> {
     }
 
     /// A duration such as `"30s"`.
-    pub fn duration(&self, key: &str) -> Option<Duration> {
+    pub fn duration(&self, key: &'static str) -> Option<Duration> {
         self.parsed(key, duration).map(|at| at.value)
     }
 
     /// A duration that is not zero: none of these means "never" by it, and as a time limit it would lock everybody out.
-    pub fn lasting(&self, key: &str) -> Option<Duration> {
+    pub fn lasting(&self, key: &'static str) -> Option<Duration> {
         let lasting = |text: &str| duration(text).and_then(positive);
         self.parsed(key, lasting).map(|at| at.value)
     }
 
     /// A whole number that is not zero.
-    pub fn some(&self, key: &str) -> Option<At<u64>> {
+    pub fn some(&self, key: &'static str) -> Option<At<u64>> {
         let At { value, place } = self.number(key)?;
         match positive(value) {
             Ok(value) => Some(At { value, place }),
@@ -197,12 +209,12 @@ impl<'a> Table<'a> {
     }
 
     /// A size such as `"64KiB"`, in bytes, that is not zero.
-    pub fn size(&self, key: &str) -> Option<At<u64>> {
+    pub fn size(&self, key: &'static str) -> Option<At<u64>> {
         self.parsed(key, |text| size(text).and_then(positive))
     }
 
     /// A table; absent where there is none.
-    pub fn table(&self, key: &str) -> Option<Table<'a>> {
+    pub fn table(&self, key: &'static str) -> Option<Table<'a>> {
         let value = self.get(key)?;
         self.table_of(value)
     }
@@ -212,20 +224,19 @@ impl<'a> Table<'a> {
             self.mismatch(value, "a table");
             return None;
         };
-        Some(Table { map, place: self.at(value.span()), sink: self.sink, asked: RefCell::default() })
+        Some(Table::new(map, self.at(value.span()), self.sink))
     }
 
     /// A table that must be there.
-    pub fn required_table(&self, key: &str) -> Option<Table<'a>> {
+    pub fn required_table(&self, key: &'static str) -> Option<Table<'a>> {
         if !self.map.contains_key(key) {
-            self.asked.borrow_mut().insert(key.to_owned());
             self.sink.wrong(Some(&self.place), format!("the table [{key}] is missing"), None);
         }
         self.table(key)
     }
 
     /// A list of tables.
-    pub fn tables(&self, key: &str) -> Vec<Table<'a>> {
+    pub fn tables(&self, key: &'static str) -> Vec<Table<'a>> {
         let Some(value) = self.get(key) else { return Vec::new() };
         let Some(list) = value.get_ref().as_array() else {
             self.mismatch(value, "a list of tables");
@@ -235,7 +246,7 @@ impl<'a> Table<'a> {
     }
 
     /// A list of strings; `None` where there is none.
-    pub fn list(&self, key: &str) -> Option<At<Vec<At<String>>>> {
+    pub fn list(&self, key: &'static str) -> Option<At<Vec<At<String>>>> {
         let value = self.get(key)?;
         let Some(list) = value.get_ref().as_array() else {
             self.mismatch(value, "a list of strings");
@@ -252,7 +263,7 @@ impl<'a> Table<'a> {
     }
 
     /// A date, quoted or not.
-    pub fn date(&self, key: &str) -> Option<At<jiff::civil::Date>> {
+    pub fn date(&self, key: &'static str) -> Option<At<jiff::civil::Date>> {
         let value = self.get(key)?;
         let place = self.at(value.span());
         let text = match value.get_ref() {
@@ -273,15 +284,18 @@ impl<'a> Table<'a> {
     }
 
     /// Every key that nobody has asked for yet, with its place and value: for tables whose keys are names.
-    pub fn entries(&self) -> Vec<(At<String>, Entry<'_, 'a>)> {
-        let unasked: Vec<_> =
-            self.map.iter().filter(|(key, _)| !self.asked.borrow().contains(key.get_ref().as_ref())).collect();
-        let entry = |(key, value): (&'a Spanned<std::borrow::Cow<'a, str>>, &'a Spanned<DeValue<'a>>)| {
-            let name = At { value: key.get_ref().to_string(), place: self.at(key.span()) };
-            self.asked.borrow_mut().insert(name.value.clone());
-            (name, Entry { table: self, key: key.get_ref(), value })
+    pub fn entries(&self) -> Vec<(At<&'a str>, Entry<'_, 'a>)> {
+        let entry = |(key, value): (&'a Spanned<Cow<'a, str>>, &'a Spanned<DeValue<'a>>)| {
+            let name = key.get_ref().as_ref();
+            (At { value: name, place: self.at(key.span()) }, Entry { table: self, key: name, value })
         };
-        unasked.into_iter().map(entry).collect()
+        let entries = self.map.iter().filter(|(key, _)| !self.is_asked(key.get_ref())).map(entry).collect();
+        self.named.set(true);
+        entries
+    }
+
+    fn is_asked(&self, key: &str) -> bool {
+        self.named.get() || self.asked.borrow().contains(&key)
     }
 
     /// What stands under a key that nobody knows may be a secret under a misspelt one.
@@ -301,15 +315,15 @@ impl<'a> Table<'a> {
 
     /// As [`Table::finish`]; `elsewhere` knows where some keys belong instead.
     pub fn finish_or(&self, elsewhere: impl Fn(&str) -> Option<String>) {
-        let asked = self.asked.borrow();
+        // In order, each once; a file that is no configuration has a million unknown keys.
+        let known = LazyCell::new(|| self.asked.borrow().iter().copied().collect::<BTreeSet<&str>>());
         for (key, value) in self.map {
             let name = key.get_ref().as_ref();
-            if !asked.contains(name) {
+            if !self.is_asked(name) {
                 self.hide(name, value);
-                let meant = closest(name, asked.iter().map(String::as_str));
+                let meant = closest(name, known.iter().copied());
                 let hint = elsewhere(name).or_else(|| meant.map(|meant| format!("did you mean `{meant}`?")));
-                let known =
-                    || format!("known here: {}", asked.iter().map(String::as_str).collect::<Vec<_>>().join(", "));
+                let known = || format!("known here: {}", known.iter().copied().collect::<Vec<_>>().join(", "));
                 let hint = hint.unwrap_or_else(known);
                 self.sink.wrong(Some(&self.at(key.span())), format!("unknown key `{name}`"), Some(hint));
             }

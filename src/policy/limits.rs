@@ -10,7 +10,7 @@ use super::quantity::money;
 use super::renamed::Renames;
 use crate::clock::Mono;
 use crate::limits::{Allowance, Level, Limit, LimitId, Measure, Scope, Seat, Unit, Window};
-use crate::names::{GroupId, OrgId, PurposeId};
+use crate::names::{GroupId, Hashing, OrgId, PurposeId};
 use crate::tokens::Nano;
 
 /// One limit as it is written.
@@ -38,17 +38,20 @@ const CONNECTIONS: &str = "connections";
 
 /// Whether a key is that of a limit.
 pub(super) fn is_limit(key: &str) -> bool {
-    key == CONNECTIONS || keys().any(|(known, _)| known == key)
+    key == CONNECTIONS || measure(key).is_some()
 }
 
-/// Every key that a limits table may hold.
-fn keys() -> impl Iterator<Item = (String, Measure)> {
+/// Every measure that a limits table may hold a limit of.
+fn measures() -> impl Iterator<Item = Measure> {
     let metered = Unit::ALL.into_iter().flat_map(|unit| Window::ALL.into_iter().map(move |window| (unit, window)));
     let sensible = metered.filter(|(unit, window)| *unit != Unit::Cost || window.is_calendar());
-    sensible
-        .map(|(unit, window)| Measure::Metered(unit, window))
-        .chain([Measure::Concurrent])
-        .map(|measure| (measure.to_string(), measure))
+    sensible.map(|(unit, window)| Measure::Metered(unit, window)).chain([Measure::Concurrent])
+}
+
+/// What a limit with this key is held against; none where it is no limit's.
+fn measure(key: &str) -> Option<Measure> {
+    let spells = |words: [&str; 3]| words.iter().try_fold(key, |rest, word| rest.strip_prefix(word)) == Some("");
+    measures().find(|measure| spells(measure.words()))
 }
 
 /// Reads one limits table.
@@ -58,11 +61,12 @@ pub(super) fn read(table: &Table<'_>, scope: &Scope, into: &mut Limits) {
             into.connections = entry.number().map(|value| At { value, place: name.place });
             continue;
         }
-        let Some((_, measure)) = keys().find(|(key, _)| *key == name.value) else {
+        let Some(measure) = measure(name.value) else {
             entry.hide();
-            let known: Vec<String> = keys().map(|(key, _)| key).chain([CONNECTIONS.into()]).collect();
-            let meant = closest(&name.value, known.iter().map(String::as_str));
-            let hint = elsewhere(&name.value).or_else(|| meant.map(|meant| format!("did you mean `{meant}`?")));
+            let known: Vec<String> =
+                measures().map(|measure| measure.to_string()).chain([CONNECTIONS.into()]).collect();
+            let meant = closest(name.value, known.iter().map(String::as_str));
+            let hint = elsewhere(name.value).or_else(|| meant.map(|meant| format!("did you mean `{meant}`?")));
             let all = "{requests,tokens,input_tokens,output_tokens}_per_{second,minute,hour,day,month}, \
                        cost_per_{day,month}, concurrent_requests";
             let hint = hint.unwrap_or_else(|| all.to_owned());
@@ -87,7 +91,7 @@ fn one(entry: &Entry<'_, '_>, id: LimitId) -> Option<Written> {
     let mut amount = None;
     let mut burst = None;
     for (name, inside) in table.entries() {
-        match name.value.as_str() {
+        match name.value {
             "limit" if money => amount = amount_of_money(&inside),
             "limit" => amount = inside.number(),
             "burst" if rate => burst = inside.number().map(|value| At { value, place: name.place }),
@@ -131,18 +135,19 @@ fn amount_of_money(entry: &Entry<'_, '_>) -> Option<u64> {
 /// Seats in the ledger, and the rates that were in force: what one policy hands to the next.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Memory {
-    accounts: HashMap<OrgId, Places>,
-    rates: HashMap<(OrgId, LimitId), Held>,
+    accounts: HashMap<OrgId, Account, Hashing>,
 }
 
+/// What is remembered of one organization. One policy and the next share what is the same in both.
 #[derive(Debug, Clone)]
-struct Places {
-    account: Seat,
-    scopes: HashMap<Scope, Seat>,
+struct Account {
+    seat: Seat,
+    scopes: Arc<HashMap<Scope, Seat, Hashing>>,
+    rates: Arc<HashMap<Arc<LimitId>, Held, Hashing>>,
 }
 
 /// A rate that is, or was, in force.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Held {
     rate: u64,
     since: Mono,
@@ -151,96 +156,124 @@ struct Held {
 }
 
 impl Memory {
-    /// Forgets what is in force, but not what was: limits that are not named again were taken away.
-    pub(super) fn turn(&mut self) {
-        self.rates.values_mut().for_each(|held| held.present = false);
-    }
-
     /// Lets what got another name keep its seats and rates.
     pub(super) fn follow(&mut self, renames: &Renames) {
-        let swapped = |scope: Scope| renames.swapped(&scope).unwrap_or(scope);
-        for Places { scopes, .. } in self.accounts.values_mut() {
-            *scopes = std::mem::take(scopes).into_iter().map(|(scope, seat)| (swapped(scope), seat)).collect();
+        let swapped = |scope: &Scope| renames.swapped(scope).unwrap_or_else(|| scope.clone());
+        for Account { scopes, rates, .. } in self.accounts.values_mut() {
+            *scopes = Arc::new(scopes.iter().map(|(scope, seat)| (swapped(scope), *seat)).collect());
+            let renamed = |id: &LimitId| Arc::new(LimitId { scope: swapped(&id.scope), measure: id.measure });
+            *rates = Arc::new(rates.iter().map(|(id, held)| (renamed(id), *held)).collect());
         }
-        let renamed = |((org, LimitId { scope, measure }), held)| {
-            let scope = swapped(scope);
-            ((org, LimitId { scope, measure }), held)
+    }
+
+    /// Organizations in the order of their files, with what is remembered of each; whoever is new gets the next seat.
+    pub(super) fn compile<'a>(&self, orgs: impl Iterator<Item = (&'a OrgId, &'a Limits)>, now: Mono) -> Vec<Compiled> {
+        let mut next = self.accounts.len();
+        let compile = |(org, limits): (&OrgId, &Limits)| {
+            let account = self.accounts.get(org).cloned().unwrap_or_else(|| {
+                next += 1;
+                Account::new(next - 1)
+            });
+            Compiled::of(org, limits, account, now)
         };
-        self.rates = std::mem::take(&mut self.rates).into_iter().map(renamed).collect();
+        orgs.map(compile).collect()
     }
 
-    fn account(&mut self, org: &OrgId) -> &mut Places {
-        let next = Seat(u32::try_from(self.accounts.len()).unwrap_or(u32::MAX));
-        self.accounts
-            .entry(org.clone())
-            .or_insert_with(|| Places { account: next, scopes: HashMap::from([(Scope::default(), Seat(0))]) })
-    }
-
-    fn scope(&mut self, org: &OrgId, scope: &Scope) -> Seat {
-        let scopes = &mut self.account(org).scopes;
-        let next = Seat(u32::try_from(scopes.len()).unwrap_or(u32::MAX));
-        *scopes.entry(scope.clone()).or_insert(next)
-    }
-
-    /// The allowance of a limit, with what its rate was before.
-    pub(super) fn allow(&mut self, org: &OrgId, written: &Written, was: &Memory, now: Mono) -> Allowance {
-        let rate = written.amount;
-        match written.id.measure {
-            Measure::Concurrent => Allowance::Concurrent(rate),
-            Measure::Metered(_, window) if window.is_calendar() => Allowance::Budget(rate),
-            Measure::Metered(..) => {
-                let key = (org.clone(), written.id.clone());
-                let held = match was.rates.get(&key) {
-                    None => Held { rate, since: Mono(0), slowest: rate, present: true },
-                    Some(held) if held.rate == rate && held.present => *held,
-                    Some(held) => {
-                        let slowest = held.slowest.min(held.rate);
-                        Held { rate, since: now, slowest, present: true }
-                    }
-                };
-                self.rates.insert(key, held);
-                Allowance::Rate { rate, burst: written.burst, since: held.since, slowest: held.slowest }
-            }
+    /// What is remembered after organizations were compiled. Whoever is not among them keeps seats, but no rate in force.
+    pub(super) fn after(&self, compiled: Vec<Compiled>) -> Memory {
+        let accounts = compiled.into_iter().map(|Compiled { org, account, .. }| (org, account));
+        let mut accounts: HashMap<_, _, Hashing> = accounts.collect();
+        for (org, account) in &self.accounts {
+            accounts.entry(org.clone()).or_insert_with(|| account.holding([]));
         }
+        Memory { accounts }
+    }
+}
+
+impl Account {
+    fn new(seat: usize) -> Account {
+        Account {
+            seat: Seat(u32::try_from(seat).unwrap_or(u32::MAX)),
+            scopes: Arc::new(HashMap::from_iter([(Scope::default(), Seat(0))])),
+            rates: Arc::default(),
+        }
+    }
+
+    fn scope(&mut self, scope: &Scope) -> Seat {
+        if let Some(seat) = self.scopes.get(scope) {
+            return *seat;
+        }
+        let next = Seat(u32::try_from(self.scopes.len()).unwrap_or(u32::MAX));
+        Arc::make_mut(&mut self.scopes).insert(scope.clone(), next);
+        next
+    }
+
+    /// A rate as it is written now, with what it was before.
+    fn hold(&self, id: &LimitId, rate: u64, now: Mono) -> Held {
+        match self.rates.get(id) {
+            None => Held { rate, since: Mono(0), slowest: rate, present: true },
+            Some(held) if held.rate == rate && held.present => *held,
+            Some(held) => Held { rate, since: now, slowest: held.slowest.min(held.rate), present: true },
+        }
+    }
+
+    /// The same with no other rates in force than these. What was is not forgotten: a limit that is not named any more
+    /// was taken away.
+    fn holding(&self, rates: impl IntoIterator<Item = (Arc<LimitId>, Held)>) -> Account {
+        let gone = |(id, held): (&Arc<LimitId>, &Held)| (id.clone(), Held { present: false, ..*held });
+        let mut all: HashMap<_, _, Hashing> = self.rates.iter().map(gone).collect();
+        all.extend(rates);
+        let rates = if all == *self.rates { self.rates.clone() } else { Arc::new(all) };
+        Account { rates, ..self.clone() }
     }
 }
 
 /// One organization's limits with their allowances, ready to be put into plans.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(super) struct Compiled {
-    pub org: OrgId,
-    pub account: Seat,
-    pub limits: Vec<(Arc<LimitId>, Allowance, bool)>,
+    org: OrgId,
+    account: Account,
+    limits: Vec<(Arc<LimitId>, Allowance, bool)>,
 }
 
 impl Compiled {
-    pub(super) fn of(org: &OrgId, limits: &Limits, memory: &mut Memory, was: &Memory, now: Mono) -> Compiled {
-        let account = memory.account(org).account;
-        let compile = |at: &At<Written>| {
-            let allowance = memory.allow(org, &at.value, was, now);
-            (Arc::new(at.value.id.clone()), allowance, at.value.shadow)
+    fn of(org: &OrgId, limits: &Limits, account: Account, now: Mono) -> Compiled {
+        let mut rates = Vec::new();
+        let mut compile = |Written { id, amount, burst, shadow }: &Written| {
+            let shared = Arc::new(id.clone());
+            let allowance = match id.measure {
+                Measure::Concurrent => Allowance::Concurrent(*amount),
+                Measure::Metered(_, window) if window.is_calendar() => Allowance::Budget(*amount),
+                Measure::Metered(..) => {
+                    let held = account.hold(id, *amount, now);
+                    rates.push((shared.clone(), held));
+                    Allowance::Rate { rate: *amount, burst: *burst, since: held.since, slowest: held.slowest }
+                }
+            };
+            (shared, allowance, *shadow)
         };
-        let limits = limits.written.iter().map(compile).collect();
-        Compiled { org: org.clone(), account, limits }
+        let limits = limits.written.iter().map(|at| compile(&at.value)).collect();
+        Compiled { org: org.clone(), account: account.holding(rates), limits }
     }
 
     /// What this organization contributes for a purpose and a group.
-    pub(super) fn level(&self, purpose: &PurposeId, group: Option<&GroupId>, memory: &mut Memory) -> Level {
+    pub(super) fn level(&mut self, purpose: &PurposeId, group: Option<&GroupId>) -> Level {
         let mut scopes = vec![Scope::default(), Scope { purpose: Some(purpose.clone()), model: None }];
         if let Some(group) = group {
             scopes.push(Scope { purpose: None, model: Some(group.clone()) });
             scopes.push(Scope { purpose: Some(purpose.clone()), model: Some(group.clone()) });
         }
-        let seated: Vec<(Seat, Scope)> =
-            scopes.into_iter().map(|scope| (memory.scope(&self.org, &scope), scope)).collect();
+        let seated = scopes.into_iter().map(|scope| (self.account.scope(&scope), scope)).collect();
         self.place(seated)
     }
 
     /// All limits of this organization, for status and usage.
-    pub(super) fn whole(&self, memory: &mut Memory) -> Level {
+    pub(super) fn whole(&mut self) -> Level {
         let mut scopes: BTreeMap<Scope, Seat> = BTreeMap::from([(Scope::default(), Seat(0))]);
         for (id, ..) in &self.limits {
-            scopes.insert(id.scope.clone(), memory.scope(&self.org, &id.scope));
+            if !scopes.contains_key(&id.scope) {
+                scopes.insert(id.scope.clone(), self.account.scope(&id.scope));
+            }
         }
         self.place(scopes.into_iter().map(|(scope, seat)| (seat, scope)).collect())
     }
@@ -252,6 +285,6 @@ impl Compiled {
             Some(Limit { id: id.clone(), allowance: *allowance, shadow: *shadow, scope })
         };
         let limits = self.limits.iter().filter_map(applies).collect();
-        Level { org: self.org.clone(), account: self.account, scopes: scopes.into(), limits }
+        Level { org: self.org.clone(), account: self.account.seat, scopes: scopes.into(), limits }
     }
 }

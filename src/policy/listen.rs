@@ -128,7 +128,7 @@ pub(super) const fn seconds(seconds: u64) -> Duration {
 }
 
 /// One of a few words.
-pub(super) fn word<T: Copy>(table: &Table<'_>, key: &str, words: &[(&str, T)], default: T) -> T {
+pub(super) fn word<T: Copy>(table: &Table<'_>, key: &'static str, words: &[(&str, T)], default: T) -> T {
     let Some(At { value, place }) = table.text(key) else { return default };
     if let Some((_, meaning)) = words.iter().find(|(word, _)| *word == value) {
         return *meaning;
@@ -161,9 +161,9 @@ pub(super) fn listen(table: &Table<'_>) -> ListenRead {
     let certificate = table.required("certificate");
     let private_key = table.required("private_key");
     let server_names = names(table);
-    let number = |key: &str, default: u64| table.number(key).map_or(default, |at| at.value);
-    let some = |key: &str, default: u64| table.some(key).map_or(default, |at| at.value);
-    let span = |key: &str, default: u64| table.lasting(key).unwrap_or(seconds(default));
+    let number = |key: &'static str, default: u64| table.number(key).map_or(default, |at| at.value);
+    let some = |key: &'static str, default: u64| table.some(key).map_or(default, |at| at.value);
+    let span = |key: &'static str, default: u64| table.lasting(key).unwrap_or(seconds(default));
     let drain = table.table("drain").map_or(Drain { delay: Duration::ZERO, deadline: seconds(60) }, |drain| {
         let read = Drain {
             delay: drain.duration("delay").unwrap_or_default(),
@@ -252,7 +252,7 @@ fn operators(table: &Table<'_>, files: &Files, now: Wall) -> AdminSettings {
         None => at.value.parse().map(AdminAddress::Tcp).map_err(|_| "`address` is not an address".to_owned()),
     });
     let tls = table.table("tls").and_then(|tls| {
-        let file = |key: &str, what: &str| {
+        let file = |key: &'static str, what: &str| {
             let at = tls.required(key)?;
             let pem = files.read(&at, tls.sink())?;
             if let Some(ends) = ends(&pem) {
@@ -360,7 +360,7 @@ pub(super) fn quota(root: &Table<'_>, files: &Files) -> (Quota, At<PathBuf>) {
     let state = state.map_or_else(|| default(table.place()), |at| directory(at, files, sink));
     let modes = [("hard", Enforce::Hard), ("bounded", Enforce::Bounded), ("post", Enforce::Post)];
     let enforce = word(&table, "enforce", &modes, Enforce::Bounded);
-    let number = |key: &str, default: u64| table.number(key).map_or(default, |at| at.value.max(1));
+    let number = |key: &'static str, default: u64| table.number(key).map_or(default, |at| at.value.max(1));
     let (default_output_reserve, extend) = (number("default_output_reserve", 1024), number("extend", 256));
     let currency = table.text("currency").map_or_else(|| "USD".into(), |at| at.value);
     let zone = table.parsed("timezone", |name| {

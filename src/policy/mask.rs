@@ -62,13 +62,13 @@ pub fn hide(text: &mut String, span: Range<usize>) {
 /// what follows a `?`.
 pub fn urls(text: &mut String) {
     let (mut spans, mut at) = (Vec::new(), 0);
-    for line in text.split_inclusive('\n') {
-        if let Some(from) = line.find("//").map(|slashes| slashes + 2) {
-            let rest = line.get(from..).unwrap_or_default();
-            spans.extend(rest.rfind('@').map(|end| at + from..at + from + end));
-            spans.extend(rest.find('?').map(|query| at + from + query + 1..at + line.len()));
-        }
-        at += line.len();
+    while let Some(slashes) = text.as_bytes().get(at..).and_then(|left| memchr::memmem::find(left, b"//")) {
+        let from = at + slashes + 2;
+        let rest = text.get(from..).unwrap_or_default();
+        let rest = rest.split_inclusive('\n').next().unwrap_or_default();
+        spans.extend(rest.rfind('@').map(|end| from..from + end));
+        spans.extend(rest.find('?').map(|query| from + query + 1..from + rest.len()));
+        at = from + rest.len();
     }
     spans.into_iter().for_each(|span| hide(text, span));
 }

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use annotate_snippets::{AnnotationKind, Group, Level, Origin, Renderer, Snippet};
 use serde_json::{Value, json};
@@ -27,27 +28,32 @@ pub struct Source {
     pub path: PathBuf,
     /// Its text, literal secrets masked.
     pub text: String,
-    /// Where its lines begin. Masking moves nothing.
-    starts: Vec<usize>,
+    /// Where its lines begin, once somebody asks. Masking moves nothing.
+    starts: OnceLock<Vec<usize>>,
 }
 
 impl Source {
-    /// A file, and where its lines begin.
+    /// A file, and its text.
     #[must_use]
     pub fn new(path: &Path, text: &str) -> Source {
-        let behind = text.match_indices('\n').map(|(end, _)| end + 1);
-        Source { path: path.to_owned(), text: text.to_owned(), starts: std::iter::once(0).chain(behind).collect() }
+        Source { path: path.to_owned(), text: text.to_owned(), starts: OnceLock::new() }
+    }
+
+    fn starts(&self) -> &[usize] {
+        let behind = || memchr::memchr_iter(b'\n', self.text.as_bytes()).map(|end| end + 1);
+        self.starts.get_or_init(|| std::iter::once(0).chain(behind()).collect())
     }
 
     /// The line (from 1) of a byte, and where that line begins.
     fn line(&self, at: usize) -> (usize, usize) {
-        let line = self.starts.partition_point(|start| *start <= at);
-        (line, line.checked_sub(1).and_then(|index| self.starts.get(index)).copied().unwrap_or(0))
+        let starts = self.starts();
+        let line = starts.partition_point(|start| *start <= at);
+        (line, line.checked_sub(1).and_then(|index| starts.get(index)).copied().unwrap_or(0))
     }
 
     /// Where the line (from 1) ends, its line feed not included.
     fn end(&self, line: usize) -> usize {
-        self.starts.get(line).map_or(self.text.len(), |next| next - 1)
+        self.starts().get(line).map_or(self.text.len(), |next| next - 1)
     }
 }
 

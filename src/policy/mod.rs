@@ -116,8 +116,10 @@ pub struct Policy {
     pub warnings: Vec<Mistake>,
     /// The files, for explanations.
     pub sources: Vec<Source>,
-    /// Where rules are written: `org/acme/status` → place.
+    /// Where rules of the main file are written: `catalog/research` → place.
     pub places: HashMap<String, Place>,
+    /// Organizations as their files have them, and where.
+    drafts: Arc<[org::Draft]>,
     orgs: BTreeMap<OrgId, Arc<Org>>,
     marks: HashMap<(AuthorityName, Mark), (OrgId, usize), Hashing>,
     memory: limits::Memory,
@@ -228,8 +230,13 @@ impl Policy {
     /// `file:line:column` of a rule.
     #[must_use]
     pub fn locate(&self, rule: &str) -> Option<String> {
-        let mistakes = Mistakes { sources: self.sources.clone(), found: Vec::new() };
-        let (file, line, column) = mistakes.line_of(self.places.get(rule)?)?;
+        let place = match rule.strip_prefix("org/").and_then(|rest| rest.split_once('/')) {
+            None => self.places.get(rule)?,
+            Some((org, rule)) => {
+                self.drafts.iter().find(|draft| draft.id.value.as_str() == org)?.place(rule, &self.purposes)?
+            }
+        };
+        let (file, line, column) = mistake::line_of(&self.sources, place)?;
         Some(format!("{}:{line}:{column}", file.display()))
     }
 }
@@ -304,7 +311,7 @@ impl Files {
     }
 
     /// Fetches the secret that `key` refers to.
-    fn secret(&self, table: &Table<'_>, key: &str) -> Option<Secret> {
+    fn secret(&self, table: &Table<'_>, key: &'static str) -> Option<Secret> {
         let at = table.text(key)?;
         let reference = models::secret_ref(&at, table.sink())?;
         match reference.resolve(&self.base) {
@@ -344,7 +351,8 @@ impl Files {
 
     /// One digest over names and contents.
     fn hash(&self) -> Sha256 {
-        let mut read = self.read.borrow().clone();
+        let read = self.read.borrow();
+        let mut read: Vec<_> = read.iter().collect();
         read.sort();
         read.dedup();
         let all: String = read.iter().map(|(path, digest)| format!("{} {digest}\n", path.display())).collect();

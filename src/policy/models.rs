@@ -191,7 +191,7 @@ pub(super) fn read(root: &Table<'_>, files: &super::Files) -> (Models, bool) {
     (models, whole)
 }
 
-fn group(name: &At<String>, table: &Table<'_>, places: &mut Vec<(Pattern, GroupId, Place)>) -> Option<Group> {
+fn group(name: &At<&str>, table: &Table<'_>, places: &mut Vec<(Pattern, GroupId, Place)>) -> Option<Group> {
     let id: Option<GroupId> = match name.value.parse() {
         Ok(id) => Some(id),
         Err(error) => {
@@ -212,7 +212,7 @@ fn group(name: &At<String>, table: &Table<'_>, places: &mut Vec<(Pattern, GroupI
     Some(Group { id, patterns, price, unpriced, weights, max_output_tokens, nontext_tokens })
 }
 
-fn patterns(table: &Table<'_>, key: &str) -> Vec<At<Pattern>> {
+fn patterns(table: &Table<'_>, key: &'static str) -> Vec<At<Pattern>> {
     let Some(list) = table.list(key) else {
         table.sink().wrong(Some(table.place()), format!("`{key}` is missing: a list of model names or patterns"), None);
         return Vec::new();
@@ -241,7 +241,7 @@ fn ties(places: &[(Pattern, GroupId, Place)], sink: &Sink) {
 
 /// The price, and which of its parts are missing that stand for themselves.
 fn read_price(table: &Table<'_>) -> (Price, Vec<&'static str>) {
-    let part = |key: &str| table.parsed(key, money).map(|at| at.value);
+    let part = |key: &'static str| table.parsed(key, money).map(|at| at.value);
     let input = part("input").unwrap_or_default();
     let price = Price {
         input,
@@ -257,7 +257,7 @@ fn read_price(table: &Table<'_>) -> (Price, Vec<&'static str>) {
 fn read_weights(table: &Table<'_>) -> Weights {
     let mut weights = Weights::default();
     for (name, entry) in table.entries() {
-        let slot = match name.value.as_str() {
+        let slot = match name.value {
             "cached_input" => &mut weights.cached_input,
             "cache_write" => &mut weights.cache_write,
             _ => {

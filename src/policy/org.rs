@@ -3,11 +3,14 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::net::IpAddr;
+use std::str::FromStr;
 use std::sync::Arc;
 
 use ipnet::{IpNet, Ipv4Net};
 use jiff::tz::TimeZone;
 
+use super::Catalog;
+use super::diff::named as limit_name;
 use super::file::{At, Table};
 use super::limits::{self, Limits};
 use super::mistake::Place;
@@ -189,7 +192,7 @@ impl Org {
 /// An organization as its file has it.
 #[derive(Debug)]
 pub(super) struct Draft {
-    pub place: Place,
+    pub root: Place,
     pub id: At<OrgId>,
     pub name: String,
     pub status: Status,
@@ -204,6 +207,32 @@ pub(super) struct Draft {
     pub contact: Option<String>,
     pub identities: Vec<IdentityDraft>,
     pub limits: Limits,
+}
+
+impl Draft {
+    /// Where a rule is written that an explanation may name: `status`, `purposes/research`, `identity/0`.
+    pub(super) fn place(&self, rule: &str, purposes: &Catalog) -> Option<&Place> {
+        let Some((kind, name)) = rule.split_once('/') else {
+            let written = match rule {
+                "status" => &self.status_place,
+                "valid" => &self.valid_place,
+                "purposes" => &self.purposes_place,
+                "models" => &self.models_place,
+                "connections" => return self.limits.connections.as_ref().map(|at| &at.place),
+                _ => return None,
+            };
+            return Some(written.as_ref().unwrap_or(&self.id.place));
+        };
+        match kind {
+            "purposes" => self.purposes.iter().rfind(|at| at.value.as_str() == name).map(|at| &at.place),
+            "models" => self.models.iter().rfind(|at| at.value == name).map(|at| &at.place),
+            "identity" => self.identities.get(name.parse::<usize>().ok()?).map(|identity| &identity.place),
+            "limits" => {
+                self.limits.written.iter().find(|at| limit_name(&at.value.id, purposes) == name).map(|at| &at.place)
+            }
+            _ => None,
+        }
+    }
 }
 
 /// An identity as it is written, and where its parts stand.
@@ -249,7 +278,7 @@ pub(super) fn read(table: &Table<'_>, timezone: &TimeZone) -> Option<Draft> {
     table.finish_or(elsewhere);
     let id = id?;
     Some(Draft {
-        place: table.place().clone(),
+        root: table.place().clone(),
         name: name.unwrap_or_else(|| id.value.to_string()),
         id,
         status,
@@ -267,8 +296,9 @@ pub(super) fn read(table: &Table<'_>, timezone: &TimeZone) -> Option<Draft> {
     })
 }
 
-fn named<T: std::str::FromStr<Err: std::fmt::Display>>(table: &Table<'_>, at: Option<At<String>>) -> Option<At<T>> {
+fn named<T: FromStr<Err: fmt::Display>>(table: &Table<'_>, at: Option<At<impl AsRef<str>>>) -> Option<At<T>> {
     let At { value, place } = at?;
+    let value = value.as_ref();
     match value.parse() {
         Ok(value) => Some(At { value, place }),
         Err(error) => {
@@ -280,7 +310,7 @@ fn named<T: std::str::FromStr<Err: std::fmt::Display>>(table: &Table<'_>, at: Op
 
 type Names<T> = (Vec<At<T>>, Option<Place>);
 
-fn names<T: std::str::FromStr<Err: std::fmt::Display>>(table: &Table<'_>, key: &str) -> Names<T> {
+fn names<T: FromStr<Err: fmt::Display>>(table: &Table<'_>, key: &'static str) -> Names<T> {
     let Some(list) = table.list(key) else {
         table.sink().wrong(Some(table.place()), format!("`{key}` is missing: a list"), None);
         return (Vec::new(), None);
@@ -309,8 +339,9 @@ fn dates(table: &Table<'_>, timezone: &TimeZone) -> (Option<Wall>, Option<Wall>)
 fn identity(table: &Table<'_>) -> Option<IdentityDraft> {
     let sink = table.sink();
     let authority = named::<AuthorityName>(table, table.required("authority"));
-    let digest = |key: &str| table.parsed(key, |text| Sha256::parse(text).ok_or("must be 64 hexadecimal digits"));
-    let name = |key: &str| {
+    let digest =
+        |key: &'static str| table.parsed(key, |text| Sha256::parse(text).ok_or("must be 64 hexadecimal digits"));
+    let name = |key: &'static str| {
         table.parsed(key, |text| {
             let fine = !text.is_empty() && text.len() <= 2048 && text.bytes().all(|byte| byte.is_ascii_graphic());
             if fine { Ok(Arc::<str>::from(text)) } else { Err("must be printable ASCII without white space") }

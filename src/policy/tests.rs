@@ -247,6 +247,39 @@ fn edits_removals_and_returns_remember_the_slowest_rate_and_the_seat() {
 }
 
 #[test]
+fn every_rule_of_an_organization_is_found_where_it_is_written() {
+    let dir = example();
+    let policy = reload(&dir, None, at(1)).unwrap();
+    let text = std::fs::read_to_string(dir.path().join("config/orgs.d/acme.toml")).unwrap();
+    for (rule, written) in [
+        ("status", "\"active\""),
+        ("valid", "{ from"),
+        ("purposes", "[\"vulnerability-research\""),
+        ("models", "[\"frontier\""),
+        ("purposes/incident-response", "\"incident-response\"]"),
+        ("models/gpt-4.1-mini", "\"gpt-4.1-mini\"]"),
+        ("identity/0", "[[identity]]"),
+        ("limits/requests_per_second", "requests_per_second"),
+        ("limits/cost_per_month", "cost_per_month"),
+        ("limits/incident-response/tokens_per_day", "tokens_per_day = 5_000_000"),
+        ("limits/frontier/tokens_per_minute", "tokens_per_minute = 50_000"),
+        ("limits/incident-response/frontier/cost_per_day", "cost_per_day"),
+        ("connections", "connections"),
+    ] {
+        let before = text.split_once(written).unwrap().0;
+        let line = before.lines().count() + usize::from(before.ends_with('\n'));
+        let column = before.rsplit('\n').next().unwrap().chars().count() + 1;
+        let place = policy.locate(&format!("org/acme/{rule}")).expect(rule);
+        assert!(place.ends_with(&format!("acme.toml:{line}:{column}")), "{rule}: {place}, not {line}:{column}");
+    }
+    // What its file does not say is told of its name, and what it does not have of nowhere.
+    let status = policy.locate("org/national-cert/status");
+    assert!(status.is_some_and(|place| place.contains("national-cert.toml:3:")));
+    assert_eq!(policy.locate("org/acme/identity/1").or(policy.locate("org/nobody/status")), None);
+    assert!(policy.locate("catalog/incident-response").is_some_and(|place| place.contains("portcullis.toml:")));
+}
+
+#[test]
 fn a_secret_is_not_shown_however_it_was_written_instead_of_a_reference() {
     for written in [
         "api_key = \"\"\"\nsk-canary-9\"\"\"",

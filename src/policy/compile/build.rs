@@ -1,5 +1,6 @@
 //! Putting checked organizations together: ancestors, grants, plans, and whom a certificate belongs to.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
@@ -27,32 +28,27 @@ pub(super) fn build(
     previous: Option<&Policy>,
     now: Now,
 ) -> Built {
-    let mut was = Memory::default();
-    if let Some(previous) = previous {
-        was.clone_from(&previous.memory);
-        was.follow(&Renames::of((&previous.models, &previous.purposes), (models, purposes)));
-    }
-    let mut memory = was.clone();
-    memory.turn();
-    let mut compiled: HashMap<OrgId, Compiled> = HashMap::new();
-    for draft in drafts {
-        let id = &draft.id.value;
-        compiled.insert(id.clone(), Compiled::of(id, &draft.limits, &mut memory, &was, now.mono));
-    }
+    let was = previous.map_or_else(Cow::default, |previous| remembered(previous, models, purposes));
+    let limits = drafts.iter().map(|draft| (&draft.id.value, &draft.limits));
+    let mut compiled = was.compile(limits, now.mono);
+    let none = std::iter::once(None);
+    let groups: Vec<Option<GroupId>> = none.chain(models.groups().iter().map(|group| Some(group.id.clone()))).collect();
     let mut orgs: BTreeMap<OrgId, Arc<Org>> = BTreeMap::new();
-    while orgs.len() < drafts.len() {
-        let before = orgs.len();
-        for draft in drafts.iter().filter(|draft| !orgs.contains_key(&draft.id.value)).collect::<Vec<_>>() {
+    let mut waiting: Vec<(&Draft, &mut Compiled)> = drafts.iter().zip(&mut compiled).collect();
+    loop {
+        let before = waiting.len();
+        waiting.retain_mut(|(draft, compiled)| {
             let parent = draft.parent.as_ref().map(|at| orgs.get(at.value.as_str()).cloned());
             let ancestors = match parent {
-                Some(None) => continue,
+                Some(None) => return true,
                 Some(Some(parent)) => std::iter::once(parent.clone()).chain(parent.ancestors.iter().cloned()).collect(),
                 None => Vec::new(),
             };
-            let org = assemble(draft, ancestors, models, &compiled, &mut memory);
+            let org = assemble(draft, ancestors, models, &groups, compiled);
             orgs.insert(org.id.clone(), Arc::new(org));
-        }
-        if orgs.len() == before {
+            false
+        });
+        if waiting.is_empty() || waiting.len() == before {
             break;
         }
     }
@@ -62,29 +58,39 @@ pub(super) fn build(
             marks.insert((identity.authority.clone(), identity.mark.clone()), (org.id.clone(), index));
         }
     }
-    Built { orgs, marks, memory }
+    Built { orgs, marks, memory: was.after(compiled) }
+}
+
+/// What the policy in force remembers, in the names of the new one.
+fn remembered<'a>(previous: &'a Policy, models: &Models, purposes: &Catalog) -> Cow<'a, Memory> {
+    let renames = Renames::of((&previous.models, &previous.purposes), (models, purposes));
+    let mut memory = Cow::Borrowed(&previous.memory);
+    if !renames.is_empty() {
+        memory.to_mut().follow(&renames);
+    }
+    memory
 }
 
 fn assemble(
     draft: &Draft,
     ancestors: Vec<Arc<Org>>,
     models: &Models,
-    compiled: &HashMap<OrgId, Compiled>,
-    memory: &mut Memory,
+    groups: &[Option<GroupId>],
+    compiled: &mut Compiled,
 ) -> Org {
-    let id = draft.id.value.clone();
-    let line: Vec<&Compiled> =
-        ancestors.iter().rev().map(|org| &org.id).chain([&id]).filter_map(|org| compiled.get(org)).collect();
-    let groups: Vec<Option<GroupId>> =
-        std::iter::once(None).chain(models.groups().iter().map(|group| Some(group.id.clone()))).collect();
     let mut plans = HashMap::default();
     for purpose in draft.purposes.iter().map(|at| &at.value) {
-        for group in &groups {
-            let levels = line.iter().map(|compiled| compiled.level(purpose, group.as_ref(), memory)).collect();
+        for group in groups {
+            let above = match ancestors.first().map(|parent| parent.plan(purpose, group.as_ref())) {
+                None => &[],
+                Some(Some(plan)) => &*plan.levels,
+                // Nobody is granted what the parent is not, so it has a plan; and without one, nothing is allowed.
+                Some(None) => continue,
+            };
+            let levels = above.iter().cloned().chain([compiled.level(purpose, group.as_ref())]).collect();
             plans.insert((purpose.clone(), group.clone()), Arc::new(Plan { levels }));
         }
     }
-    let own = compiled.get(&id).map(|compiled| compiled.whole(memory));
     Org {
         name: draft.name.clone(),
         status: draft.status,
@@ -95,15 +101,10 @@ fn assemble(
         contact: draft.contact.clone(),
         identities: draft.identities.iter().map(|draft| draft.identity.clone()).collect(),
         connections: draft.limits.connections.as_ref().map(|at| at.value),
-        own: own.unwrap_or_else(|| crate::limits::Level {
-            org: id.clone(),
-            account: crate::limits::Seat(0),
-            scopes: Arc::new([]),
-            limits: Arc::new([]),
-        }),
+        own: compiled.whole(),
         plans,
         written: draft.limits.written.iter().map(|at| at.value.clone()).collect(),
-        id,
+        id: draft.id.value.clone(),
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::build::grant;
 use crate::clock::Wall;
 use crate::limits::{Measure, Unit};
-use crate::names::{AuthorityName, GroupId, OrgId, PurposeId};
+use crate::names::{AuthorityName, GroupId, Hashing, OrgId, PurposeId};
 use crate::policy::Catalog;
 use crate::policy::diff::named;
 use crate::policy::ends::warn_soon;
@@ -41,7 +41,7 @@ pub(super) struct Known {
 
 impl Checked<'_> {
     pub(super) fn check(&self, drafts: &[Draft]) {
-        let mut by_id: HashMap<&str, &Draft> = HashMap::new();
+        let mut by_id: HashMap<&str, &Draft, Hashing> = HashMap::default();
         for draft in drafts {
             by_id.entry(draft.id.value.as_str()).or_insert(draft);
         }
@@ -59,7 +59,7 @@ impl Checked<'_> {
             }
             if draft.limits.written.is_empty() && draft.parent.is_none() {
                 let but = draft.limits.connections.as_ref().map_or("", |_| " but that of its connections");
-                self.sink.odd(Some(&draft.place), format!("{} has no limits{but}", draft.id.value));
+                self.sink.odd(Some(&draft.root), format!("{} has no limits{but}", draft.id.value));
             }
         }
         self.identities(drafts);
@@ -69,28 +69,6 @@ impl Checked<'_> {
                 self.sink.odd(place, format!("nobody may use the purpose {purpose}"));
             }
         }
-    }
-
-    /// Where the rules are that `explain` may name.
-    pub(super) fn places(drafts: &[Draft], purposes: &Catalog) -> HashMap<String, Place> {
-        let mut places = HashMap::new();
-        for draft in drafts {
-            let id = &draft.id.value;
-            let mut note = |rule: &str, place: &Place| {
-                places.insert(format!("org/{id}/{rule}"), place.clone());
-            };
-            note("status", draft.status_place.as_ref().unwrap_or(&draft.id.place));
-            note("valid", draft.valid_place.as_ref().unwrap_or(&draft.id.place));
-            note("purposes", draft.purposes_place.as_ref().unwrap_or(&draft.id.place));
-            note("models", draft.models_place.as_ref().unwrap_or(&draft.id.place));
-            draft.purposes.iter().for_each(|at| note(&format!("purposes/{}", at.value), &at.place));
-            draft.models.iter().for_each(|at| note(&format!("models/{}", at.value), &at.place));
-            draft.identities.iter().enumerate().for_each(|(index, at)| note(&format!("identity/{index}"), &at.place));
-            let limits = &draft.limits;
-            limits.written.iter().for_each(|at| note(&format!("limits/{}", named(&at.value.id, purposes)), &at.place));
-            limits.connections.iter().for_each(|at| note("connections", &at.place));
-        }
-        places
     }
 
     fn grants(&self, draft: &Draft) {
@@ -188,7 +166,7 @@ impl Checked<'_> {
         })
     }
 
-    fn parent(&self, draft: &Draft, by_id: &HashMap<&str, &Draft>) {
+    fn parent(&self, draft: &Draft, by_id: &HashMap<&str, &Draft, Hashing>) {
         let Some(at) = &draft.parent else { return };
         let mut line = vec![draft.id.value.as_str()];
         let (mut next, mut above) = (Some(at), Vec::new());
@@ -275,12 +253,12 @@ impl Checked<'_> {
     }
 
     fn identities(&self, drafts: &[Draft]) {
-        let mut seen: HashMap<(&AuthorityName, &Mark), (&OrgId, &Place)> = HashMap::new();
-        let parents: HashSet<&str> =
+        let mut seen: HashMap<(&AuthorityName, &Mark), (&OrgId, &Place), Hashing> = HashMap::default();
+        let parents: HashSet<&str, Hashing> =
             drafts.iter().filter_map(|draft| Some(draft.parent.as_ref()?.value.as_str())).collect();
         for draft in drafts {
             if draft.identities.is_empty() && !parents.contains(draft.id.value.as_str()) {
-                self.sink.odd(Some(&draft.place), format!("{} has no identity: nobody can be it", draft.id.value));
+                self.sink.odd(Some(&draft.root), format!("{} has no identity: nobody can be it", draft.id.value));
             }
             for IdentityDraft { identity, authority: authority_place, mark, .. } in &draft.identities {
                 let authority = &identity.authority;

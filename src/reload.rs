@@ -128,7 +128,8 @@ impl Reloader {
         // Editors and version control take a file away for a moment, and half a file may be a whole one without its limits.
         // A watch that finds such a thing looks again before it cuts anybody off or lets anybody loose; whoever asks for
         // a reload means what is there.
-        if trigger == Trigger::Watch && loaded.as_ref().is_ok_and(|loaded| loaded.may_be_half_done(&old.policy)) {
+        let half_done = |loaded: &Option<Loaded>| loaded.as_ref().is_some_and(|new| new.may_be_half_done(&old.policy));
+        if trigger == Trigger::Watch && loaded.as_ref().is_ok_and(half_done) {
             // What a newer revocation list says is whole, whatever else is half done.
             if self.take_lists(trigger, by, &old, now).await {
                 self.sweep(now).await;
@@ -141,7 +142,8 @@ impl Reloader {
             loaded = Loaded::read(self.path.clone(), old.policy.clone(), now).await;
         }
         let outcome = match loaded {
-            Ok(loaded) => self.publish(loaded, &old, now).await,
+            Ok(Some(loaded)) => self.publish(loaded, &old, now).await,
+            Ok(None) => Ok(Outcome::Unchanged),
             Err(mistakes) => Err(mistakes),
         };
         let outcome = match outcome {
@@ -165,8 +167,7 @@ impl Reloader {
         let policy = old.policy.clone();
         let newer = tokio::task::spawn_blocking(move || policy.with_newer_lists(now)).await.ok().flatten();
         let Some((policy, diff)) = newer else { return false };
-        let loaded = Loaded { policy, diff: Some(diff) };
-        let published = self.publish(loaded, old, now).await;
+        let published = self.publish(Loaded { policy, diff }, old, now).await;
         let outcome = published.unwrap_or_else(|mistakes| Outcome::Rejected(mistakes.told()));
         self.tell(trigger, by, &outcome, now);
         matches!(outcome, Outcome::Applied(_))
@@ -191,7 +192,6 @@ impl Reloader {
     }
 
     async fn publish(&self, Loaded { policy, diff }: Loaded, old: &Snapshot, now: Now) -> Result<Outcome, Mistakes> {
-        let Some(diff) = diff else { return Ok(Outcome::Unchanged) };
         let snapshot =
             Snapshot::new(policy, revoked(&self.gateway.revocations), &self.gateway.recorder.metrics, Some(old));
         let snapshot = Arc::new(snapshot.map_err(|unusable| mistake(&unusable.to_string()))?);
@@ -370,19 +370,23 @@ pub fn revoked(revocations: &Arc<arc_swap::ArcSwap<policy::Revocations>>) -> Rev
     Arc::new(move |authority: &AuthorityName, leaf: &Leaf| revocations.load().certificate(authority.as_str(), leaf))
 }
 
-/// What the files say, and how that differs from what is in force; none when they say the same.
+/// What the files say, and how that differs from what is in force.
 struct Loaded {
     policy: Policy,
-    diff: Option<Diff>,
+    diff: Diff,
 }
 
 impl Loaded {
-    /// Reads the files, on a thread that serves nobody.
-    async fn read(path: PathBuf, before: Arc<Policy>, now: Now) -> Result<Loaded, Mistakes> {
+    /// Reads the files, on a thread that serves nobody; none when they say the same.
+    async fn read(path: PathBuf, before: Arc<Policy>, now: Now) -> Result<Option<Loaded>, Mistakes> {
         let loading = tokio::task::spawn_blocking(move || {
             let policy = policy::load(&path, Some(&before), now)?;
-            let diff = (policy.hash != before.hash).then(|| Diff::between(&before, &policy));
-            Ok(Loaded { policy, diff })
+            // Of ten thousand organizations, what is let go of is let go of here.
+            if policy.hash == before.hash {
+                return Ok(None);
+            }
+            let diff = Diff::between(&before, &policy);
+            Ok(Some(Loaded { policy, diff }))
         });
         let failed = || mistake("loading the configuration failed in a way that should not happen");
         loading.await.unwrap_or_else(|_| Err(failed()))
@@ -390,8 +394,7 @@ impl Loaded {
 
     fn may_be_half_done(&self, old: &Policy) -> bool {
         let loses_somebody = || old.orgs().any(|org| self.policy.org(org.id.as_str()).is_none());
-        let loosens = |diff: &Diff| diff.changes.iter().any(|change| change.loosens);
-        self.diff.as_ref().is_some_and(|diff| loosens(diff) || loses_somebody())
+        self.diff.changes.iter().any(|change| change.loosens) || loses_somebody()
     }
 }
 

@@ -184,7 +184,7 @@ impl Memory {
         let accounts = compiled.into_iter().map(|Compiled { org, account, .. }| (org, account));
         let mut accounts: HashMap<_, _, Hashing> = accounts.collect();
         for (org, account) in &self.accounts {
-            accounts.entry(org.clone()).or_insert_with(|| account.holding([]));
+            accounts.entry(org.clone()).or_insert_with(|| account.clone().holding([]));
         }
         Memory { accounts }
     }
@@ -219,12 +219,12 @@ impl Account {
 
     /// The same with no other rates in force than these. What was is not forgotten: a limit that is not named any more
     /// was taken away.
-    fn holding(&self, rates: impl IntoIterator<Item = (Arc<LimitId>, Held)>) -> Account {
+    fn holding(self, rates: impl IntoIterator<Item = (Arc<LimitId>, Held)>) -> Account {
         let gone = |(id, held): (&Arc<LimitId>, &Held)| (id.clone(), Held { present: false, ..*held });
         let mut all: HashMap<_, _, Hashing> = self.rates.iter().map(gone).collect();
         all.extend(rates);
         let rates = if all == *self.rates { self.rates.clone() } else { Arc::new(all) };
-        Account { rates, ..self.clone() }
+        Account { rates, ..self }
     }
 }
 

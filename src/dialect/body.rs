@@ -7,7 +7,7 @@
 use std::borrow::Cow;
 use std::ops::Range;
 
-use super::content::Content;
+use super::content::{Content, MAX_MODELS};
 use super::json::{Cursor, Fault, Kind, MAX_DEPTH, Text};
 use super::metered::{Metered, looks_like};
 use crate::ask::{Ask, Route, UsageChunk};
@@ -80,6 +80,7 @@ impl<'a> Draft<'a> {
                 let bit = 1 << member as u16;
                 if self.seen & bit != 0 {
                     self.wrong(name, format!("`{name}` stands in the body twice"));
+                    return cursor.skip();
                 }
                 self.seen |= bit;
                 self.metered(route, cursor, name, member)
@@ -159,10 +160,15 @@ impl<'a> Draft<'a> {
         }
     }
 
-    /// What stands for a model in `name` must be its name, as it is where the request names its own.
+    /// What stands for a model in `name` must be its name, as it is where the request names its own; and there may not be
+    /// too many.
     fn names_models(&mut self, name: &'static str) {
         if self.content.misnamed {
             self.wrong(name, format!("models in `{name}` must be named: {}", ModelName::GRAMMAR));
+        }
+        if self.content.crowded {
+            let message = format!("a request may name {MAX_MODELS} models beside its own: name fewer in `{name}`");
+            self.wrong(name, message);
         }
     }
 

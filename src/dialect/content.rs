@@ -6,6 +6,8 @@
 
 mod tools;
 
+pub(super) use tools::MAX_MODELS;
+
 use super::json::{Cursor, Fault, Kind};
 use super::text::Measure;
 use crate::names::ModelName;
@@ -38,6 +40,8 @@ pub(super) struct Content {
     pub(super) models: Vec<ModelName>,
     /// Something stands for a model there that is no name of one.
     pub(super) misnamed: bool,
+    /// More of them are named than [`MAX_MODELS`].
+    pub(super) crowded: bool,
     /// One of them may be told something else, such as an output maximum.
     pub(super) overridden: bool,
     /// Bytes of the body that hold the data of images, sounds and films.

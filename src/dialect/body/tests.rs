@@ -189,6 +189,22 @@ fn a_model_is_named() {
 }
 
 #[test]
+fn a_body_names_few_models_however_long_it_is() {
+    let names = |count: usize| (0..count).map(|n| format!("\"m{n}\"")).collect::<Vec<_>>().join(",");
+    let with = |name: &str, list: &str| chat(&format!("\"{name}\":[{list}]"));
+    for name in ["fallbacks", "models"] {
+        assert_eq!(asked(Route::Chat, &with(name, &names(MAX_MODELS))).others.len(), MAX_MODELS);
+        let refusal = read(Route::Chat, with(name, &names(MAX_MODELS + 1)).as_bytes()).unwrap_err();
+        assert_eq!((refusal.code, refusal.param), (Code::BodyInvalid, Some(name)), "{}", refusal.message);
+    }
+    // They count together, and a name that comes again is no other.
+    let tools = (0..9).map(|n| format!("{{\"model\":\"t{n}\"}}")).collect::<Vec<_>>().join(",");
+    let refusal = read(Route::Chat, chat(&format!("\"models\":[{}],\"tools\":[{tools}]", names(8))).as_bytes());
+    assert_eq!(refusal.unwrap_err().param, Some("tools"));
+    assert_eq!(asked(Route::Chat, &with("models", &vec!["\"a\""; 100_000].join(","))).others.len(), 1);
+}
+
+#[test]
 fn models_beside_the_requests_own_are_found_wherever_they_are_named() {
     for (members, others) in [
         (r#""fallbacks":[{"model":"a","max_tokens":9},{"Model":"b"}]"#, &["a", "b"][..]),

@@ -14,6 +14,9 @@ const HIDDEN_PROMPT: u32 = 48;
 /// either's.
 const CLIENT_TOOLS: [&str; 7] = ["bash", "text_editor", "computer", "memory", "local_shell", "shell", "apply_patch"];
 
+/// The most models that one request may name beside its own: every open stream keeps them, and vendors take fewer.
+pub(in crate::dialect) const MAX_MODELS: usize = 16;
+
 impl Content {
     /// Reads `tools` or `functions`.
     pub(in crate::dialect) fn tools(&mut self, cursor: &mut Cursor<'_>) -> Result<(), Fault> {
@@ -47,25 +50,31 @@ impl Content {
         if cursor.kind()? != Kind::Object {
             return self.model(cursor);
         }
-        let before = self.models.len();
+        let mut named = false;
         cursor.object(|cursor, key| {
             if names_model(&key) {
+                named = true;
                 return self.model(cursor);
             }
             self.overridden = true;
             cursor.skip()
         })?;
-        self.misnamed |= self.models.len() == before;
+        self.misnamed |= !named;
         Ok(())
     }
 
-    /// Reads the name of a model.
+    /// Reads the name of a model. It is kept once, however often it stands there.
     fn model(&mut self, cursor: &mut Cursor<'_>) -> Result<(), Fault> {
         if cursor.kind()? != Kind::String {
             self.misnamed = true;
             return cursor.skip();
         }
-        match cursor.string()?.decoded().parse() {
+        let name = cursor.string()?.decoded();
+        if self.models.iter().any(|known| known.as_str() == name) {
+            return Ok(());
+        }
+        match name.parse() {
+            Ok(_) if self.models.len() == MAX_MODELS => self.crowded = true,
             Ok(name) => self.models.push(name),
             Err(_) => self.misnamed = true,
         }

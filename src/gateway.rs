@@ -291,7 +291,7 @@ impl Gateway {
             gauge: reserved.gauge,
             rates: reserved.rates,
             enforce: quota.enforce,
-            step: quota.extend,
+            step: quota.extend.get(),
             timezone: quota.timezone.clone(),
             plan: Rc::new(plan),
             calibration,

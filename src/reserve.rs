@@ -5,6 +5,8 @@
 //! budget it takes what is left at most, of a rate what can ever be there. What it only estimates (input, except in
 //! `hard`) may let a request wait until a limit is whole again, but refuses none for its size that may well fit.
 
+use std::num::NonZeroU64;
+
 use crate::ask::{Ask, Route};
 use crate::ledger::Standing;
 use crate::limits::{Allowance, Charge, Enforce, Measure, Plan, Unit};
@@ -116,14 +118,14 @@ pub fn reserve<'a>(
     }
     let charge = |usage: &Usage| if hard { rates.most(usage) } else { rates.charge(1, usage) };
     let answers = u64::from(ask.answers);
-    let cap = group.and_then(|group| group.max_output_tokens).unwrap_or(u64::MAX);
+    let cap = group.and_then(|group| group.max_output_tokens).map_or(u64::MAX, NonZeroU64::get);
     // A maximum in another route's member can only raise what is assumed.
     let named = ask.output_maximum.map_or(0, |maximum| maximum.min(cap));
     let each = match ask.route {
         Route::Embeddings => 0,
         _ if ask.own_maximum => named,
         _ if hard && cap != u64::MAX => cap,
-        _ => quota.default_output_reserve.min(cap).max(named),
+        _ => quota.default_output_reserve.get().min(cap).max(named),
     };
     let mut all = each.saturating_mul(answers);
     let input = if hard {
@@ -291,8 +293,8 @@ mod tests {
     fn quota(enforce: Enforce) -> Quota {
         Quota {
             enforce,
-            default_output_reserve: 1024,
-            extend: 256,
+            default_output_reserve: NonZeroU64::new(1024).unwrap(),
+            extend: NonZeroU64::new(256).unwrap(),
             currency: "USD".into(),
             timezone: TimeZone::UTC,
             timezone_name: "UTC".into(),
@@ -307,7 +309,7 @@ mod tests {
             price: Some(price),
             unpriced: Vec::new(),
             weights: Weights::default(),
-            max_output_tokens: Some(16_384),
+            max_output_tokens: NonZeroU64::new(16_384),
             nontext_tokens: Some(2000),
         }
     }

@@ -6,6 +6,7 @@
 use std::borrow::Cow;
 use std::cell::{Cell, LazyCell, RefCell};
 use std::collections::BTreeSet;
+use std::num::NonZeroU64;
 use std::ops::Range;
 use std::time::Duration;
 
@@ -197,15 +198,13 @@ impl<'a> Table<'a> {
     }
 
     /// A whole number that is not zero.
-    pub fn some(&self, key: &'static str) -> Option<At<u64>> {
+    pub fn some(&self, key: &'static str) -> Option<At<NonZeroU64>> {
         let At { value, place } = self.number(key)?;
-        match positive(value) {
-            Ok(value) => Some(At { value, place }),
-            Err(error) => {
-                self.sink.wrong(Some(&place), format!("`{key}` {error}"), None);
-                None
-            }
+        let value = NonZeroU64::new(value);
+        if value.is_none() {
+            self.sink.wrong(Some(&place), format!("`{key}` {ZERO}"), None);
         }
+        value.map(|value| At { value, place })
     }
 
     /// A size such as `"64KiB"`, in bytes, that is not zero.
@@ -331,9 +330,11 @@ impl<'a> Table<'a> {
     }
 }
 
+const ZERO: &str = "cannot be zero; leave it out for the default";
+
 /// What is not zero.
 fn positive<T: PartialEq + Default>(value: T) -> Result<T, &'static str> {
-    if value == T::default() { Err("cannot be zero; leave it out for the default") } else { Ok(value) }
+    if value == T::default() { Err(ZERO) } else { Ok(value) }
 }
 
 /// A value under a key that is a name.

@@ -1,6 +1,7 @@
 //! The place: listeners, limits of the wire, admin side, quotas' store and logging.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::num::NonZeroU64;
 use std::os::unix::fs::FileTypeExt;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -101,9 +102,9 @@ pub struct Quota {
     /// What happens when a stream needs more than it reserved.
     pub enforce: Enforce,
     /// Output tokens reserved when the client names no maximum.
-    pub default_output_reserve: u64,
+    pub default_output_reserve: NonZeroU64,
     /// Tokens by which a running stream extends its reservation.
-    pub extend: u64,
+    pub extend: NonZeroU64,
     /// The currency of costs.
     pub currency: String,
     /// Where days and months begin.
@@ -162,7 +163,7 @@ pub(super) fn listen(table: &Table<'_>) -> ListenRead {
     let private_key = table.required("private_key");
     let server_names = names(table);
     let number = |key: &'static str, default: u64| table.number(key).map_or(default, |at| at.value);
-    let some = |key: &'static str, default: u64| table.some(key).map_or(default, |at| at.value);
+    let some = |key: &'static str, default: u64| table.some(key).map_or(default, |at| at.value.get());
     let span = |key: &'static str, default: u64| table.lasting(key).unwrap_or(seconds(default));
     let drain = table.table("drain").map_or(Drain { delay: Duration::ZERO, deadline: seconds(60) }, |drain| {
         let read = Drain {
@@ -332,14 +333,18 @@ pub(super) fn apart(root: &Table<'_>, partners: Option<SocketAddr>, admin: &Admi
     }
 }
 
+/// What is reserved where nobody says how much, and by what it grows.
+const OUTPUT_RESERVE: NonZeroU64 = NonZeroU64::MIN.saturating_add(1023);
+const EXTEND: NonZeroU64 = NonZeroU64::MIN.saturating_add(255);
+
 /// Reads `[quota]`, and where its state is kept.
 pub(super) fn quota(root: &Table<'_>, files: &Files) -> (Quota, At<PathBuf>) {
     let table = root.table("quota");
     let sink = root.sink();
     let fallback = Quota {
         enforce: Enforce::Bounded,
-        default_output_reserve: 1024,
-        extend: 256,
+        default_output_reserve: OUTPUT_RESERVE,
+        extend: EXTEND,
         currency: "USD".into(),
         timezone: TimeZone::UTC,
         timezone_name: "UTC".into(),
@@ -360,8 +365,8 @@ pub(super) fn quota(root: &Table<'_>, files: &Files) -> (Quota, At<PathBuf>) {
     let state = state.map_or_else(|| default(table.place()), |at| directory(at, files, sink));
     let modes = [("hard", Enforce::Hard), ("bounded", Enforce::Bounded), ("post", Enforce::Post)];
     let enforce = word(&table, "enforce", &modes, Enforce::Bounded);
-    let number = |key: &'static str, default: u64| table.number(key).map_or(default, |at| at.value.max(1));
-    let (default_output_reserve, extend) = (number("default_output_reserve", 1024), number("extend", 256));
+    let number = |key: &'static str, default: NonZeroU64| table.some(key).map_or(default, |at| at.value);
+    let (default_output_reserve, extend) = (number("default_output_reserve", OUTPUT_RESERVE), number("extend", EXTEND));
     let currency = table.text("currency").map_or_else(|| "USD".into(), |at| at.value);
     let zone = table.parsed("timezone", |name| {
         TimeZone::get(name)

@@ -1,5 +1,6 @@
 //! Models: which group a name belongs to, what it costs, and which upstream serves it.
 
+use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,7 +30,7 @@ pub struct Group {
     /// How cached tokens count.
     pub weights: Weights,
     /// The most output tokens a request may ask for.
-    pub max_output_tokens: Option<u64>,
+    pub max_output_tokens: Option<NonZeroU64>,
     /// The most tokens of each part that is not text; without it nothing bounds them, and [`NONTEXT`] is assumed.
     pub nontext_tokens: Option<u64>,
 }
@@ -202,7 +203,7 @@ fn group(name: &At<&str>, table: &Table<'_>, places: &mut Vec<(Pattern, GroupId,
     let patterns = patterns(table, "match");
     let (price, unpriced) = table.table("price_per_mtok").map(|price| read_price(&price)).unzip();
     let weights = table.table("weights").map(|weights| read_weights(&weights)).unwrap_or_default();
-    let max_output_tokens = table.number("max_output_tokens").map(|at| at.value);
+    let max_output_tokens = table.some("max_output_tokens").map(|at| at.value);
     let nontext_tokens = table.number("nontext_tokens").map(|at| at.value);
     table.finish();
     let id = id?;

@@ -84,6 +84,7 @@ MISTAKES = [
     ("portcullis.toml", 'revocation  = "required"', 'revocation  = "perhaps"'),
     ("portcullis.toml", '"env:OPENAI_API_KEY"', '"sk-1234"'),
     ("portcullis.toml", 'input = "2.50"', "input = 2.5"),
+    ("portcullis.toml", "max_output_tokens = 16384", "max_output_tokens = 0"),
     ("portcullis.toml", '[quota]\nstore   = "embedded"', '[quota]\nstore   = "redis"'),
     ("portcullis.toml", "server_names =", "# server_names ="),
     ("orgs.d/acme.toml", "requests_per_minute = 600", "requests_per_minut = 600"),

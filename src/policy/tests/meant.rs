@@ -39,6 +39,9 @@ fn zero_is_refused_where_it_would_lock_everybody_out() {
         ("write_timeout", "\"30s\""),
         ("connect_timeout", "\"5s\""),
         ("keep", "\"400d\""),
+        ("max_output_tokens", "16384"),
+        ("default_output_reserve", "1024"),
+        ("extend", "256"),
     ] {
         let example = include_str!("../../../config/portcullis.toml");
         let line = example.lines().find(|line| line.starts_with(at)).unwrap();

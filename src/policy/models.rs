@@ -385,7 +385,12 @@ fn url(at: &At<String>, sink: &Sink) -> Option<Url> {
     if tls && ServerName::try_from(host.as_str()).is_err() {
         return wrong("`url` names no host that a certificate could be for", None);
     }
-    let port = authority.port_u16().unwrap_or(if tls { 443 } else { 80 });
+    // The parser takes any digits for a port, and tells of none beyond those there are.
+    let port = match authority.as_str().strip_prefix(authority.host()).and_then(|rest| rest.strip_prefix(':')) {
+        None | Some("") => Some(if tls { 443 } else { 80 }),
+        Some(port) => port.parse().ok().filter(|port| *port != 0),
+    };
+    let Some(port) = port else { return wrong("`url` names no port from 1 to 65535", None) };
     Some((tls, host, port, uri.path().trim_end_matches('/').to_owned()))
 }
 

@@ -80,6 +80,9 @@ fn what_could_not_be_used_later_is_a_mistake_now() {
         (audit, "\"orgs.d\"", "directory", "of the organizations' files"),
         (state, "\"orgs.d\"", "state", "of the organizations' files"),
         ("https://api.openai.com", "https://a..b", "url", "names no host"),
+        ("https://api.openai.com", "https://api.openai.com:0", "url", "names no port"),
+        ("https://api.openai.com", "https://api.openai.com:65536/v1", "url", "names no port"),
+        ("https://api.openai.com", "https://[2001:db8::1]:99999", "url", "names no port"),
     ] {
         let found = told(from, to);
         let fits = |(line, message): &(usize, String)| *line == line_of(at) && message.contains(said);

@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::convert::Infallible;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -9,6 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{ALLOW, AUTHORIZATION, CONNECTION, HOST, HeaderValue, ORIGIN};
+use http::request::Parts;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -173,8 +175,8 @@ async fn answer(desk: &Arc<Desk>, scope: Scope, visitor: &Visitor, request: Requ
     }
     let (head, body) = request.into_parts();
     // Metrics and probes are asked for under whatever name the network has for us.
-    if scope == Scope::All && !visitor.settled && !host_is_ours(&head.headers) {
-        return text(StatusCode::MISDIRECTED_REQUEST, "this name is not served here\n");
+    if scope == Scope::All && !visitor.settled && !is_meant_for_us(&head) {
+        return text(StatusCode::MISDIRECTED_REQUEST, "this name is not served here: ask an address, or localhost\n");
     }
     let path = head.uri.path();
     let acts = path.starts_with("/-/");
@@ -223,19 +225,33 @@ fn not_allowed(methods: &'static str) -> Answer {
     response
 }
 
-/// A page that has our address under its own name (DNS rebinding) must not talk to us. Addresses and `localhost` are
-/// nobody's page.
-fn host_is_ours(headers: &http::HeaderMap) -> bool {
-    let Some(host) = headers.get(HOST).and_then(|host| host.to_str().ok()) else { return false };
-    let name = match host.rsplit_once(':') {
-        Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
-        _ => host,
+/// A page that has our address under its own name (DNS rebinding) must not talk to us: a network, or who answers it for
+/// names, can give that address to any name, with or without a dot. Addresses and `localhost` are nobody's page.
+fn is_meant_for_us(head: &Parts) -> bool {
+    let mut hosts = head.headers.get_all(HOST).iter();
+    // Where the target names somebody as well, it is the one that counts (RFC 9112 §3.2.2).
+    let target = head.uri.authority().is_none_or(|authority| is_ours(authority.as_str().as_bytes()));
+    target && hosts.next().is_some_and(|host| is_ours(host.as_bytes())) && hosts.next().is_none()
+}
+
+fn is_ours(host: &[u8]) -> bool {
+    let Ok(host) = std::str::from_utf8(host) else { return false };
+    let bracketed = host.strip_prefix('[').and_then(|host| host.split_once(']'));
+    let (name, port) = bracketed.unwrap_or_else(|| host.split_at(host.find(':').unwrap_or(host.len())));
+    let ours = match bracketed {
+        Some((address, _)) => address.parse::<Ipv6Addr>().is_ok(),
+        None => name.eq_ignore_ascii_case("localhost") || name.parse::<Ipv4Addr>().is_ok(),
     };
-    let name = name.trim_matches(['[', ']']);
-    name.eq_ignore_ascii_case("localhost") || name.parse::<std::net::IpAddr>().is_ok() || !name.contains('.')
+    ours && (port.is_empty()
+        || port
+            .strip_prefix(':')
+            .is_some_and(|port| port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok()))
 }
 
 fn from_elsewhere(headers: &http::HeaderMap) -> bool {
+    // Of two lines, one may be somebody else's.
+    let twice =
+        ["sec-fetch-site", ORIGIN.as_str()].into_iter().any(|name| headers.get_all(name).iter().nth(1).is_some());
     let site = headers.get("sec-fetch-site").is_some_and(|site| site != "same-origin" && site != "none");
     let origin = headers.get(ORIGIN).is_some_and(|origin| {
         let host = headers.get(HOST).map_or(&b""[..], |host| host.as_bytes());
@@ -243,7 +259,7 @@ fn from_elsewhere(headers: &http::HeaderMap) -> bool {
         let bare = origin.strip_prefix(b"http://").or_else(|| origin.strip_prefix(b"https://"));
         bare != Some(host)
     });
-    site || origin
+    twice || site || origin
 }
 
 fn bears(headers: &http::HeaderMap, token: &crate::trust::Secret) -> bool {
@@ -263,14 +279,31 @@ mod tests {
     }
 
     #[test]
-    fn only_addresses_and_names_of_no_page_are_ours() {
-        for ours in ["127.0.0.1", "127.0.0.1:9443", "LOCALHOST:1", "[::1]:9443", "gateway"] {
-            assert!(host_is_ours(&with(HOST, ours)), "{ours}");
+    fn only_addresses_and_localhost_are_ours() {
+        for ours in ["127.0.0.1", "127.0.0.1:9443", "localhost", "LOCALHOST:1", "[::1]", "[::1]:9443"] {
+            assert!(is_ours(ours.as_bytes()), "{ours}");
         }
-        for theirs in ["evil.example", "evil.example:9443", "127.0.0.1.evil.example"] {
-            assert!(!host_is_ours(&with(HOST, theirs)), "{theirs}");
+        for theirs in [
+            "",
+            "evil",
+            "wpad:9443",
+            "evil.example:9443",
+            "127.0.0.1.evil.example",
+            "a@localhost",
+            "localhost,evil",
+            "localhost.",
+            "localhost:1:2",
+            "localhost:99999",
+            "localhost:+1",
+            "2130706433",
+            "::1",
+            "[::1",
+            "[evil]",
+            "[127.0.0.1]",
+            "[::1]evil",
+        ] {
+            assert!(!is_ours(theirs.as_bytes()), "{theirs}");
         }
-        assert!(!host_is_ours(&http::HeaderMap::new()));
     }
 
     #[test]

@@ -57,9 +57,11 @@ def generation(one):
 # Host, sites, methods.
 
 
-@pytest.mark.parametrize(
-    "host", ["evil.example", "evil.example:9443", "127.0.0.1.evil.example", "localhost.evil.example:80"]
-)
+THEIRS = ["evil.example", "evil.example:9443", "127.0.0.1.evil.example", "localhost.evil.example:80"]
+THEIRS += ["evil", "wpad:80", "a@localhost", "localhost,evil", "2130706433", ""]
+
+
+@pytest.mark.parametrize("host", [*THEIRS, "localhost\r\nhost: evil.example"])
 @pytest.mark.parametrize("request_line", ["GET /status.json", "GET /", "GET /metrics", "POST /-/reload"])
 def test_a_page_that_has_our_address_under_its_own_name_gets_nothing(shared, host, request_line):
     status, answer = raw(
@@ -67,6 +69,21 @@ def test_a_page_that_has_our_address_under_its_own_name_gets_nothing(shared, hos
     )
     assert status in (400, 421), answer
     assert "acme" not in answer
+
+
+@pytest.mark.parametrize("request_line", ["GET http://evil.example/status.json", "POST http://evil/-/reload"])
+def test_a_target_names_us_as_a_host_does(shared, request_line):
+    asked = f"{request_line} HTTP/1.1\r\nhost: localhost\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+    status, answer = raw(shared, asked.encode())
+    assert status == 421 and "acme" not in answer
+    assert raw(shared, asked.replace("evil.example", "localhost").replace("evil", "127.0.0.1").encode())[0] == 200
+
+
+@pytest.mark.parametrize("header", ["origin: http://localhost", "sec-fetch-site: same-origin"])
+def test_of_two_lines_that_name_a_site_none_is_believed(shared, header):
+    asked = "POST /-/reload HTTP/1.1\r\nhost: localhost\r\ncontent-length: 0\r\nconnection: close\r\n{}\r\n\r\n"
+    assert raw(shared, asked.format(header).encode())[0] == 200
+    assert raw(shared, asked.format(f"{header}\r\n{header}").encode())[0] == 403
 
 
 def test_a_request_without_a_host_gets_nothing(shared):

@@ -94,12 +94,18 @@ pub(super) fn client(dir: &Path, name: &str) -> Result<Arc<ClientConfig>, String
 pub(super) fn invitation(dir: &Path, addresses: &Addresses) {
     let certs = std::path::absolute(dir.join("certs")).unwrap_or_else(|_| dir.join("certs"));
     let text = INVITATION
-        .replace("{certs}", &certs.display().to_string())
+        .replace("{certs}", &quoted(&certs.display().to_string()))
         .replace("{orgs}", &dir.join("orgs.d").display().to_string())
         .replace("{audit}", &dir.join("audit").display().to_string())
         .replace("{port}", &addresses.partners.port().to_string())
         .replace("{admin}", &addresses.admin);
     let _ = std::io::stdout().write_all(text.as_bytes());
+}
+
+/// As a shell takes it for one word; in quotes only where it would not otherwise.
+fn quoted(path: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/._-+,:@%=".contains(&byte) || !byte.is_ascii();
+    if path.bytes().all(plain) { path.to_owned() } else { format!("'{}'", path.replace('\'', r"'\''")) }
 }
 
 const MAIN: &str = r#"# Written by `portcullis demo`. Everything here is what `portcullis config default` explains at length.
@@ -211,7 +217,7 @@ Who am I, what have I used:
   curl --cacert {certs}/ca.pem --cert {certs}/acme.pem --key {certs}/acme.key https://localhost:{port}/portcullis/v1/usage
 
 Python, OpenAI SDK:
-  python3 -c 'import ssl, openai; c = ssl.create_default_context(cafile="{certs}/ca.pem"); c.load_cert_chain("{certs}/acme.pem", "{certs}/acme.key"); print(openai.OpenAI(base_url="https://localhost:{port}/v1", api_key="unused", default_headers={"portcullis-purpose": "vulnerability-research"}, http_client=openai.DefaultHttpx2Client(verify=c)).chat.completions.create(model="mock", messages=[{"role": "user", "content": "hello"}]).choices[0].message.content)'
+  python3 -c 'import ssl, sys, openai; certs = sys.argv[1]; c = ssl.create_default_context(cafile=certs + "/ca.pem"); c.load_cert_chain(certs + "/acme.pem", certs + "/acme.key"); print(openai.OpenAI(base_url="https://localhost:{port}/v1", api_key="unused", default_headers={"portcullis-purpose": "vulnerability-research"}, http_client=openai.DefaultHttpx2Client(verify=c)).chat.completions.create(model="mock", messages=[{"role": "user", "content": "hello"}]).choices[0].message.content)' {certs}
 
 Withdraw access at once, and give it back:
   curl -X POST {admin}/-/revoke -d '{"organization":"acme"}'

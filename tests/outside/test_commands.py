@@ -1354,7 +1354,7 @@ def test_the_demo_plays_its_story_and_can_be_told_twice(tmp_path):
 
 
 def test_what_the_demo_prints_can_be_pasted(started, tmp_path):
-    demo = started("demo", "--dir", tmp_path / "demo")
+    demo = started("demo", "--dir", tmp_path / "Anna's demo")
     demo.printed(r"(Ctrl-C stops)")
     lines = [line.strip() for line in demo.log.splitlines() if line.strip().startswith("curl")]
     allowed, streamed, refused, usage, revoke, restore = lines

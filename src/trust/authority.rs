@@ -196,8 +196,7 @@ impl Authority {
     /// # Errors
     /// webpki's reason.
     pub fn verify(&self, leaf: &CertificateDer<'_>, now: Wall) -> Result<Verified, Refused> {
-        let seconds = u64::try_from(now.seconds()).unwrap_or(0);
-        let time = UnixTime::since_unix_epoch(std::time::Duration::from_secs(seconds));
+        let time = unix(now);
         let end_entity = EndEntityCert::try_from(leaf)?;
         let lists: Vec<&Crl> = self.crls.iter().collect();
         let path = if self.rekeyed {
@@ -278,6 +277,24 @@ impl Issuer {
     fn shares_only_the_name_of(&self, other: &Issuer) -> bool {
         self.subject == other.subject && self.spki != other.spki
     }
+}
+
+/// What every authority says of a client certificate at `now`, whoever signed it: its form, its extensions, its dates and
+/// its usage. None of them has signed it here, so who is left is nobody.
+///
+/// # Errors
+/// webpki's reason.
+pub fn fits_any(leaf: &CertificateDer<'_>, now: Wall) -> Result<(), Refused> {
+    let end_entity = EndEntityCert::try_from(leaf)?;
+    let algorithms = rustls::crypto::aws_lc_rs::default_provider().signature_verification_algorithms.all;
+    match end_entity.verify_for_usage(algorithms, &[], &[], unix(now), KeyUsage::client_auth(), None, None) {
+        Ok(_) | Err(webpki::Error::UnknownIssuer) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+fn unix(now: Wall) -> UnixTime {
+    UnixTime::since_unix_epoch(std::time::Duration::from_secs(u64::try_from(now.seconds()).unwrap_or(0)))
 }
 
 /// When one of the certificates ends: this very one, because several may have its name and its key.

@@ -14,7 +14,7 @@ pub mod regular;
 mod secret;
 mod server;
 
-pub use authority::{Authority, Refused, Rules, Verified};
+pub use authority::{Authority, Refused, Rules, Verified, fits_any};
 pub use believed::Believed;
 pub use crl::Crl;
 pub use key::{private_key, signing_key};

@@ -223,9 +223,21 @@ def test_show_tells_the_truth_about_every_file_that_was_made(certs):
 
 def test_show_refuses_what_the_gateway_would_refuse(certs):
     authority = Authority(certs.folder, "odd")
-    authority.leaf("no-use", uri="spiffe://partners/acme", use=None)
-    result = certs("show", "no-use.pem")
-    assert result.returncode == 1 and "profile" in result.stdout
+    now, hour = datetime.datetime.now(datetime.timezone.utc), datetime.timedelta(hours=1)
+    policies = x509.CertificatePolicies([x509.PolicyInformation(x509.ObjectIdentifier("2.5.29.32.0"), None)])
+    unknown = x509.UnrecognizedExtension(x509.ObjectIdentifier("1.2.3.4"), b"\x05\x00")
+    not_understood = "a critical extension that is not understood"
+    for said, odd in [
+        ("has no extendedKeyUsage clientAuth", {"use": None}),
+        ("has expired", {"not_before": now - 2 * hour, "not_after": now - hour}),
+        ("is not valid yet", {"not_before": now + hour}),
+        *[(not_understood, {"extensions": [(one, True)]}) for one in (policies, unknown, x509.PrecertPoison())],
+    ]:
+        authority.leaf("odd-one", uri="spiffe://partners/acme", **odd)
+        result = certs("show", "odd-one.pem")
+        assert result.returncode == 1 and re.search(f"profile .*{said}", result.stdout), (odd, result)
+    authority.leaf("fine", uri="spiffe://partners/acme", extensions=[(policies, False)])
+    done(certs("show", "fine.pem"))
 
 
 # A programme of these files alone, and partners with curl and openssl.

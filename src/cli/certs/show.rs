@@ -12,16 +12,17 @@ use super::{first, list, parsed, read};
 use crate::cli::{Done, REFUSED, complain, say};
 use crate::clock::{Clock, Wall};
 use crate::peer::Sha256;
-use crate::trust::leaf;
+use crate::trust::{fits_any, leaf};
 
 /// Shows a certificate or a list: exit 0 when a gateway would take it, 1 when not.
 pub(super) fn run(file: &Path, as_json: bool) -> Done {
+    let now = Clock::system().now().wall;
     let pem = read(file).map_err(complain)?;
     let (value, fine) = if CertificateRevocationListDer::from_pem_slice(pem.as_bytes()).is_ok() {
-        list::describe(file, Clock::system().now().wall)?
+        list::describe(file, now)?
     } else {
         let der = first(file)?;
-        parsed(&der, |certificate| describe(&der, certificate))?
+        parsed(&der, |certificate| describe(&der, certificate, now))?
     };
     let said = if as_json {
         say(&value)
@@ -45,10 +46,23 @@ fn kind(certificate: &X509Certificate<'_>) -> &'static str {
     }
 }
 
-fn describe(der: &CertificateDer<'_>, certificate: &X509Certificate<'_>) -> (Value, bool) {
+/// What a handshake would have against a partner's certificate, whoever signed it.
+fn breach(der: &CertificateDer<'_>, now: Wall) -> Option<String> {
+    if let Err(breach) = leaf::profile(der, Wall(i64::MAX), None) {
+        return Some(breach.to_string());
+    }
+    Some(match fits_any(der, now).err()? {
+        webpki::Error::CertExpired { .. } => "has expired".into(),
+        webpki::Error::CertNotValidYet { .. } => "is not valid yet".into(),
+        webpki::Error::UnsupportedCriticalExtension => "has a critical extension that is not understood here".into(),
+        error => format!("is turned away: {error}"),
+    })
+}
+
+fn describe(der: &CertificateDer<'_>, certificate: &X509Certificate<'_>, now: Wall) -> (Value, bool) {
     let kind = kind(certificate);
-    let breach = if kind == "partner" { leaf::profile(der, Wall(i64::MAX), None).err() } else { None };
-    let verdict = breach.map_or_else(|| "fits".to_owned(), |breach| format!("the certificate {breach}"));
+    let breach = if kind == "partner" { breach(der, now) } else { None };
+    let verdict = breach.as_ref().map_or_else(|| "fits".to_owned(), |breach| format!("the certificate {breach}"));
     let names = certificate.subject_alternative_name().ok().flatten();
     let names: Vec<String> =
         names.iter().flat_map(|names| &names.value.general_names).map(ToString::to_string).collect();

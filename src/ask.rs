@@ -155,6 +155,8 @@ pub struct Ask {
     pub nontext_parts: u32,
     /// What refers to input that is not in the body (`previous_response_id`, URLs, files, server tools): no bound.
     pub unbounded: bool,
+    /// The member that may make it dearer than its model's price (`service_tier`, `speed`).
+    pub dearer: Option<&'static str>,
     /// What the client said about the extra usage chunk.
     pub usage_chunk: UsageChunk,
     /// Where each output maximum's number stands in the body, for `hard` to replace.

@@ -9,7 +9,7 @@ use std::num::NonZeroU64;
 
 use crate::ask::{Ask, Route};
 use crate::ledger::Standing;
-use crate::limits::{Allowance, Charge, Enforce, Measure, Plan, Unit};
+use crate::limits::{Allowance, Charge, Enforce, Limit, Measure, Plan, Unit};
 use crate::outcome::{Code, Refusal};
 use crate::policy::{Group, NONTEXT, Quota};
 use crate::tokens::{Price, Usage, Weights};
@@ -98,7 +98,8 @@ fn kinds(usage: &Usage) -> [Usage; 3] {
 /// assumed.
 ///
 /// # Errors
-/// `quota_request_too_large` in `hard` mode, when the request holds input that nothing bounds.
+/// `quota_request_too_large` in `hard` mode, when the request holds input that nothing bounds, or asks for what may cost
+/// more than its price under a limit of cost.
 pub fn reserve<'a>(
     ask: &Ask,
     group: Option<&Group>,
@@ -115,6 +116,9 @@ pub fn reserve<'a>(
         let usage = Usage::default();
         let beyond = Charge::ZERO;
         return Ok(Reserve { usage, charge: rates.charge(1, &usage), gauge, held_to: None, rates, beyond });
+    }
+    if hard {
+        at_its_price(ask, plan)?;
     }
     let charge = |usage: &Usage| if hard { rates.most(usage) } else { rates.charge(1, usage) };
     let answers = u64::from(ask.answers);
@@ -168,6 +172,21 @@ fn unreserved(most: &Charge, reserved: &Charge) -> Charge {
         u64::MAX => u64::MAX,
         most => most.saturating_sub(reserved.get(unit)),
     })
+}
+
+/// One price is known of a model: what a dearer tier comes to is not.
+fn at_its_price(ask: &Ask, plan: &Plan) -> Result<(), Refusal> {
+    let is_of_cost = |limit: &Limit| !limit.shadow && matches!(limit.id.measure, Measure::Metered(Unit::Cost, _));
+    match ask.dearer {
+        Some(name) if plan.levels.iter().flat_map(|level| level.limits.iter()).any(is_of_cost) => {
+            let message = format!(
+                "`{name}` asks for service whose price is not known here, and the cost of this request is limited. \
+                 Leave `{name}` out."
+            );
+            Err(Refusal::new(Code::QuotaRequestTooLarge, message).at(name))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn bounded_input(ask: &Ask, nontext: Option<u64>) -> Result<u64, Refusal> {
@@ -417,6 +436,30 @@ mod tests {
             assert_eq!(matches!(ledger.admit(&demand, NOW), Verdict::Admitted(_)), admitted, "{told:?}");
             let more = reserved.beyond.get(InputTokens);
             assert_eq!(more, if enforce == Hard { 0 } else { 3032 - input }, "{told:?}");
+        }
+    }
+
+    #[test]
+    fn a_dearer_tier_is_refused_where_cost_is_hard_and_nowhere_else() {
+        use Enforce::{Bounded, Hard, Post};
+        let (cost, tokens) =
+            (plan(&[(Unit::Cost, Window::Day, 1 << 40)]), plan(&[(Unit::Tokens, Window::Day, 1 << 40)]));
+        for (route, member, plan, enforce, refused) in [
+            (Route::Chat, r#""service_tier":"priority""#, &cost, Hard, Some("service_tier")),
+            (Route::Responses, r#""service_tier":"pri\u006frity""#, &cost, Hard, Some("service_tier")),
+            (Route::Chat, r#""service_tier":["priority"]"#, &cost, Hard, Some("service_tier")),
+            (Route::Messages, r#""speed":"fast""#, &cost, Hard, Some("speed")),
+            (Route::Messages, r#""speed":"standard","service_tier":"standard_only""#, &cost, Hard, None),
+            (Route::Chat, r#""service_tier":"auto","speed":null"#, &cost, Hard, None),
+            (Route::Chat, r#""service_tier":"flex""#, &cost, Hard, None),
+            (Route::Chat, r#""service_tier":"priority""#, &tokens, Hard, None),
+            (Route::Chat, r#""service_tier":"priority""#, &cost, Bounded, None),
+            (Route::Chat, r#""service_tier":"priority""#, &cost, Post, None),
+        ] {
+            let ask = crate::dialect::read(route, format!(r#"{{"model":"m",{member}}}"#).as_bytes()).unwrap();
+            let reserved = reserve(&ask, Some(&group()), &quota(enforce), &Calibration::new(), plan, Vec::new);
+            let named = reserved.err().map(|refusal| (refusal.code, refusal.param));
+            assert_eq!(named, refused.map(|name| (Code::QuotaRequestTooLarge, Some(name))), "{member} {enforce:?}");
         }
     }
 

@@ -20,6 +20,10 @@ const MAX_ANSWERS: u64 = 128;
 /// The largest integer that every JSON reader reads alike (RFC 8259 §6).
 const MAX_INTEGER: u64 = (1 << 53) - 1;
 
+/// What vendors call service at their usual price, or below it. With `auto`, the operator's own project there says which.
+const USUAL_TIERS: [&str; 5] = ["auto", "default", "standard", "standard_only", "flex"];
+const USUAL_SPEEDS: [&str; 1] = ["standard"];
+
 /// What is spliced in where `stream_options` says nothing.
 const INCLUDE_USAGE: &str = "{\"include_usage\":true}";
 
@@ -69,6 +73,7 @@ struct Draft<'a> {
     prompt_bytes: u64,
     echo: bool,
     options: StreamOptions,
+    dearer: Option<&'static str>,
     content: Content,
 }
 
@@ -152,6 +157,8 @@ impl<'a> Draft<'a> {
                 Ok(())
             }
             Metered::ContextManagement => self.content.context_management(cursor),
+            Metered::ServiceTier => self.tier(cursor, name, &USUAL_TIERS),
+            Metered::Speed => self.tier(cursor, name, &USUAL_SPEEDS),
             Metered::Fallbacks | Metered::Models => {
                 self.content.stand_ins(cursor)?;
                 self.names_models(name);
@@ -193,6 +200,18 @@ impl<'a> Draft<'a> {
         }
         self.output_maximum = self.output_maximum.max(number);
         self.own_maximum |= number.is_some() && takes_maximum(route, name);
+        Ok(())
+    }
+
+    /// A choice of how dear the answer is; null is the same as none.
+    fn tier(&mut self, cursor: &mut Cursor<'a>, name: &'static str, usual: &[&str]) -> Result<(), Fault> {
+        let is_usual = match cursor.kind()? {
+            Kind::String => usual.contains(&&*cursor.string()?.decoded()),
+            kind => cursor.skip().map(|()| kind == Kind::Null)?,
+        };
+        if !is_usual {
+            self.dearer = Some(name);
+        }
         Ok(())
     }
 
@@ -298,6 +317,7 @@ impl<'a> Draft<'a> {
             items: self.content.items,
             nontext_parts: self.content.found.nontext_parts,
             unbounded: self.content.found.unbounded,
+            dearer: self.dearer,
             usage_chunk: self.options.wish(route, self.stream),
             maximum_spans: self.maximum_spans,
             open_brace,

@@ -19,11 +19,13 @@ pub(super) enum Metered {
     Fallbacks,
     Models,
     ContextManagement,
+    ServiceTier,
+    Speed,
 }
 
 impl Metered {
     /// Each with its name.
-    pub(super) const ALL: [(&'static str, Metered); 13] = [
+    pub(super) const ALL: [(&'static str, Metered); 15] = [
         ("model", Metered::Model),
         ("max_tokens", Metered::MaxTokens),
         ("max_completion_tokens", Metered::MaxCompletionTokens),
@@ -37,6 +39,8 @@ impl Metered {
         ("fallbacks", Metered::Fallbacks),
         ("models", Metered::Models),
         ("context_management", Metered::ContextManagement),
+        ("service_tier", Metered::ServiceTier),
+        ("speed", Metered::Speed),
     ];
 
     /// The member called `key`; the error is a key that some parser would take for one, and others not.

@@ -214,6 +214,7 @@ mod tests {
             items: 1,
             nontext_parts: 0,
             unbounded: false,
+            dearer: None,
             usage_chunk: UsageChunk::Absent,
             maximum_spans: Vec::new(),
             open_brace: 1,

@@ -169,6 +169,14 @@ fn unreserved(most: &Charge, reserved: &Charge) -> Charge {
 }
 
 fn bounded_input(ask: &Ask, nontext: Option<u64>) -> Result<u64, Refusal> {
+    if let Some(name) = &ask.unknown {
+        let message = format!(
+            "The gateway does not know what `{name}` may cost, and this model's budgets are held exactly: send the \
+             request without it."
+        );
+        let operator = format!("`{name}` is unknown, and `quota.enforce` is \"hard\"");
+        return Err(Refusal::new(Code::QuotaRequestTooLarge, message).for_operator(operator));
+    }
     upper_bound(ask, nontext).ok_or_else(|| {
         let message = if ask.unbounded {
             "This request refers to input that is not in its body (earlier responses, URLs, files or \

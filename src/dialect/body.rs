@@ -9,6 +9,7 @@ use std::ops::Range;
 
 use super::content::Content;
 use super::json::{Cursor, Fault, Kind, MAX_DEPTH, Text};
+use super::known;
 use super::metered::{Metered, looks_like};
 use crate::ask::{Ask, Route, UsageChunk};
 use crate::names::ModelName;
@@ -95,8 +96,17 @@ impl<'a> Draft<'a> {
     /// Members that are input, or stand for input.
     fn content(&mut self, route: Route, cursor: &mut Cursor<'a>, key: &str) -> Result<(), Fault> {
         match (key, route) {
-            ("input", Route::Responses) => self.content.list(cursor, true).map(drop),
-            ("messages" | "input" | "system" | "instructions", _) => self.content.list(cursor, false).map(drop),
+            ("input", _) => {
+                self.content.list(cursor, route == Route::Responses)?;
+                self.names_models("input");
+                Ok(())
+            }
+            ("messages", _) => {
+                self.content.list(cursor, false)?;
+                self.names_models("messages");
+                Ok(())
+            }
+            ("system" | "instructions", _) => self.content.list(cursor, false).map(drop),
             ("prompt", Route::Completions) => {
                 let before = self.content.told_bytes;
                 self.prompts = self.prompts.saturating_add(self.content.list(cursor, false)?);
@@ -113,10 +123,23 @@ impl<'a> Draft<'a> {
                 Ok(())
             }
             (
-                "prompt" | "previous_response_id" | "conversation" | "web_search_options" | "mcp_servers" | "container",
+                "prompt"
+                | "previous_response_id"
+                | "conversation"
+                | "web_search_options"
+                | "mcp_servers"
+                | "container"
+                | "compaction",
                 _,
             ) => self.content.reference(cursor),
-            _ => cursor.skip(),
+            ("thread", _) => self.content.thread(cursor),
+            ("moderation", _) => {
+                self.content.models_within(cursor)?;
+                self.names_models("moderation");
+                Ok(())
+            }
+            _ if known::is_member(key) => cursor.skip(),
+            _ => self.content.unknown(cursor, key),
         }
     }
 
@@ -161,7 +184,7 @@ impl<'a> Draft<'a> {
 
     /// What stands for a model in `name` must be its name, as it is where the request names its own.
     fn names_models(&mut self, name: &'static str) {
-        if self.content.misnamed {
+        if self.content.found.misnamed {
             self.wrong(name, format!("models in `{name}` must be named: {}", ModelName::GRAMMAR));
         }
     }
@@ -277,7 +300,8 @@ impl<'a> Draft<'a> {
         Ok(Ask {
             route,
             model: named(self.model.as_deref())?,
-            others: self.content.models,
+            stand_ins: self.content.stand_ins.len(),
+            others: [self.content.stand_ins, self.content.found.models].concat(),
             stream: self.stream,
             output_maximum: self.output_maximum,
             own_maximum: self.own_maximum && !self.content.overridden,
@@ -292,6 +316,7 @@ impl<'a> Draft<'a> {
             items: self.content.items,
             nontext_parts: self.content.found.nontext_parts,
             unbounded: self.content.found.unbounded,
+            unknown: self.content.found.unknown,
             usage_chunk: self.options.wish(route, self.stream),
             maximum_spans: self.maximum_spans,
             open_brace,

@@ -84,9 +84,14 @@ def test_hard_holds_an_answer_to_its_models_cap(hard, route):
     assert [one["output_tokens"] for one in hard.sent(model)] == [50, 20, 50]
 
 
-def test_hard_refuses_what_it_cannot_bound(hard):
+@pytest.mark.parametrize(("route", "members"), [
+    ("responses", {"previous_response_id": "resp_1"}), ("messages", {"thread": {"type": "continue"}}),
+    ("responses", {"input": [{"type": "additional_tools", "tools": [{"type": "web_search"}]}]}),
+    ("chat", {"enable_search": True}),
+])  # fmt: skip
+def test_hard_refuses_what_it_cannot_bound(hard, route, members):
     org = hard.join("tokens_per_day = 2_000")
-    answer = hard.ask(org, "responses", previous_response_id="resp_1")
+    answer = hard.ask(org, route, **members)
     assert (answer.status, answer.headers["portcullis-reason"]) == (400, "quota_request_too_large")
 
 

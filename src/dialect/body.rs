@@ -176,6 +176,13 @@ impl<'a> Draft<'a> {
             Metered::ContextManagement => self.content.context_management(cursor),
             Metered::Fallbacks | Metered::Models => {
                 self.content.stand_ins(cursor)?;
+                if self.content.vendors_choice {
+                    let message = format!(
+                        "`{name}` must name its models, as in [{{\"model\": \"…\"}}]: which ones \"default\" stands for, \
+                         and so whether you may use them, the gateway cannot know"
+                    );
+                    self.fault.get_or_insert(Refusal::new(Code::RequestInvalid, message).at(name));
+                }
                 self.names_models(name);
                 Ok(())
             }
@@ -279,8 +286,12 @@ impl<'a> Draft<'a> {
             self.wrong("stream_options", "`include_usage` stands in `stream_options` twice".into());
         }
         let start = cursor.place();
-        let asked = self.truth(cursor, "stream_options")?;
-        self.options.include_usage = Some((start..cursor.end(), asked));
+        let kind = cursor.kind()?;
+        if !matches!(kind, Kind::True | Kind::False | Kind::Null) {
+            self.wrong("stream_options", "`include_usage` in `stream_options` must be a boolean".into());
+        }
+        cursor.skip()?;
+        self.options.include_usage = Some((start..cursor.end(), kind == Kind::True));
         Ok(())
     }
 

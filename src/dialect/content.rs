@@ -37,6 +37,8 @@ pub(super) struct Content {
     pub(super) found: Found,
     /// Models that may answer in the place of the request's own.
     pub(super) stand_ins: Vec<ModelName>,
+    /// Which those are is left to the vendor.
+    pub(super) vendors_choice: bool,
     /// One of them may be told something else, such as an output maximum.
     pub(super) overridden: bool,
     /// Bytes of the body that hold the data of images, sounds and films.

@@ -159,6 +159,11 @@ fn a_metered_member_stands_once_and_in_its_spelling() {
     }
     // Elsewhere in the body the same words mean nothing.
     asked(Route::Chat, &chat("\"metadata\":{\"model\":1,\"model\":2,\"Stream\":0},\"names\":[],\"N1\":2"));
+    let by_default = read(Route::Messages, chat(r#""fallbacks":"default""#).as_bytes()).unwrap_err();
+    assert_eq!((by_default.code, by_default.param), (Code::RequestInvalid, Some("fallbacks")));
+    assert!(by_default.message.contains("cannot know"), "{}", by_default.message);
+    let usage = read(Route::Chat, chat(r#""stream_options":{"include_usage":"yes"}"#).as_bytes()).unwrap_err();
+    assert!(usage.message.starts_with("`include_usage`"), "{}", usage.message);
     let background = read(Route::Responses, chat("\"background\":true").as_bytes()).unwrap_err();
     assert_eq!(background.code, Code::RequestInvalid);
 }
@@ -194,7 +199,7 @@ fn models_beside_the_requests_own_are_found_wherever_they_are_named() {
         (r#""fallbacks":[{"model":"a","max_tokens":9},{"Model":"b"}]"#, &["a", "b"][..]),
         (r#""fallbacks":["a","b"],"models":["c"]"#, &["a", "b", "c"]),
         (r#""fallbacks":[{"model":"a","m\u006fdel":"b"}]"#, &["a", "b"]),
-        (r#""fallbacks":"default""#, &["default"]),
+        (r#""fallbacks":"a""#, &["a"]),
         (r#""fallbacks":{"model":"a"}"#, &["a"]),
         (r#""fallbacks":null,"models":[]"#, &[]),
         (r#""tools":[{"type":"advisor_20260301","name":"advisor","model":"a"}]"#, &["a"]),

@@ -60,6 +60,11 @@ impl Content {
         match cursor.kind()? {
             Kind::Null => cursor.skip(),
             Kind::Array => cursor.array(|cursor| self.stand_in(cursor)),
+            Kind::String => {
+                self.stand_in(cursor)?;
+                self.vendors_choice |= self.stand_ins.last().is_some_and(|name| name.as_str() == "default");
+                Ok(())
+            }
             _ => self.stand_in(cursor),
         }
     }

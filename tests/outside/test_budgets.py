@@ -95,6 +95,14 @@ def test_hard_refuses_what_it_cannot_bound(hard, route, members):
     assert (answer.status, answer.headers["portcullis-reason"]) == (400, "quota_request_too_large")
 
 
+@pytest.mark.parametrize(("limit", "burst", "ratio"), [(60, 10, 0.4), (10, 80, 0.05)])
+def test_a_limit_with_a_burst_is_as_full_as_its_burst_is(bounded, limit, burst, ratio):
+    org = bounded.join(f"requests_per_hour = {{ limit = {limit}, burst = {burst} }}")
+    assert {bounded.ask(org, maximum=5).status for _ in range(4)} == {200}
+    shown = bounded.stage.metric("portcullis_quota_used_ratio", org=org)
+    assert 0.7 * ratio <= shown <= ratio
+
+
 @pytest.mark.parametrize("script", ["tokens-100000.tps-2000", "tokens-100000"], ids=["paced", "as-fast-as-possible"])
 def test_bounded_overspends_a_budget_by_one_extension_a_stream_at_most(bounded, script):
     org, model = bounded.join("tokens_per_day = 3_000"), fresh(script)

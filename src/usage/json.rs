@@ -149,7 +149,7 @@ impl Reader {
         self.place = Place::Between;
         self.escape = Escape::default();
         self.at = Nesting::OUTSIDE;
-        self.report.drop_iterations();
+        self.report.end_document();
         std::mem::take(&mut self.document)
     }
 
@@ -191,8 +191,8 @@ impl Reader {
                 b'{' => self.at.open(true, &mut self.document),
                 b'[' => self.at.open(false, &mut self.document),
                 b'}' | b']' => {
-                    if self.at.in_iterations() {
-                        self.leave_iteration();
+                    if self.at.in_usage() {
+                        self.leave_usage();
                     }
                     self.at.close(&mut self.document);
                 }
@@ -256,13 +256,14 @@ impl Reader {
         }
     }
 
-    /// Comes out of one of a usage object's iterations, or out of all of them.
-    #[cold]
-    fn leave_iteration(&mut self) {
+    /// Comes out of a usage object, one of its iterations, all of them, or something else in it.
+    fn leave_usage(&mut self) {
         if self.at.in_iteration() {
             self.report.end_iteration();
         } else if self.at.ends_iterations() {
             self.report.end_iterations();
+        } else if self.at.ends_usage() {
+            self.report.end_object();
         }
     }
 

@@ -202,6 +202,16 @@ impl Nesting {
         }
     }
 
+    /// Whether a usage object is open.
+    pub(super) fn in_usage(&self) -> bool {
+        self.usage != 0
+    }
+
+    /// Whether the bracket that closes next is the usage object's.
+    pub(super) fn ends_usage(&self) -> bool {
+        self.depth == self.usage
+    }
+
     /// Whether an array of iterations is open.
     pub(super) fn in_iterations(&self) -> bool {
         self.iterations != 0

@@ -293,6 +293,43 @@ fn usage_that_lies_repeats_decreases_or_overflows_is_taken_at_its_largest() {
 }
 
 #[test]
+fn the_parts_of_the_input_are_those_of_one_object() {
+    let told = |[input, cached, written]: [Option<u64>; 3]| {
+        let names = ["input_tokens", "cache_read_input_tokens", "cache_creation_input_tokens"];
+        let parts =
+            names.iter().zip([input, cached, written]).filter_map(|(name, n)| Some(format!(r#""{name}":{}"#, n?)));
+        parts.chain([r#""output_tokens":9"#.to_owned()]).collect::<Vec<_>>().join(",")
+    };
+    // What stands in the start, and in the end; what is charged.
+    for (start, end, [input, cached, written]) in [
+        ([Some(50), None, None], [Some(20), Some(30), Some(0)], [20, 30, 0]),
+        ([Some(10), None, Some(40)], [Some(10), Some(40), Some(0)], [10, 40, 0]),
+        ([Some(20), Some(30), Some(0)], [Some(50), None, None], [20, 30, 0]),
+        ([Some(10), Some(40), None], [Some(10), None, None], [10, 40, 0]),
+        ([Some(10), Some(40), None], [None, None, None], [10, 40, 0]),
+        ([Some(10), Some(40), Some(5)], [Some(70), Some(80), Some(0)], [70, 80, 0]),
+        ([Some(10), Some(40), Some(5)], [Some(0), Some(0), Some(0)], [10, 40, 5]),
+    ] {
+        let stream = format!(
+            "data: {{\"message\":{{\"usage\":{{{}}}}}}}\n\ndata: {{\"usage\":{{{}}}}}\n\n",
+            told(start),
+            told(end)
+        );
+        for pieces in [1, 100_000] {
+            assert_eq!(run_usage(Form::Events, &stream, pieces), usage(input, cached, written, 9, 0), "{stream}");
+        }
+    }
+    let chunk = |cached: &str| format!("data: {{\"usage\":{{\"prompt_tokens\":50{cached}}}}}\n\n");
+    let details = |n: u64| format!(r#","prompt_tokens_details":{{"cached_tokens":{n}}}"#);
+    for (first, last, cached) in
+        [(details(0), details(30), 30), (details(30), String::new(), 30), (details(30), details(8), 8)]
+    {
+        let observed = events(Route::Chat, &[chunk(&first), chunk(&last)].concat());
+        assert_eq!(observed.usage, usage(50 - cached, cached, 0, 0, 0), "{first} {last}");
+    }
+}
+
+#[test]
 fn of_a_sum_alone_nobody_knows_the_parts_unless_there_is_but_one() {
     for (route, reported, wanted, undivided) in [
         (Route::Embeddings, r#"{"total_tokens":20}"#, usage(20, 0, 0, 0, 0), false),

@@ -11,6 +11,9 @@ use super::token::{Scratch, string_end};
 use super::words::{Says, Word, is_label};
 use crate::dialect::Escape;
 
+/// What some servers call the object that is an error.
+const ERROR: &[u8] = b"error";
+
 /// What is being read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Place {
@@ -29,6 +32,8 @@ enum Place {
 enum Role {
     Name,
     Type,
+    /// The `object` of a document.
+    Object,
     /// The `type` of an object within.
     Kind,
     Text,
@@ -289,6 +294,7 @@ impl Reader {
         match (self.at.depth, self.at.name) {
             (1, Word::Type) => return Role::Type,
             (_, Word::Type) if self.at.in_iteration() => return Role::Type,
+            (1, Word::Object) => return Role::Object,
             (1, Word::Error) => self.document.error = true,
             _ if self.at.at_kind() => return Role::Kind,
             _ if self.at.at_choices() => self.document.choices = Choices::Filled,
@@ -303,7 +309,7 @@ impl Reader {
     fn pass_string(&mut self, inside: &[u8]) {
         match self.role {
             Role::Text => self.texts.pass(self.at.telling(), inside),
-            Role::Name | Role::Type | Role::Kind => self.scratch.push(inside),
+            Role::Name | Role::Type | Role::Object | Role::Kind => self.scratch.push(inside),
             Role::Data(data) => self.count(data, inside),
             Role::Nothing => {}
         }
@@ -317,8 +323,9 @@ impl Reader {
             Role::Text => self.texts.pass(self.at.telling(), inside),
             Role::Name if self.scratch.is_empty() => self.named(inside),
             Role::Type if self.scratch.is_empty() => self.typed(inside),
+            Role::Object if self.scratch.is_empty() => self.document.error |= inside == ERROR,
             Role::Kind if self.scratch.is_empty() => self.at.is_kind(inside),
-            Role::Name | Role::Type | Role::Kind => self.end_scratch(inside),
+            Role::Name | Role::Type | Role::Object | Role::Kind => self.end_scratch(inside),
         }
     }
 
@@ -336,6 +343,7 @@ impl Reader {
         let scratch = self.scratch;
         match self.role {
             Role::Type => self.typed(scratch.whole()),
+            Role::Object => self.document.error |= scratch.whole() == ERROR,
             Role::Kind => self.at.is_kind(scratch.whole()),
             _ => self.named(scratch.whole()),
         }

@@ -379,6 +379,18 @@ fn ends_and_errors_are_noticed() {
             true,
         ),
         (Route::Messages, "data: {\"delta\":{\"type\":\"message_stop\"}}\n\n", false, false),
+        (Route::Chat, "event: error\ndata: {\"message\":\"x\"}\n\n", false, true),
+        (Route::Chat, "data: {\"message\":\"x\"}\nevent:error", false, false),
+        (Route::Chat, "data: {\"message\":\"x\"}\nevent:error\n", false, true),
+        (
+            Route::Chat,
+            "event: error\nevent: x\ndata: {}\n\nevent: error\n\ndata: {}\n\nevent:  error\ndata: {}\n\n",
+            false,
+            false,
+        ),
+        (Route::Chat, "data: {\"object\":\"error\",\"message\":\"x\"}\n\n", false, true),
+        (Route::Chat, "data: {\"object\":\"err\\u006fr\"}\n\n", false, true),
+        (Route::Chat, "data: {\"object\":\"chat.completion.chunk\",\"x\":{\"object\":\"error\"}}\n\n", false, false),
     ] {
         assert_eq!(ends(route, body), (finished, error), "{body}");
     }
@@ -556,6 +568,13 @@ fn what_nobody_knows_is_strange_and_what_is_empty_is_not() {
         (Form::Events, "data: {\"response\":\"hello\"}\n\ndata: [DONE]\n\n", true),
         (Form::Events, "data: {\"x\":\"hello\"}\n\ndata: {\"error\":{}}\n\n", true),
         (Form::Events, "data: {\"error\":{}}\n\n", false),
+        (
+            Form::Events,
+            "data: {\"type\":\"ping\"}\n\ndata: {\"type\":\"keepalive\"}\n\ndata: {\"error\":{}}\n\n",
+            false,
+        ),
+        (Form::Events, "event: error\ndata: {\"message\":\"hello\"}\n\n", false),
+        (Form::Whole, r#"{"object":"error","message":"hello"}"#, false),
         (
             Form::Events,
             "data: {\"type\":\"response.created\",\"response\":{\"id\":\"r\"}}\n\ndata: {\"type\":\"response.failed\"}\n\n",

@@ -256,12 +256,14 @@ impl Reader {
         self.place = Place::Between;
         match self.at.name {
             Word::Count(field) if self.at.in_iterations() => self.report.note_iteration(field, self.scratch.whole()),
+            Word::Count(field) if self.at.in_tools() => self.report.note_tool(field, self.scratch.whole()),
             Word::Count(field) => self.report.note(field, self.scratch.whole()),
             _ => {}
         }
     }
 
-    /// Comes out of a usage object, one of its iterations, all of them, or something else in it.
+    /// Comes out of a usage object, one of its iterations, all of them, or something else in it; or out of what tools
+    /// used, or one of them.
     fn leave_usage(&mut self) {
         if self.at.in_iteration() {
             self.report.end_iteration();
@@ -269,6 +271,10 @@ impl Reader {
             self.report.end_iterations();
         } else if self.at.ends_usage() {
             self.report.end_object();
+        } else if self.at.in_tool() {
+            self.report.end_tool();
+        } else if self.at.ends_tools() {
+            self.report.end_tools();
         }
     }
 

@@ -3,7 +3,8 @@
 //! Vendors report usage once, or repeat it cumulatively: the largest wins and nothing is ever summed, so an object that
 //! comes twice or goes back changes nothing. Input is told in parts (of which a cache had some), and a later object may
 //! divide it differently: so the parts are always those of one object, the one that tells of most. What is summed are the
-//! iterations within one object, each of which is a run of a model by itself.
+//! iterations within one object, each of which is a run of a model by itself, and what the vendor's own tools used beside
+//! the answer's model, where that is told apart.
 
 use super::runs::{Run, Runs};
 use crate::ask::Dialect;
@@ -81,6 +82,7 @@ pub(super) struct Report {
     total: u64,
     reasoning: u64,
     runs: Runs,
+    tools: Runs,
 }
 
 impl Report {
@@ -125,6 +127,23 @@ impl Report {
         self.runs.note_kind(kind);
     }
 
+    /// Notes a number of the tool whose usage is being read.
+    pub(super) fn note_tool(&mut self, field: Field, written: &[u8]) {
+        if let Some(number) = amount(written) {
+            self.tools.note(field, number);
+        }
+    }
+
+    /// Ends one tool's usage.
+    pub(super) fn end_tool(&mut self) {
+        self.tools.end_one();
+    }
+
+    /// Ends the tools' usage.
+    pub(super) fn end_tools(&mut self) {
+        self.any |= self.tools.end_all();
+    }
+
     /// Ends an iteration.
     pub(super) fn end_iteration(&mut self) {
         self.runs.end_one();
@@ -139,12 +158,13 @@ impl Report {
     pub(super) fn end_document(&mut self) {
         self.end_object();
         self.runs.forget();
+        self.tools.forget();
     }
 
     /// Whether a sum is all that was reported: nobody said how much of it was input.
     pub(super) fn is_undivided(&self) -> bool {
         let parts = [self.inclusive().whole(), self.exclusive().sum(), self.completion, self.reasoning];
-        self.total > 0 && parts == [0; 4] && self.runs == Runs::default()
+        self.total > 0 && parts == [0; 4] && [self.runs, self.tools] == [Runs::default(); 2]
     }
 
     /// What was used, if anything was reported.
@@ -171,17 +191,20 @@ impl Report {
         }
     }
 
-    /// OpenAI's input includes what was cached. Some compatible servers count reasoning in the total alone.
+    /// OpenAI's input includes what was cached, and its usage leaves out what its tools used. Some compatible servers count
+    /// reasoning in the total alone.
     fn of_openai(&self) -> Usage {
         let Input { prompt, cached, cache_write, .. } = self.inclusive();
         let cached_input = cached.min(prompt);
         let cache_write = cache_write.min(prompt - cached_input);
         let output = self.completion.max(self.total.saturating_sub(prompt));
+        let tools = self.tools.all();
+        let tools_cached = tools.cached.min(tools.prompt);
         Usage {
-            input: prompt - cached_input - cache_write,
-            cached_input,
+            input: (prompt - cached_input - cache_write).saturating_add(tools.prompt - tools_cached),
+            cached_input: cached_input.saturating_add(tools_cached),
             cache_write,
-            output,
+            output: output.saturating_add(tools.completion),
             reasoning: self.reasoning.min(output),
         }
     }

@@ -9,6 +9,8 @@ use super::report::Field;
 pub(super) enum Word {
     /// `usage`
     Usage,
+    /// `tool_usage`: what the vendor's own tools used beside the answer's model, each in an object of its own.
+    ToolUsage,
     /// `choices`
     Choices,
     /// `type`
@@ -58,6 +60,7 @@ impl Word {
     pub(super) fn of(name: &[u8]) -> Word {
         match name {
             b"usage" => Word::Usage,
+            b"tool_usage" => Word::ToolUsage,
             b"choices" => Word::Choices,
             b"type" => Word::Type,
             b"error" => Word::Error,

@@ -710,6 +710,40 @@ fn what_other_runs_than_the_answers_own_used_is_counted_once() {
     assert_eq!(run_usage(Form::Events, &[&*stream, next].concat(), 3), usage(0, 0, 0, 6, 0));
 }
 
+#[test]
+fn what_the_vendors_tools_used_is_counted_beside_the_answer() {
+    let tools = r#""tool_usage":{"image_gen":{"input_tokens":120,"input_tokens_details":{"text_tokens":120,"cached_tokens":20},
+        "output_tokens":6208,"output_tokens_details":{"image_tokens":6208},"total_tokens":6328},
+        "other":{"input_tokens":5,"output_tokens":0,"x":{"input_tokens":7}},"web_search":{"num_requests":2}}"#;
+    let own = r#""usage":{"input_tokens":400,"input_tokens_details":{"cached_tokens":100},"output_tokens":50,
+        "output_tokens_details":{"reasoning_tokens":60},"total_tokens":450}"#;
+    let response = |members: &str| format!(r#"{{"object":"response","output":[],{members}}}"#).replace('\n', "");
+    let stream = |members: &str| {
+        let event =
+            |kind: &str, members| format!("data: {{\"type\":\"{kind}\",\"response\":{}}}\n\n", response(members));
+        [event("response.in_progress", tools), event("response.completed", members)].concat()
+    };
+    let with_tools = usage(300 + 100 + 5, 100 + 20, 0, 50 + 6208, 50);
+    for (members, wanted) in [
+        (format!("{own},{tools}"), with_tools),
+        (format!("{tools},{own}"), with_tools),
+        (tools.to_owned(), usage(105, 20, 0, 6208, 0)),
+    ] {
+        for pieces in [1, 7, 100_000] {
+            let read = |form, body: &str| run(Route::Responses, form, false, body.as_bytes(), &[pieces]).observed;
+            assert_eq!(read(Form::Whole, &response(&members)).usage, wanted, "{members}");
+            assert_eq!(read(Form::Events, &stream(&members)).usage, wanted, "{members}");
+        }
+    }
+    let read = |members: &str| whole(Route::Responses, Form::Whole, false, response(members).as_bytes()).observed.usage;
+    assert_eq!(
+        read(&format!(r#"{own},"tool_usage":{{"image_gen":{{"output_tokens":0}}}}"#)),
+        usage(300, 100, 0, 50, 50)
+    );
+    assert_eq!(read(&format!(r#"{own},"tool_usage":null,"x":{{{tools}}}"#)), usage(300, 100, 0, 50, 50));
+    assert_eq!(read(r#""tool_usage":{"image_gen":{"input_tokens":0,"output_tokens":0}}"#), None);
+}
+
 /// What an answer to `messages` used, fed in pieces.
 fn run_usage(form: Form, body: &str, pieces: usize) -> Option<Usage> {
     run(Route::Messages, form, false, body.as_bytes(), &[pieces]).observed.usage

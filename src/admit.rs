@@ -97,10 +97,10 @@ fn is_granted(group: Option<&Arc<Group>>, org: &Org, revoked: &Revocations, mode
 }
 
 /// Judges the model: granted, and served by an upstream that speaks the route's dialect. Of the models that the body
-/// names beside it, none may be one that is not granted.
+/// names beside it, none may be one that is not granted, and none that may answer in its place of another group.
 ///
 /// # Errors
-/// `model_not_permitted`, which does not tell an unknown model from a forbidden one.
+/// `model_not_permitted`, which does not tell an unknown model from a forbidden one; `request_invalid`.
 pub fn model(policy: &Policy, revoked: &Revocations, caller: &Caller, ask: &Ask) -> Result<Choice, Refusal> {
     let refuse = |name: &str| {
         let message = format!(
@@ -117,7 +117,26 @@ pub fn model(policy: &Policy, revoked: &Revocations, caller: &Caller, ask: &Ask)
     if let Some(other) = others.find(|other| !may_use(policy, caller.org(), revoked, other)) {
         return Err(refuse(other));
     }
+    of_one_group(policy, ask, group)?;
     let upstream = policy.models.upstream_for(ask.route.dialect(), name);
     let upstream = upstream.ok_or_else(|| refuse(name).for_operator("no upstream of this dialect serves it"))?;
     Ok(Choice { upstream: upstream.clone(), group: group.cloned() })
+}
+
+/// Whoever answers is held to the limits of the model that the request names first, at its price: one reservation cannot
+/// stand against two groups. So all that may answer are of one.
+fn of_one_group(policy: &Policy, ask: &Ask, group: Option<&Arc<Group>>) -> Result<(), Refusal> {
+    let id_of = |group: Option<&Arc<Group>>| group.map(|group| group.id.clone());
+    let mut stand_ins = ask.others.iter().take(ask.stand_ins).map(ModelName::as_str);
+    let Some(other) = stand_ins.find(|other| id_of(policy.models.group_of(other)) != id_of(group)) else {
+        return Ok(());
+    };
+    let model = ask.model.as_str();
+    let message = format!(
+        "{model} and {other} have limits and prices of their own here, and one request can be held to those of one model \
+         group only: name models of one group in `fallbacks` and `models`, or send a request for each."
+    );
+    let told = |group: Option<&Arc<Group>>| group.map_or("no group".to_owned(), |group| format!("group {}", group.id));
+    let groups = format!("{model} is of {}, {other} of {}", told(group), told(policy.models.group_of(other)));
+    Err(Refusal::new(Code::RequestInvalid, message).at("model").for_operator(groups))
 }

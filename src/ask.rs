@@ -124,8 +124,10 @@ pub struct Ask {
     pub route: Route,
     /// The model it names.
     pub model: ModelName,
-    /// Models that it names beside that one: what is to answer in its place, and whom its tools ask.
+    /// Models that it names beside that one: what is to answer in its place, then whom its tools ask.
     pub others: Vec<ModelName>,
+    /// How many of those are to answer in its place.
+    pub stand_ins: usize,
     /// Whether the answer is to be streamed.
     pub stream: bool,
     /// The largest of the output maxima that the body names.
@@ -157,6 +159,8 @@ pub struct Ask {
     pub unbounded: bool,
     /// The member that may make it dearer than its model's price (`service_tier`, `speed`).
     pub dearer: Option<&'static str>,
+    /// The first member or kind of content of which the gateway does not know what it may cost.
+    pub unknown: Option<Box<str>>,
     /// What the client said about the extra usage chunk.
     pub usage_chunk: UsageChunk,
     /// Where each output maximum's number stands in the body, for `hard` to replace.

@@ -15,6 +15,9 @@ use crate::policy::{Group, NONTEXT, Quota};
 use crate::tokens::{Price, Usage, Weights};
 use crate::usage::{Calibration, Gauge, upper_bound};
 
+/// The least output maximum that OpenAI's Responses take.
+const LEAST_TOLD: u64 = 16;
+
 /// What is reserved, and how it was measured.
 #[derive(Debug, Clone, Copy)]
 pub struct Reserve {
@@ -144,7 +147,10 @@ pub fn reserve<'a>(
         if quota.enforce == Enforce::Bounded && !ask.stream && room.budgeted && cap != u64::MAX {
             all = all.max(cap.saturating_mul(answers).min(room.now));
         }
-        all = all.min(room.ever).max(named.saturating_mul(answers));
+        // What the vendor would refuse is not put in: such a request is one that the budget has no room for.
+        let least =
+            if hard && ask.route == Route::Responses { LEAST_TOLD.min(each).saturating_mul(answers) } else { 1 };
+        all = all.min(room.ever.max(least)).max(named.saturating_mul(answers));
     }
     let held_to = (hard && each > 0).then(|| (all / answers.max(1)).max(1));
     let usage = Usage { input, output: held_to.map_or(all, |each| each.saturating_mul(answers)), ..Usage::default() };
@@ -190,6 +196,14 @@ fn at_its_price(ask: &Ask, plan: &Plan) -> Result<(), Refusal> {
 }
 
 fn bounded_input(ask: &Ask, nontext: Option<u64>) -> Result<u64, Refusal> {
+    if let Some(name) = &ask.unknown {
+        let message = format!(
+            "The gateway does not know what `{name}` may cost, and this model's budgets are held exactly: send the \
+             request without it."
+        );
+        let operator = format!("`{name}` is unknown, and `quota.enforce` is \"hard\"");
+        return Err(Refusal::new(Code::QuotaRequestTooLarge, message).for_operator(operator));
+    }
     upper_bound(ask, nontext).ok_or_else(|| {
         let message = if ask.unbounded {
             "This request refers to input that is not in its body (earlier responses, URLs, files or \
@@ -389,6 +403,35 @@ mod tests {
             // In billionths: 2 and 10 for a million.
             let cost = if bounded { 2000 * input + 10_000 * output } else { u64::MAX };
             assert_eq!(reserved.beyond.get(Unit::Cost), cost, "{members} {enforce:?}");
+        }
+    }
+
+    #[test]
+    fn no_maximum_is_put_in_that_the_vendor_refuses() {
+        // What the budget has seen; what is reserved beside the input of 29, and whether that fits.
+        for (route, seen, output, admitted) in [
+            (Route::Responses, 0, 71, true),
+            (Route::Responses, 55, 16, true),
+            (Route::Responses, 56, 16, false),
+            (Route::Responses, 70, 16, false),
+            (Route::Messages, 56, 15, true),
+            (Route::Chat, 70, 1, true),
+        ] {
+            let (ledger, plan) = (Ledger::new(), plan(&[(Unit::Tokens, Window::Day, 100)]));
+            let before = Charge::ZERO.with(Unit::Tokens, seen);
+            let demand = Demand { plan: &plan, charge: before, timezone: &TimeZone::UTC };
+            if let Verdict::Admitted(hold) = ledger.admit(&demand, NOW) {
+                hold.settle(&before);
+            }
+            let ask = crate::dialect::read(route, br#"{"model":"m"}"#).unwrap();
+            let stand = || ledger.standings(&plan, &TimeZone::UTC, NOW);
+            let reserved = reserve(&ask, None, &quota(Enforce::Hard), &Calibration::new(), &plan, stand).unwrap();
+            assert_eq!((reserved.usage.input, reserved.held_to), (29, Some(output)), "{route:?} {seen}");
+            let verdict = ledger.admit(&Demand { charge: reserved.charge, ..demand }, NOW);
+            if let Verdict::Refused(shortfall) = &verdict {
+                assert_eq!(shortfall.code(), Code::InsufficientQuota);
+            }
+            assert_eq!(matches!(verdict, Verdict::Admitted(_)), admitted, "{route:?} {seen}");
         }
     }
 

@@ -107,6 +107,7 @@ pub fn sample(standing: &Standing<'_>, beyond: u64, policy: &Policy) -> QuotaSam
         unit: if standing.limit.id.measure == Measure::Concurrent { "concurrent" } else { unit.as_str() },
         window: standing.window().map_or("none", crate::limits::Window::as_str),
         plain: standing.limit.id.scope == Scope::default(),
+        ratio: standing.ratio(),
         limit: scale(standing.allowed()),
         used: scale(standing.used),
         reserved: scale(standing.reserved),

@@ -9,6 +9,7 @@ use std::ops::Range;
 
 use super::content::{Content, MAX_MODELS};
 use super::json::{Cursor, Fault, Kind, MAX_DEPTH, Text};
+use super::known;
 use super::metered::{Metered, looks_like};
 use crate::ask::{Ask, Route, UsageChunk};
 use crate::names::ModelName;
@@ -101,8 +102,17 @@ impl<'a> Draft<'a> {
     /// Members that are input, or stand for input.
     fn content(&mut self, route: Route, cursor: &mut Cursor<'a>, key: &str) -> Result<(), Fault> {
         match (key, route) {
-            ("input", Route::Responses) => self.content.list(cursor, true).map(drop),
-            ("messages" | "input" | "system" | "instructions", _) => self.content.list(cursor, false).map(drop),
+            ("input", _) => {
+                self.content.list(cursor, route == Route::Responses)?;
+                self.names_models("input");
+                Ok(())
+            }
+            ("messages", _) => {
+                self.content.list(cursor, false)?;
+                self.names_models("messages");
+                Ok(())
+            }
+            ("system" | "instructions", _) => self.content.list(cursor, false).map(drop),
             ("prompt", Route::Completions) => {
                 let before = self.content.told_bytes;
                 self.prompts = self.prompts.saturating_add(self.content.list(cursor, false)?);
@@ -119,10 +129,23 @@ impl<'a> Draft<'a> {
                 Ok(())
             }
             (
-                "prompt" | "previous_response_id" | "conversation" | "web_search_options" | "mcp_servers" | "container",
+                "prompt"
+                | "previous_response_id"
+                | "conversation"
+                | "web_search_options"
+                | "mcp_servers"
+                | "container"
+                | "compaction",
                 _,
             ) => self.content.reference(cursor),
-            _ => cursor.skip(),
+            ("thread", _) => self.content.thread(cursor),
+            ("moderation", _) => {
+                self.content.models_within(cursor)?;
+                self.names_models("moderation");
+                Ok(())
+            }
+            _ if known::is_member(key) => cursor.skip(),
+            _ => self.content.unknown(cursor, key),
         }
     }
 
@@ -161,6 +184,13 @@ impl<'a> Draft<'a> {
             Metered::Speed => self.tier(cursor, name, &USUAL_SPEEDS),
             Metered::Fallbacks | Metered::Models => {
                 self.content.stand_ins(cursor)?;
+                if self.content.vendors_choice {
+                    let message = format!(
+                        "`{name}` must name its models, as in [{{\"model\": \"…\"}}]: which ones \"default\" stands for, \
+                         and so whether you may use them, the gateway cannot know"
+                    );
+                    self.fault.get_or_insert(Refusal::new(Code::RequestInvalid, message).at(name));
+                }
                 self.names_models(name);
                 Ok(())
             }
@@ -170,10 +200,11 @@ impl<'a> Draft<'a> {
     /// What stands for a model in `name` must be its name, as it is where the request names its own; and there may not be
     /// too many.
     fn names_models(&mut self, name: &'static str) {
-        if self.content.misnamed {
+        if self.content.found.misnamed {
             self.wrong(name, format!("models in `{name}` must be named: {}", ModelName::GRAMMAR));
         }
-        if self.content.crowded {
+        let all = self.content.stand_ins.len() + self.content.found.models.len();
+        if self.content.found.crowded || all > MAX_MODELS {
             let message = format!("a request may name {MAX_MODELS} models beside its own: name fewer in `{name}`");
             self.wrong(name, message);
         }
@@ -281,8 +312,12 @@ impl<'a> Draft<'a> {
             self.wrong("stream_options", "`include_usage` stands in `stream_options` twice".into());
         }
         let start = cursor.place();
-        let asked = self.truth(cursor, "stream_options")?;
-        self.options.include_usage = Some((start..cursor.end(), asked));
+        let kind = cursor.kind()?;
+        if !matches!(kind, Kind::True | Kind::False | Kind::Null) {
+            self.wrong("stream_options", "`include_usage` in `stream_options` must be a boolean".into());
+        }
+        cursor.skip()?;
+        self.options.include_usage = Some((start..cursor.end(), kind == Kind::True));
         Ok(())
     }
 
@@ -292,7 +327,10 @@ impl<'a> Draft<'a> {
     }
 
     /// What was read of a body of so many bytes, of which so many are there for its escapes alone.
-    fn finish(self, route: Route, (length, spare): (usize, usize), open_brace: usize) -> Result<Ask, Refusal> {
+    fn finish(mut self, route: Route, (length, spare): (usize, usize), open_brace: usize) -> Result<Ask, Refusal> {
+        if self.content.found.crowded {
+            self.names_models("models");
+        }
         if let Some(fault) = self.fault {
             return Err(fault);
         }
@@ -302,7 +340,8 @@ impl<'a> Draft<'a> {
         Ok(Ask {
             route,
             model: named(self.model.as_deref())?,
-            others: self.content.models,
+            stand_ins: self.content.stand_ins.len(),
+            others: [self.content.stand_ins, self.content.found.models].concat(),
             stream: self.stream,
             output_maximum: self.output_maximum,
             own_maximum: self.own_maximum && !self.content.overridden,
@@ -318,6 +357,7 @@ impl<'a> Draft<'a> {
             nontext_parts: self.content.found.nontext_parts,
             unbounded: self.content.found.unbounded,
             dearer: self.dearer,
+            unknown: self.content.found.unknown,
             usage_chunk: self.options.wish(route, self.stream),
             maximum_spans: self.maximum_spans,
             open_brace,

@@ -9,6 +9,7 @@ mod tools;
 pub(super) use tools::MAX_MODELS;
 
 use super::json::{Cursor, Fault, Kind};
+use super::known;
 use super::text::Measure;
 use crate::names::ModelName;
 
@@ -36,12 +37,10 @@ pub(super) struct Content {
     pub(super) items: u32,
     /// What is not text.
     pub(super) found: Found,
-    /// Models that are named beside the request's own.
-    pub(super) models: Vec<ModelName>,
-    /// Something stands for a model there that is no name of one.
-    pub(super) misnamed: bool,
-    /// More of them are named than [`MAX_MODELS`].
-    pub(super) crowded: bool,
+    /// Models that may answer in the place of the request's own.
+    pub(super) stand_ins: Vec<ModelName>,
+    /// Which those are is left to the vendor.
+    pub(super) vendors_choice: bool,
     /// One of them may be told something else, such as an output maximum.
     pub(super) overridden: bool,
     /// Bytes of the body that hold the data of images, sounds and films.
@@ -55,12 +54,20 @@ pub(super) struct Content {
 }
 
 /// What was found beside text.
-#[derive(Debug, Default, Clone, Copy)]
+#[derive(Debug, Default)]
 pub(super) struct Found {
     /// Images, sounds, films, files.
     pub(super) nontext_parts: u32,
     /// Something refers to input that is not in the body, or can be read in two ways.
     pub(super) unbounded: bool,
+    /// The first member or kind of content of which nobody here knows what it may cost.
+    pub(super) unknown: Option<Box<str>>,
+    /// Models that tools ask.
+    pub(super) models: Vec<ModelName>,
+    /// Something stands for a model that is no name of one.
+    pub(super) misnamed: bool,
+    /// More models are named than [`MAX_MODELS`].
+    pub(super) crowded: bool,
 }
 
 /// What an object tells the object around it.
@@ -82,6 +89,8 @@ struct Seen {
 #[derive(Debug, Default)]
 struct Object {
     part: Part,
+    /// It is an item, or a part of one's content: its `type` says what it costs.
+    direct: bool,
     /// How often `type` stands in it.
     types: u8,
     /// How often `source` stands in it.
@@ -106,7 +115,7 @@ struct Object {
     /// Of what stands in it.
     inside: Seen,
     /// Of its `input`.
-    input: Found,
+    input: Option<Box<Found>>,
 }
 
 /// What a `type` says a part is.
@@ -138,12 +147,12 @@ impl Content {
                 if cursor.kind()? != Kind::Number {
                     count = count.saturating_add(1);
                 }
-                let seen = self.walk(cursor)?;
+                let seen = self.walk(cursor, true)?;
                 self.found.unbounded |= stored && seen.bare_id;
                 Ok(())
             })?;
         } else {
-            let seen = self.walk(cursor)?;
+            let seen = self.walk(cursor, true)?;
             self.found.unbounded |= stored && seen.bare_id;
         }
         let count = count.max(1);
@@ -167,12 +176,12 @@ impl Content {
         Ok(())
     }
 
-    fn walk(&mut self, cursor: &mut Cursor<'_>) -> Result<Seen, Fault> {
+    fn walk(&mut self, cursor: &mut Cursor<'_>, direct: bool) -> Result<Seen, Fault> {
         let mut seen = Seen::default();
         match cursor.kind()? {
-            Kind::Object => return self.object(cursor),
+            Kind::Object => return self.object(cursor, direct),
             Kind::Array => cursor.array(|cursor| {
-                let inside = self.walk(cursor)?;
+                let inside = self.walk(cursor, direct)?;
                 seen.by_url |= inside.by_url;
                 seen.bare_id |= inside.bare_id;
                 Ok(())
@@ -185,9 +194,10 @@ impl Content {
 
     /// Reads what may be text in the form of parts; tells what was found, and keeps none of it.
     fn aside(&mut self, cursor: &mut Cursor<'_>) -> Result<Found, Fault> {
-        let (before, media_bytes, file_bytes) = (std::mem::take(&mut self.found), self.media_bytes, self.file_bytes);
-        self.walk(cursor)?;
-        (self.media_bytes, self.file_bytes) = (media_bytes, file_bytes);
+        let (before, items) = (std::mem::take(&mut self.found), self.items);
+        let (media_bytes, file_bytes) = (self.media_bytes, self.file_bytes);
+        self.walk(cursor, false)?;
+        (self.items, self.media_bytes, self.file_bytes) = (items, media_bytes, file_bytes);
         Ok(std::mem::replace(&mut self.found, before))
     }
 
@@ -205,17 +215,25 @@ impl Content {
         Ok(())
     }
 
-    fn object(&mut self, cursor: &mut Cursor<'_>) -> Result<Seen, Fault> {
-        let mut object = Object::default();
+    fn object(&mut self, cursor: &mut Cursor<'_>, direct: bool) -> Result<Seen, Fault> {
+        let mut object = Object { direct, ..Object::default() };
         cursor.object(|cursor, key| self.member(cursor, &key.decoded(), &mut object))?;
-        Ok(self.judge(&object))
+        Ok(self.judge(&mut object))
+    }
+
+    /// Learns what an object is.
+    fn kind(&mut self, object: &mut Object, name: &str) {
+        object.part = Part::named(name);
+        if object.direct && object.part == Part::Other && !known::is_kind(name) {
+            self.found.is_unknown(name);
+        }
     }
 
     fn member(&mut self, cursor: &mut Cursor<'_>, name: &str, object: &mut Object) -> Result<(), Fault> {
         let kind = cursor.kind()?;
         object.note(name, kind);
         match (name, kind) {
-            ("type", Kind::String) => object.part = Part::named(&cursor.string()?.decoded()),
+            ("type", Kind::String) => self.kind(object, &cursor.string()?.decoded()),
             // `audio`: an assistant's earlier answer in sound, which the vendor has kept.
             ("file_id" | "file_ids" | "file_url" | "vector_store_ids", _) | ("audio", Kind::Object) => {
                 self.reference(cursor)?;
@@ -223,14 +241,16 @@ impl Content {
             ("data", Kind::String) => object.data = length(cursor)?,
             ("url", Kind::String) => object.url = length(cursor)?,
             ("file_data", Kind::String) => object.file_data = length(cursor)?,
-            ("input", Kind::Object | Kind::Array) => object.input.add(self.aside(cursor)?),
+            ("input", Kind::Object | Kind::Array) => object.input.get_or_insert_default().add(self.aside(cursor)?),
             ("arguments" | "input_schema" | "parameters", Kind::Object | Kind::Array) => {
                 self.aside(cursor)?;
             }
             (_, Kind::String) if TOLD.contains(&name) => self.told(cursor)?,
             (_, Kind::String) if HOLDERS.contains(&name) => object.hold(name, length(cursor)?),
+            // Some vendors take tools within the conversation, too.
+            (_, Kind::Object | Kind::Array) if known::is_tools(name) => self.tools(cursor)?,
             (_, Kind::Object | Kind::Array) => {
-                let inside = self.walk(cursor)?;
+                let inside = self.walk(cursor, matches!(name, "content" | "output" | "tool_changes"))?;
                 object.inside.by_url |= inside.by_url;
                 object.inside.textual |= inside.textual && name == "source";
                 if name == "file" {
@@ -244,16 +264,17 @@ impl Content {
     }
 
     /// Counts an object once all of it is known, and tells what the one around it needs to know.
-    fn judge(&mut self, object: &Object) -> Seen {
+    fn judge(&mut self, object: &mut Object) -> Seen {
         let clear = object.types < 2;
         self.found.unbounded |= !clear;
-        if object.part != Part::Call || !clear {
-            self.found.add(object.input);
+        let input = object.input.take().filter(|_| object.part != Part::Call || !clear);
+        if let Some(input) = input {
+            self.found.add(*input);
         }
         let nothing = Seen::default();
         match object.part {
             Part::Media(holder) => {
-                self.found.add(Found { nontext_parts: 1, unbounded: false });
+                self.found.add(Found { nontext_parts: 1, ..Found::default() });
                 let bytes = if clear { object.held_in(holder) } else { 0 };
                 self.media_bytes = self.media_bytes.saturating_add(bytes);
                 return nothing;
@@ -262,7 +283,7 @@ impl Content {
                 let unbounded = object.inside.by_url || object.has_url;
                 let bytes = if clear { object.file_data.saturating_add(object.held_in(Some("source"))) } else { 0 };
                 self.file_bytes = self.file_bytes.saturating_add(bytes);
-                self.found.add(Found { nontext_parts: 1, unbounded });
+                self.found.add(Found { nontext_parts: 1, unbounded, ..Found::default() });
                 return nothing;
             }
             Part::Reference => self.found.unbounded = true,
@@ -282,6 +303,17 @@ impl Found {
     fn add(&mut self, other: Found) {
         self.nontext_parts = self.nontext_parts.saturating_add(other.nontext_parts);
         self.unbounded |= other.unbounded;
+        self.misnamed |= other.misnamed;
+        self.crowded |= other.crowded;
+        other.models.into_iter().for_each(|named| self.asks(named));
+        self.unknown = self.unknown.take().or(other.unknown);
+    }
+
+    /// Notes that nobody here knows what something called `name` may cost. Of the name stays what can be told on.
+    pub(super) fn is_unknown(&mut self, name: &str) {
+        const LONGEST: usize = 64;
+        let plain = |c: &char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
+        self.unknown.get_or_insert_with(|| name.chars().filter(plain).take(LONGEST).collect());
     }
 }
 
@@ -338,7 +370,7 @@ impl Part {
     /// Goes by the words of the name, so that what vendors invent next is found too.
     fn named(name: &str) -> Part {
         match name {
-            "item_reference" | "container_upload" => return Part::Reference,
+            "item_reference" | "container_upload" | "compaction_trigger" => return Part::Reference,
             "tool_use" | "server_tool_use" | "mcp_tool_use" => return Part::Call,
             "reasoning" => return Part::Thoughts,
             "base64" => return Part::Inline,

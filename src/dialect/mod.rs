@@ -9,6 +9,7 @@ mod content;
 mod envelope;
 mod event;
 mod json;
+mod known;
 mod limit_headers;
 mod metered;
 mod splice;

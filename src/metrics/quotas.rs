@@ -23,6 +23,8 @@ pub struct QuotaSample {
     pub window: &'static str,
     /// Whether it is the organization's own, unscoped limit.
     pub plain: bool,
+    /// How much of what can stand against it is used or reserved.
+    pub ratio: f64,
     /// How much is allowed.
     pub limit: f64,
     /// How much is used.
@@ -36,10 +38,6 @@ pub struct QuotaSample {
 }
 
 impl QuotaSample {
-    fn ratio(&self) -> f64 {
-        if self.limit > 0.0 { (self.used + self.reserved) / self.limit } else { 1.0 }
-    }
-
     fn is_plain(&self, unit: &str) -> bool {
         self.plain && self.unit == unit
     }
@@ -61,7 +59,12 @@ pub(super) struct Quotas {
 type Declared = (&'static str, &'static str, &'static str, fn(&QuotaSample) -> Option<(&str, f64)>);
 
 const DECLARED: [Declared; 8] = [
-    ("quota_used_ratio", "Share of a limit in use, reservations included.", "quota", |s| Some((&s.quota, s.ratio()))),
+    (
+        "quota_used_ratio",
+        "Share of what a limit can hold (its burst) that is in use, reservations included.",
+        "quota",
+        |s| Some((&s.quota, s.ratio)),
+    ),
     ("quota_reset_timestamp_seconds", "When a limit is whole again.", "quota", |s| Some((&s.quota, s.resets_at))),
     (
         "quota_overspend_bound",

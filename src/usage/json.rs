@@ -11,6 +11,9 @@ use super::token::{Scratch, string_end};
 use super::words::{Says, Word, is_label};
 use crate::dialect::Escape;
 
+/// What some servers call the object that is an error.
+const ERROR: &[u8] = b"error";
+
 /// What is being read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Place {
@@ -29,6 +32,8 @@ enum Place {
 enum Role {
     Name,
     Type,
+    /// The `object` of a document.
+    Object,
     /// The `type` of an object within.
     Kind,
     Text,
@@ -149,7 +154,7 @@ impl Reader {
         self.place = Place::Between;
         self.escape = Escape::default();
         self.at = Nesting::OUTSIDE;
-        self.report.drop_iterations();
+        self.report.end_document();
         std::mem::take(&mut self.document)
     }
 
@@ -191,8 +196,8 @@ impl Reader {
                 b'{' => self.at.open(true, &mut self.document),
                 b'[' => self.at.open(false, &mut self.document),
                 b'}' | b']' => {
-                    if self.at.in_iterations() {
-                        self.leave_iteration();
+                    if self.at.in_usage() {
+                        self.leave_usage();
                     }
                     self.at.close(&mut self.document);
                 }
@@ -251,18 +256,25 @@ impl Reader {
         self.place = Place::Between;
         match self.at.name {
             Word::Count(field) if self.at.in_iterations() => self.report.note_iteration(field, self.scratch.whole()),
+            Word::Count(field) if self.at.in_tools() => self.report.note_tool(field, self.scratch.whole()),
             Word::Count(field) => self.report.note(field, self.scratch.whole()),
             _ => {}
         }
     }
 
-    /// Comes out of one of a usage object's iterations, or out of all of them.
-    #[cold]
-    fn leave_iteration(&mut self) {
+    /// Comes out of a usage object, one of its iterations, all of them, or something else in it; or out of what tools
+    /// used, or one of them.
+    fn leave_usage(&mut self) {
         if self.at.in_iteration() {
             self.report.end_iteration();
         } else if self.at.ends_iterations() {
             self.report.end_iterations();
+        } else if self.at.ends_usage() {
+            self.report.end_object();
+        } else if self.at.in_tool() {
+            self.report.end_tool();
+        } else if self.at.ends_tools() {
+            self.report.end_tools();
         }
     }
 
@@ -288,6 +300,7 @@ impl Reader {
         match (self.at.depth, self.at.name) {
             (1, Word::Type) => return Role::Type,
             (_, Word::Type) if self.at.in_iteration() => return Role::Type,
+            (1, Word::Object) => return Role::Object,
             (1, Word::Error) => self.document.error = true,
             _ if self.at.at_kind() => return Role::Kind,
             _ if self.at.at_choices() => self.document.choices = Choices::Filled,
@@ -302,7 +315,7 @@ impl Reader {
     fn pass_string(&mut self, inside: &[u8]) {
         match self.role {
             Role::Text => self.texts.pass(self.at.telling(), inside),
-            Role::Name | Role::Type | Role::Kind => self.scratch.push(inside),
+            Role::Name | Role::Type | Role::Object | Role::Kind => self.scratch.push(inside),
             Role::Data(data) => self.count(data, inside),
             Role::Nothing => {}
         }
@@ -316,8 +329,9 @@ impl Reader {
             Role::Text => self.texts.pass(self.at.telling(), inside),
             Role::Name if self.scratch.is_empty() => self.named(inside),
             Role::Type if self.scratch.is_empty() => self.typed(inside),
+            Role::Object if self.scratch.is_empty() => self.document.error |= inside == ERROR,
             Role::Kind if self.scratch.is_empty() => self.at.is_kind(inside),
-            Role::Name | Role::Type | Role::Kind => self.end_scratch(inside),
+            Role::Name | Role::Type | Role::Object | Role::Kind => self.end_scratch(inside),
         }
     }
 
@@ -335,6 +349,7 @@ impl Reader {
         let scratch = self.scratch;
         match self.role {
             Role::Type => self.typed(scratch.whole()),
+            Role::Object => self.document.error |= scratch.whole() == ERROR,
             Role::Kind => self.at.is_kind(scratch.whole()),
             _ => self.named(scratch.whole()),
         }

@@ -1,12 +1,14 @@
 //! Splits an event stream into lines and events (WHATWG HTML §9.2), a few bytes at a time.
 //!
-//! Only what `data:` lines hold is handed on; nothing is buffered. All three line endings are understood, also when a
+//! Only what `data:` lines hold is handed on, and whether an event is called an error; nothing else is buffered. All three line endings are understood, also when a
 //! piece ends between a carriage return and its line feed.
 
 use super::json::Reader;
 use super::nesting::Document;
+use super::token::Scratch;
 
 const DATA: &[u8] = b"data:";
+const NAME: &[u8] = b"event:";
 
 /// U+FEFF in UTF-8, which may stand at the very beginning of a stream and is no part of it.
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
@@ -18,6 +20,8 @@ enum Line {
     Begins(usize),
     /// After `data:`.
     Data,
+    /// In what may be the event's name.
+    Name,
     /// In a comment that is not part of an event.
     Comment,
     /// In any other field, or in a comment within an event.
@@ -48,6 +52,10 @@ pub(super) struct Lines {
     has_fields: bool,
     /// The current event has a `data:` line.
     has_data: bool,
+    /// The line that may be the event's name, while it is short.
+    name: Scratch,
+    /// The current event is called an error, whatever its data say.
+    is_error: bool,
     /// Bytes of the current event so far.
     length: usize,
     /// Bytes of the event that ended last.
@@ -63,6 +71,8 @@ impl Lines {
             after_return: false,
             has_fields: false,
             has_data: false,
+            name: Scratch::EMPTY,
+            is_error: false,
             length: 0,
             last_length: 0,
         }
@@ -76,6 +86,11 @@ impl Lines {
     /// Bytes of the event that ended last, up to the first byte of its last line ending.
     pub(super) fn last_length(&self) -> usize {
         self.last_length
+    }
+
+    /// Whether the current event has data and is called an error.
+    pub(super) fn in_error(&self) -> bool {
+        self.is_error && self.has_data
     }
 
     /// Takes the line feed that belongs to the end of the last event, if `next` is it.
@@ -105,6 +120,8 @@ impl Lines {
                 reader.begin(inside);
             } else if self.line == Line::Data {
                 reader.feed(inside);
+            } else if self.line == Line::Name {
+                self.name.push(inside);
             }
             let [end_of_line, after @ ..] = after else { break };
             self.after_return = *end_of_line == b'\r';
@@ -156,6 +173,10 @@ impl Lines {
         match rest {
             [b'\r' | b'\n', ..] if known == 0 => {}
             [b':', ..] if known == 0 && !self.has_fields => self.line = Line::Comment,
+            [b'e', ..] if known == 0 => {
+                self.name.clear();
+                self.line = Line::Name;
+            }
             _ => self.line = Line::Other,
         }
         rest
@@ -166,10 +187,17 @@ impl Lines {
         match line {
             Line::Begins(_) => {
                 self.has_fields = false;
-                Some(Stop::Event(std::mem::take(&mut self.has_data).then(|| reader.end_document())))
+                let is_error = std::mem::take(&mut self.is_error);
+                let document = std::mem::take(&mut self.has_data).then(|| reader.end_document());
+                Some(Stop::Event(document.map(|read| Document { error: read.error || is_error, ..read })))
             }
             Line::Comment => Some(Stop::Comment),
-            Line::Data | Line::Other => {
+            Line::Data | Line::Name | Line::Other => {
+                // Of several names the last counts.
+                match self.name.whole().strip_prefix(NAME) {
+                    Some(name) if line == Line::Name => self.is_error = matches!(name, b"error" | b" error"),
+                    _ => {}
+                }
                 self.has_fields = true;
                 None
             }

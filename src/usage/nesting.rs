@@ -70,6 +70,8 @@ pub(super) struct Nesting {
     usage: u32,
     /// Depth of the usage object's array of iterations that is open; 0 for none.
     iterations: u32,
+    /// Depth of the object of the tools' usage that is open; 0 for none.
+    tools: u32,
     /// Depth of what is open and the model did not write; 0 for none.
     aside: u32,
     /// Depth of the tool input that is open; 0 for none.
@@ -88,6 +90,7 @@ impl Nesting {
         held: false,
         usage: 0,
         iterations: 0,
+        tools: 0,
         aside: 0,
         input: 0,
     };
@@ -119,7 +122,7 @@ impl Nesting {
 
     /// Whether names mean something here.
     pub(super) fn knows_names(&self) -> bool {
-        self.depth == 1 || self.usage != 0 || self.in_place() || (self.depth == 2 && self.top == Word::Holder)
+        self.depth == 1 || self.in_usage() || self.in_place() || (self.depth == 2 && self.top == Word::Holder)
     }
 
     /// Whether this is where the text of an answer stands.
@@ -193,13 +196,39 @@ impl Nesting {
     pub(super) fn at_count(&self) -> bool {
         match self.name {
             Word::Count(_) if self.iterations != 0 => self.in_iteration(),
-            Word::Count(field) if self.usage != 0 => match self.depth - self.usage {
-                0 => true,
-                1 => field.is_a_share(),
+            Word::Count(field) if self.in_usage() => match self.depth - self.tools.max(self.usage) {
+                0 => self.usage != 0,
+                1 => self.tools != 0 || field.is_a_share(),
+                2 => self.tools != 0 && field.is_a_share(),
                 _ => false,
             },
             _ => false,
         }
+    }
+
+    /// Whether a usage object is open, the answer's or the tools'.
+    pub(super) fn in_usage(&self) -> bool {
+        self.usage != 0 || self.tools != 0
+    }
+
+    /// Whether the tools' usage is open.
+    pub(super) fn in_tools(&self) -> bool {
+        self.tools != 0
+    }
+
+    /// Whether this is directly in one tool's usage.
+    pub(super) fn in_tool(&self) -> bool {
+        self.tools != 0 && self.depth == self.tools + 1
+    }
+
+    /// Whether the bracket that closes next is that of the tools' usage.
+    pub(super) fn ends_tools(&self) -> bool {
+        self.depth == self.tools
+    }
+
+    /// Whether the bracket that closes next is the usage object's.
+    pub(super) fn ends_usage(&self) -> bool {
+        self.depth == self.usage
     }
 
     /// Whether an array of iterations is open.
@@ -260,6 +289,8 @@ impl Nesting {
                 self.usage = inside;
                 document.held_usage = true;
             }
+            (Word::ToolUsage, 1) if object => self.tools = inside,
+            (Word::ToolUsage, 2) if object && self.top == Word::Holder => self.tools = inside,
             (Word::Error, 1) => document.error = true,
             (Word::Iterations, depth) if !object && self.usage != 0 && depth == self.usage => self.iterations = inside,
             (Word::Input, _) if object && self.input == 0 && self.aside == 0 && self.in_place() => self.input = inside,
@@ -282,6 +313,9 @@ impl Nesting {
         }
         if depth == self.iterations {
             self.iterations = 0;
+        }
+        if depth == self.tools {
+            self.tools = 0;
         }
         if depth == self.input {
             self.input = 0;

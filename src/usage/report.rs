@@ -1,10 +1,12 @@
 //! The numbers of usage objects, gathered over a whole answer.
 //!
-//! Vendors report usage once, or repeat it cumulatively: the largest number of each kind wins and nothing is ever
-//! summed, so an object that comes twice or goes back changes nothing. What is summed are the iterations within one
-//! object, each of which is a run of a model by itself.
+//! Vendors report usage once, or repeat it cumulatively: the largest wins and nothing is ever summed, so an object that
+//! comes twice or goes back changes nothing. Input is told in parts (of which a cache had some), and a later object may
+//! divide it differently: so the parts are always those of one object, the one that tells of most. What is summed are the
+//! iterations within one object, each of which is a run of a model by itself, and what the vendor's own tools used beside
+//! the answer's model, where that is told apart.
 
-use super::runs::Runs;
+use super::runs::{Run, Runs};
 use crate::ask::Dialect;
 use crate::tokens::Usage;
 
@@ -33,17 +35,54 @@ impl Field {
     }
 }
 
-/// The largest numbers seen so far.
+/// What one usage object tells of the input.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+struct Input {
+    prompt: u64,
+    cached: u64,
+    cache_write: u64,
+    /// One bit for each of them that it tells.
+    told: u8,
+}
+
+impl Input {
+    fn note(&mut self, bit: u8, slot: fn(&mut Input) -> &mut u64, number: u64) {
+        self.told |= bit;
+        let slot = slot(self);
+        *slot = number.max(*slot);
+    }
+
+    /// Of this one and a later one, the one that tells of more; of two alike, the later, unless it leaves parts out.
+    fn or_later(self, later: Input, size: fn(&Input) -> u64) -> Input {
+        let weight = |input: &Input| (size(input), input.told.count_ones());
+        if weight(&later) >= weight(&self) { later } else { self }
+    }
+
+    /// All of it, where the parts exclude each other.
+    fn sum(&self) -> u64 {
+        self.prompt.saturating_add(self.cached).saturating_add(self.cache_write)
+    }
+
+    /// All of it, where the first part includes the others.
+    fn whole(&self) -> u64 {
+        self.prompt
+    }
+}
+
+/// What was seen so far.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct Report {
     any: bool,
-    prompt: u64,
+    /// Of the object that is being read.
+    reading: Input,
+    /// Of the largest before it, as one vendor divides it and as the other does.
+    exclusive: Input,
+    inclusive: Input,
     completion: u64,
     total: u64,
-    cached: u64,
-    cache_write: u64,
     reasoning: u64,
     runs: Runs,
+    tools: Runs,
 }
 
 impl Report {
@@ -52,14 +91,28 @@ impl Report {
         let Some(number) = amount(written) else { return };
         self.any = true;
         let slot = match field {
-            Field::Prompt => &mut self.prompt,
+            Field::Prompt => return self.reading.note(1, |input| &mut input.prompt, number),
+            Field::Cached => return self.reading.note(2, |input| &mut input.cached, number),
+            Field::CacheWrite => return self.reading.note(4, |input| &mut input.cache_write, number),
             Field::Completion => &mut self.completion,
             Field::Total => &mut self.total,
-            Field::Cached => &mut self.cached,
-            Field::CacheWrite => &mut self.cache_write,
             Field::Reasoning => &mut self.reasoning,
         };
         *slot = number.max(*slot);
+    }
+
+    /// Ends a usage object.
+    pub(super) fn end_object(&mut self) {
+        (self.exclusive, self.inclusive) = (self.exclusive(), self.inclusive());
+        self.reading = Input::default();
+    }
+
+    fn exclusive(&self) -> Input {
+        self.exclusive.or_later(self.reading, Input::sum)
+    }
+
+    fn inclusive(&self) -> Input {
+        self.inclusive.or_later(self.reading, Input::whole)
     }
 
     /// Notes a number of the iteration that is being read.
@@ -74,6 +127,23 @@ impl Report {
         self.runs.note_kind(kind);
     }
 
+    /// Notes a number of the tool whose usage is being read.
+    pub(super) fn note_tool(&mut self, field: Field, written: &[u8]) {
+        if let Some(number) = amount(written) {
+            self.tools.note(field, number);
+        }
+    }
+
+    /// Ends one tool's usage.
+    pub(super) fn end_tool(&mut self) {
+        self.tools.end_one();
+    }
+
+    /// Ends the tools' usage.
+    pub(super) fn end_tools(&mut self) {
+        self.any |= self.tools.end_all();
+    }
+
     /// Ends an iteration.
     pub(super) fn end_iteration(&mut self) {
         self.runs.end_one();
@@ -84,48 +154,57 @@ impl Report {
         self.any |= self.runs.end_all();
     }
 
-    /// Forgets iterations that did not end.
-    pub(super) fn drop_iterations(&mut self) {
+    /// Ends a document, whether what it holds has ended or not: iterations that did not are forgotten.
+    pub(super) fn end_document(&mut self) {
+        self.end_object();
         self.runs.forget();
+        self.tools.forget();
     }
 
     /// Whether a sum is all that was reported: nobody said how much of it was input.
     pub(super) fn is_undivided(&self) -> bool {
-        self.total > 0 && *self == Report { any: self.any, total: self.total, ..Report::default() }
+        let parts = [self.inclusive().whole(), self.exclusive().sum(), self.completion, self.reasoning];
+        self.total > 0 && parts == [0; 4] && [self.runs, self.tools] == [Runs::default(); 2]
     }
 
     /// What was used, if anything was reported.
     pub(super) fn usage(&self, dialect: Dialect) -> Option<Usage> {
         self.any.then(|| match dialect {
-            Dialect::OpenAi => self.inclusive(),
-            Dialect::Anthropic => self.exclusive(),
+            Dialect::OpenAi => self.of_openai(),
+            Dialect::Anthropic => self.of_anthropic(),
         })
     }
 
     /// Anthropic's input is what no cache had to do with. The numbers of the object itself leave out what its iterations
     /// tell of other runs than the answer's own, and are contained in their sum.
-    fn exclusive(&self) -> Usage {
-        let all = self.runs.all();
+    fn of_anthropic(&self) -> Usage {
+        let (own, all) = (self.exclusive(), self.runs.all());
         let output = self.completion.max(all.completion);
+        let own = Run { prompt: own.prompt, cached: own.cached, cache_write: own.cache_write, completion: output };
+        let input = if all.input() > own.input() { all } else { own };
         Usage {
-            input: self.prompt.max(all.prompt),
-            cached_input: self.cached.max(all.cached),
-            cache_write: self.cache_write.max(all.cache_write),
+            input: input.prompt,
+            cached_input: input.cached,
+            cache_write: input.cache_write,
             output,
             reasoning: self.reasoning.min(output),
         }
     }
 
-    /// OpenAI's input includes what was cached. Some compatible servers count reasoning in the total alone.
-    fn inclusive(&self) -> Usage {
-        let cached_input = self.cached.min(self.prompt);
-        let cache_write = self.cache_write.min(self.prompt - cached_input);
-        let output = self.completion.max(self.total.saturating_sub(self.prompt));
+    /// OpenAI's input includes what was cached, and its usage leaves out what its tools used. Some compatible servers count
+    /// reasoning in the total alone.
+    fn of_openai(&self) -> Usage {
+        let Input { prompt, cached, cache_write, .. } = self.inclusive();
+        let cached_input = cached.min(prompt);
+        let cache_write = cache_write.min(prompt - cached_input);
+        let output = self.completion.max(self.total.saturating_sub(prompt));
+        let tools = self.tools.all();
+        let tools_cached = tools.cached.min(tools.prompt);
         Usage {
-            input: self.prompt - cached_input - cache_write,
-            cached_input,
+            input: (prompt - cached_input - cache_write).saturating_add(tools.prompt - tools_cached),
+            cached_input: cached_input.saturating_add(tools_cached),
             cache_write,
-            output,
+            output: output.saturating_add(tools.completion),
             reasoning: self.reasoning.min(output),
         }
     }

@@ -22,17 +22,22 @@ pub(super) struct Run {
 }
 
 impl Run {
-    fn with(self, other: Run, joined: fn(u64, u64) -> u64) -> Run {
+    fn with(self, other: Run) -> Run {
         Run {
-            prompt: joined(self.prompt, other.prompt),
-            cached: joined(self.cached, other.cached),
-            cache_write: joined(self.cache_write, other.cache_write),
-            completion: joined(self.completion, other.completion),
+            prompt: self.prompt.saturating_add(other.prompt),
+            cached: self.cached.saturating_add(other.cached),
+            cache_write: self.cache_write.saturating_add(other.cache_write),
+            completion: self.completion.saturating_add(other.completion),
         }
+    }
+
+    /// All of its input.
+    pub(super) fn input(&self) -> u64 {
+        self.prompt.saturating_add(self.cached).saturating_add(self.cache_write)
     }
 }
 
-/// The iterations that are being read, and the largest sums of those that were.
+/// The iterations that are being read, and the largest sum of those that were.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct Runs {
     one: Run,
@@ -64,14 +69,17 @@ impl Runs {
     pub(super) fn end_one(&mut self) {
         let one = std::mem::take(&mut self.one);
         let of_its_like = if one.completion == 0 { &mut self.silent } else { &mut self.spoke };
-        *of_its_like = of_its_like.with(one, u64::saturating_add);
+        *of_its_like = of_its_like.with(one);
     }
 
-    /// Ends the iterations of one object; tells whether they told anything. Objects repeat them: the largest sums stay.
+    /// Ends the iterations of one object; tells whether they told anything. Objects repeat them: the largest stays, its
+    /// input as it is divided there.
     pub(super) fn end_all(&mut self) -> bool {
         let silent = if self.fell_back { Run::default() } else { self.silent };
-        let sum = self.spoke.with(silent, u64::saturating_add);
-        *self = Runs { all: self.all.with(sum, u64::max), ..Runs::default() };
+        let sum = self.spoke.with(silent);
+        let input = if sum.input() < self.all.input() { self.all } else { sum };
+        let all = Run { completion: sum.completion.max(self.all.completion), ..input };
+        *self = Runs { all, ..Runs::default() };
         sum != Run::default()
     }
 
@@ -80,7 +88,7 @@ impl Runs {
         *self = Runs { all: self.all, ..Runs::default() };
     }
 
-    /// The largest sums.
+    /// The largest sum.
     pub(super) fn all(&self) -> Run {
         self.all
     }

@@ -223,7 +223,9 @@ impl Scanner {
     }
 
     fn verdict(&self) -> Verdict {
-        self.verdict.or(Verdict::of(self.reader.document(), self.form))
+        let document = self.reader.document();
+        let error = document.error || self.lines.in_error();
+        self.verdict.or(Verdict::of(Document { error, ..document }, self.form))
     }
 
     /// What is known so far.

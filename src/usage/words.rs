@@ -9,12 +9,16 @@ use super::report::Field;
 pub(super) enum Word {
     /// `usage`
     Usage,
+    /// `tool_usage`: what the vendor's own tools used beside the answer's model, each in an object of its own.
+    ToolUsage,
     /// `choices`
     Choices,
     /// `type`
     Type,
     /// `error`
     Error,
+    /// `object`: some servers have it say that a document is an error.
+    Object,
     /// `response` or `message`, which hold a usage object of their own.
     Holder,
     /// `delta` or `content`: at the top a place where an answer's text stands, deeper down a text.
@@ -56,9 +60,11 @@ impl Word {
     pub(super) fn of(name: &[u8]) -> Word {
         match name {
             b"usage" => Word::Usage,
+            b"tool_usage" => Word::ToolUsage,
             b"choices" => Word::Choices,
             b"type" => Word::Type,
             b"error" => Word::Error,
+            b"object" => Word::Object,
             b"response" | b"message" => Word::Holder,
             b"delta" | b"content" => Word::Content,
             b"output" => Word::Place,
@@ -102,6 +108,7 @@ impl Word {
             self,
             Word::Label
                 | Word::Type
+                | Word::Object
                 | Word::Error
                 | Word::Usage
                 | Word::Sealed
@@ -161,7 +168,7 @@ pub(super) enum Says {
     /// Nothing of note.
     #[default]
     Nothing,
-    /// The answer is under way: nothing of it is told yet.
+    /// The answer is under way: nothing of it is told.
     UnderWay,
     /// An item of the answer begins, of which all will be told when it ends.
     Begins,
@@ -179,7 +186,9 @@ impl Says {
         match name {
             b"message_stop" | b"response.completed" | b"response.incomplete" | b"response.cancelled" => Says::Finished,
             b"response.failed" => Says::Failed,
-            b"response.created" | b"response.queued" | b"response.in_progress" => Says::UnderWay,
+            b"response.created" | b"response.queued" | b"response.in_progress" | b"ping" | b"keepalive" => {
+                Says::UnderWay
+            }
             b"response.output_item.added" => Says::Begins,
             b"error" => Says::Error,
             _ => Says::Nothing,

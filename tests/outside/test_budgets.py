@@ -84,10 +84,23 @@ def test_hard_holds_an_answer_to_its_models_cap(hard, route):
     assert [one["output_tokens"] for one in hard.sent(model)] == [50, 20, 50]
 
 
-def test_hard_refuses_what_it_cannot_bound(hard):
+@pytest.mark.parametrize(("route", "members"), [
+    ("responses", {"previous_response_id": "resp_1"}), ("messages", {"thread": {"type": "continue"}}),
+    ("responses", {"input": [{"type": "additional_tools", "tools": [{"type": "web_search"}]}]}),
+    ("chat", {"enable_search": True}),
+])  # fmt: skip
+def test_hard_refuses_what_it_cannot_bound(hard, route, members):
     org = hard.join("tokens_per_day = 2_000")
-    answer = hard.ask(org, "responses", previous_response_id="resp_1")
+    answer = hard.ask(org, route, **members)
     assert (answer.status, answer.headers["portcullis-reason"]) == (400, "quota_request_too_large")
+
+
+@pytest.mark.parametrize(("limit", "burst", "ratio"), [(60, 10, 0.4), (10, 80, 0.05)])
+def test_a_limit_with_a_burst_is_as_full_as_its_burst_is(bounded, limit, burst, ratio):
+    org = bounded.join(f"requests_per_hour = {{ limit = {limit}, burst = {burst} }}")
+    assert {bounded.ask(org, maximum=5).status for _ in range(4)} == {200}
+    shown = bounded.stage.metric("portcullis_quota_used_ratio", org=org)
+    assert 0.7 * ratio <= shown <= ratio
 
 
 @pytest.mark.parametrize("script", ["tokens-100000.tps-2000", "tokens-100000"], ids=["paced", "as-fast-as-possible"])

@@ -392,6 +392,24 @@ def test_whatever_names_a_model_names_one_that_is_granted(stage, enforce):
         assert refused(reply) == served if served else reply.status == 200, member
 
 
+@pytest.mark.parametrize("enforce", ["hard", "bounded", "post"])
+def test_who_may_answer_in_a_models_place_is_held_to_its_limits(stage, enforce):
+    models = '[model.dear]\nmatch = ["claude-dear*"]\n[model.cheap]\nmatch = ["claude-cheap*", "gpt-cheap*"]\n'
+    one = stage(quota=f'enforce = "{enforce}"\n', orgs={"acme": ACME}, more=models)
+    for model, other in (("claude-cheap", "claude-dear"), ("claude-cheap", "claude-x"), ("claude-x", "claude-dear")):
+        reply = one.ask("/v1/messages", chat(model) | {"fallbacks": [{"model": "claude-cheap-2"}, {"model": other}]})
+        assert refused(reply) == (400, "request_invalid")
+        named = (model, other) if model == "claude-cheap" else (model, "claude-cheap-2")
+        assert all(name in reply.json["error"]["message"] for name in named), reply.json
+    assert refused(one.ask("/v1/chat/completions", chat("gpt-cheap") | {"models": ["gpt-x"]})) == (400, "request_invalid")
+    # One of the same group may; and so may whoever only works for the answer.
+    tool = {"tools": [{"type": "advisor_20260301", "name": "advisor", "model": "claude-dear"}]}
+    for members in ({"fallbacks": [{"model": "claude-cheap-2"}]}, tool):
+        reply = one.ask("/v1/messages", chat("claude-cheap") | members)
+        served = refused(reply) == (400, "quota_request_too_large") if enforce == "hard" else reply.status == 200
+        assert served, reply.body
+
+
 # Purposes and cases.
 
 PURPOSES = [

@@ -159,6 +159,11 @@ fn a_metered_member_stands_once_and_in_its_spelling() {
     }
     // Elsewhere in the body the same words mean nothing.
     asked(Route::Chat, &chat("\"metadata\":{\"model\":1,\"model\":2,\"Stream\":0},\"names\":[],\"N1\":2"));
+    let by_default = read(Route::Messages, chat(r#""fallbacks":"default""#).as_bytes()).unwrap_err();
+    assert_eq!((by_default.code, by_default.param), (Code::RequestInvalid, Some("fallbacks")));
+    assert!(by_default.message.contains("cannot know"), "{}", by_default.message);
+    let usage = read(Route::Chat, chat(r#""stream_options":{"include_usage":"yes"}"#).as_bytes()).unwrap_err();
+    assert!(usage.message.starts_with("`include_usage`"), "{}", usage.message);
     let background = read(Route::Responses, chat("\"background\":true").as_bytes()).unwrap_err();
     assert_eq!(background.code, Code::RequestInvalid);
 }
@@ -210,7 +215,7 @@ fn models_beside_the_requests_own_are_found_wherever_they_are_named() {
         (r#""fallbacks":[{"model":"a","max_tokens":9},{"Model":"b"}]"#, &["a", "b"][..]),
         (r#""fallbacks":["a","b"],"models":["c"]"#, &["a", "b", "c"]),
         (r#""fallbacks":[{"model":"a","m\u006fdel":"b"}]"#, &["a", "b"]),
-        (r#""fallbacks":"default""#, &["default"]),
+        (r#""fallbacks":"a""#, &["a"]),
         (r#""fallbacks":{"model":"a"}"#, &["a"]),
         (r#""fallbacks":null,"models":[]"#, &[]),
         (r#""tools":[{"type":"advisor_20260301","name":"advisor","model":"a"}]"#, &["a"]),
@@ -316,6 +321,12 @@ fn input_that_its_length_does_not_bound_is_found() {
         (Route::Responses, chat(r#""previous_response_id":"resp_1""#), 0, true),
         (Route::Responses, chat(r#""previous_response_id":null,"conversation":null,"prompt":null"#), 0, false),
         (Route::Responses, chat(r#""conversation":{"id":"c"}"#), 0, true),
+        (Route::Responses, input(r#"{"type":"compaction_trigger"}"#), 0, true),
+        (Route::Messages, chat(r#""thread":{"type":"continue","previous_message_id":"msg_1"}"#), 0, true),
+        (Route::Messages, chat(r#""thread":{"type":"create"}"#), 0, false),
+        (Route::Messages, chat(r#""thread":null,"compaction":null"#), 0, false),
+        (Route::Messages, chat(r#""thread":"msg_1""#), 0, true),
+        (Route::Messages, chat(r#""compaction":{"type":"summarize"}"#), 0, true),
         (Route::Responses, chat(r#""prompt":{"id":"pmpt_1"}"#), 0, true),
         (Route::Responses, chat(r#""tools":[{"type":"web_search"}]"#), 0, true),
         (Route::Responses, chat(r#""tools":[{"type":"mcp","server_url":"https://x"}]"#), 0, true),
@@ -419,6 +430,96 @@ fn input_that_its_length_does_not_bound_is_found() {
     ] {
         let ask = asked(route, &body);
         assert_eq!((ask.nontext_parts, ask.unbounded), (nontext, unbounded), "{body}");
+    }
+}
+
+#[test]
+fn tools_within_the_conversation_are_judged_as_those_beside_it() {
+    let places = [
+        (
+            Route::Responses,
+            r#""input":[{"type":"additional_tools","role":"developer","tools":[TOOL]},{"role":"user"}]"#,
+        ),
+        (Route::Responses, r#""input":[{"type":"tool_search_output","call_id":"c","Tool\u017f":[TOOL]}]"#),
+        (Route::Responses, r#""input":[{"type":"additional_tools","tools":[{"type":"namespace","tools":[TOOL]}]}]"#),
+        (Route::Messages, r#""system":[{"type":"text","text":"a","tools":[TOOL]}],"messages":[]"#),
+        (
+            Route::Messages,
+            r#""messages":[{"role":"user","content":[{"type":"compaction","tool_changes":[{"type":"tool_addition",
+                "tool":{"type":"tool_definition","definition":TOOL}}]}]}]"#,
+        ),
+        (Route::Messages, r#""messages":[{"role":"x","content":{"type":"tool_addition","tool_definition":TOOL}}]"#),
+        (Route::Chat, r#""messages":[{"role":"developer","tools":TOOL}]"#),
+    ];
+    for (tool, others) in [
+        (r#"{"type":"web_search"}"#, &[][..]),
+        (r#"{"type":"mcp","server_url":"https://x"}"#, &[]),
+        (r#"{"type":"advisor_20260301","name":"advisor","model":"a"}"#, &["a"]),
+        (r#"{"type":"image_generation","svg":{"reasoning":{},"model":"a"},"model":"b"}"#, &["a", "b"]),
+        (r#"{"type":"function","name":"f","parameters":{"properties":{"x":{"model":"a"}}}}"#, &[]),
+        (r#"{"name":"f","input_schema":{"tools":[{"model":"a","type":"mcp"}]}}"#, &[]),
+        (r#"{"type":"shell","environment":{"type":"local"}}"#, &[]),
+        (r#"{"type":"mcp_toolset_reference","server_name":"x"}"#, &[]),
+    ] {
+        let models = |ask: &Ask| ask.others.iter().map(|model| model.as_str().to_owned()).collect::<Vec<_>>();
+        let beside = asked(Route::Responses, &chat(&format!(r#""tools":[{tool}]"#)));
+        assert_eq!(models(&beside), others, "{tool}");
+        for (route, place) in places {
+            let within = asked(route, &chat(&place.replace("TOOL", tool)));
+            assert_eq!((within.unbounded, models(&within)), (beside.unbounded, models(&beside)), "{place} {tool}");
+            assert_eq!((within.unknown, within.stand_ins), (None, 0), "{place} {tool}");
+        }
+    }
+    let misnamed = chat(r#""input":[{"type":"additional_tools","tools":[{"model":"a b"}]}]"#);
+    assert_eq!(read(Route::Responses, misnamed.as_bytes()).unwrap_err().param, Some("input"));
+    // What a tool is called with, or gave back, is text, whatever it looks like.
+    for part in [
+        r#"{"type":"tool_use","name":"f","input":{"tools":[{"type":"mcp","model":"a"}],"content":[{"type":"x"}]}}"#,
+        r#"{"type":"function_call","arguments":{"tool":{"type":"mcp","model":"a b"}}}"#,
+        r#"{"type":"tool_result","content":"{\"tools\":[{\"type\":\"mcp\",\"model\":\"a\"}]}"}"#,
+        r#"{"type":"mcp_list_tools","id":"l","tools":[{"name":"f","input_schema":{"model":"a"},"annotations":{"x":1}}]}"#,
+        r#"{"type":"fallback","from":{"model":"a"},"to":{"model":"b"}}"#,
+        r#"{"tool_calls":[{"type":"function","function":{"name":"f","arguments":"{}"}}]}"#,
+    ] {
+        let ask = asked(Route::Messages, &chat(&format!(r#""messages":[{{"role":"user","content":[{part}]}}]"#)));
+        assert_eq!((ask.unbounded, ask.unknown, ask.others), (false, None, Vec::new()), "{part}");
+    }
+}
+
+#[test]
+fn what_nobody_here_knows_is_told_apart() {
+    for (route, members, unknown, others) in [
+        (Route::Messages, r#""thred":{"type":"continue"}"#, Some("thred"), &[][..]),
+        (Route::Chat, r#""plugins":[{"id":"web","model":"a"}],"more":1"#, Some("plugins"), &["a"]),
+        (Route::Chat, r#""enable_search":true"#, Some("enable_search"), &[]),
+        (Route::Chat, r#""enable_search":false,"thred":null"#, None, &[]),
+        (Route::Chat, r#""a\u0022<b> c":{"model":["x y"]}"#, Some("abc"), &[]),
+        (Route::Responses, r#""input":[{"type":"web_recall","query":"x"}]"#, Some("web_recall"), &[]),
+        (Route::Responses, r#""input":[{"type":"web_search_call","action":{"type":"find_in_page"}}]"#, None, &[]),
+        (
+            Route::Messages,
+            r#""messages":[{"content":[{"type":"tool_result","content":[{"type":"x"}]}]}]"#,
+            Some("x"),
+            &[],
+        ),
+        (
+            Route::Messages,
+            r#""messages":[{"content":[{"type":"text","text":"a","citations":[{"type":"page_location"}],
+                "cache_control":{"type":"ephemeral"}}]}]"#,
+            None,
+            &[],
+        ),
+        (
+            Route::Responses,
+            r#""moderation":{"model":"a"},"temperature":1,"client_metadata":{"model":"b"}"#,
+            None,
+            &["a"],
+        ),
+    ] {
+        let ask = asked(route, &chat(members));
+        assert_eq!(ask.unknown.as_deref(), unknown, "{members}");
+        assert_eq!(ask.others.iter().map(ModelName::as_str).collect::<Vec<_>>(), others, "{members}");
+        assert!(!ask.unbounded, "elsewhere than in `hard`, it changes nothing: {members}");
     }
 }
 

@@ -293,6 +293,43 @@ fn usage_that_lies_repeats_decreases_or_overflows_is_taken_at_its_largest() {
 }
 
 #[test]
+fn the_parts_of_the_input_are_those_of_one_object() {
+    let told = |[input, cached, written]: [Option<u64>; 3]| {
+        let names = ["input_tokens", "cache_read_input_tokens", "cache_creation_input_tokens"];
+        let parts =
+            names.iter().zip([input, cached, written]).filter_map(|(name, n)| Some(format!(r#""{name}":{}"#, n?)));
+        parts.chain([r#""output_tokens":9"#.to_owned()]).collect::<Vec<_>>().join(",")
+    };
+    // What stands in the start, and in the end; what is charged.
+    for (start, end, [input, cached, written]) in [
+        ([Some(50), None, None], [Some(20), Some(30), Some(0)], [20, 30, 0]),
+        ([Some(10), None, Some(40)], [Some(10), Some(40), Some(0)], [10, 40, 0]),
+        ([Some(20), Some(30), Some(0)], [Some(50), None, None], [20, 30, 0]),
+        ([Some(10), Some(40), None], [Some(10), None, None], [10, 40, 0]),
+        ([Some(10), Some(40), None], [None, None, None], [10, 40, 0]),
+        ([Some(10), Some(40), Some(5)], [Some(70), Some(80), Some(0)], [70, 80, 0]),
+        ([Some(10), Some(40), Some(5)], [Some(0), Some(0), Some(0)], [10, 40, 5]),
+    ] {
+        let stream = format!(
+            "data: {{\"message\":{{\"usage\":{{{}}}}}}}\n\ndata: {{\"usage\":{{{}}}}}\n\n",
+            told(start),
+            told(end)
+        );
+        for pieces in [1, 100_000] {
+            assert_eq!(run_usage(Form::Events, &stream, pieces), usage(input, cached, written, 9, 0), "{stream}");
+        }
+    }
+    let chunk = |cached: &str| format!("data: {{\"usage\":{{\"prompt_tokens\":50{cached}}}}}\n\n");
+    let details = |n: u64| format!(r#","prompt_tokens_details":{{"cached_tokens":{n}}}"#);
+    for (first, last, cached) in
+        [(details(0), details(30), 30), (details(30), String::new(), 30), (details(30), details(8), 8)]
+    {
+        let observed = events(Route::Chat, &[chunk(&first), chunk(&last)].concat());
+        assert_eq!(observed.usage, usage(50 - cached, cached, 0, 0, 0), "{first} {last}");
+    }
+}
+
+#[test]
 fn of_a_sum_alone_nobody_knows_the_parts_unless_there_is_but_one() {
     for (route, reported, wanted, undivided) in [
         (Route::Embeddings, r#"{"total_tokens":20}"#, usage(20, 0, 0, 0, 0), false),
@@ -342,6 +379,18 @@ fn ends_and_errors_are_noticed() {
             true,
         ),
         (Route::Messages, "data: {\"delta\":{\"type\":\"message_stop\"}}\n\n", false, false),
+        (Route::Chat, "event: error\ndata: {\"message\":\"x\"}\n\n", false, true),
+        (Route::Chat, "data: {\"message\":\"x\"}\nevent:error", false, false),
+        (Route::Chat, "data: {\"message\":\"x\"}\nevent:error\n", false, true),
+        (
+            Route::Chat,
+            "event: error\nevent: x\ndata: {}\n\nevent: error\n\ndata: {}\n\nevent:  error\ndata: {}\n\n",
+            false,
+            false,
+        ),
+        (Route::Chat, "data: {\"object\":\"error\",\"message\":\"x\"}\n\n", false, true),
+        (Route::Chat, "data: {\"object\":\"err\\u006fr\"}\n\n", false, true),
+        (Route::Chat, "data: {\"object\":\"chat.completion.chunk\",\"x\":{\"object\":\"error\"}}\n\n", false, false),
     ] {
         assert_eq!(ends(route, body), (finished, error), "{body}");
     }
@@ -521,6 +570,13 @@ fn what_nobody_knows_is_strange_and_what_is_empty_is_not() {
         (Form::Events, "data: {\"error\":{}}\n\n", false),
         (
             Form::Events,
+            "data: {\"type\":\"ping\"}\n\ndata: {\"type\":\"keepalive\"}\n\ndata: {\"error\":{}}\n\n",
+            false,
+        ),
+        (Form::Events, "event: error\ndata: {\"message\":\"hello\"}\n\n", false),
+        (Form::Whole, r#"{"object":"error","message":"hello"}"#, false),
+        (
+            Form::Events,
             "data: {\"type\":\"response.created\",\"response\":{\"id\":\"r\"}}\n\ndata: {\"type\":\"response.failed\"}\n\n",
             false,
         ),
@@ -652,6 +708,40 @@ fn what_other_runs_than_the_answers_own_used_is_counted_once() {
     let stream = format!("data: {{\"usage\":{{\"iterations\":[{}\n\n", compaction.replace('\n', ""));
     let next = "data: {\"usage\":{\"output_tokens\":6,\"iterations\":[{\"output_tokens\":6}]}}\n\n";
     assert_eq!(run_usage(Form::Events, &[&*stream, next].concat(), 3), usage(0, 0, 0, 6, 0));
+}
+
+#[test]
+fn what_the_vendors_tools_used_is_counted_beside_the_answer() {
+    let tools = r#""tool_usage":{"image_gen":{"input_tokens":120,"input_tokens_details":{"text_tokens":120,"cached_tokens":20},
+        "output_tokens":6208,"output_tokens_details":{"image_tokens":6208},"total_tokens":6328},
+        "other":{"input_tokens":5,"output_tokens":0,"x":{"input_tokens":7}},"web_search":{"num_requests":2}}"#;
+    let own = r#""usage":{"input_tokens":400,"input_tokens_details":{"cached_tokens":100},"output_tokens":50,
+        "output_tokens_details":{"reasoning_tokens":60},"total_tokens":450}"#;
+    let response = |members: &str| format!(r#"{{"object":"response","output":[],{members}}}"#).replace('\n', "");
+    let stream = |members: &str| {
+        let event =
+            |kind: &str, members| format!("data: {{\"type\":\"{kind}\",\"response\":{}}}\n\n", response(members));
+        [event("response.in_progress", tools), event("response.completed", members)].concat()
+    };
+    let with_tools = usage(300 + 100 + 5, 100 + 20, 0, 50 + 6208, 50);
+    for (members, wanted) in [
+        (format!("{own},{tools}"), with_tools),
+        (format!("{tools},{own}"), with_tools),
+        (tools.to_owned(), usage(105, 20, 0, 6208, 0)),
+    ] {
+        for pieces in [1, 7, 100_000] {
+            let read = |form, body: &str| run(Route::Responses, form, false, body.as_bytes(), &[pieces]).observed;
+            assert_eq!(read(Form::Whole, &response(&members)).usage, wanted, "{members}");
+            assert_eq!(read(Form::Events, &stream(&members)).usage, wanted, "{members}");
+        }
+    }
+    let read = |members: &str| whole(Route::Responses, Form::Whole, false, response(members).as_bytes()).observed.usage;
+    assert_eq!(
+        read(&format!(r#"{own},"tool_usage":{{"image_gen":{{"output_tokens":0}}}}"#)),
+        usage(300, 100, 0, 50, 50)
+    );
+    assert_eq!(read(&format!(r#"{own},"tool_usage":null,"x":{{{tools}}}"#)), usage(300, 100, 0, 50, 50));
+    assert_eq!(read(r#""tool_usage":{"image_gen":{"input_tokens":0,"output_tokens":0}}"#), None);
 }
 
 /// What an answer to `messages` used, fed in pieces.

@@ -78,8 +78,10 @@ impl At {
 #[derive(Default)]
 struct Reference {
     counts: BTreeMap<&'static str, u64>,
-    /// The largest sums over iterations.
-    sums: BTreeMap<&'static str, u64>,
+    /// What the object tells of input that tells of most: all of it, how many parts, and they.
+    input: (u64, usize, [u64; 2]),
+    /// The largest sums over iterations: output, all input, and its parts.
+    sums: (u64, u64, [u64; 2]),
     /// By where it stands.
     texts: BTreeMap<&'static str, u64>,
     sealed_bytes: u64,
@@ -92,10 +94,11 @@ impl Reference {
     /// Reads an event; tells whether it is the extra usage chunk.
     fn read(&mut self, document: &Value) -> bool {
         let Some(root) = document.as_object() else { return false };
-        self.count(root.get("usage"));
-        for holder in ["response", "message"] {
+        // As they stand in the text.
+        for holder in ["message", "response"] {
             self.count(root.get(holder).filter(|held| held.is_object()).and_then(|held| held.get("usage")));
         }
+        self.count(root.get("usage"));
         for place in PLACES {
             if let Some(value) = root.get(place) {
                 let telling = if matches!(place, "item" | "part") { place } else { "passing" };
@@ -137,10 +140,19 @@ impl Reference {
         self.iterations(usage.get("iterations"));
         let is_share = |name: &str| name.contains("cache") || name.contains("reasoning");
         let deeper = usage.values().filter_map(Value::as_object).flatten().filter(|(name, _)| is_share(name));
+        let mut input = [None, None];
         for (name, number) in usage.iter().chain(deeper).filter_map(|(name, value)| Some((name, value.as_u64()?))) {
-            let Some(slot) = Self::slot(name) else { continue };
-            let slot = self.counts.entry(slot).or_default();
+            let Some(name) = Self::slot(name) else { continue };
+            let slot = self.counts.entry(name).or_default();
             *slot = number.max(*slot);
+            if let Some(at) = ["prompt", "cached"].iter().position(|part| *part == name) {
+                input[at] = input[at].max(Some(number));
+            }
+        }
+        let parts = input.map(Option::unwrap_or_default);
+        let input = (parts.iter().sum(), input.iter().flatten().count(), parts);
+        if (input.0, input.1) >= (self.input.0, self.input.1) {
+            self.input = input;
         }
     }
 
@@ -163,11 +175,13 @@ impl Reference {
             let numbers = run.iter().filter(|(name, _)| Self::slot(name) == Some(slot));
             numbers.filter_map(|(_, number)| number.as_u64()).max().unwrap_or(0)
         };
-        for slot in ["prompt", "cached", "completion"] {
+        let [prompt, cached, output] = ["prompt", "cached", "completion"].map(|slot| {
             let counted = runs.iter().filter(|run| !fell_back || of(run, "completion") > 0);
-            let sum: u64 = counted.map(|run| of(run, slot)).sum();
-            let largest = self.sums.entry(slot).or_default();
-            *largest = sum.max(*largest);
+            counted.map(|run| of(run, slot)).sum::<u64>()
+        });
+        self.sums.0 = self.sums.0.max(output);
+        if prompt + cached >= self.sums.1 {
+            (self.sums.1, self.sums.2) = (prompt + cached, [prompt, cached]);
         }
     }
 
@@ -230,16 +244,11 @@ impl Reference {
     }
 
     fn usage(&self) -> Option<Usage> {
-        let sum = |slot| self.sums.get(slot).copied().unwrap_or(0);
-        let count = |slot| self.counts.get(slot).copied().unwrap_or(0).max(sum(slot));
-        let all = usage(
-            count("prompt"),
-            count("cached"),
-            0,
-            count("completion"),
-            count("reasoning").min(count("completion")),
-        );
-        all.filter(|_| !self.counts.is_empty() || self.sums.values().any(|sum| *sum > 0))
+        let count = |slot| self.counts.get(slot).copied().unwrap_or(0);
+        let output = count("completion").max(self.sums.0);
+        let [prompt, cached] = if self.sums.1 > self.input.0 { self.sums.2 } else { self.input.2 };
+        let all = usage(prompt, cached, 0, output, count("reasoning").min(output));
+        all.filter(|_| !self.counts.is_empty() || self.sums.0 > 0 || self.sums.1 > 0)
     }
 }
 

@@ -2,8 +2,9 @@
 //!
 //! What is in them is somebody else's business; a file is never half written, and none is removed here.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 /// Where one of them lies.
@@ -56,7 +57,7 @@ impl Kept {
         let directory = self.0.parent().unwrap_or(Path::new("."));
         std::fs::create_dir_all(directory)?;
         let fresh = self.0.with_extension("new");
-        let mut file = File::create(&fresh)?;
+        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o640).open(&fresh)?;
         file.write_all(bytes)?;
         file.sync_all()?;
         std::fs::rename(&fresh, &self.0)?;

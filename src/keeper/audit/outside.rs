@@ -6,6 +6,7 @@
 use std::fmt;
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
@@ -91,7 +92,7 @@ fn file(directory: &Path, date: &str, delivery: &Delivery) -> io::Result<()> {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(named(directory, &error)),
         _ => {}
     }
-    match OpenOptions::new().write(true).create_new(true).open(&path) {
+    match OpenOptions::new().write(true).create_new(true).mode(0o644).open(&path) {
         Ok(mut file) => {
             file.write_all(delivery.note.as_bytes())?;
             file.sync_all()

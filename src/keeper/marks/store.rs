@@ -6,7 +6,7 @@
 use std::fmt;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -216,6 +216,8 @@ impl Store {
 fn make(file: &Path) -> Result<(), Trouble> {
     let draft = file.with_extension("redb.new");
     let _ = fs::remove_file(&draft);
+    // The library would leave its mode to the umask.
+    OpenOptions::new().write(true).create_new(true).mode(0o640).open(&draft).map_err(Trouble::disk)?;
     let database = Database::create(&draft)?;
     let begun = || -> Result<(), redb::Error> {
         let mut writing = database.begin_write()?;
@@ -309,7 +311,8 @@ fn inode(file: &Path) -> Option<u64> {
 
 /// The lock that says which process keeps the state.
 fn lock(file: &Path) -> Result<File, Trouble> {
-    let lock = OpenOptions::new().create(true).truncate(false).write(true).open(file).map_err(Trouble::disk)?;
+    let lock = OpenOptions::new().create(true).truncate(false).write(true).mode(0o640).open(file);
+    let lock = lock.map_err(Trouble::disk)?;
     match lock.try_lock() {
         Ok(()) => Ok(lock),
         Err(TryLockError::WouldBlock) => Err(Trouble::InUse),

@@ -48,7 +48,10 @@ impl Source {
     fn line(&self, at: usize) -> (usize, usize) {
         let starts = self.starts();
         let line = starts.partition_point(|start| *start <= at);
-        (line, line.checked_sub(1).and_then(|index| starts.get(index)).copied().unwrap_or(0))
+        let start = line.checked_sub(1).and_then(|index| starts.get(index)).copied().unwrap_or(0);
+        // A byte order mark stands in no column.
+        let mark = if start == 0 && self.text.starts_with('\u{feff}') { '\u{feff}'.len_utf8() } else { 0 };
+        (line, (start + mark).min(at))
     }
 
     /// Where the line (from 1) ends, its line feed not included.
@@ -296,6 +299,15 @@ mod tests {
         assert!(!text.contains("more in"), "{text}");
         let long = wrong(2, &format!("{}!", "a".repeat(LONGEST_SHOWN))).render(false);
         assert!(long.contains("--> junk.toml:2:8193") && long.len() < 1000, "{long}");
+    }
+
+    #[test]
+    fn a_byte_order_mark_stands_in_no_column() {
+        for (line, column) in [("\u{feff}!", 1), ("\u{feff}a = !", 5), ("a = !", 5)] {
+            let one = wrong(1, line);
+            assert_eq!(one.told().mistakes[0]["column"], column, "{line:?}");
+            assert!(one.render(false).contains(&format!("--> junk.toml:1:{column}\n")), "{}", one.render(false));
+        }
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! It holds no policy and reads no byte. The accept loop never ends on an error: it waits a moment and goes on.
 
 use std::io;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -32,6 +33,11 @@ pub async fn open(listener: TcpListener, gateway: &Arc<Gateway>, crews: &[Crew])
         };
         match accepted {
             Ok((tcp, address)) => {
+                // Who comes by IPv4 to a listener of both is told, and written down, by the address that it knows itself by.
+                let address = match address.ip().to_canonical() {
+                    ip @ IpAddr::V4(_) => (ip, address.port()).into(),
+                    IpAddr::V6(_) => address,
+                };
                 let (snapshot, origin) = (gateway.current(), Origin::from(address.ip()));
                 let (listen, metrics) = (&snapshot.policy.listen, &gateway.recorder.metrics);
                 if !turnstile.lets(origin, listen.handshakes_per_address) {

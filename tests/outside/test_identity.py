@@ -164,6 +164,17 @@ def test_networks_bind_an_identity(stage, networks, expected):
     assert who(one, "acme") == expected
 
 
+def test_who_comes_by_ipv4_to_a_listener_of_both_is_written_down_as_told(stage):
+    one = stage(start=False, orgs={"acme": organization(after='networks = ["192.0.2.0/24"]')})
+    text = (one.folder / "portcullis.toml").read_text()
+    (one.folder / "portcullis.toml").write_text(text.replace("127.0.0.1:0", "[::]:0", 1))
+    one.start()
+    answer = one.ask(body=chat())
+    assert answer.status == 403 and "127.0.0.1" in answer.json["error"]["message"]
+    refused = eventually(lambda: [line for line in one.audit() if "peer" in line], what="the refusal on record")
+    assert all(line["peer"].startswith("127.0.0.1:") for line in refused)
+
+
 @pytest.mark.parametrize("pinned, named, expected", [
     ("192.0.2.0/24", "127.0.0.0/8", "network_not_permitted"), ("192.0.2.0/24", None, "network_not_permitted"),
     ("::ffff:127.0.0.0/104", "192.0.2.0/24", "acme"), (None, "192.0.2.0/24", "acme"),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use hyper::StatusCode;
 use serde::de::{Deserialize, Deserializer, Error, MapAccess, Visitor};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::keeping::keep;
 use super::{Answer, Desk, json, text, told};
@@ -52,9 +52,7 @@ fn drain(desk: &Desk, by: &str) -> Answer {
 }
 
 fn filter(desk: &Desk, by: &str, body: &Bytes) -> Answer {
-    let asked: Option<String> = serde_json::from_slice::<Value>(body)
-        .ok()
-        .and_then(|value| value.get("filter").and_then(Value::as_str).map(str::to_owned));
+    let asked = serde_json::from_slice(body).ok().and_then(|Members(mut members)| members.remove("filter"));
     let Some(filter) = asked else { return told(StatusCode::BAD_REQUEST, "send {\"filter\": \"…\"}\n") };
     match desk.reloader.filter(&filter, by) {
         Ok(()) => json(StatusCode::OK, &json!({"text": format!("log filter: {filter}\n")})),

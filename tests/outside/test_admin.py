@@ -336,7 +336,7 @@ def test_the_log_can_be_made_to_say_more_and_less(stage):
     size = one.gateway.log_file.stat().st_size
     assert one.ask(body=chat()).status == 200
     assert one.gateway.log_file.stat().st_size == size
-    for wrong in (b"", b"{}", b'{"filter": 5}', b'{"filter": "portcullis=loud"}', b'{"filter": "[[["}'):
+    for wrong in (b"", b"{}", b'{"filter": 5}', b'{"filter": "portcullis=loud"}', b'{"filter": "[[["}', b'{"filter": "info", "filter": "off"}'):
         answer = fetch(one.admin + "/-/log", data=wrong, method="POST")
         assert answer.status == 400 and len(answer.body) > 3, wrong
 

@@ -111,7 +111,9 @@ impl Authority {
             }
         };
         let against = Against { issuers: &issuers, believed, overdue: rules.overdue_closes, now };
-        let crls = match crl.map(|bytes| crl::load(bytes, against)).transpose() {
+        // A list of a certificate that is unfit itself would be called a stranger's.
+        let crl_of_the_fit = crl.filter(|_| issuers.len() == intermediates.len() + 1);
+        let crls = match crl_of_the_fit.map(|bytes| crl::load(bytes, against)).transpose() {
             Ok(crls) => crls.unwrap_or_default(),
             Err(mut wrong) => {
                 flaws.append(&mut wrong);

@@ -93,7 +93,7 @@ impl Believed {
         }
         let (number, known) = (digits(&list.number), digits(&known.number));
         Some(format!(
-            "the CRL of {issuer} was rolled back: its number {number} is lower than {known}, which was believed before \
+            "the CRL of {issuer} was rolled back: its number 0x{number} is lower than 0x{known}, which was believed before \
              (if its authority counts anew, take that number out of crl-numbers.json in the state directory and restart)"
         ))
     }

@@ -30,6 +30,15 @@ fn partner(made: &DevAuthority) -> CertificateDer<'static> {
 }
 
 #[test]
+fn the_list_of_an_authority_that_has_ended_is_called_no_strangers() {
+    let made = made();
+    let (crl, after) = (made.crl(&[], 7, NOW, DAY * 60).unwrap(), NOW.plus(DAY * 31));
+    let (name, pem, believed) = ("partners".parse().unwrap(), made.certificate().as_bytes(), Believed::default());
+    let flaws = Authority::load(name, pem, Some(crl.as_bytes()), RULES, &believed, after).unwrap_err();
+    assert!(flaws.len() == 1 && flaws[0].subject == Subject::Authority, "{flaws:?}");
+}
+
+#[test]
 fn only_fresh_lists_of_this_authority_are_taken() {
     let (made, other) = (made(), made());
     let fresh = made.crl(&[], 7, NOW, DAY).unwrap();
@@ -71,7 +80,7 @@ fn what_was_believed_of_a_key_outlives_the_name_and_the_process_and_binds_nobody
             NOW,
         )
     };
-    assert!(renamed(&made, 0xffff).unwrap_err()[0].message.contains("rolled back"));
+    assert!(renamed(&made, 0xffff).unwrap_err()[0].message.contains("its number 0xffff is lower than 0x010000"));
     let newer = renamed(&made, 0x1_0001).unwrap();
     assert!(renamed(&made, 0x1_0000).is_ok() && renamed(&other, 1).is_ok());
     assert_eq!(believed.clone().with(renamed(&made, 0x1_0000).unwrap().crls()), believed, "numbers only rise");

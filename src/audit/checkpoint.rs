@@ -257,6 +257,12 @@ impl VerifyingKey {
         file.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::parse).collect()
     }
 
+    /// Whether it is the same key, under whichever name.
+    #[must_use]
+    pub fn is_same_pair(&self, other: &VerifyingKey) -> bool {
+        self.public == other.public
+    }
+
     fn id(&self) -> [u8; 4] {
         let mut named = self.name.as_bytes().to_vec();
         named.extend_from_slice(&[b'\n', ED25519_TYPE]);

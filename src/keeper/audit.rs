@@ -20,6 +20,7 @@ mod sealer;
 mod segment;
 mod start;
 mod throttle;
+mod vouched;
 mod writer;
 
 #[cfg(test)]
@@ -190,8 +191,10 @@ impl AuditLog {
         let carriers = Arc::new(Carriers::new(Arc::clone(&inbox)));
         let (notary, waiting) = Notary::new(orders);
         let hands = Hands { seal, carriers: Arc::clone(&carriers) };
-        let desk = Desk::new(Arc::clone(&inbox), options.directory.clone(), Arc::clone(&signer), hands, waiting);
-        let writer = begin(disk, Arc::clone(&inbox), options.directory.clone(), tail, notary, about)?;
+        let mut desk = Desk::new(Arc::clone(&inbox), options.directory.clone(), Arc::clone(&signer), hands, waiting);
+        let mut writer = open_writer(disk, Arc::clone(&inbox), options.directory.clone(), &tail, notary)?;
+        // Signed before anybody writes more: a log without a note holds nothing but starts.
+        desk.begin(writer.begin(first_lines(&tail, about))?)?;
         let sealer = Sealer {
             directory: options.directory,
             signer: Arc::clone(&signer),
@@ -284,24 +287,24 @@ struct Repair {
     sha256: Sha256,
 }
 
-fn begin<D: Disk>(
+fn open_writer<D: Disk>(
     disk: D,
     inbox: Arc<Inbox>,
     directory: PathBuf,
-    tail: Tail,
+    tail: &Tail,
     notary: Notary,
-    about: &Fields,
 ) -> io::Result<Writer<D>> {
     let file = disk.open(&tail.number.open_path(&directory), tail.new)?;
     let file = DurableFile::new(file, tail.length, Arc::clone(&inbox.held));
     let since = tail.since.unwrap_or_else(|| inbox.clock().wall());
     let open = Open { file, number: tail.number, length: tail.length, since, torn: false };
+    Ok(Writer::new(inbox, directory, disk, tail.chain.clone(), boot()?, open, notary))
+}
+
+fn first_lines(tail: &Tail, about: &Fields) -> Vec<(Kind, Fields)> {
     let torn = |(bytes, sha256)| Repair { segment: tail.number.0, bytes, sha256 };
     let repaired = tail.torn.map(torn).map(|repair| (Kind::Repaired, Fields::of(&repair)));
-    let lines = repaired.into_iter().chain([(Kind::Start, about.clone())]).collect();
-    let mut writer = Writer::new(inbox, directory, disk, tail.chain, boot()?, open, notary);
-    writer.begin(lines)?;
-    Ok(writer)
+    repaired.into_iter().chain([(Kind::Start, about.clone())]).collect()
 }
 
 /// A random name for this run of the process.

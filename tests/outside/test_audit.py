@@ -278,6 +278,20 @@ def test_a_log_that_is_taken_away_is_missed(one):
     assert fetch(one.admin + "/readyz").status == 200
 
 
+def test_a_key_that_was_lost_is_not_replaced_without_a_word(one):
+    """Who verifies needs both from then on."""
+    key = one.folder / "audit" / "audit.pub"
+    before = key.read_text().strip()
+    assert one.gateway.end() == 0
+    (one.folder / "audit" / "audit.key").unlink()
+    one.start()
+    both = key.read_text().split()
+    assert len(both) == 2 and both[0] == before
+    (told,) = [line for line in one.gateway.log.splitlines() if "signed by another key" in line]
+    assert "WARN" in told and both[0] in told and both[1] in told
+    assert one.run("audit", "verify", "audit").returncode == 0
+
+
 def test_every_line_is_as_the_schema_says(one):
     everything(one)
     lines = one.audit()

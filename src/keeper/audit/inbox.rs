@@ -145,6 +145,8 @@ pub(super) struct Inbox {
     pub(super) tally: Tally,
     /// Bytes that were written and are not known to be on the disk.
     pub(super) held: Arc<AtomicU64>,
+    /// Records that the newest note vouches for.
+    pub(super) signed: AtomicU64,
     /// The last write failed, and the pause before the next attempt is not over.
     pub(super) failing: AtomicBool,
     /// A request waited in vain, and no write has ended since.
@@ -172,6 +174,7 @@ impl Inbox {
             rules: ArcSwap::from_pointee(rules),
             tally: Tally::default(),
             held: Arc::default(),
+            signed: AtomicU64::new(0),
             failing: AtomicBool::new(false),
             stuck: AtomicBool::new(false),
             unsynced: AtomicBool::new(false),

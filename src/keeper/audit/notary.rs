@@ -108,6 +108,12 @@ impl Desk {
         Desk { inbox, directory, signer, hands, waiting, unsigned, unsynced, sealable, notes: None }
     }
 
+    /// Signs the first note of a run, on the caller's thread.
+    pub(super) fn begin(&mut self, note: Note) -> io::Result<()> {
+        self.take(note);
+        self.work()
+    }
+
     /// Runs until the writer is gone.
     pub(super) fn run(mut self, orders: &Receiver<Order>) {
         while let Ok(order) = orders.recv() {
@@ -163,6 +169,7 @@ impl Desk {
         };
         let signed = self.signer.sign(&checkpoint);
         self.notes(note.segment)?.append(signed.as_bytes())?;
+        self.inbox.signed.store(checkpoint.size, Ordering::Release);
         self.inbox.tally.checkpoints.fetch_add(1, Ordering::Relaxed);
         self.hands.carriers.load(&Delivery { size: checkpoint.size, note: signed });
         Ok(())

@@ -11,6 +11,9 @@ use crate::clock::{Clock, Mono};
 const SYNC_AFTER: Duration = Duration::from_millis(250);
 /// New records are signed after this long; a rotation that failed is tried again.
 const SIGN_AFTER: Duration = Duration::from_secs(1);
+/// What was written is signed within this time, or nothing more is written: behind the newest note a crash leaves little,
+/// so that a start can tell it from what somebody else wrote there.
+pub(super) const SIGNED_WITHIN: Duration = Duration::from_secs(20);
 /// Dropped lines are told this often at most.
 const TELL_DROPPED_AFTER: Duration = Duration::from_secs(1);
 
@@ -23,16 +26,29 @@ pub(super) struct Pace {
     unsynced_since: Option<Mono>,
     signed: u64,
     signed_at: Mono,
+    /// So many records wait for a signature since.
+    unsigned: Option<(u64, Mono)>,
     dropped_at: Mono,
     rotation_failed_at: Option<Mono>,
 }
 
 impl Pace {
     pub(super) fn new() -> Pace {
-        let clock = Clock::system();
+        Pace::by(Clock::system())
+    }
+
+    fn by(clock: Clock) -> Pace {
         let now = clock.mono();
-        let (unsynced_since, rotation_failed_at) = (None, None);
-        Pace { clock, active: false, unsynced_since, signed: 0, signed_at: now, dropped_at: now, rotation_failed_at }
+        Pace {
+            clock,
+            active: false,
+            unsynced_since: None,
+            signed: 0,
+            signed_at: now,
+            unsigned: None,
+            dropped_at: now,
+            rotation_failed_at: None,
+        }
     }
 
     /// Lines were written; `synced`: and fsynced.
@@ -68,6 +84,15 @@ impl Pace {
         (size > self.signed || failed).then(|| SIGN_AFTER.saturating_sub(now.since(self.signed_at)))
     }
 
+    /// Whether some of `size` records wait too long for a signature, where the newest one is over `signed` of them.
+    pub(super) fn is_unsigned_for_long(&mut self, size: u64, signed: u64) -> bool {
+        let now = self.clock.mono();
+        if self.unsigned.is_none_or(|(size, _)| size <= signed) {
+            self.unsigned = (size > signed).then_some((size, now));
+        }
+        self.unsigned.is_some_and(|(_, since)| now.since(since) > SIGNED_WITHIN)
+    }
+
     /// Whether dropped lines may be told again, which counts as told.
     pub(super) fn may_tell_dropped(&mut self) -> bool {
         let now = self.clock.mono();
@@ -92,5 +117,28 @@ impl Pace {
     /// How the rotation went.
     pub(super) fn rotated(&mut self, done: bool) {
         self.rotation_failed_at = (!done).then(|| self.clock.mono());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::Wall;
+
+    #[test]
+    fn what_waits_too_long_for_its_signature_is_told_until_it_has_it() {
+        let clock = Clock::manual(Wall(0));
+        let mut pace = Pace::by(clock.clone());
+        assert!(!pace.is_unsigned_for_long(5, 0));
+        clock.advance(SIGNED_WITHIN);
+        assert!(!pace.is_unsigned_for_long(9, 4));
+        clock.advance(Duration::from_millis(1));
+        assert!(pace.is_unsigned_for_long(9, 4));
+        assert!(!pace.is_unsigned_for_long(9, 5), "newer ones wait from now on");
+        clock.advance(SIGNED_WITHIN * 2);
+        assert!(pace.is_unsigned_for_long(9, 8));
+        assert!(!pace.is_unsigned_for_long(9, 9));
+        clock.advance(SIGNED_WITHIN * 2);
+        assert!(!pace.is_unsigned_for_long(9, 9));
     }
 }

@@ -1,8 +1,8 @@
 //! Opening a log: lock, key, the last segment replayed, its torn tail cut off.
 //!
 //! Only what no checkpoint vouches for may be cut off, and only that is written again: what was read of it need not be
-//! on the disk, where an fsync failed before the process that wrote it ended. A log that holds less than it signed, or
-//! something else, is not continued: that is evidence, and a person has to look at it.
+//! on the disk, where an fsync failed before the process that wrote it ended. A log that is not what was signed is not
+//! continued: that is evidence, and a person has to look at it. What that means is in [`super::vouched`].
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Write};
@@ -10,11 +10,10 @@ use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::time::Duration;
 
-use super::read::{KEYS, LOCK, Lines, Log, SignedNote, invalid, named};
+use super::read::{KEYS, LOCK, Log, invalid, named};
 use super::segment::{Number, sync_directory};
-use crate::audit::checkpoint::notes as split_notes;
-use crate::audit::line::Head;
-use crate::audit::{Chain, Checkpoint, Signer, VerifyingKey};
+use super::vouched::{Notes, Replay};
+use crate::audit::{Chain, Signer, VerifyingKey};
 use crate::clock::Wall;
 use crate::peer::Sha256;
 
@@ -46,9 +45,11 @@ pub(super) struct Tail {
 pub(super) fn open(directory: &Path, origin: &str, key: Option<&[u8]>) -> io::Result<Opened> {
     DirBuilder::new().recursive(true).mode(0o750).create(directory).map_err(|error| named(directory, &error))?;
     let lock = lock(directory)?;
-    let (signer, known) = keys(directory, origin, key)?;
+    let keys = Keys::read(directory, origin, key)?;
     let log = Log::open(directory)?;
-    let tail = tail(directory, &log, &known)?;
+    let notes = Notes::read(&log, &keys)?;
+    let tail = tail(directory, &log, &notes)?;
+    let signer = keys.publish(directory)?;
     Ok(Opened { lock, signer, tail })
 }
 
@@ -67,34 +68,63 @@ fn lock(directory: &Path) -> io::Result<File> {
     Err(named(&path, &io::Error::new(io::ErrorKind::WouldBlock, what)))
 }
 
-/// The signing key, and every key the log was ever signed with.
-fn keys(directory: &Path, origin: &str, key: Option<&[u8]>) -> io::Result<(Signer, Vec<VerifyingKey>)> {
-    let path = directory.join(KEY);
-    let signer = match key {
-        Some(pem) => Signer::from_pem(origin, pem).map_err(|what| invalid(format!("audit signing key: {what}")))?,
-        None => match fs::read(&path) {
-            Ok(pem) => {
-                private(&path)?;
-                Signer::from_pem(origin, &pem).map_err(|what| named(&path, &invalid(what)))?
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => generate(&path, origin)?,
-            Err(error) => return Err(named(&path, &error)),
-        },
-    };
-    let path = directory.join(KEYS);
-    let text = fs::read_to_string(&path).or_else(|error| match error.kind() {
-        io::ErrorKind::NotFound => Ok(String::new()),
-        _ => Err(named(&path, &error)),
-    })?;
-    let mut known = VerifyingKey::read_all(&text).map_err(|what| named(&path, &invalid(what)))?;
-    let own = signer.verifying_key();
-    if !known.contains(&own) {
-        let mut file = OpenOptions::new().append(true).create(true).mode(0o644).open(&path)?;
-        file.write_all(format!("{own}\n").as_bytes())?;
-        file.sync_all()?;
-        known.push(own);
+/// The signing key, and the keys that lie beside the log.
+pub(super) struct Keys {
+    signer: Signer,
+    known: Vec<VerifyingKey>,
+    /// Whoever can write beside the log has not got it.
+    elsewhere: bool,
+}
+
+impl Keys {
+    fn read(directory: &Path, origin: &str, key: Option<&[u8]>) -> io::Result<Keys> {
+        let path = directory.join(KEY);
+        let signer = match key {
+            Some(pem) => Signer::from_pem(origin, pem).map_err(|what| invalid(format!("audit signing key: {what}")))?,
+            None => match fs::read(&path) {
+                Ok(pem) => {
+                    private(&path)?;
+                    Signer::from_pem(origin, &pem).map_err(|what| named(&path, &invalid(what)))?
+                }
+                Err(error) if error.kind() == io::ErrorKind::NotFound => generate(&path, origin)?,
+                Err(error) => return Err(named(&path, &error)),
+            },
+        };
+        let path = directory.join(KEYS);
+        let text = fs::read_to_string(&path).or_else(|error| match error.kind() {
+            io::ErrorKind::NotFound => Ok(String::new()),
+            _ => Err(named(&path, &error)),
+        })?;
+        let known = VerifyingKey::read_all(&text).map_err(|what| named(&path, &invalid(what)))?;
+        Ok(Keys { signer, known, elsewhere: key.is_some() })
     }
-    Ok((signer, known))
+
+    /// The key that signs from now on.
+    pub(super) fn own(&self) -> VerifyingKey {
+        self.signer.verifying_key()
+    }
+
+    /// Every key the log was ever signed with, as far as what lies beside it may be believed.
+    pub(super) fn known(&self) -> Vec<VerifyingKey> {
+        self.known.iter().cloned().chain([self.own()]).collect()
+    }
+
+    /// Whether the signing key is kept elsewhere.
+    pub(super) fn are_elsewhere(&self) -> bool {
+        self.elsewhere
+    }
+
+    /// Lays the signing key's public half beside the log.
+    fn publish(self, directory: &Path) -> io::Result<Signer> {
+        let own = self.own();
+        if !self.known.contains(&own) {
+            let path = directory.join(KEYS);
+            let mut file = OpenOptions::new().append(true).create(true).mode(0o644).open(&path)?;
+            file.write_all(format!("{own}\n").as_bytes())?;
+            file.sync_all()?;
+        }
+        Ok(self.signer)
+    }
 }
 
 fn generate(path: &Path, origin: &str) -> io::Result<Signer> {
@@ -115,135 +145,23 @@ fn private(path: &Path) -> io::Result<()> {
     Err(named(path, &io::Error::new(io::ErrorKind::PermissionDenied, "others may read it: chmod 600")))
 }
 
-fn tail(directory: &Path, log: &Log, keys: &[VerifyingKey]) -> io::Result<Tail> {
+fn tail(directory: &Path, log: &Log, notes: &Notes) -> io::Result<Tail> {
     let Some(last) = log.segments().last().copied() else {
-        let none = log.notes()?.is_empty();
         let what = "signed notes are here, and no segment: move the directory aside or restore it";
         let tail = Tail { chain: Chain::empty(), number: Number(1), new: true, length: 0, since: None, torn: None };
-        return if none { Ok(tail) } else { Err(named(directory, &invalid(what))) };
+        return if notes.is_empty() { Ok(tail) } else { Err(named(directory, &invalid(what))) };
     };
-    let notes = checkpoints(log, keys)?;
-    let mut replay = Replay::new(segment_start(log, last.number, &notes)?, &notes);
-    let mut lines = log.lines(last)?;
-    let length = replay.run(&mut lines)?;
-    replay.judge(&notes)?;
-    let (chain, since) = (replay.chain, replay.since);
+    let replay = Replay::of(log, notes)?;
+    replay.judge(notes)?;
+    let Replay { chain, since, length, unsigned, .. } = replay;
     if last.sealed {
         let (number, torn) = (last.number.next(), None);
         return Ok(Tail { chain, number, new: true, length: 0, since: None, torn });
     }
     let path = last.number.open_path(directory);
     let torn = cut(&path, length).map_err(|error| named(&path, &error))?;
-    rewrite(&path, &replay.unsigned, length).map_err(|error| named(&path, &error))?;
+    rewrite(&path, &unsigned, length).map_err(|error| named(&path, &error))?;
     Ok(Tail { chain, number: last.number, new: false, length, since, torn })
-}
-
-/// Every checkpoint beside the log, verified; where the writing of a note was cut short, the rest is cut off.
-fn checkpoints(log: &Log, keys: &[VerifyingKey]) -> io::Result<Vec<Checkpoint>> {
-    log.note_files().try_for_each(|path| trim_notes(&path))?;
-    let open = |SignedNote { place, text }: SignedNote| {
-        Checkpoint::open(&text, keys).map_err(|what| invalid(format!("{}:{}: {what}", place.file, place.line)))
-    };
-    log.notes()?.into_iter().map(open).collect()
-}
-
-fn trim_notes(path: &Path) -> io::Result<()> {
-    let bytes = match fs::read(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        read => read.map_err(|error| named(path, &error))?,
-    };
-    let text = bytes.utf8_chunks().next().map_or("", |chunk| chunk.valid());
-    let whole = text.len() - split_notes(text).1.len();
-    if whole < bytes.len() {
-        OpenOptions::new().write(true).open(path)?.set_len(whole as u64)?;
-    }
-    Ok(())
-}
-
-/// The state before a segment's first record: its first note carries it; else the segments before are replayed.
-fn segment_start(log: &Log, number: Number, notes: &[Checkpoint]) -> io::Result<Chain> {
-    if number == Number(1) {
-        return Ok(Chain::empty());
-    }
-    let before = log.segments().iter().rev().find(|segment| segment.number < number).copied();
-    let mut lines = match log.segments().iter().find(|segment| segment.number == number) {
-        Some(segment) => log.lines(*segment)?,
-        None => return Err(invalid("a segment is missing")),
-    };
-    let first = match lines.advance()? {
-        Some(_) => Head::parse(lines.leaf().record()).ok().map(|head| head.seq),
-        None => None,
-    };
-    let resumed = notes.iter().filter_map(Checkpoint::resume).find(|chain| Some(chain.size()) == first);
-    match (resumed, before) {
-        (Some(chain), _) => Ok(chain),
-        (None, Some(before)) => {
-            let mut replay = Replay::new(segment_start(log, before.number, notes)?, notes);
-            replay.run(&mut log.lines(before)?)?;
-            Ok(replay.chain)
-        }
-        (None, None) => Err(invalid("nothing signed says what the first segment continues")),
-    }
-}
-
-/// A pass over lines that ends at the first one that does not continue the chain.
-struct Replay {
-    chain: Chain,
-    since: Option<Wall>,
-    /// Sizes at which the root must be known, and what it was.
-    sizes: Vec<u64>,
-    roots: Vec<(u64, Sha256)>,
-    /// The lines behind the last such size.
-    unsigned: Vec<u8>,
-}
-
-impl Replay {
-    fn new(chain: Chain, notes: &[Checkpoint]) -> Replay {
-        let mut sizes: Vec<u64> = notes.iter().map(|note| note.size).filter(|size| *size > chain.size()).collect();
-        sizes.sort_unstable_by(|a, b| b.cmp(a));
-        sizes.dedup();
-        Replay { chain, since: None, sizes, roots: Vec::new(), unsigned: Vec::new() }
-    }
-
-    /// Returns how many bytes hold whole records.
-    fn run(&mut self, lines: &mut Lines) -> io::Result<u64> {
-        let mut length = 0;
-        while let Some(line) = lines.advance()? {
-            let Ok(head) = Head::parse(lines.leaf().record()) else { break };
-            if !line.whole || head.seq != self.chain.size() || head.prev != self.chain.prev() {
-                break;
-            }
-            if self.since.is_none() {
-                self.since = head.time.parse().ok().map(Wall::from_timestamp);
-            }
-            self.chain.append(lines.leaf().hash());
-            length += line.bytes;
-            self.unsigned.extend_from_slice(lines.leaf().record());
-            self.unsigned.push(b'\n');
-            if self.sizes.pop_if(|size| *size == self.chain.size()).is_some() {
-                self.roots.push((self.chain.size(), self.chain.tree().root()));
-                self.unsigned.clear();
-            }
-        }
-        Ok(length)
-    }
-
-    /// Holds what was read against what was signed.
-    fn judge(&self, notes: &[Checkpoint]) -> io::Result<()> {
-        let advice = "run `portcullis audit verify`; move the directory aside or restore it to go on";
-        if let Some(more) = notes.iter().find(|note| note.size > self.chain.size()) {
-            let (held, signed) = (self.chain.size(), more.size);
-            return Err(invalid(format!("{held} records are whole, a signed checkpoint says {signed}: {advice}")));
-        }
-        let differs =
-            |note: &&Checkpoint| self.roots.iter().any(|(size, root)| *size == note.size && *root != note.root);
-        match notes.iter().find(differs) {
-            Some(note) => {
-                Err(invalid(format!("the first {} records are not those that were signed: {advice}", note.size)))
-            }
-            None => Ok(()),
-        }
-    }
 }
 
 /// Writes the last bytes of a file of `length` once more, and fsyncs them.

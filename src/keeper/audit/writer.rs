@@ -95,16 +95,15 @@ impl<D: Disk> Writer<D> {
     }
 
     /// Writes the first lines of a run, on the caller's thread: a log that takes none is not opened.
-    pub(super) fn begin(&mut self, lines: Vec<(Kind, Fields)>) -> io::Result<()> {
+    /// They are to be signed before there are more.
+    pub(super) fn begin(&mut self, lines: Vec<(Kind, Fields)>) -> io::Result<Note> {
         let at = self.inbox.clock().wall();
         self.backlog.extend(lines.into_iter().map(|(kind, fields)| Entry { at, told: Told::Plain(kind), fields }));
         self.number();
         self.append()?;
         self.committed();
         self.backlog.clear();
-        let note = self.note(true);
-        self.notary.order(Order::Sign(note));
-        Ok(())
+        Ok(self.note(true))
     }
 
     /// Runs until it is told to stop.
@@ -211,6 +210,9 @@ impl<D: Disk> Writer<D> {
         }
         if self.draft.is_empty() {
             return Ok(());
+        }
+        if self.pace.is_unsigned_for_long(self.chain.size(), self.inbox.signed.load(Ordering::Acquire)) {
+            return Err(io::Error::other("what was written could not be signed for too long"));
         }
         if self.inbox.held.load(Ordering::Relaxed) > HELD_MAX {
             return Err(io::Error::other("too much was written that the disk does not make durable"));

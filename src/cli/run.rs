@@ -37,6 +37,7 @@ pub struct Args {
 pub fn run(args: &Args) -> Done {
     protect();
     stretch();
+    let _ = outlive_file_limits();
     let filter = start_log(&super::loaded(&args.config, false)?.log);
     let clock = Clock::system();
     // A socket that was handed over and cannot be used would otherwise stand there unserved.
@@ -65,6 +66,15 @@ fn stretch() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
     let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
+}
+
+/// Where files may not grow beyond a size (`ulimit -f`, `LimitFSIZE=`), a write to a larger one fails, as on a full disk;
+/// unheard, the signal for that would end the process in the middle of its streams.
+fn outlive_file_limits() -> std::io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+    let _within = runtime.enter();
+    // Once heard, it is never again left to its default.
+    signal(SignalKind::from_raw(rustix::process::Signal::XFSZ.as_raw())).map(drop)
 }
 
 /// The file watch says nothing unless it is named: it would tell of every line that is written into a watched folder.

@@ -9,6 +9,7 @@ import json
 import os
 import random
 import re
+import resource
 import shutil
 import socket
 import struct
@@ -276,6 +277,18 @@ def test_a_log_that_is_taken_away_is_missed(one):
     one.start()
     assert "the audit log begins at nothing" in one.gateway.log
     assert fetch(one.admin + "/readyz").status == 200
+
+
+def test_a_limit_on_the_size_of_files_refuses_and_ends_nothing(one):
+    assert one.ask(body=chat()).status == 200
+    most = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+    size = (one.folder / "audit" / "audit-1.jsonl").stat().st_size
+    resource.prlimit(one.gateway.process.pid, resource.RLIMIT_FSIZE, (size + 500, most[1]))
+    refused = eventually(lambda: (answer := one.ask(body=chat())).status != 200 and answer, what="a refusal")
+    # Whichever file it is that may not grow.
+    assert refused.headers["portcullis-reason"] in ("audit_unavailable", "quota_unavailable")
+    resource.prlimit(one.gateway.process.pid, resource.RLIMIT_FSIZE, most)
+    eventually(lambda: one.ask(body=chat()).status == 200, what="an answer")
 
 
 def test_a_key_that_was_lost_is_not_replaced_without_a_word(one):

@@ -10,6 +10,7 @@ mod courier;
 mod durable;
 pub mod examine;
 mod handoff;
+mod home;
 mod inbox;
 mod journal;
 mod notary;
@@ -31,7 +32,6 @@ mod sync {
     pub(super) use parking_lot::Mutex;
 }
 
-use std::fs::File;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -50,6 +50,7 @@ pub use self::outside::Outside;
 
 use self::carrier::Carriers;
 use self::durable::DurableFile;
+use self::home::{Home, Lock};
 use self::inbox::{Inbox, Orders};
 use self::notary::{Desk, Hands, Notary};
 use self::sealer::Sealer;
@@ -164,7 +165,7 @@ pub struct AuditLog {
     threads: Vec<JoinHandle<()>>,
     carriers: Arc<Carriers>,
     /// Held until everything is written.
-    lock: Option<File>,
+    lock: Lock,
 }
 
 impl AuditLog {
@@ -180,7 +181,7 @@ impl AuditLog {
     fn start_on(disk: impl Disk, options: Options, clock: Clock, about: &Fields) -> io::Result<AuditLog> {
         let key = options.key.as_deref().map(Vec::as_slice);
         let Opened { lock, signer, tail } = start::open(&options.directory, &options.origin, key)?;
-        let signer = Arc::new(signer);
+        let (signer, lock) = (Arc::new(signer), Arc::new(parking_lot::Mutex::new(Some(lock))));
         let inbox = Arc::new(Inbox::new(clock.clone(), options.rules));
         let journal = Journal::new(Arc::clone(&inbox), options.patience, signer.body_secret());
         let stopping = Arc::new(AtomicBool::new(false));
@@ -192,7 +193,8 @@ impl AuditLog {
         let (notary, waiting) = Notary::new(orders);
         let hands = Hands { seal, carriers: Arc::clone(&carriers) };
         let mut desk = Desk::new(Arc::clone(&inbox), options.directory.clone(), Arc::clone(&signer), hands, waiting);
-        let mut writer = open_writer(disk, Arc::clone(&inbox), options.directory.clone(), &tail, notary)?;
+        let home = Home::new(&options.directory, Arc::clone(&lock), signer.verifying_key());
+        let mut writer = open_writer(disk, Arc::clone(&inbox), home, &tail, notary)?;
         // Signed before anybody writes more: a log without a note holds nothing but starts.
         desk.begin(writer.begin(first_lines(&tail, about))?)?;
         let sealer = Sealer {
@@ -209,7 +211,7 @@ impl AuditLog {
             spawn("audit-pack", move || sealer.run(current, &complete))?,
         ];
         let key = signer.verifying_key();
-        Ok(AuditLog { journal, inbox, key, stopping, threads, carriers, lock: Some(lock) })
+        Ok(AuditLog { journal, inbox, key, stopping, threads, carriers, lock })
     }
 
     /// A handle for requests and events.
@@ -267,7 +269,7 @@ impl AuditLog {
                 tracing::error!("a thread of the audit log panicked");
             }
         }
-        self.lock = None;
+        *self.lock.lock() = None;
     }
 }
 
@@ -287,18 +289,12 @@ struct Repair {
     sha256: Sha256,
 }
 
-fn open_writer<D: Disk>(
-    disk: D,
-    inbox: Arc<Inbox>,
-    directory: PathBuf,
-    tail: &Tail,
-    notary: Notary,
-) -> io::Result<Writer<D>> {
-    let file = disk.open(&tail.number.open_path(&directory), tail.new)?;
+fn open_writer<D: Disk>(disk: D, inbox: Arc<Inbox>, home: Home, tail: &Tail, notary: Notary) -> io::Result<Writer<D>> {
+    let file = disk.open(&tail.number.open_path(home.directory()), tail.new)?;
     let file = DurableFile::new(file, tail.length, Arc::clone(&inbox.held));
     let since = tail.since.unwrap_or_else(|| inbox.clock().wall());
-    let open = Open { file, number: tail.number, length: tail.length, since, torn: false };
-    Ok(Writer::new(inbox, directory, disk, tail.chain.clone(), boot()?, open, notary))
+    let open = Open { file, number: tail.number, length: tail.length, since, torn: false, lost: false };
+    Ok(Writer::new(inbox, home, disk, tail.chain.clone(), boot()?, open, notary))
 }
 
 fn first_lines(tail: &Tail, about: &Fields) -> Vec<(Kind, Fields)> {

@@ -266,17 +266,59 @@ def test_whoever_leaves_whenever_is_in_every_book_alike(one):
     eventually(lambda: len(one.ledger()["requests"]) <= charged, what="the model's book")
 
 
-def test_a_log_that_is_taken_away_is_missed(one):
+def removed(audit):
+    (audit / "audit-1.jsonl").unlink()
+
+
+def cut_short(audit):
+    os.truncate(audit / "audit-1.jsonl", 100)
+
+
+def carried_away(audit):
+    audit.rename(audit.with_name("elsewhere"))
+
+
+@pytest.mark.parametrize("durability", ["process", "power"])
+@pytest.mark.parametrize("taken", [removed, cut_short, shutil.rmtree, carried_away])
+def test_a_log_that_is_taken_away_takes_no_request_until_it_goes_on_elsewhere(stage, taken, durability):
     """Whoever goes on writing to a file without a name writes for nobody."""
+    one = stage(audit=f'durability = "{durability}"')
+    audit = one.folder / "audit"
     assert one.ask(body=chat()).status == 200
-    shutil.rmtree(one.folder / "audit")
-    eventually(lambda: one.ask(body=chat()) and fetch(one.admin + "/readyz").status == 503, what="the end of readiness")
-    assert "[-] audit" in fetch(one.admin + "/readyz?verbose").body.decode()
+    before, forwarded = one.metric("portcullis_audit_records_total", result="written"), one.ledger()["totals"]["requests"]
+    taken(audit)
+    refused = one.ask(body=chat())
+    assert (refused.status, refused.headers["portcullis-reason"]) == (503, "audit_unavailable")
+    assert one.ledger()["totals"]["requests"] == forwarded
     assert "taken away" in one.gateway.log
-    one.gateway.end()
+    eventually(lambda: one.ask(body=chat()).status == 200, what="an answer")
+    assert fetch(one.admin + "/readyz").status == 200
+    lines = [json.loads(line) for line in (audit / "audit-2.jsonl").read_text().splitlines()]
+    assert lines[0]["seq"] >= before, "the chain goes on"
+    second = Program(one.folder, "second", "run", "-c", "portcullis.toml")
+    assert second.wait() == 2, "the directory is as locked as before"
+    assert one.gateway.end() == 0
+    assert one.run("audit", "verify", "audit").returncode == 1, "what is lost is missed"
+    one.start()
+    assert one.ask(body=chat()).status == 200
+
+
+def test_a_log_that_has_no_place_takes_no_request(one):
+    audit = one.folder / "audit"
+    assert one.ask(body=chat()).status == 200
+    forwarded = one.ledger()["totals"]["requests"]
+    shutil.rmtree(audit)
+    audit.write_text("no directory")
+    for _ in range(5):
+        assert one.ask(body=chat()).headers["portcullis-reason"] == "audit_unavailable"
+    assert "[-] audit" in fetch(one.admin + "/readyz?verbose").body.decode()
+    assert one.ledger()["totals"]["requests"] == forwarded
+    audit.unlink()
+    eventually(lambda: one.ask(body=chat()).status == 200, what="an answer")
+    assert one.gateway.end() == 0
+    shutil.rmtree(audit)
     one.start()
     assert "the audit log begins at nothing" in one.gateway.log
-    assert fetch(one.admin + "/readyz").status == 200
 
 
 def test_a_limit_on_the_size_of_files_refuses_and_ends_nothing(one):

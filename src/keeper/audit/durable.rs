@@ -68,6 +68,17 @@ impl DurableFile {
         self.file.truncate(length)
     }
 
+    /// Whether it still is where a reader finds it, with its first `length` bytes.
+    pub(super) fn is_in_place(&self, length: u64) -> io::Result<bool> {
+        self.file.is_in_place(length)
+    }
+
+    /// Keeps nothing of it in memory any more: it is lost.
+    pub(super) fn give_up(&self) {
+        let lost: usize = self.tail.lock().writes.drain(..).map(|write| write.len()).sum();
+        self.held.fetch_sub(lost as u64, Ordering::Relaxed);
+    }
+
     /// Makes everything before `length`, where an append ended, survive a power loss.
     pub(super) fn sync(&self, length: u64) -> io::Result<()> {
         if self.tail.lock().durable >= length {

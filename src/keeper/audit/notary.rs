@@ -5,7 +5,7 @@
 //! files are appended to; nothing signed is ever rewritten.
 
 use std::collections::VecDeque;
-use std::fs::{File, OpenOptions};
+use std::fs::OpenOptions;
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ use std::sync::mpsc::{Receiver, Sender};
 use super::carrier::Carriers;
 use super::durable::DurableFile;
 use super::inbox::Inbox;
-use super::segment::{Number, sync_directory};
+use super::segment::{NamedFile, Number, sync_directory};
 use crate::audit::{Chain, Checkpoint, Signer};
 
 /// What the writer asks for, in order.
@@ -25,6 +25,8 @@ pub(super) enum Order {
     Sync(Arc<DurableFile>, u64),
     /// Fsync, then sign.
     Sign(Note),
+    /// A segment was taken away: nothing more of it can be made durable or signed.
+    GiveUp(Arc<DurableFile>),
     /// A segment is complete and signed: it may be compressed.
     Seal(Number),
 }
@@ -92,7 +94,7 @@ pub(super) struct Desk {
 /// The file that one segment's checkpoints go to.
 struct Notes {
     segment: Number,
-    file: File,
+    file: NamedFile,
     length: u64,
 }
 
@@ -120,6 +122,7 @@ impl Desk {
             match order {
                 Order::Sync(file, length) => self.unsynced.push((file, length)),
                 Order::Sign(note) => self.take(note),
+                Order::GiveUp(file) => self.give_up(&file),
                 Order::Seal(number) => self.sealable.push_back(number),
             }
             let done = self.work();
@@ -138,6 +141,12 @@ impl Desk {
             self.unsigned.pop_back();
         }
         self.unsigned.push_back(note);
+    }
+
+    fn give_up(&mut self, lost: &Arc<DurableFile>) {
+        self.unsigned.retain(|note| !Arc::ptr_eq(&note.file, lost));
+        self.unsynced.retain(|(file, _)| !Arc::ptr_eq(file, lost));
+        lost.give_up();
     }
 
     /// Does everything that is queued, in order; what fails stays queued.
@@ -177,8 +186,8 @@ impl Desk {
 
     fn notes(&mut self, segment: Number) -> io::Result<&mut Notes> {
         let notes = match self.notes.take().filter(|notes| notes.segment == segment) {
-            Some(notes) => notes,
-            None => Notes::open(segment, &segment.checkpoints_path(&self.directory))?,
+            Some(notes) if notes.file.length_in_place()? == Some(notes.length) => notes,
+            _ => Notes::open(segment, &segment.checkpoints_path(&self.directory))?,
         };
         Ok(self.notes.insert(notes))
     }
@@ -189,15 +198,16 @@ impl Notes {
         let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o640).open(path)?;
         sync_directory(path)?;
         let length = file.metadata()?.len();
-        Ok(Notes { segment, file, length })
+        Ok(Notes { segment, file: NamedFile::new(file, path)?, length })
     }
 
     /// Appends a note whole, or not at all.
     fn append(&mut self, note: &[u8]) -> io::Result<()> {
-        let written = self.file.write_all_at(note, self.length).and_then(|()| self.file.sync_data());
+        let file = &self.file.file;
+        let written = file.write_all_at(note, self.length).and_then(|()| file.sync_data());
         match written {
             Ok(()) => self.length += note.len() as u64,
-            Err(_) => self.file.set_len(self.length)?,
+            Err(_) => file.set_len(self.length)?,
         }
         written
     }

@@ -3,7 +3,7 @@
 //! A segment is only ever appended to at an offset the keeper knows, so what a failed write left behind is cut off
 //! or written over, never skipped. Tests put a disk of their own behind [`Disk`].
 
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, Metadata, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -17,23 +17,57 @@ pub(super) trait SegmentFile: Send + Sync {
     fn truncate(&self, length: u64) -> io::Result<()>;
     /// Makes the content survive a power loss.
     fn sync(&self) -> io::Result<()>;
+    /// Whether it still stands under its name, with all of its first `length` bytes.
+    fn is_in_place(&self, length: u64) -> io::Result<bool>;
 }
 
-impl SegmentFile for File {
+/// A file that was opened under a name. The system goes on writing to what has lost its name, where nobody will ever
+/// read it.
+pub(super) struct NamedFile {
+    pub(super) file: File,
+    path: PathBuf,
+    identity: (u64, u64),
+}
+
+impl NamedFile {
+    pub(super) fn new(file: File, path: &Path) -> io::Result<NamedFile> {
+        let identity = identity(&file.metadata()?);
+        Ok(NamedFile { file, path: path.to_owned(), identity })
+    }
+
+    /// How long the file is that stands under the name; none where it is not this one.
+    pub(super) fn length_in_place(&self) -> io::Result<Option<u64>> {
+        match fs::metadata(&self.path) {
+            Ok(there) => Ok((identity(&there) == self.identity).then_some(there.len())),
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// What no two files have in common.
+pub(super) fn identity(of: &Metadata) -> (u64, u64) {
+    (of.dev(), of.ino())
+}
+
+impl SegmentFile for NamedFile {
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
-        self.write_all_at(bytes, offset)
+        self.file.write_all_at(bytes, offset)
     }
 
     fn truncate(&self, length: u64) -> io::Result<()> {
-        self.set_len(length)
+        self.file.set_len(length)
     }
 
     fn sync(&self) -> io::Result<()> {
-        // The system goes on writing to what has no name any more, and nobody will ever read it.
-        if self.metadata()?.nlink() == 0 {
+        if self.file.metadata()?.nlink() == 0 {
             return Err(io::Error::other("its file was taken away: what is written there is lost"));
         }
-        self.sync_data()
+        self.file.sync_data()
+    }
+
+    fn is_in_place(&self, length: u64) -> io::Result<bool> {
+        Ok(self.length_in_place()?.is_some_and(|there| there >= length))
     }
 }
 
@@ -53,7 +87,7 @@ impl Disk for FileSystem {
         if new {
             sync_directory(path)?;
         }
-        Ok(Arc::new(file))
+        Ok(Arc::new(NamedFile::new(file, path)?))
     }
 }
 

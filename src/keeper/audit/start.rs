@@ -4,13 +4,13 @@
 //! on the disk, where an fsync failed before the process that wrote it ended. A log that is not what was signed is not
 //! continued: that is evidence, and a person has to look at it. What that means is in [`super::vouched`].
 
-use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
-use std::time::Duration;
 
-use super::read::{KEYS, LOCK, Log, invalid, named};
+use super::home::{known_keys, lock, make, publish};
+use super::read::{Log, invalid, named};
 use super::segment::{Number, sync_directory};
 use super::vouched::{Notes, Replay};
 use crate::audit::{Chain, Signer, VerifyingKey};
@@ -19,8 +19,6 @@ use crate::peer::Sha256;
 
 /// The signing key that is made at first start.
 const KEY: &str = "audit.key";
-/// How often the lock is tried: a reader may hold it for a moment.
-const LOCK_ATTEMPTS: u32 = 10;
 
 /// A log ready to be continued.
 pub(super) struct Opened {
@@ -43,7 +41,7 @@ pub(super) struct Tail {
 
 /// Opens the log in `directory`, making it if need be.
 pub(super) fn open(directory: &Path, origin: &str, key: Option<&[u8]>) -> io::Result<Opened> {
-    DirBuilder::new().recursive(true).mode(0o750).create(directory).map_err(|error| named(directory, &error))?;
+    make(directory)?;
     let lock = lock(directory)?;
     let keys = Keys::read(directory, origin, key)?;
     let log = Log::open(directory)?;
@@ -51,21 +49,6 @@ pub(super) fn open(directory: &Path, origin: &str, key: Option<&[u8]>) -> io::Re
     let tail = tail(directory, &log, &notes)?;
     let signer = keys.publish(directory)?;
     Ok(Opened { lock, signer, tail })
-}
-
-fn lock(directory: &Path) -> io::Result<File> {
-    let path = directory.join(LOCK);
-    let open = OpenOptions::new().write(true).create(true).truncate(false).mode(0o640).open(&path);
-    let file = open.map_err(|error| named(&path, &error))?;
-    for _ in 0..LOCK_ATTEMPTS {
-        match file.try_lock() {
-            Ok(()) => return Ok(file),
-            Err(TryLockError::WouldBlock) => std::thread::sleep(Duration::from_millis(50)),
-            Err(TryLockError::Error(error)) => return Err(named(&path, &error)),
-        }
-    }
-    let what = "another process writes this audit log";
-    Err(named(&path, &io::Error::new(io::ErrorKind::WouldBlock, what)))
 }
 
 /// The signing key, and the keys that lie beside the log.
@@ -90,13 +73,7 @@ impl Keys {
                 Err(error) => return Err(named(&path, &error)),
             },
         };
-        let path = directory.join(KEYS);
-        let text = fs::read_to_string(&path).or_else(|error| match error.kind() {
-            io::ErrorKind::NotFound => Ok(String::new()),
-            _ => Err(named(&path, &error)),
-        })?;
-        let known = VerifyingKey::read_all(&text).map_err(|what| named(&path, &invalid(what)))?;
-        Ok(Keys { signer, known, elsewhere: key.is_some() })
+        Ok(Keys { signer, known: known_keys(directory)?, elsewhere: key.is_some() })
     }
 
     /// The key that signs from now on.
@@ -118,10 +95,7 @@ impl Keys {
     fn publish(self, directory: &Path) -> io::Result<Signer> {
         let own = self.own();
         if !self.known.contains(&own) {
-            let path = directory.join(KEYS);
-            let mut file = OpenOptions::new().append(true).create(true).mode(0o644).open(&path)?;
-            file.write_all(format!("{own}\n").as_bytes())?;
-            file.sync_all()?;
+            publish(directory, &own)?;
         }
         Ok(self.signer)
     }

@@ -5,18 +5,18 @@
 //! In `process` mode nobody waits for an fsync here; that, and signing, is the notary's thread.
 
 use std::io;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::durable::DurableFile;
 use super::handoff::{Lane, Outcome};
+use super::home::Home;
 use super::inbox::{Entry, Inbox, Told};
 use super::journal::closing;
 use super::notary::{Notary, Note, Order};
 use super::pace::Pace;
-use super::segment::{Disk, Number};
+use super::segment::{Disk, Number, SegmentFile};
 use super::{Durability, Rules};
 use crate::audit::{Chain, Draft, Fields, Kind};
 use crate::clock::Wall;
@@ -45,12 +45,14 @@ pub(super) struct Open {
     pub(super) since: Wall,
     /// More than `length` bytes may be in the file.
     pub(super) torn: bool,
+    /// It was taken away, or some of it: nothing is written there any more.
+    pub(super) lost: bool,
 }
 
 /// The thread's state.
 pub(super) struct Writer<D: Disk> {
     inbox: Arc<Inbox>,
-    directory: PathBuf,
+    home: Home,
     /// Those in force when the lines at hand were taken.
     rules: Arc<Rules>,
     disk: D,
@@ -69,7 +71,7 @@ pub(super) struct Writer<D: Disk> {
 impl<D: Disk> Writer<D> {
     pub(super) fn new(
         inbox: Arc<Inbox>,
-        directory: PathBuf,
+        home: Home,
         disk: D,
         chain: Chain,
         boot: String,
@@ -80,7 +82,7 @@ impl<D: Disk> Writer<D> {
         Writer {
             rules: inbox.rules(),
             inbox,
-            directory,
+            home,
             disk,
             chain,
             draft,
@@ -119,7 +121,7 @@ impl<D: Disk> Writer<D> {
             if orders.hand_over {
                 self.write_all();
                 // Whoever opens the log next reads its last segment, and many wait for that.
-                if self.open.length > SOON_READ && !self.open.torn {
+                if self.open.length > SOON_READ && !self.open.torn && !self.open.lost {
                     self.rotate();
                 }
             }
@@ -204,6 +206,13 @@ impl<D: Disk> Writer<D> {
 
     /// Writes the draft. After an error nothing of it counts, and what is in the file is cut off before more follows.
     fn append(&mut self) -> io::Result<()> {
+        if self.open.lost {
+            self.go_on()?;
+        }
+        self.open.lost = !self.open.file.is_in_place(self.open.length)?;
+        if self.open.lost {
+            return Err(io::Error::other("its file was taken away, replaced or cut: records are lost"));
+        }
         if self.open.torn {
             self.open.file.cut(self.open.length)?;
             self.open.torn = false;
@@ -225,6 +234,30 @@ impl<D: Disk> Writer<D> {
             self.open.torn = self.open.file.cut(self.open.length).is_err();
         }
         durable
+    }
+
+    /// Continues the chain in a new segment, because the open one was taken away. Its first note is over what is lost as
+    /// well, so whoever verifies the log finds that it is missing.
+    fn go_on(&mut self) -> io::Result<()> {
+        self.home.restore()?;
+        let (lost, number) = (Arc::clone(&self.open.file), self.open.number.next());
+        let opened = self.disk.open(&number.open_path(self.home.directory()), true);
+        // Of a name that is taken by now the next attempt takes the next.
+        self.open.number = number;
+        self.open = self.begun(opened?, number);
+        self.notary.order(Order::GiveUp(lost));
+        let first = self.note(true);
+        self.notary.order(Order::Sign(first));
+        tracing::error!(
+            segment = number.0,
+            "the audit log goes on in a new segment: records of the one before are lost"
+        );
+        Ok(())
+    }
+
+    fn begun(&self, file: Arc<dyn SegmentFile>, number: Number) -> Open {
+        let file = DurableFile::new(file, 0, Arc::clone(&self.inbox.held));
+        Open { file, number, length: 0, since: self.inbox.clock().wall(), torn: false, lost: false }
     }
 
     /// Takes the draft for written and answers those who wait; returns how many entries that was.
@@ -296,22 +329,20 @@ impl<D: Disk> Writer<D> {
 
     fn rotation_due(&self) -> bool {
         let age = self.open.since.until(self.inbox.clock().wall());
-        let (begun, sound) = (self.open.length > 0, !self.open.torn);
+        let (begun, sound) = (self.open.length > 0, !self.open.torn && !self.open.lost);
         begun && sound && (self.open.length >= self.rules.rotate_size || age >= self.rules.rotate_age)
     }
 
     fn rotate(&mut self) {
         let old = self.open.number;
         let number = old.next();
-        let opened = self.disk.open(&number.open_path(&self.directory), true);
+        let opened = self.disk.open(&number.open_path(self.home.directory()), true);
         self.pace.rotated(opened.is_ok());
         match opened {
             Ok(file) => {
-                let file = DurableFile::new(file, 0, Arc::clone(&self.inbox.held));
                 let last = self.note(false);
                 self.notary.order(Order::Sign(last));
-                let since = self.inbox.clock().wall();
-                self.open = Open { file, number, length: 0, since, torn: false };
+                self.open = self.begun(file, number);
                 let first = self.note(true);
                 self.notary.order(Order::Sign(first));
                 self.notary.order(Order::Seal(old));

@@ -36,12 +36,12 @@ impl State {
     }
 }
 
-struct FaultyFile(File, Arc<State>, PathBuf);
+struct FaultyFile(fs::File, Arc<State>, PathBuf);
 
 impl FaultyFile {
     fn write(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
         self.1.cached.lock().push((self.2.clone(), offset, bytes.to_vec()));
-        self.0.write_at(bytes, offset)
+        std::os::unix::fs::FileExt::write_all_at(&self.0, bytes, offset)
     }
 }
 
@@ -73,6 +73,10 @@ impl SegmentFile for FaultyFile {
         self.1.cached.lock().retain(|(path, offset, _)| *path != self.2 || *offset < length);
         self.1.platter.lock().get_mut(&self.2).unwrap().truncate(end);
         self.0.set_len(length)
+    }
+
+    fn is_in_place(&self, _length: u64) -> io::Result<bool> {
+        Ok(true)
     }
 
     fn sync(&self) -> io::Result<()> {

@@ -135,6 +135,18 @@ fn notes_by_a_key_that_was_laid_beside_the_log_vouch_for_nothing() {
 }
 
 #[test]
+fn notes_that_are_taken_away_while_it_is_written_are_not_the_last() {
+    let place = tempfile::tempdir().unwrap();
+    let log = start(place.path());
+    remove_notes(place.path());
+    worker(async { log.journal().accepted(fields("a")).await.unwrap().close(fields("a")) });
+    log.stop();
+    start(place.path()).stop();
+    let (summary, _) = records(place.path());
+    assert_eq!((summary.size, summary.signed), (6, 6));
+}
+
+#[test]
 fn two_notes_over_as_many_records_agree_or_nothing_is_signed() {
     let (place, signer) = (tempfile::tempdir().unwrap(), signer());
     written(&signer, place.path(), 60);

@@ -4,6 +4,7 @@
 //! one packs and retires, one for each place carries checkpoints outside; only the first is ever waited for. What a line
 //! is, and how it is chained, lives in [`crate::audit`]; nothing here knows what the fields mean.
 
+mod believed;
 mod carrier;
 mod command;
 mod courier;
@@ -201,6 +202,7 @@ impl AuditLog {
             directory: options.directory,
             signer: Arc::clone(&signer),
             clock,
+            newest: tail.newest,
             inbox: Arc::clone(&inbox),
             stopping: Arc::clone(&stopping),
         };

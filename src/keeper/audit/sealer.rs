@@ -15,6 +15,7 @@ use std::time::Duration;
 use flate2::Compression;
 use flate2::write::GzEncoder;
 
+use super::believed::Believed;
 use super::inbox::Inbox;
 use super::read::{Log, RETIRED, Segment, SignedNote, invalid};
 use super::segment::{Number, sync_directory};
@@ -30,46 +31,52 @@ pub(super) struct Sealer {
     pub(super) directory: PathBuf,
     pub(super) signer: Arc<Signer>,
     pub(super) clock: Clock,
+    /// The time of the newest record of earlier runs.
+    pub(super) newest: Option<Wall>,
     pub(super) inbox: Arc<Inbox>,
     /// The keeper stops: a segment half packed is left to the next start.
     pub(super) stopping: Arc<AtomicBool>,
 }
 
-/// A rule of retention by which everything was removed that it does not keep.
+/// By what everything was removed that it does not keep: a rule of retention, and whether the clock is ahead.
 #[derive(PartialEq, Eq)]
-struct Applied(Option<Duration>);
+struct Applied(Option<Duration>, bool);
 
 impl Sealer {
     /// Packs what earlier runs left, then what comes, until the notary is gone.
     pub(super) fn run(&self, current: Number, complete: &Receiver<Number>) {
         yield_to_traffic();
+        let mut believed = Believed::new(self.clock.now(), self.newest);
+        self.tidy(current);
         // By which rule the old segments were last removed, all of them.
-        let mut kept = self.tidy(current);
+        let mut kept = self.retire(current, believed.wall(self.clock.now()));
         let mut current = current;
         loop {
-            match complete.recv_timeout(LOOK) {
+            let ended = complete.recv_timeout(LOOK);
+            match ended {
                 Ok(number) => {
                     if let Err(error) = self.seal(number) {
                         tracing::warn!(%error, segment = number.0, "an audit segment could not be packed");
                     }
                     current = number.next();
                 }
-                Err(RecvTimeoutError::Timeout) if kept == Some(Applied(self.inbox.rules().keep)) => continue,
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
             }
-            kept = self.retire(current);
+            let time = believed.wall(self.clock.now());
+            if ended.is_ok() || kept != Some(Applied(self.inbox.rules().keep, time.is_err())) {
+                kept = self.retire(current, time);
+            }
         }
     }
 
-    fn tidy(&self, current: Number) -> Option<Applied> {
-        let log = Log::open(&self.directory).ok()?;
+    fn tidy(&self, current: Number) {
+        let Ok(log) = Log::open(&self.directory) else { return };
         for segment in log.segments().iter().filter(|segment| !segment.sealed && segment.number < current) {
             if let Err(error) = self.seal(segment.number) {
                 tracing::warn!(%error, segment = segment.number.0, "an audit segment could not be packed");
             }
         }
-        self.retire(current)
     }
 
     fn seal(&self, number: Number) -> io::Result<()> {
@@ -105,33 +112,54 @@ impl Sealer {
         Ok(true)
     }
 
-    /// Removes the segments before `current` that hold only records older than retention asks for, and says by which
-    /// rule; `None` where that has to be tried again: the note that a segment hangs on may be on its way.
-    fn retire(&self, current: Number) -> Option<Applied> {
+    /// Removes the segments before `current` that hold only records older than retention asks for, and says by what;
+    /// `None` where that has to be tried again: the note that a segment hangs on may be on its way.
+    fn retire(&self, current: Number, time: Result<Wall, Wall>) -> Option<Applied> {
         let rule = self.inbox.rules().keep;
-        let Some(keep) = rule else { return Some(Applied(None)) };
-        let before = Wall(self.clock.wall().0.saturating_sub(i64::try_from(keep.as_nanos()).unwrap_or(i64::MAX)));
-        if let Err(error) = self.retire_before(before, current) {
+        let Some(keep) = rule else { return Some(Applied(None, time.is_err())) };
+        let long_before = |time: Wall| Wall(time.0.saturating_sub(i64::try_from(keep.as_nanos()).unwrap_or(i64::MAX)));
+        let retired = self.retire_before(long_before(time.unwrap_or_else(|believed| believed)), current);
+        if let Err(error) = retired {
             tracing::warn!(%error, "old audit segments could not be retired");
             return None;
         }
-        Some(Applied(rule))
+        if let Err(believed) = time
+            && self.old(long_before(self.clock.wall()), current).is_ok_and(|old| !old.is_empty())
+        {
+            tracing::warn!(
+                clock = %self.clock.wall(), %believed,
+                "the calendar clock is ahead of the time that has passed since the audit log's newest record: what it \
+                 makes older than audit.keep is removed when it has stood there for a day"
+            );
+        }
+        Some(Applied(rule, time.is_err()))
     }
 
-    fn retire_before(&self, before: Wall, current: Number) -> io::Result<()> {
+    /// The segments whose records are all older, each with the `seq` that follows them.
+    fn old(&self, before: Wall, current: Number) -> io::Result<Vec<(Number, u64)>> {
         let log = Log::open(&self.directory)?;
-        let keys = log.keys()?;
+        let mut found = Vec::new();
         for pair in log.segments().windows(2) {
             let [old, next] = pair else { continue };
             let Some((seq, since)) = first_record(&log, *next)? else { continue };
             if next.number > current || since >= before {
                 break;
             }
+            found.push((old.number, seq));
+        }
+        Ok(found)
+    }
+
+    fn retire_before(&self, before: Wall, current: Number) -> io::Result<()> {
+        for (number, seq) in self.old(before, current)? {
+            let log = Log::open(&self.directory)?;
+            let keys = log.keys()?;
             let resumable = |note: SignedNote| Checkpoint::open(&note.text, &keys).ok().and_then(|note| note.resume());
             let chain = log.notes()?.into_iter().filter_map(resumable).find(|chain| chain.size() == seq);
             let chain = chain.ok_or_else(|| invalid("no signed note carries what the next segment hangs on"))?;
             self.say_retired(&chain)?;
-            remove(&self.directory, old.number)?;
+            remove(&self.directory, number)?;
+            tracing::info!(segment = number.0, records_before = seq, older_than = %before, "an old audit segment is removed");
         }
         Ok(())
     }

@@ -35,6 +35,8 @@ pub(super) struct Tail {
     pub(super) new: bool,
     pub(super) length: u64,
     pub(super) since: Option<Wall>,
+    /// The time of the last record.
+    pub(super) newest: Option<Wall>,
     /// Bytes that were cut off behind the last whole record, and their hash.
     pub(super) torn: Option<(u64, Sha256)>,
 }
@@ -122,20 +124,28 @@ fn private(path: &Path) -> io::Result<()> {
 fn tail(directory: &Path, log: &Log, notes: &Notes) -> io::Result<Tail> {
     let Some(last) = log.segments().last().copied() else {
         let what = "signed notes are here, and no segment: move the directory aside or restore it";
-        let tail = Tail { chain: Chain::empty(), number: Number(1), new: true, length: 0, since: None, torn: None };
+        let tail = Tail {
+            chain: Chain::empty(),
+            number: Number(1),
+            new: true,
+            length: 0,
+            since: None,
+            newest: None,
+            torn: None,
+        };
         return if notes.is_empty() { Ok(tail) } else { Err(named(directory, &invalid(what))) };
     };
     let replay = Replay::of(log, notes)?;
     replay.judge(notes)?;
-    let Replay { chain, since, length, unsigned, .. } = replay;
+    let Replay { chain, since, newest, length, unsigned, .. } = replay;
     if last.sealed {
         let (number, torn) = (last.number.next(), None);
-        return Ok(Tail { chain, number, new: true, length: 0, since: None, torn });
+        return Ok(Tail { chain, number, new: true, length: 0, since: None, newest, torn });
     }
     let path = last.number.open_path(directory);
     let torn = cut(&path, length).map_err(|error| named(&path, &error))?;
     rewrite(&path, &unsigned, length).map_err(|error| named(&path, &error))?;
-    Ok(Tail { chain, number: last.number, new: false, length, since, torn })
+    Ok(Tail { chain, number: last.number, new: false, length, since, newest, torn })
 }
 
 /// Writes the last bytes of a file of `length` once more, and fsyncs them.

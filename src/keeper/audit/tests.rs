@@ -228,6 +228,44 @@ fn a_shorter_retention_is_applied_without_waiting_for_another_segment() {
 }
 
 #[test]
+fn a_clock_that_jumps_ahead_removes_nothing_until_it_has_stood_there_for_a_day() {
+    let place = tempfile::tempdir().unwrap();
+    let (clock, day) = (Clock::manual(Wall::from_seconds(1_800_000_000)), Duration::from_secs(24 * 3600));
+    let rules = |keep| Rules { rotate_size: 4096, keep: Some(keep), ..Rules::default() };
+    let begin = || AuditLog::start(kept(place.path(), rules(400 * day)), clock.clone(), &Fields::none()).unwrap();
+    let look = |log: &AuditLog| {
+        // Whoever packs a segment has looked at the clock after the one before.
+        for _ in 0..2 {
+            let before = Log::open(place.path()).unwrap().segments().last().unwrap().number;
+            worker(async {
+                for _ in 0..40 {
+                    log.journal().accepted(fields("a")).await.unwrap().close(fields("a"));
+                }
+            });
+            eventually(|| before.sealed_path(place.path()).exists());
+        }
+    };
+    let first = || Log::open(place.path()).map_or(0, |log| log.segments()[0].number.0);
+    let right = clock.now().wall;
+    let log = begin();
+    look(&log);
+    clock.step_wall(right.plus(401 * day));
+    look(&log);
+    assert_eq!(first(), 1);
+    clock.step_wall(right);
+    log.stop();
+    clock.step_wall(right.plus(900 * day));
+    let log = begin();
+    look(&log);
+    assert_eq!(first(), 1, "nor at a start that the newest record does not bear out");
+    clock.advance(day);
+    eventually(|| first() > 1);
+    log.stop();
+    let (summary, _) = records(place.path());
+    assert!(summary.first > 0 && summary.signed == summary.size);
+}
+
+#[test]
 fn segments_rotate_are_packed_retired_and_still_prove_everything() {
     let place = tempfile::tempdir().unwrap();
     let clock = Clock::manual(Wall::from_seconds(1_800_000_000));

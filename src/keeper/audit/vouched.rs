@@ -117,6 +117,8 @@ pub(super) struct Replay {
     pub(super) chain: Chain,
     /// The time of the last segment's first record.
     pub(super) since: Option<Wall>,
+    /// The time of the last record.
+    pub(super) newest: Option<Wall>,
     /// Bytes of the last segment that hold whole records.
     pub(super) length: u64,
     /// Those of its lines that no note vouches for.
@@ -160,7 +162,7 @@ impl Replay {
         sizes.dedup();
         sizes.reverse();
         let (unsigned, roots, behind) = (Vec::new(), Vec::new(), Behind::default());
-        Replay { chain, since: None, length: 0, unsigned, sizes, roots, behind }
+        Replay { chain, since: None, newest: None, length: 0, unsigned, sizes, roots, behind }
     }
 
     fn segment(&mut self, mut lines: Lines, last: bool) -> io::Result<()> {
@@ -178,6 +180,7 @@ impl Replay {
             };
             let at = head.time.parse().ok().map(Wall::from_timestamp);
             self.since = self.since.or(at);
+            self.newest = at.or(self.newest);
             self.behind.take(head.kind, at, || lines.place());
             self.chain.append(lines.leaf().hash());
             self.length += line.bytes;

@@ -126,11 +126,9 @@ pub fn model(policy: &Policy, revoked: &Revocations, caller: &Caller, ask: &Ask)
 /// Whoever answers is held to the limits of the model that the request names first, at its price: one reservation cannot
 /// stand against two groups. So all that may answer are of one.
 fn of_one_group(policy: &Policy, ask: &Ask, group: Option<&Arc<Group>>) -> Result<(), Refusal> {
-    let id_of = |group: Option<&Arc<Group>>| group.map(|group| group.id.clone());
+    let is_of_it = |other: &str| policy.models.group_of(other).map(|other| &other.id) == group.map(|group| &group.id);
     let mut stand_ins = ask.others.iter().take(ask.stand_ins).map(ModelName::as_str);
-    let Some(other) = stand_ins.find(|other| id_of(policy.models.group_of(other)) != id_of(group)) else {
-        return Ok(());
-    };
+    let Some(other) = stand_ins.find(|other| !is_of_it(other)) else { return Ok(()) };
     let model = ask.model.as_str();
     let message = format!(
         "{model} and {other} have limits and prices of their own here, and one request can be held to those of one model \

@@ -203,8 +203,7 @@ impl<'a> Draft<'a> {
         if self.content.found.misnamed {
             self.wrong(name, format!("models in `{name}` must be named: {}", ModelName::GRAMMAR));
         }
-        let all = self.content.stand_ins.len() + self.content.found.models.len();
-        if self.content.found.crowded || all > MAX_MODELS {
+        if self.content.is_crowded() {
             let message = format!("a request may name {MAX_MODELS} models beside its own: name fewer in `{name}`");
             self.wrong(name, message);
         }
@@ -328,7 +327,7 @@ impl<'a> Draft<'a> {
 
     /// What was read of a body of so many bytes, of which so many are there for its escapes alone.
     fn finish(mut self, route: Route, (length, spare): (usize, usize), open_brace: usize) -> Result<Ask, Refusal> {
-        if self.content.found.crowded {
+        if self.content.is_crowded() {
             self.names_models("models");
         }
         if let Some(fault) = self.fault {

@@ -7,7 +7,7 @@
 use super::metered::looks_like;
 
 /// Members of a body, of both vendors and of servers that are compatible with one, in order.
-const MEMBERS: [&str; 98] = [
+const MEMBERS: [&str; 96] = [
     "access_programs",
     "add_generation_prompt",
     "add_special_tokens",
@@ -78,10 +78,8 @@ const MEMBERS: [&str; 98] = [
     "return_tokens_as_token_ids",
     "safety_identifier",
     "seed",
-    "service_tier",
     "skip_special_tokens",
     "spaces_between_special_tokens",
-    "speed",
     "stop",
     "stop_sequences",
     "stop_token_ids",

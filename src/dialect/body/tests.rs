@@ -207,6 +207,16 @@ fn a_body_names_few_models_however_long_it_is() {
     let refusal = read(Route::Chat, chat(&format!("\"models\":[{}],\"tools\":[{tools}]", names(8))).as_bytes());
     assert_eq!(refusal.unwrap_err().param, Some("tools"));
     assert_eq!(asked(Route::Chat, &with("models", &vec!["\"a\""; 100_000].join(","))).others.len(), 1);
+    // Half of them in a member that nobody knows, before or behind the others.
+    let (fallbacks, stranger) = (
+        r#""fallbacks":["a0","a1","a2","a3","a4","a5","a6","a7","a8"]"#,
+        (0..9).map(|n| format!(r#"{{"model":"b{n}"}}"#)),
+    );
+    let stranger = format!(r#""stranger":[{}]"#, stranger.collect::<Vec<_>>().join(","));
+    for members in [format!("{fallbacks},{stranger}"), format!("{stranger},{fallbacks}")] {
+        let refusal = read(Route::Chat, format!(r#"{{"model":"m",{members}}}"#).as_bytes()).unwrap_err();
+        assert_eq!(refusal.code, Code::BodyInvalid, "{members}");
+    }
 }
 
 #[test]

@@ -128,6 +128,11 @@ impl Content {
         Ok(())
     }
 
+    /// Whether the request names more models than it may.
+    pub(in crate::dialect) fn is_crowded(&self) -> bool {
+        self.found.crowded || self.stand_ins.len() + self.found.models.len() > MAX_MODELS
+    }
+
     fn stands_in(&mut self, named: Option<ModelName>) {
         let named = named.into_iter();
         named.for_each(|named| self.found.crowded |= !keep(&mut self.stand_ins, named));

@@ -13,8 +13,8 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 use super::read::{KEYS, LOCK, invalid, named};
-use super::segment::identity;
 use crate::audit::VerifyingKey;
+use crate::keeper::identity;
 
 /// How often the lock is tried: a reader may hold it for a moment.
 const LOCK_ATTEMPTS: u32 = 10;

@@ -3,11 +3,13 @@
 //! A segment is only ever appended to at an offset the keeper knows, so what a failed write left behind is cut off
 //! or written over, never skipped. Tests put a disk of their own behind [`Disk`].
 
-use std::fs::{self, File, Metadata, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+
+use crate::keeper::identity;
 
 /// One open segment.
 pub(super) trait SegmentFile: Send + Sync {
@@ -43,11 +45,6 @@ impl NamedFile {
             Err(error) => Err(error),
         }
     }
-}
-
-/// What no two files have in common.
-pub(super) fn identity(of: &Metadata) -> (u64, u64) {
-    (of.dev(), of.ino())
 }
 
 impl SegmentFile for NamedFile {

@@ -6,7 +6,7 @@
 use std::fmt;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -14,6 +14,7 @@ use std::str::FromStr;
 use redb::{Builder, Database, DatabaseError, ReadableDatabase, ReadableTable, Table, TableDefinition};
 
 use crate::clock::Wall;
+use crate::keeper::identity;
 use crate::ledger::marks::Mark;
 use crate::limits::Scope;
 
@@ -93,7 +94,7 @@ pub(super) struct Store {
     /// Held while the process lives, also while the database is being opened again.
     lock: File,
     /// Which file bore the name when it was opened.
-    opened: Option<u64>,
+    opened: Option<(u64, u64)>,
 }
 
 impl Store {
@@ -108,24 +109,24 @@ impl Store {
             make(&file).map_err(at)?;
         }
         let database = reopened(&file, open).map_err(at)?;
-        let opened = inode(&file);
+        let opened = named(&file);
         Ok(Store { file, open, database: Some(database), fresh, lock, opened })
     }
 
     /// Whether the files that are open still bear their names: what is written elsewhere, no start would find.
     pub(super) fn is_in_place(&self) -> bool {
-        let held = self.lock.metadata().map(|lock| lock.ino()).ok();
-        self.opened.is_some() && inode(&self.file) == self.opened && inode(&self.directory().join(LOCK)) == held
+        let held = self.lock.metadata().map(|lock| identity(&lock)).ok();
+        self.opened.is_some() && named(&self.file) == self.opened && named(&self.directory().join(LOCK)) == held
     }
 
     /// Opens what bears the name by now, or makes it: afterwards every mark has to be written.
     pub(super) fn begin_anew(&mut self) -> Result<(), MarksError> {
         self.database = None;
-        let held = self.lock.metadata().map(|lock| lock.ino()).ok();
-        if inode(&self.directory().join(LOCK)) == held {
+        let held = self.lock.metadata().map(|lock| identity(&lock)).ok();
+        if named(&self.directory().join(LOCK)) == held {
             // Only the marks are gone: whoever holds the lock twice would shut itself out.
             make(&self.file).map_err(|trouble| self.error(trouble))?;
-            self.opened = inode(&self.file);
+            self.opened = named(&self.file);
             return Ok(());
         }
         let anew = Store::open(self.directory(), self.open)?;
@@ -305,8 +306,8 @@ fn key(mark: &Mark) -> (&str, &str, &str) {
 }
 
 /// Which file bears the name.
-fn inode(file: &Path) -> Option<u64> {
-    fs::metadata(file).map(|file| file.ino()).ok()
+fn named(file: &Path) -> Option<(u64, u64)> {
+    fs::metadata(file).map(|file| identity(&file)).ok()
 }
 
 /// The lock that says which process keeps the state.

@@ -1,7 +1,8 @@
 //! Splits an event stream into lines and events (WHATWG HTML §9.2), a few bytes at a time.
 //!
-//! Only what `data:` lines hold is handed on, and whether an event is called an error; nothing else is buffered. All three line endings are understood, also when a
-//! piece ends between a carriage return and its line feed.
+//! Only what `data:` lines hold is handed on, and whether an event is called an error; nothing is buffered but a short
+//! line that may be that name. All three line endings are understood, also when a piece ends between a carriage return
+//! and its line feed.
 
 use super::json::Reader;
 use super::nesting::Document;

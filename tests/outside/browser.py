@@ -111,7 +111,19 @@ class Browser:
         return png
 
     def accessible(self):
-        """(role, name) of everything that assistive technology is told, in order."""
-        nodes = self.cdp("Accessibility.getFullAXTree")["nodes"]
-        told = [node for node in nodes if not node.get("ignored")]
-        return [(node["role"]["value"], node.get("name", {}).get("value", "")) for node in told]
+        """(role, name) of everything that assistive technology is told, in order.
+
+        Chromium makes this tree beside the page and tells parts of it meanwhile: it is whole once it has all the
+        headings that are seen, and says the same twice.
+        """
+        seen = "return [...document.querySelectorAll('h1, h2')].filter(one => one.checkVisibility()).length"
+        before = []
+
+        def whole():
+            nodes = self.cdp("Accessibility.getFullAXTree")["nodes"]
+            told = [node for node in nodes if not node.get("ignored")]
+            before.append([(node["role"]["value"], node.get("name", {}).get("value", "")) for node in told])
+            headings = [name for role, name in before[-1] if role == "heading"]
+            return len(headings) >= self.run(seen) and before[-2:-1] == before[-1:] and before[-1]
+
+        return eventually(whole, what="the tree for assistive technology")

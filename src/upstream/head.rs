@@ -25,6 +25,8 @@ const CROSS: [HeaderName; 7] = [
 const MOST_BYTES: usize = 64 * 1024;
 /// Lines of a head after the status line.
 const MOST_LINES: usize = 64;
+/// Informational heads before an answer: more than a patient upstream says, and no work for whoever counts them.
+const MOST_INTERIM: u32 = 64;
 /// Bytes of an upstream's own id for a request: a longer one, or an unprintable one, is left out.
 const MOST_ID: usize = 128;
 /// Room for a client's whole head: what crosses, and what this gateway adds.
@@ -54,29 +56,41 @@ pub(super) struct Unfit {
     pub(super) declines: bool,
 }
 
+/// How far the heads of one answer have been read.
+#[derive(Debug, Default)]
+pub(super) struct Progress {
+    /// Bytes that were looked through without an end.
+    seen: usize,
+    /// Informational heads that were passed over.
+    interim: u32,
+}
+
 /// Takes the head of the final answer off `held`, and the informational heads before it. `None`: more is to come.
-/// `seen` is how much of `held` was looked through without an end; it begins at 0.
 ///
 /// # Errors
 /// [`Unfit`].
-pub(super) fn take(held: &mut BytesMut, seen: &mut usize) -> Result<Option<Head>, Unfit> {
+pub(super) fn take(held: &mut BytesMut, progress: &mut Progress) -> Result<Option<Head>, Unfit> {
     const BEGINNING: &[u8] = b"HTTP/1.";
     let unfit = |what: &str| Unfit { what: what.into(), declines: false };
     loop {
         if held.iter().zip(BEGINNING).any(|(came, due)| came != due) {
             return Err(unfit("not an answer in HTTP/1"));
         }
-        let Some(end) = end(held, *seen) else {
-            *seen = held.len();
+        let Some(end) = end(held, progress.seen) else {
+            progress.seen = held.len();
             return if held.len() > MOST_BYTES { Err(unfit("a head that is too large")) } else { Ok(None) };
         };
-        *seen = 0;
+        progress.seen = 0;
         if end > MOST_BYTES {
             return Err(unfit("a head that is too large"));
         }
         let head = read(&held.split_to(end).freeze())?;
         if head.is_some() {
             return Ok(head);
+        }
+        progress.interim += 1;
+        if progress.interim > MOST_INTERIM {
+            return Err(unfit("informational heads without end"));
         }
     }
 }
@@ -224,7 +238,9 @@ mod tests {
 
     fn judged(head: &str) -> Result<Head, String> {
         let mut held = BytesMut::from(head);
-        let head = take(&mut held, &mut 0).map(|head| head.expect("a whole head")).map_err(|unfit| unfit.what);
+        let head = take(&mut held, &mut Progress::default())
+            .map(|head| head.expect("a whole head"))
+            .map_err(|unfit| unfit.what);
         assert!(head.is_err() || held.is_empty());
         head
     }
@@ -289,7 +305,9 @@ mod tests {
 
     #[test]
     fn an_unfit_answer_declines_only_by_its_status() {
-        let declines = |head: &str| take(&mut BytesMut::from(head), &mut 0).map(drop).map_err(|unfit| unfit.declines);
+        let declines = |head: &str| {
+            take(&mut BytesMut::from(head), &mut Progress::default()).map(drop).map_err(|unfit| unfit.declines)
+        };
         for worked in ["SSH-2.0-x", "HTTP/1.1 OK\r\n\r\n", "HTTP/1.1 200 OK\r\ncontent-encoding: br\r\n\r\n"] {
             assert_eq!(declines(worked), Err(false), "{worked}");
         }
@@ -331,11 +349,11 @@ mod tests {
     fn a_head_in_pieces_is_the_same_head() {
         let whole = b"HTTP/1.1 200 OK\r\ncontent-type: a/b\r\ncontent-length: 2\r\n\r\n{}";
         for size in 1..whole.len() {
-            let (mut held, mut seen, mut found) = (BytesMut::new(), 0, None);
+            let (mut held, mut progress, mut found) = (BytesMut::new(), Progress::default(), None);
             for piece in whole.chunks(size) {
                 held.extend_from_slice(piece);
                 if found.is_none() {
-                    found = take(&mut held, &mut seen).expect("a fine head");
+                    found = take(&mut held, &mut progress).expect("a fine head");
                 }
             }
             let head = found.expect("a whole head");
@@ -349,9 +367,23 @@ mod tests {
 
     #[test]
     fn what_is_no_head_is_told_at_once_and_an_endless_one_is_bounded() {
-        assert!(take(&mut BytesMut::from("SSH-2.0"), &mut 0).is_err());
-        assert!(take(&mut BytesMut::from("HT"), &mut 0).expect("may become one").is_none());
+        assert!(take(&mut BytesMut::from("SSH-2.0"), &mut Progress::default()).is_err());
+        assert!(take(&mut BytesMut::from("HT"), &mut Progress::default()).expect("may become one").is_none());
         let endless = format!("HTTP/1.1 200 OK\r\na: {}", "b".repeat(MOST_BYTES));
-        assert!(take(&mut BytesMut::from(endless.as_str()), &mut 0).is_err());
+        assert!(take(&mut BytesMut::from(endless.as_str()), &mut Progress::default()).is_err());
+    }
+
+    #[test]
+    fn informational_heads_are_bounded_however_they_come() {
+        let interim = "HTTP/1.1 103 Early Hints\r\n\r\n";
+        let most = usize::try_from(MOST_INTERIM).expect("a small number");
+        let patient = format!("{}HTTP/1.1 200 OK\r\n\r\n", interim.repeat(most));
+        assert!(take(&mut BytesMut::from(patient.as_str()), &mut Progress::default()).expect("an answer").is_some());
+        let (mut progress, mut held) = (Progress::default(), BytesMut::new());
+        let one_by_one = (0..=most).find(|_| {
+            held.extend_from_slice(interim.as_bytes());
+            take(&mut held, &mut progress).is_err()
+        });
+        assert_eq!(one_by_one, Some(most));
     }
 }

@@ -72,7 +72,7 @@ impl Link {
     ) -> Result<Head, Unanswered> {
         self.active = Some(series.active());
         self.wire.begin(segments);
-        let mut seen = 0;
+        let mut progress = head::Progress::default();
         let (mut checked, mut whole) = (false, false);
         let mut timer = pin!(sleep(patience));
         poll_fn(|cx| {
@@ -91,7 +91,7 @@ impl Link {
                 whole = true;
                 taken();
             }
-            if let Poll::Ready(head) = self.poll_head(cx, &mut seen) {
+            if let Poll::Ready(head) = self.poll_head(cx, &mut progress) {
                 return Poll::Ready(head);
             }
             while timer.as_mut().poll(cx).is_ready() {
@@ -105,7 +105,7 @@ impl Link {
         .await
     }
 
-    fn poll_head(&mut self, cx: &mut Context<'_>, seen: &mut usize) -> Poll<Result<Head, Unanswered>> {
+    fn poll_head(&mut self, cx: &mut Context<'_>, progress: &mut head::Progress) -> Poll<Result<Head, Unanswered>> {
         let whole = !self.early && !self.wire.is_unsent();
         let invalid =
             |detail, declines: bool| Poll::Ready(Err(Unanswered::Invalid { detail, worked: whole && !declines }));
@@ -116,7 +116,7 @@ impl Link {
                 // What TLS refuses never was a request: a client that lacks a certificate learns it only afterwards.
                 Err(error) => return invalid(error.to_string(), error.kind() == io::ErrorKind::InvalidData),
             }
-            match head::take(&mut self.wire.held, seen) {
+            match head::take(&mut self.wire.held, progress) {
                 Ok(None) => {}
                 Ok(Some(head)) => return Poll::Ready(Ok(head)),
                 Err(Unfit { what, declines }) => return invalid(what, declines),

@@ -247,6 +247,19 @@ def test_padding_priorities_unknown_frames_and_trailers_pass(door, wire):
     assert "x-note" not in dict(last["headers"])
 
 
+@pytest.mark.parametrize(("size", "length"), [(1, 500), (4, 3000)], ids=["byte by byte", "token by token"])
+def test_a_body_passes_in_however_small_frames_it_is_written(door, wire, size, length):
+    """As encoders write that yield a token at a time, request after request on one connection."""
+    body = json.dumps(chat(padding="x" * length)).encode()
+    for _ in range(20):
+        number = wire.open()
+        pieces = [DataFrame(number, body[at:at + size]) for at in range(0, len(body), size)]
+        pieces[-1].flags.add("END_STREAM")
+        wire.send(*wire.head(number, fields(body=body), end=False), *pieces)
+        assert wire.finish(wire.stream(number)).status == 200
+        assert door.ledger()["requests"][-1]["body"].encode() == body
+
+
 @pytest.mark.parametrize("pseudo", [
     [(":path", "/v1/models")], [(":status", "200")],
     [(":method", "GET"), (":scheme", "https"), (":authority", "localhost"), (":path", "/v1/models")],

@@ -161,8 +161,7 @@ fn serve_h2(visit: Visit, stream: tls::ServerStream<Socket>, handle: &Handle) ->
         .max_send_buf_size(64 * 1024)
         .max_pending_accept_reset_streams(20)
         .max_local_error_reset_streams(64)
-        .keep_alive_interval(Duration::from_secs(20))
-        .keep_alive_timeout(Duration::from_secs(10))
+        // No PING is sent: who thinks between two frames of an answer reads none, and must not be taken for dead.
         .timer(TokioTimer::new());
     let lead = Lead { visit: visit.clone(), next, socket: handle.clone() };
     let mut connection = Box::pin(builder.serve_connection(TokioIo::new(cork.clone()), lead));

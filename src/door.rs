@@ -25,6 +25,9 @@ pub async fn open(listener: TcpListener, gateway: &Arc<Gateway>, crews: &[Crew])
         let places = places(asked);
         tracing::warn!(places, "there are descriptors for fewer connections than listen.max_connections");
     }
+    if let Err(error) = socket2::SockRef::from(&listener).set_tcp_keepalive(&alive()) {
+        tracing::warn!(%error, "clients that vanish without a word will be noticed late");
+    }
     let mut closing = std::pin::pin!(gateway.drain.reached(Phase::Draining));
     loop {
         let accepted = tokio::select! {
@@ -75,6 +78,13 @@ pub async fn open(listener: TcpListener, gateway: &Arc<Gateway>, crews: &[Crew])
 
 /// Bytes that may wait in the kernel for a client; it is woken for when half of them have gone.
 const UNSENT: u32 = 16 * 1024;
+
+/// How a client that vanished without a word is told from one that is silent: its system answers the kernel's probes,
+/// whatever the client itself does. Connections inherit it from their listener.
+fn alive() -> socket2::TcpKeepalive {
+    let (silence, between) = (Duration::from_secs(30), Duration::from_secs(10));
+    socket2::TcpKeepalive::new().with_time(silence).with_interval(between).with_retries(3)
+}
 
 fn prepare(tcp: tokio::net::TcpStream) -> io::Result<std::net::TcpStream> {
     tcp.set_nodelay(true)?;

@@ -499,6 +499,16 @@ def test_an_http2_reader_that_reads_nothing_loses_its_connection(hasty):
         eventually(lambda: ended(hasty, "client_stalled") == before + 1, within=SHORT + 2 * SLACK, what="the end")
 
 
+def test_an_http2_reader_that_thinks_between_two_chunks_loses_nothing(stage):
+    """Longer than any PING would be waited for: what comes meanwhile lies in the windows, and TCP says that it is there."""
+    body = json.dumps(chat("mock-tokens-66.tps-2", stream=True)).encode()
+    with H2(stage().connect(alpn=("h2",))) as wire:
+        stream = wire.request(fields(body=body), body)
+        assert wire.until(lambda: stream.data)
+        time.sleep(31)
+        assert wire.finish(stream).data.endswith(b"data: [DONE]\n\n")
+
+
 def test_streams_that_nobody_reads_take_bounded_memory(stage):
     """The windows are shut and the model is fast: what it has said waits with the model, not with us. So many streams
     that what the allocator keeps once for all does not matter."""

@@ -3,12 +3,12 @@
 //! Loading reads files, so it happens on a thread that serves nobody. A mistake changes nothing, is told with its
 //! place, and is remembered.
 
+mod doubted;
 mod watched;
 
 use std::collections::{HashSet, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use parking_lot::Mutex;
 use serde_json::json;
@@ -67,8 +67,6 @@ pub use crate::audit::told::Reload as Past;
 
 /// How many reloads are remembered.
 const REMEMBERED: usize = 50;
-/// After which time a watch looks again when an organization's file is gone, or more would be allowed than before.
-const SECOND_LOOK: Duration = Duration::from_millis(500);
 
 /// Reloads, one at a time.
 pub struct Reloader {
@@ -125,21 +123,27 @@ impl Reloader {
         let mut turn = self.turn.lock().await;
         let (mut old, mut now) = (self.gateway.current(), self.gateway.clock.now());
         let mut loaded = Loaded::read(self.path.clone(), old.policy.clone(), now).await;
-        // Editors and version control take a file away for a moment, and half a file may be a whole one without its limits.
-        // A watch that finds such a thing looks again before it cuts anybody off or lets anybody loose; whoever asks for
-        // a reload means what is there.
-        let half_done = |loaded: &Option<Loaded>| loaded.as_ref().is_some_and(|new| new.may_be_half_done(&old.policy));
-        if trigger == Trigger::Watch && loaded.as_ref().is_ok_and(half_done) {
+        // Whoever asks for a reload means what is there.
+        let mut seen: Option<Loaded> = None;
+        while trigger == Trigger::Watch
+            && let Ok(Some(new)) = &loaded
+            && let Some(doubt) =
+                doubted::doubt(&old.policy, &new.policy, &new.diff, seen.as_ref().map(|seen| &seen.policy))
+        {
+            if let Some(why) = doubt.why {
+                tracing::info!("{why}");
+            }
             // What a newer revocation list says is whole, whatever else is half done.
             if self.take_lists(trigger, by, &old, now).await {
                 self.sweep(now).await;
                 self.retired.lock().push(old);
             }
             drop(turn);
-            tokio::time::sleep(SECOND_LOOK).await;
+            tokio::time::sleep(doubt.rest).await;
             turn = self.turn.lock().await;
             (old, now) = (self.gateway.current(), self.gateway.clock.now());
-            loaded = Loaded::read(self.path.clone(), old.policy.clone(), now).await;
+            let again = Loaded::read(self.path.clone(), old.policy.clone(), now).await;
+            seen = std::mem::replace(&mut loaded, again).ok().flatten();
         }
         let outcome = match loaded {
             Ok(Some(loaded)) => self.publish(loaded, &old, now).await,
@@ -390,11 +394,6 @@ impl Loaded {
         });
         let failed = || mistake("loading the configuration failed in a way that should not happen");
         loading.await.unwrap_or_else(|_| Err(failed()))
-    }
-
-    fn may_be_half_done(&self, old: &Policy) -> bool {
-        let loses_somebody = || old.orgs().any(|org| self.policy.org(org.id.as_str()).is_none());
-        self.diff.changes.iter().any(|change| change.loosens) || loses_somebody()
     }
 }
 

@@ -5,13 +5,14 @@
 use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
+use std::sync::Arc;
 
 use serde::Serialize;
 
 use super::direction::{listed, loosens};
 use super::models::Upstream;
 use super::summary::{Summary, needs_restart, places};
-use super::{Catalog, Org, Policy, renamed};
+use super::{Catalog, Identity, Org, Policy, renamed};
 use crate::limits::{LimitId, Scope};
 use crate::trust::Secret;
 
@@ -158,6 +159,14 @@ impl Diff {
         };
         self.changes.push(Change { text, loosens, restart: needs_restart(name) });
     }
+}
+
+/// The organizations that stay and lose every identity, though an authority that vouched for one stays, too: half a file
+/// says so as well as a whole one.
+pub fn bereft<'a>(old: &'a Policy, new: &'a Policy) -> impl Iterator<Item = &'a Arc<Org>> {
+    let stays = |identity: &Identity| new.authorities.iter().any(|one| *one.name() == identity.authority);
+    let had_one = move |org: &Org| old.org(org.id.as_str()).is_some_and(|was| was.identities.iter().any(stays));
+    new.orgs().filter(move |org| org.identities.is_empty() && had_one(org))
 }
 
 /// Something that comes and goes as a whole, with all of its rules.

@@ -27,7 +27,7 @@ mod sink;
 mod summary;
 
 pub use audited::AuditSettings;
-pub use diff::{Change, Diff, prefixed};
+pub use diff::{Change, Diff, bereft, prefixed};
 pub use footprint::{Footprint, inode};
 pub use limits::Written;
 pub use listen::{AdminAddress, AdminSettings, Drain, Listen, LogSettings, Quota, Settings};

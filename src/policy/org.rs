@@ -135,7 +135,8 @@ impl Org {
     }
 
     /// Whether its file says the same as another.
-    pub(super) fn says_the_same_as(&self, other: &Org) -> bool {
+    #[must_use]
+    pub fn says_the_same_as(&self, other: &Org) -> bool {
         let parent = |org: &Org| org.ancestors.first().map(|parent| parent.id.clone());
         self.id == other.id
             && self.name == other.name

@@ -174,6 +174,41 @@ def test_half_a_file_that_parses_lifts_no_limit(stage):
     assert not any("unlimited" in reload["text"] for reload in history), history
 
 
+@pytest.mark.parametrize("between", ["", 'contact = "soc@acme.example"\n'], ids=["two", "three"])
+def test_a_file_that_is_written_in_several_goes_cuts_nobody(stage, between):
+    """Its first half is a whole one of a partner without certificates; so is what a second write adds to it."""
+    one = stage()
+    head, identity = Stage.ACME.split("[[identity]]")
+    stream = Streaming(one)
+    with (one.folder / "orgs.d/acme.toml").open("w") as file:
+        file.write(head)
+        file.flush()
+        time.sleep(0.7 if between else 0.4)  # The moment itself, not a wait for something.
+        file.write(between)
+        file.flush()
+        eventually(lambda: "acme: every identity would go" in one.gateway.log, what="the doubt")
+        time.sleep(0.7 if between else 0)
+        file.write("[[identity]]" + identity + "[limits]\nrequests_per_minute = 900\n")
+    eventually(lambda: per_minute(one) == 900, what="the whole file")
+    assert stream.ended is None, stream.text[-300:]
+
+
+def test_a_file_that_loses_its_identities_is_believed_in_the_end_and_at_once_when_asked(stage):
+    one = stage()
+    for asked in (False, True):
+        stream, other = Streaming(one), Streaming(one, certificate="globex")
+        one.write_org("acme", Stage.ACME.split("[[identity]]")[0])
+        if asked:
+            assert "acme: identity partners spiffe://partners/acme removed" in reload(one).json["text"]
+        assert stream.wait(5) != "complete"
+        assert '"organization_suspended"' in stream.text
+        assert one.ask(body=chat()).headers["portcullis-reason"] == "organization_unknown"
+        seen = len(other.pieces)
+        eventually(lambda: len(other.pieces) > seen + 3, what="more of the other stream")  # noqa: B023
+        one.write_org("acme", Stage.ACME)
+        eventually(lambda: one.ask(body=chat()).status == 200, what="the identity that is back")
+
+
 def test_a_swapped_mount_of_kubernetes_is_live_again_and_again(tmp_path, stage):
     """The configuration's directory holds only links through `..data`, which is replaced by a rename."""
     one = stage(orgs={"acme": limited()}, start=False)

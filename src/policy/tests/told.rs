@@ -95,6 +95,25 @@ fn what_loosens_is_marked_and_what_tightens_is_not() {
 }
 
 #[test]
+fn who_stays_without_identities_is_told_from_whose_authority_goes_too() {
+    let (acme, authority) = ("orgs.d/acme.toml", "authority = \"partners\"");
+    let without = [(acme, "[[identity]]", "#"), (acme, authority, ""), (acme, "uri       =", "#")];
+    let narrowed = [(acme, "spiffe://partners/acme", "spiffe://partners/acme-2")];
+    let others = "authority = \"others\"";
+    let replaced =
+        [("portcullis.toml", "name = \"partners\"", "name = \"others\""), ("orgs.d/globex.toml", authority, others)];
+    let replaced = [&without[..], &replaced].concat();
+    for (edits, expected) in [(&without[..], vec!["acme"]), (&narrowed, vec![]), (&replaced, vec![])] {
+        let dir = example();
+        let old = reload(&dir, None, at(0)).unwrap();
+        edits.iter().for_each(|(file, from, to)| edit(&dir, file, from, to));
+        let new = reload(&dir, Some(&old), at(1)).unwrap_or_else(|mistakes| panic!("{}", mistakes.render(false)));
+        assert_eq!(bereft(&old, &new).map(|org| org.id.as_str()).collect::<Vec<_>>(), expected, "{edits:?}");
+        assert!(bereft(&new, &new).next().is_none(), "who never had one loses none");
+    }
+}
+
+#[test]
 fn what_a_request_is_held_against_holds_every_ancestors_limits_and_stands_once() {
     let dir = example();
     edit(&dir, "orgs.d/national-cert.toml", "[limits]", "parent = \"state\"\n[limits]");

@@ -9,6 +9,7 @@ mod watched;
 use std::collections::{HashSet, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 use serde_json::json;
@@ -80,8 +81,16 @@ pub struct Reloader {
     told: Mutex<Option<String>>,
     /// Kept until nobody else holds them: a worker that let go of ten thousand organizations last would stop for it.
     retired: Mutex<Vec<Arc<Snapshot>>>,
-    /// Lets the log filter be changed.
-    filter: Option<SetFilter>,
+    /// Where the process keeps a log.
+    log: Option<OwnLog>,
+}
+
+/// What can be done with the process's own log while it runs.
+pub struct OwnLog {
+    /// Changes its filter.
+    pub filter: SetFilter,
+    /// How many of its lines were dropped.
+    pub dropped: Arc<AtomicU64>,
 }
 
 /// Changes the log filter while running.
@@ -90,7 +99,7 @@ pub type SetFilter = Box<dyn Fn(&str) -> Result<(), String> + Send + Sync>;
 impl Reloader {
     /// A reloader of the file that the gateway was started with.
     #[must_use]
-    pub fn new(path: &Path, gateway: Arc<Gateway>, numbers: Numbers, filter: Option<SetFilter>) -> Arc<Reloader> {
+    pub fn new(path: &Path, gateway: Arc<Gateway>, numbers: Numbers, log: Option<OwnLog>) -> Arc<Reloader> {
         let past = Mutex::default();
         Arc::new(Reloader {
             path: path.to_owned(),
@@ -100,7 +109,7 @@ impl Reloader {
             past,
             told: Mutex::default(),
             retired: Mutex::default(),
-            filter,
+            log,
         })
     }
 
@@ -109,7 +118,13 @@ impl Reloader {
     /// # Errors
     /// What is wrong with the filter, or that there is no log.
     fn set_filter(&self, filter: &str) -> Result<(), String> {
-        self.filter.as_ref().map_or_else(|| Err("this process keeps no log".to_owned()), |set| set(filter))
+        self.log.as_ref().map_or_else(|| Err("this process keeps no log".to_owned()), |log| (log.filter)(filter))
+    }
+
+    /// Lines of the process's own log that were dropped so far.
+    #[must_use]
+    pub fn log_lines_dropped(&self) -> u64 {
+        self.log.as_ref().map_or(0, |log| log.dropped.load(Ordering::Relaxed))
     }
 
     /// The last reloads, the latest first.

@@ -35,7 +35,7 @@ use crate::metrics::Metrics;
 use crate::policy::{self, AdminAddress, LogSettings, Mistakes, Policy, Revocations, Settings};
 use crate::record::Recorder;
 use crate::registry::Registry;
-use crate::reload::{self, Reloader, SetFilter};
+use crate::reload::{self, OwnLog, Reloader};
 use crate::snapshot::Snapshot;
 use crate::tls;
 use crate::traces::{self, Traces};
@@ -83,8 +83,8 @@ pub struct Start {
     pub clock: Clock,
     /// What is bound already.
     pub given: Given,
-    /// Lets the log filter be changed.
-    pub filter: Option<SetFilter>,
+    /// The process's log, if it keeps one.
+    pub log: Option<OwnLog>,
     /// Takes over from the process that runs on the same state, if there is one.
     pub replace: bool,
 }
@@ -134,7 +134,7 @@ impl Server {
     /// # Errors
     /// [`NotRunning`], with everything that is wrong.
     pub fn prepare(start: Start) -> Result<Server, NotRunning> {
-        let Start { config, clock, given, filter, replace } = start;
+        let Start { config, clock, given, log, replace } = start;
         if cfg!(feature = "fips") && !tls::is_fips() {
             return Err(unusable("this was built for a FIPS module, and the provider of cryptography says it is none"));
         }
@@ -189,7 +189,7 @@ impl Server {
         });
         reload::put_in_force(&gateway, &gateway.current());
         gateway.recorder.metrics.started(now.wall);
-        let reloader = Reloader::new(&config, gateway.clone(), numbers, filter);
+        let reloader = Reloader::new(&config, gateway.clone(), numbers, log);
         let (ask_to_stop, stop) = unbounded_channel();
         let desk = Arc::new(Desk {
             gateway: gateway.clone(),

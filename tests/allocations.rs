@@ -120,7 +120,7 @@ fn the_gateway_that_is_counted() {
         clock: Clock::system(),
         given: Given::default(),
         replace: false,
-        filter: None,
+        log: None,
     })
     .unwrap();
     let (ready, told) = std::sync::mpsc::channel();

@@ -90,6 +90,7 @@ fn metrics(desk: &Desk) -> String {
         undelivered: counters.undelivered,
         queued: counters.queued as u64,
     });
+    metrics.log_lines_dropped(desk.reloader.log_lines_dropped());
     metrics.client_certificates(gateway.clock.wall());
     if let Some(store) = gateway.ledger.store_health() {
         metrics.marks(store.errors, store.written);

@@ -1,5 +1,8 @@
 //! `portcullis run`: the gateway, in the foreground, until it is told to stop.
 
+mod log;
+
+use std::fmt::Display;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
@@ -11,14 +14,10 @@ use clap::Args as ClapArgs;
 use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{Interval, interval};
-use tracing_subscriber::layer::SubscriberExt;
-use tracing_subscriber::util::SubscriberInitExt;
-use tracing_subscriber::{EnvFilter, fmt, reload};
 
-use super::{Done, REFUSED, complain, print, tell};
+use super::{Done, REFUSED, UNUSABLE, complain, print};
 use crate::clock::Clock;
-use crate::policy;
-use crate::reload::SetFilter;
+use crate::reload::OwnLog;
 use crate::server::{Addresses, Given, NotRunning, Server, Shutdown, Start, Wish};
 
 /// Arguments of `portcullis run`.
@@ -33,27 +32,43 @@ pub struct Args {
     replace: bool,
 }
 
+/// What a run that failed says, and its exit code.
+struct Failed(String, u8);
+
+impl Failed {
+    fn unusable(what: impl Display) -> Failed {
+        Failed(format!("portcullis: {what}\n"), UNUSABLE)
+    }
+}
+
 /// Runs the gateway.
 pub fn run(args: &Args) -> Done {
     protect();
     stretch();
     let _ = outlive_file_limits();
-    let filter = start_log(&super::loaded(&args.config, false)?.log);
+    let settings = super::loaded(&args.config, false)?.log;
+    let (log, own) = log::start(&settings).map_err(complain)?;
+    let served = serve(args, own).map_err(|Failed(words, code)| {
+        // Behind everything that the log says, and without waiting where nobody reads.
+        log.leave(words.as_bytes());
+        ExitCode::from(code)
+    });
+    log.farewell();
+    served
+}
+
+fn serve(args: &Args, log: Option<OwnLog>) -> Result<(), Failed> {
     let clock = Clock::system();
     // A socket that was handed over and cannot be used would otherwise stand there unserved.
     let partners = listenfd::ListenFd::from_env().take_tcp_listener(0);
-    let partners = partners.map_err(|error| complain(format_args!("the socket of LISTEN_FDS: {error}")))?;
+    let partners = partners.map_err(|error| Failed::unusable(format_args!("the socket of LISTEN_FDS: {error}")))?;
     let given = Given { partners, admin: None };
-    let start = Start { config: args.config.clone(), clock, given, filter, replace: args.replace };
-    let server = match Server::prepare(start) {
-        Ok(server) => server,
-        Err(NotRunning::Mistakes(mistakes)) => {
-            tell(mistakes.render(super::colour(&std::io::stderr())));
-            return Err(ExitCode::from(REFUSED));
-        }
-        Err(NotRunning::Unusable(what)) => return Err(complain(what)),
-    };
-    server.run(Signals::default()).map_err(complain)
+    let start = Start { config: args.config.clone(), clock, given, log, replace: args.replace };
+    let server = Server::prepare(start).map_err(|why| match why {
+        NotRunning::Mistakes(mistakes) => Failed(mistakes.render(super::colour(&std::io::stderr())), REFUSED),
+        NotRunning::Unusable(what) => Failed::unusable(what),
+    })?;
+    server.run(Signals::default()).map_err(Failed::unusable)
 }
 
 /// No core dumps, and nobody may look into the process: it holds keys.
@@ -75,29 +90,6 @@ fn outlive_file_limits() -> std::io::Result<()> {
     let _within = runtime.enter();
     // Once heard, it is never again left to its default.
     signal(SignalKind::from_raw(rustix::process::Signal::XFSZ.as_raw())).map(drop)
-}
-
-/// The file watch says nothing unless it is named: it would tell of every line that is written into a watched folder.
-fn quiet(filter: &str) -> String {
-    if filter.contains("notify") { filter.to_owned() } else { format!("{filter},notify=warn") }
-}
-
-fn start_log(settings: &policy::LogSettings) -> Option<SetFilter> {
-    let filter = EnvFilter::try_new(quiet(&settings.filter)).unwrap_or_else(|_| EnvFilter::new("info"));
-    let (filter, handle) = reload::Layer::new(filter);
-    let registry = tracing_subscriber::registry().with(filter);
-    // A log that nobody reads any more is no reason to end: its errors would go to the same closed pipe.
-    let layer = fmt::layer().with_writer(std::io::stderr).log_internal_errors(false);
-    let started = if settings.json {
-        registry.with(layer.json()).try_init()
-    } else {
-        registry.with(layer.with_ansi(super::colour(&std::io::stderr()))).try_init()
-    };
-    started.ok()?;
-    Some(Box::new(move |asked: &str| {
-        let filter = EnvFilter::try_new(quiet(asked)).map_err(|error| error.to_string())?;
-        handle.reload(filter).map_err(|error| error.to_string())
-    }))
 }
 
 /// Tells the service manager; without one there is nobody to tell.

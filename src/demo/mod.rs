@@ -65,7 +65,7 @@ fn demo(args: &Args) -> Result<bool, String> {
     files::configuration(&dir, mock, at(&partners)?, at(&admin)?)?;
     let config = dir.join("portcullis.toml");
     let given = Given { partners: Some(partners), admin: Some(admin) };
-    let server = Server::prepare(Start { config, clock, given, filter: None, replace: false }).map_err(text)?;
+    let server = Server::prepare(Start { config, clock, given, log: None, replace: false }).map_err(text)?;
     let addresses = server.addresses().clone();
     progress(args, "gateway");
     if args.check {

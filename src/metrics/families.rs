@@ -56,6 +56,7 @@ pub(super) struct Families {
     pub checkpoints_undelivered: IntCounter,
     pub draining: IntGauge,
     pub panics: IntCounter,
+    pub log_lines_dropped: IntCounter,
     #[expect(dead_code, reason = "registered; the gateway's start is set once")]
     pub started: Gauge,
 }
@@ -210,6 +211,10 @@ impl Families {
             audit_queue: d.one("audit_queue_records", "Audit records that wait to be written.")?,
             draining: d.one("draining", "Whether the gateway drains.")?,
             panics: d.count("panics_total", "Panics, each contained to its exchange.")?,
+            log_lines_dropped: d.count(
+                "log_lines_dropped_total",
+                "Lines of the gateway's own log that were dropped for want of a reader.",
+            )?,
             started: d.add(Gauge::new("up", "Always 1 while the gateway runs.")).inspect(|up| up.set(1.0))?,
             registry,
             process: {

@@ -362,6 +362,12 @@ impl Metrics {
         self.families.audit_queue.set(i64::try_from(counters.queued).unwrap_or(i64::MAX));
     }
 
+    /// Lines of the process's own log that were dropped so far.
+    pub fn log_lines_dropped(&self, so_far: u64) {
+        let counter = &self.families.log_lines_dropped;
+        counter.inc_by(so_far.saturating_sub(counter.get()));
+    }
+
     /// Durable marks: failures so far, and when they were last saved.
     pub fn marks(&self, errors: u64, saved: Wall) {
         let counter = &self.families.snapshot_errors;

@@ -179,14 +179,14 @@ class Authority:
 
 
 class Program:
-    """A program of ours in the background. Its two outputs stand in one file, in the order written."""
+    """A program of ours in the background. Its two outputs stand in one file, in the order written, but for a `stderr`."""
 
-    def __init__(self, folder, name, *arguments, env=None, preexec_fn=None):
+    def __init__(self, folder, name, *arguments, env=None, preexec_fn=None, stderr=None):
         self.log_file = pathlib.Path(folder) / f"{name}.log"
         with self.log_file.open("w") as log:
             self.process = subprocess.Popen(
                 [BINARY, *map(str, arguments)], cwd=folder, env=os.environ | {"UPSTREAM_KEY": KEY} | (env or {}),
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log, preexec_fn=preexec_fn,
+                stdin=subprocess.DEVNULL, stdout=log, stderr=stderr or log, preexec_fn=preexec_fn,
             )  # fmt: skip
 
     @property
@@ -294,8 +294,8 @@ uri = "spiffe://partners/acme"
     def write_org(self, name, text):
         replace(self.folder / "orgs.d" / f"{name}.toml", text)
 
-    def start(self, env=None, preexec_fn=None):
-        self.gateway = Program(self.folder, "gateway", "run", "-c", "portcullis.toml", env=env, preexec_fn=preexec_fn)
+    def start(self, **how):
+        self.gateway = Program(self.folder, "gateway", "run", "-c", "portcullis.toml", **how)
         self.port = int(self.gateway.printed(r"partners on https://\S+:(\d+)"))
         self.admin = "http://" + self.gateway.printed(r"admin on (?:http://)?(127\.0\.0\.1:\d+)")
         eventually(lambda: fetch(self.admin + "/readyz").status == 200, what="readiness")

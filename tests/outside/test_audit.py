@@ -290,7 +290,7 @@ def test_a_log_that_is_taken_away_takes_no_request_until_it_goes_on_elsewhere(st
     refused = one.ask(body=chat())
     assert (refused.status, refused.headers["portcullis-reason"]) == (503, "audit_unavailable")
     assert one.ledger()["totals"]["requests"] == forwarded
-    assert "taken away" in one.gateway.log
+    eventually(lambda: "taken away" in one.gateway.log, what="the word about it")
     eventually(lambda: one.ask(body=chat()).status == 200, what="an answer")
     assert fetch(one.admin + "/readyz").status == 200
     lines = [json.loads(line) for line in (audit / "audit-2.jsonl").read_text().splitlines()]

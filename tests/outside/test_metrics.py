@@ -119,6 +119,7 @@ CATALOGUE = {
     "portcullis_config_info": ("gauge", "hash"),
     "portcullis_audit_records_total": ("counter", "result"),
     "portcullis_audit_queue_records": ("gauge", ""),
+    "portcullis_log_lines_dropped_total": ("counter", ""),
     "portcullis_draining": ("gauge", ""),
     "process_cpu_seconds_total": ("counter", ""),
     "process_resident_memory_bytes": ("gauge", ""),

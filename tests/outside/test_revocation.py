@@ -540,7 +540,7 @@ def test_what_a_list_names_and_what_it_no_longer_names_is_told_before_and_on_rec
         fetch(one.admin + "/-/reload", method="POST")
         eventually(lambda told=told: any(told in record.get("text", "").splitlines() for record in one.audit()),
                    what="the record of it")  # fmt: skip
-        assert told in one.gateway.log
+        eventually(lambda told=told: told in one.gateway.log, what="the word about it")
         if revoked:
             newcomer(one, "revoked", None)
     assert one.ask(body=chat()).status == 200

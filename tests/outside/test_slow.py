@@ -10,6 +10,7 @@ import resource
 import select
 import socket
 import ssl
+import statistics
 import threading
 import time
 
@@ -19,7 +20,7 @@ from frames import H2, PREFACE, fields
 from hyperframe.frame import DataFrame, HeadersFrame, RstStreamFrame, SettingsFrame, WindowUpdateFrame
 from stage import H1, Stage, Streaming, chat, eventually, fetch, memory, most_memory
 
-SHORT = 0.6
+SHORT, LONG = 0.6, 2.0
 LISTEN = """\
 handshake_timeout = "600ms"
 head_timeout = "600ms"
@@ -42,9 +43,19 @@ def hasty(tmp_path_factory):
     assert "panicked at" not in one.gateway.log
 
 
+@pytest.fixture(scope="module")
+def patient(tmp_path_factory):
+    """A gateway whose every patience is 2 s: who moves four times as often is not still where a machine hesitates."""
+    one = Stage(tmp_path_factory.mktemp("patient"), listen=LISTEN.replace("600ms", "2s"))
+    yield one
+    one.close()
+    assert "panicked at" not in one.gateway.log
+
+
 @contextlib.contextmanager
 def lasting(least=SHORT, most=SHORT + SLACK):
-    """What happens inside takes at least the patience, and not much more."""
+    """What happens inside takes at least the patience, and not much more. It begins before what the gateway counts from:
+    between the two a machine with other work may stop us, and never the other way round."""
     began = time.monotonic()
     yield
     took = time.monotonic() - began
@@ -89,14 +100,14 @@ HELLO = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"
 @pytest.mark.parametrize("said", [b"", b"\x16", HELLO], ids=["nothing", "one byte", "half a hello"])
 def test_a_socket_without_a_handshake_is_closed(hasty, said):
     before = timeouts(hasty)
-    with plain(hasty) as silent, lasting():
+    with lasting(), plain(hasty) as silent:
         silent.sendall(said)
         assert gone(silent) == b""
     eventually(lambda: timeouts(hasty) == before + 1, what="the count")
 
 
 def test_a_handshake_that_trickles_in_has_no_more_time(hasty):
-    with plain(hasty) as slow, lasting():
+    with lasting(), plain(hasty) as slow:
         assert trickle(slow, HELLO + b"\0" * 500) < 100
 
 
@@ -106,7 +117,7 @@ def test_a_client_that_never_answers_the_hello_is_closed(hasty):
     client = hasty.tls().wrap_bio(incoming, outgoing, server_hostname="localhost")
     with contextlib.suppress(ssl.SSLWantReadError):
         client.do_handshake()
-    with plain(hasty) as silent, lasting():
+    with lasting(), plain(hasty) as silent:
         silent.sendall(outgoing.read())
         assert gone(silent)
     eventually(lambda: timeouts(hasty) == before + 1, what="the count")
@@ -186,7 +197,7 @@ def test_handshakes_of_one_address_are_limited_where_the_operator_says_so(stage)
         eventually(lambda: one.metric("portcullis_connections_total", listener="partners") + rejected(one, "rate") == 60)
         passed = 60 - rejected(one, "rate")
         assert 10 <= passed <= 10 + (time.monotonic() - began), "ten at once, one a second"
-        assert sum(bool(select.select([one], [], [], 0)[0]) for one in hasty) == 60 - passed, "the others are closed"
+        eventually(lambda: len(select.select(hasty, [], [], 0)[0]) == 60 - passed, what="the end of the others")
         assert one.ask(body=chat()).status == 200, "another address is not concerned"
     one.write_config(listen="")
     assert fetch(one.admin + "/-/reload", method="POST").status == 200
@@ -201,46 +212,45 @@ def test_handshakes_of_one_address_are_limited_where_the_operator_says_so(stage)
 
 
 def test_a_connection_without_a_request_ends(hasty):
-    with hasty.connect() as idle, lasting():
+    with lasting(), hasty.connect() as idle:
         assert gone(idle) == b""
 
 
 def test_a_connection_without_another_request_ends(hasty):
-    with H1(hasty.connect()) as connection:
+    with H1(hasty.connect()) as connection, lasting():
         assert connection.ask(body=chat()).status == 200
-        with lasting():
-            assert gone(connection.socket) == b""
+        assert gone(connection.socket) == b""
 
 
-def test_requests_keep_a_connection_open(hasty):
-    with H1(hasty.connect()) as connection:
+def test_requests_keep_a_connection_open(patient):
+    with H1(patient.connect()) as connection:
         for _ in range(5):
             assert connection.ask("/v1/models").status == 200
-            time.sleep(SHORT / 2)
+            time.sleep(LONG / 4)
+        assert connection.ask("/v1/models").status == 200
 
 
 @pytest.mark.parametrize("before", [0, 1], ids=["the first head", "a later head"])
 def test_a_head_that_trickles_in_has_no_more_time(hasty, before):
-    with H1(hasty.connect()) as connection:
+    with lasting(), H1(hasty.connect()) as connection:
         for _ in range(before):
             assert connection.ask("/v1/models").status == 200
-        with lasting():
-            assert trickle(connection.socket, connection.head(body=BODY)) < 100
-            gone(connection.socket)
+        assert trickle(connection.socket, connection.head(body=BODY)) < 100
+        gone(connection.socket)
 
 
 def test_a_head_that_stops_ends_the_connection(hasty):
-    with H1(hasty.connect()) as connection, lasting():
+    with lasting(), H1(hasty.connect()) as connection:
         connection.send(connection.head(body=BODY)[:40])
         gone(connection.socket)
 
 
-def test_heads_within_their_time_are_not_hurried(hasty):
-    with H1(hasty.connect()) as connection:
+def test_heads_within_their_time_are_not_hurried(patient):
+    with H1(patient.connect()) as connection:
         for _ in range(3):
             whole = connection.head("/v1/models")
             connection.send(whole[:20])
-            time.sleep(SHORT / 2)
+            time.sleep(LONG / 4)
             connection.send(whole[20:])
             status, headers = connection.read_head()
             assert status == 200
@@ -249,22 +259,21 @@ def test_heads_within_their_time_are_not_hurried(hasty):
 
 @pytest.mark.parametrize("said", [b"", PREFACE[:10]], ids=["nothing", "half the preface"])
 def test_whoever_agreed_on_http2_and_does_not_speak_it_ends(hasty, said):
-    with hasty.connect(alpn=("h2",)) as silent, lasting():
+    with lasting(), hasty.connect(alpn=("h2",)) as silent:
         silent.sendall(said)
         gone(silent)
 
 
 def test_an_http2_connection_without_a_request_ends(hasty):
-    with H2(hasty.connect(alpn=("h2",))) as wire, lasting():
+    with lasting(), H2(hasty.connect(alpn=("h2",))) as wire:
         wire.end(within=SHORT + SLACK)
 
 
 def test_an_http2_head_that_never_ends_ends_the_connection(hasty):
-    with H2(hasty.connect(alpn=("h2",))) as wire:
+    with lasting(), H2(hasty.connect(alpn=("h2",))) as wire:
         wire.until(lambda: wire.settings)
-        with lasting():
-            wire.send(HeadersFrame(wire.open(), wire.encoder.encode(MODELS), flags=["END_STREAM"]))
-            wire.end(within=SHORT + SLACK)
+        wire.send(HeadersFrame(wire.open(), wire.encoder.encode(MODELS), flags=["END_STREAM"]))
+        wire.end(within=SHORT + SLACK)
         assert not wire.goaway
 
 
@@ -296,7 +305,7 @@ TRICKLES = {
 def test_an_http2_frame_that_trickles_in_has_no_more_time(stage, which):
     one = stage(listen=LISTEN.replace('\nidle_timeout = "600ms"', '\nidle_timeout = "60s"'))
     whole, pieces, every = TRICKLES[which]
-    with one.connect(alpn=("h2",)) as wire, lasting():
+    with lasting(), one.connect(alpn=("h2",)) as wire:
         if which != "the preface":
             wire.sendall(PREFACE + bare(4, 0, 0, 0) + whole)
         trickle_all(wire, pieces, every)
@@ -308,7 +317,7 @@ CHEAP = {"ping": bare(6, 0, 0, 8, b"12345678"), "priority": bare(2, 0, 3, 5, b"\
 
 @pytest.mark.parametrize("which", CHEAP)
 def test_an_http2_connection_without_a_request_ends_whatever_else_it_says(hasty, which):
-    with hasty.connect(alpn=("h2",)) as wire, lasting():
+    with lasting(), hasty.connect(alpn=("h2",)) as wire:
         wire.sendall(PREFACE + bare(4, 0, 0, 0))
         trickle_all(wire, [CHEAP[which]] * 30, 0.2)
         gone(wire, within=SHORT + SLACK)
@@ -352,7 +361,7 @@ def unfinished(framing):
 
 def test_half_a_record_of_tls_is_no_movement(hasty):
     """A client may be silent below HTTP, too: what it has begun to encrypt is not a byte of a request."""
-    with hasty.connect() as idle, socket.socket(fileno=os.dup(idle.fileno())) as below, lasting():
+    with lasting(), hasty.connect() as idle, socket.socket(fileno=os.dup(idle.fileno())) as below:
         below.settimeout(10)
         trickle(below, b"\x17\x03\x03\x20\x00" + b"a" * 100)
 
@@ -373,11 +382,10 @@ def test_a_connection_whose_request_was_taken_back_is_idle(hasty, model):
 
 
 def test_a_client_that_may_continue_and_does_not_is_refused(hasty):
-    with H1(hasty.connect()) as connection:
+    with lasting(), H1(hasty.connect()) as connection:
         connection.send(connection.head(body=BODY, expect="100-continue")[:-len(BODY)])
         assert connection.read_head()[0] == 100
-        with lasting():
-            status, headers = connection.read_head()
+        status, headers = connection.read_head()
         assert (status, headers["portcullis-reason"]) == (400, "request_invalid")
 
 
@@ -417,25 +425,25 @@ def test_an_http2_body_that_stands_still_ends_also_while_others_move(hasty):
 
 
 @pytest.mark.parametrize("framing", ["a length", "chunks"])
-def test_a_body_that_moves_is_never_hurried(hasty, framing):
-    """More than twice the patience in all, and never still for more than half of it."""
-    with H1(hasty.connect()) as connection:
+def test_a_body_that_moves_is_never_hurried(patient, framing):
+    """More than the patience in all, and never still for more than a quarter of it."""
+    with H1(patient.connect()) as connection:
         connection.send(unfinished(framing))
         step = len(BODY) // 5 + 1
         for at in range(5, len(BODY), step):
-            time.sleep(SHORT / 2)
+            time.sleep(LONG / 4)
             piece = BODY[at:at + step]
             connection.send(piece if framing == "a length" else b"%x\r\n%s\r\n" % (len(piece), piece))
         connection.send(b"" if framing == "a length" else b"0\r\n\r\n")
         assert connection.read_head()[0] == 200
 
 
-def test_an_http2_body_that_moves_is_never_hurried(hasty):
-    with H2(hasty.connect(alpn=("h2",))) as wire:
+def test_an_http2_body_that_moves_is_never_hurried(patient):
+    with H2(patient.connect(alpn=("h2",))) as wire:
         stream = wire.request(fields(body=BODY), BODY[:5], end=False)
         step = len(BODY) // 5 + 1
         for at in range(5, len(BODY), step):
-            time.sleep(SHORT / 2)
+            time.sleep(LONG / 4)
             wire.send(DataFrame(1, BODY[at:at + step], flags=["END_STREAM"] if at + step >= len(BODY) else []))
         assert wire.finish(stream).status == 200
 
@@ -451,16 +459,16 @@ def test_an_answer_that_is_long_in_coming_is_waited_for(hasty):
     assert hasty.ask(body=chat("mock-slow-head-1500")).status == 200
 
 
-def test_a_stream_that_moves_slowly_is_never_cut(hasty):
-    stream = Streaming(hasty, "mock-tokens-8.tps-4")
+def test_a_stream_that_moves_slowly_is_never_cut(patient):
+    stream = Streaming(patient, "mock-tokens-12.tps-4")
     assert stream.wait() == "complete"
     assert stream.text.endswith("data: [DONE]\n\n")
-    assert stream.ended_at - stream.pieces[0][0] > 2 * SHORT
+    assert stream.ended_at - stream.pieces[0][0] > LONG
 
 
-def test_an_http2_stream_that_moves_slowly_is_never_cut(hasty):
-    body = json.dumps(chat("mock-tokens-8.tps-4", stream=True)).encode()
-    with H2(hasty.connect(alpn=("h2",))) as wire:
+def test_an_http2_stream_that_moves_slowly_is_never_cut(patient):
+    body = json.dumps(chat("mock-tokens-12.tps-4", stream=True)).encode()
+    with H2(patient.connect(alpn=("h2",))) as wire:
         assert wire.finish(wire.request(fields(body=body), body)).data.endswith(b"data: [DONE]\n\n")
 
 
@@ -545,15 +553,15 @@ def test_a_reader_that_reads_slowly_is_never_cut(stage):
             time.sleep(0.1)
 
 
-def test_an_http2_reader_that_opens_its_window_slowly_is_never_cut(hasty):
+def test_an_http2_reader_that_opens_its_window_slowly_is_never_cut(patient):
     body = json.dumps(chat("mock-tokens-60000", stream=True, max_tokens=90_000)).encode()
-    with H2(hasty.connect(alpn=("h2",)), manners=False) as wire:
+    with H2(patient.connect(alpn=("h2",)), manners=False) as wire:
         wire.send(SettingsFrame(flags=["ACK"]), WindowUpdateFrame(0, 1 << 24))
         stream = wire.request(fields(body=body), body)
         wire.until(lambda: len(stream.data) >= 65_000)
         for _ in range(5):
             had = len(stream.data)
-            time.sleep(SHORT / 2)
+            time.sleep(LONG / 4)
             wire.send(WindowUpdateFrame(1, 500))
             wire.until(lambda had=had: stream.over or len(stream.data) > had, within=SHORT + SLACK)
             assert not stream.over, stream.reset
@@ -588,22 +596,21 @@ def test_whoever_does_not_wait_when_told_to_is_made_to(stage):
     one = stage(orgs={"acme": Stage.ACME + limits, "globex": Stage.GLOBEX})
     with H1(one.connect()) as connection:
 
-        def row(length):
+        def refused():
             began = time.monotonic()
-            for _ in range(length):
-                connection.send(connection.head(body=chat()))
-                status, headers = connection.read_head()
-                assert status == 429
-                connection.read_body(headers)
+            connection.send(connection.head(body=chat()))
+            status, headers = connection.read_head()
+            assert status == 429
+            connection.read_body(headers)
             return time.monotonic() - began
 
         connection.send(connection.head(body=chat()))
         status, headers = connection.read_head()
         assert status == 200
         connection.read_body(headers)
-        prompt, slowed = row(8), row(20)
-        assert slowed > 13 * 0.05, "from then on, most of them took their 50 ms"
-        assert slowed / 20 > prompt / 8
+        prompt, slowed = ([refused() for _ in range(length)] for length in (8, 20))
+        assert sum(slowed) > 13 * 0.05, "from then on, most of them took their 50 ms"
+        assert statistics.median(slowed) > statistics.median(prompt)
         with H1(one.connect()) as other:
             other.send(other.head(body=chat()))
             assert other.read_head()[0] == 429

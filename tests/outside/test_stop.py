@@ -47,15 +47,16 @@ def lines(one, kind):
 
 @pytest.mark.parametrize("ask", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, "command", "post"])
 def test_readiness_fails_first_then_the_door_closes_then_it_ends(stage, ask):
-    one = stage(listen=drain(delay="400ms"))
-    stream = Streaming(one, "mock-tokens-30.tps-30")
+    one = stage(listen=drain(delay="2s"))
+    # One that ends by itself while all this happens, and one that is there until we let it go.
+    stream, lasting = Streaming(one, "mock-tokens-90.tps-30"), Streaming(one, ENDLESS)
     if ask == "command":
         done = one.run("drain")
         assert done.returncode == 0, done.stderr
-        assert "1 stream" in done.stdout
+        assert "2 streams" in done.stdout
     elif ask == "post":
         answer = fetch(one.admin + "/-/drain", data={}, method="POST")
-        assert (answer.status, answer.json["streams"]) == (200, 1)
+        assert (answer.status, answer.json["streams"]) == (200, 2)
     else:
         one.gateway.signal(ask)
     unready = eventually(lambda: (got := fetch(one.admin + "/readyz")).status == 503 and got, what="unreadiness")
@@ -71,7 +72,8 @@ def test_readiness_fails_first_then_the_door_closes_then_it_ends(stage, ask):
     assert one.status()["streams"][0]["organization"] == "acme"
     assert stream.wait() == "complete"
     assert stream.text.endswith("data: [DONE]\n\n")
-    assert ends(one, stream) == 0, one.gateway.log
+    assert lasting.ended is None
+    assert ends(one, stream, lasting) == 0, one.gateway.log
     assert lines(one, "stop") and one.audit()[-1]["kind"] == "stop"
     assert len(lines(one, "drain")) == 1
 
@@ -143,7 +145,7 @@ def test_the_answer_to_a_drain_comes_even_when_there_is_nothing_to_wait_for(stag
 
 def test_a_standing_connection_is_served_once_more_and_told_to_go(stage):
     one = stage(listen=drain())
-    holds = Streaming(one, "mock-tokens-40.tps-30")
+    holds = Streaming(one, ENDLESS)
     with H1(one.connect()) as standing:
         assert "close" not in standing.ask(body=chat()).headers.get("connection", "")
         one.gateway.signal(signal.SIGTERM)
@@ -151,14 +153,14 @@ def test_a_standing_connection_is_served_once_more_and_told_to_go(stage):
         answer = standing.ask(body=chat())
         assert (answer.status, answer.headers.get("connection")) == (200, "close")
         assert standing.socket.recv(1) == b""
-    assert holds.wait() == "complete"
+    assert holds.ended is None
     assert ends(one, holds) == 0
 
 
 def test_an_answer_under_way_is_finished_and_closes_its_connection(stage):
     one = stage(listen=drain())
     with H1(one.connect()) as standing:
-        standing.send(standing.head(body=chat("mock-slow-head-1000")))
+        standing.send(standing.head(body=chat("mock-slow-head-3000")))
         eventually(lambda: one.status()["streams"], what="the exchange")
         one.gateway.signal(signal.SIGTERM)
         door_closes(one)
@@ -334,7 +336,8 @@ def test_a_reload_signal_while_it_drains_harms_nothing(stage):
 
 def test_asking_twice_to_drain_is_not_a_second_signal(stage):
     one = stage(listen=drain())
-    stream = Streaming(one, "mock-tokens-20.tps-30")
+    # It is there still when the second is asked.
+    stream = Streaming(one, "mock-tokens-90.tps-30")
     for _ in range(2):
         assert fetch(one.admin + "/-/drain", data={}, method="POST").status == 200
     assert stream.wait() == "complete"

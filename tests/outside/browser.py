@@ -79,8 +79,10 @@ class Browser:
         self.cdp("Emulation.setScriptExecutionDisabled", value=not script)
 
     def open(self, url):
+        """The whole page: on a busy machine chromedriver has been seen to come back while it was still being read."""
         self.messages()
         self._call("/url", {"url": url})
+        eventually(lambda: self.run("return document.readyState") == "complete", within=30, what=f"the whole of {url}")
 
     def run(self, script, *arguments):
         """What a function body returns within the page."""

@@ -59,7 +59,7 @@ def lasting(least=SHORT, most=SHORT + SLACK):
     began = time.monotonic()
     yield
     took = time.monotonic() - began
-    assert least - 0.05 <= took <= most, f"took {took:.2f} s"
+    assert least <= took <= most, f"took {took:.2f} s"
 
 
 def gone(connection, within=SHORT + SLACK):
@@ -519,10 +519,11 @@ def test_an_http2_reader_that_thinks_between_two_chunks_loses_nothing(stage):
 
 def test_streams_that_nobody_reads_take_bounded_memory(stage):
     """The windows are shut and the model is fast: what it has said waits with the model, not with us. So many streams
-    that what the allocator keeps once for all does not matter."""
+    that what the allocator keeps once for all does not matter; of each comes seven times what it may take, and no more:
+    a model that fills the system's own buffers for all of them has no time to tell of its book."""
     one = stage()
     one.ask(body=chat())
-    before, body = memory(one), json.dumps(chat(FLOWING, stream=True, max_tokens=90_000)).encode()
+    before, body = memory(one), json.dumps(chat("mock-tokens-5000", stream=True, max_tokens=90_000)).encode()
     with contextlib.ExitStack() as stack:
         streams = []
         for _ in range(3):

@@ -314,7 +314,7 @@ api_key = "env:UPSTREAM_KEY"
 models = ["{name}-*"]
 {more}
 """
-    HASTY = 'connect_timeout = "300ms"\nhead_timeout = "500ms"\nidle_timeout = "500ms"'
+    HASTY = 'connect_timeout = "300ms"\nhead_timeout = "1s"\nidle_timeout = "1s"'
 
     def __init__(self, folder):
         pathlib.Path(folder).mkdir(exist_ok=True)
@@ -1225,7 +1225,7 @@ def test_a_head_that_does_not_come_is_upstream_timeout_and_costs_the_input(play,
         began = time.monotonic()
         late = client.ask(body=chat("hasty-1", max_tokens=500))
         assert (late.status, late.headers["portcullis-reason"]) == (504, "upstream_timeout"), late.body
-        assert 0.4 < time.monotonic() - began < 3
+        assert 1 <= time.monotonic() - began < 5
         eventually(lambda: play.raw.calls[0].left_at, within=3, what="the end of the upstream call")
         play.raw.script = answer(whole())
         assert client.ask(body=chat("hasty-1")).status == 200
@@ -1247,12 +1247,12 @@ def test_an_answer_that_falls_silent_is_cut_with_upstream_timeout(play, protocol
         call.left()
 
     play.raw.script = script
+    began = time.monotonic()
     wire = Wire(play.stage, protocol, chat("hasty-1", max_tokens=500) | ({} if form == "json" else {"stream": True} | ASKED))
     assert wire.head() == 200
-    began = time.monotonic()
     got, clean = wire.rest()
     wire.connection.close()
-    assert not clean and 0.3 < time.monotonic() - began < 3
+    assert not clean and 1 <= time.monotonic() - began < 5
     assert b"[DONE]" not in got
     assert (b'"upstream_timeout"' in got) == (form == "events"), got
     eventually(lambda: play.raw.calls[0].left_at, within=3, what="the end of the upstream call")
@@ -1404,7 +1404,7 @@ def test_a_client_that_pauses_is_not_taken_for_a_silent_upstream(play, protocol)
     body = chat("hasty-1", stream=True) | ASKED
     with contextlib.closing((wire := Wire(play.stage, protocol, body)).connection):
         assert wire.head() == 200
-        time.sleep(1.2)
+        time.sleep(2)
         got, clean = wire.rest()
     assert (len(got), clean, got[-len(event()):]) == (count * len(piece) + len(event()), True, event())
 
@@ -1461,7 +1461,7 @@ def test_a_stream_that_is_not_read_holds_up_no_other(play):
 
 
 def test_a_large_request_body_reaches_an_upstream_that_reads_slowly(play):
-    """Longer than `head_timeout` of half a second: no timer cuts a request body that still moves."""
+    """Longer than `head_timeout` of a second: no timer cuts a request body that still moves."""
     size, slowly = 15 << 20, 6 << 20
 
     def script(call):
@@ -1471,7 +1471,7 @@ def test_a_large_request_body_reaches_an_upstream_that_reads_slowly(play):
         while got < total:
             got += len(call.socket.recv(min(256 << 10, total - got)))
             # What the system holds at the end is read at once: it moves no more for the gateway.
-            time.sleep(max(0, began + 1.2 * got / slowly - time.monotonic()) if got < slowly else 0)
+            time.sleep(max(0, began + 2 * got / slowly - time.monotonic()) if got < slowly else 0)
         call.send(whole())
         return True
 
@@ -1590,14 +1590,14 @@ def test_a_stream_that_moves_outlives_every_timeout(tmp_path):
     """All of them are shorter than the stream; each frame comes before any is up."""
     upstream = Upstream()
     clocks = ["head_timeout", "body_idle_timeout", "idle_timeout", "write_timeout"]
-    listen = "\n".join(f'{clock} = "700ms"' for clock in clocks) + '\nhandshake_timeout = "700ms"'
+    listen = "\n".join(f'{clock} = "1s"' for clock in clocks) + '\nhandshake_timeout = "1s"'
     table = Play.UPSTREAM.format(name="raw", url=f"http://127.0.0.1:{upstream.port}", dialect="openai", more=Play.HASTY)
     stage = Stage(tmp_path, listen=listen, more=table, orgs={"acme": Play.ACME.format(models='"raw-*"')})
 
     def script(call):
         call.send(STREAM_HEAD)
-        for number in range(15):
-            time.sleep(0.2)
+        for number in range(18):
+            time.sleep(0.25)
             call.send(chunk(event(f"word {number}")))
         call.send(chunk(event()) + LAST_CHUNK)
 
@@ -1608,7 +1608,7 @@ def test_a_stream_that_moves_outlives_every_timeout(tmp_path):
             assert wire.head() == 200
         with concurrent.futures.ThreadPoolExecutor() as pool:
             for got, clean in pool.map(Wire.rest, wires):
-                assert clean and got.count(b"word") == 15 and got.endswith(event())
+                assert clean and got.count(b"word") == 18 and got.endswith(event())
     finally:
         stage.close()
         upstream.close()

@@ -145,7 +145,7 @@ def test_the_exported_bound_of_every_mode_holds_where_answers_are_longer_than_re
     def openly():
         return one.stage.metric("portcullis_streams_active", org=org)
 
-    asked = body("chat", f"gpt-long-{fresh('tokens-500.tps-500.ttft-1000')}", stream=True)
+    asked = body("chat", f"gpt-long-{fresh('tokens-500.tps-500.ttft-3000')}", stream=True)
     connections = [one.connect(org) for _ in range(3)]
     for connection in connections:
         connection.send(connection.head(PATHS["chat"], asked))
@@ -333,7 +333,7 @@ def test_what_a_settlement_gives_back_nobody_has_had_before(bounded):
 
     with bounded.connect(org) as slow, bounded.connect(org) as connection:
         slow.send(slow.head(PATHS["chat"], body("chat", fresh("tokens-1.ttft-1500"), maximum=1800)))
-        assert eventually(level) > 1500
+        assert eventually(level) > 500
         eventually(lambda: level() < 500, what="drained use")
         began = time.monotonic()
         used = spend(connection)
@@ -570,7 +570,8 @@ tokens_per_day = 50_000
     }
     states = dict(re.findall(r'"([a-z-]+)";r=(\d+);t=\d+', ours["ratelimit"]))
     assert states.keys() == policies.keys()
-    assert (states["requests-per-minute"], states["tokens-per-minute"]) == ("599", str(left))
+    # A tenth of a second after it was admitted it has drained.
+    assert states["requests-per-minute"] in ("599", "600") and states["tokens-per-minute"] == str(left)
 
 
 @pytest.mark.parametrize("route", PATHS)
@@ -583,13 +584,13 @@ def test_an_answer_under_no_limit_tells_none(bounded, route):
 
 @pytest.mark.parametrize("route", ["chat", "messages"])
 def test_a_refusal_by_a_limit_tells_the_limits_too(bounded, route):
-    org = bounded.join("requests_per_minute = { limit = 60, burst = 1 }")
+    org = bounded.join("requests_per_minute = { limit = 6, burst = 1 }")
     assert bounded.ask(org, route).status == 200
     refused = bounded.ask(org, route)
     assert refused.status == 429
     name = "anthropic-ratelimit-requests-remaining" if route == "messages" else "x-ratelimit-remaining-requests"
     assert refused.headers[name] == "0"
-    assert refused.headers["ratelimit"].startswith('"requests-per-minute";r=0;t=1')
+    assert re.match(r'"requests-per-minute";r=0;t=([1-9]|10)\b', refused.headers["ratelimit"])
 
 
 UNITS = [f"{unit}_per_{window}" for unit in ("requests", "tokens", "input_tokens", "output_tokens")

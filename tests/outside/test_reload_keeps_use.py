@@ -87,9 +87,9 @@ def test_a_limit_below_its_use_refuses_and_one_above_goes_on(one):
 
 
 def test_a_rate_below_its_use_refuses_until_it_has_drained(one):
-    limited(one, "requests_per_second = { limit = 20, burst = 20 }")
+    limited(one, "requests_per_second = { limit = 5, burst = 20 }")
     assert ask(one, 20).count(200) == 20
-    limited(one, "requests_per_second = { limit = 20, burst = 5 }")
+    limited(one, "requests_per_second = { limit = 5, burst = 5 }")
     with H1(one.connect()) as connection:
         refused = connection.ask(body=chat())
         assert refused.headers["portcullis-reason"] == "rate_limit_exceeded"
@@ -223,7 +223,7 @@ def test_a_stream_that_is_cut_as_its_organization_leaves_is_charged_to_it(one):
 def test_a_running_stream_grows_under_the_limit_that_is_in_force(one):
     limited(one, "tokens_per_day = 100_000")
     with H1(one.connect()) as connection:
-        connection.send(connection.head(body=chat("mock-tokens-100000.tps-2000", stream=True)))
+        connection.send(connection.head(body=chat("mock-tokens-100000.tps-500", stream=True)))
         assert connection.read_head()[0] == 200
         limited(one, "tokens_per_day = 2_000")
         while connection.read_chunk() is not None:

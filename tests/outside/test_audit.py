@@ -65,7 +65,7 @@ def faults(value, schema, where="line"):
 @pytest.fixture
 def one(stage):
     limits = "[limits]\nrequests_per_day = 1000\n[purpose.incident.limits]\nrequests_per_day = 1\n"
-    return stage(orgs={"acme": Stage.ACME + limits, "globex": Stage.GLOBEX}, upstream='idle_timeout = "300ms"',
+    return stage(orgs={"acme": Stage.ACME + limits, "globex": Stage.GLOBEX}, upstream='idle_timeout = "1s"',
                  quota=f'timezone = "{midday()}"')  # fmt: skip
 
 

@@ -276,7 +276,8 @@ def test_a_whole_directory_that_is_swapped_behind_a_link_is_live(tmp_path, stage
     began = time.monotonic()
     (fresh / "orgs.d/acme.toml").write_text(limited(700))
     eventually(lambda: per_minute(one) == 700, within=8, what="an edit in the new release")
-    assert time.monotonic() - began < 2, "the watch still looks at the old directory"
+    # Sooner than the next poll: the last was what found the new release.
+    assert time.monotonic() - began < 4, "the watch still looks at the old directory"
 
 
 @pytest.mark.parametrize("file", ["portcullis.toml", "server.key", "partners.crl"])
@@ -630,17 +631,18 @@ def test_a_lowered_budget_counts_what_was_used_before(stage):
 
 
 def open_streams(one, count, model):
-    """That many streams on connections of their own, read by one selector: `{connection: bytes}` that fills itself."""
+    """That many streams on connections of their own, read by one selector: `{connection: bytes}` that fills itself. All
+    are connected before any is asked for: no stream is over before the last begins, however long handshakes take."""
     context = one.tls()
-    request = None
     chosen = selectors.DefaultSelector()
     for _ in range(count):
         plain = socket.create_connection(("127.0.0.1", one.port), timeout=10)
         secured = context.wrap_socket(plain, server_hostname="localhost")
-        request = request or H1(secured).head("/v1/chat/completions", chat(model, stream=True))
-        secured.sendall(request)
-        secured.setblocking(False)
         chosen.register(secured, selectors.EVENT_READ, bytearray())
+    request = H1(None).head("/v1/chat/completions", chat(model, stream=True))
+    for key in chosen.get_map().values():
+        key.fileobj.sendall(request)
+        key.fileobj.setblocking(False)
     return chosen
 
 
@@ -664,7 +666,7 @@ def read_streams(chosen, until, within=30.0):
 
 
 def test_two_hundred_open_streams_lose_no_frame_when_the_configuration_changes(stage):
-    one = stage(orgs={"acme": limited(per_day=1000)}, mock=("--ttft", "0ms", "--tps", "0"))
+    one = stage(orgs={"acme": limited(per_day=1000)}, listen='head_timeout = "60s"')
     streams = open_streams(one, 200, "mock-tokens-120.tps-20")
     read_streams(streams, lambda bodies: all(b"data: " in body for body in bodies))
     assert one.metric("portcullis_streams_active", org="acme") == 200

@@ -183,7 +183,7 @@ def test_readiness_can_be_verbose(shared):
 
 def test_readiness_fails_with_its_reason_when_the_revocation_list_goes_stale(stage):
     one = stage(start=False)
-    soon = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(seconds=3)
+    soon = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(seconds=6)
     one.partners.crl(upcoming=soon)
     one.start()
     answer = eventually(lambda: (got := fetch(one.admin + "/readyz")).status == 503 and got, what="unreadiness")

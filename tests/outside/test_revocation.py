@@ -256,7 +256,7 @@ class Clock:
     }
     """
 
-    def __init__(self, folder, left=4):
+    def __init__(self, folder, left=8):
         source, library = folder / "clock.c", folder / "clock.so"
         source.write_text(self.SOURCE)
         subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source], check=True)
@@ -470,7 +470,7 @@ def short_anchor(stage, ends):
 
 @pytest.mark.parametrize("short", [short_leaf, short_anchor])
 def test_a_certificate_that_expires_takes_its_connections_with_it(place, short):
-    ends = (now() + 4 * SECOND).replace(microsecond=0)
+    ends = (now() + 8 * SECOND).replace(microsecond=0)
     one = place(before=lambda one: short(one, ends))
     with contextlib.closing(Scene(one)) as scene:
         pulled = at(ends)(one)
@@ -1046,7 +1046,7 @@ def test_a_list_that_cannot_be_believed_changes_nothing_and_says_so(steady, flaw
 
 def test_a_list_that_is_overdue_closes_its_own_authority_and_holds_up_no_other(stage):
     one = stage(start=False)
-    agency, ends = Authority(one.folder, "agency"), (now() + 3 * SECOND).replace(microsecond=0)
+    agency, ends = Authority(one.folder, "agency"), (now() + 6 * SECOND).replace(microsecond=0)
     agency.crl(upcoming=ends)
     gone = one.partners.leaf("gone", uri="spiffe://partners/acme")
     one.write_config(
@@ -1165,7 +1165,7 @@ def test_lists_reach_through_intermediates(stage):
 
 def test_a_list_that_goes_stale_closes_the_door_loudly_and_its_successor_opens_it(stage):
     one = stage(start=False)
-    ends = (now() + 3 * SECOND).replace(microsecond=0)
+    ends = (now() + 6 * SECOND).replace(microsecond=0)
     one.partners.crl(upcoming=ends)
     one.start()
     assert one.metric("portcullis_crl_next_update_timestamp_seconds") == ends.timestamp()

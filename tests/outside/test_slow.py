@@ -519,7 +519,7 @@ def test_an_http2_reader_that_thinks_between_two_chunks_loses_nothing(stage):
 
 def test_streams_that_nobody_reads_take_bounded_memory(stage):
     """The windows are shut and the model is fast: what it has said waits with the model, not with us. So many streams
-    that what the allocator keeps once for all does not matter; of each comes seven times what it may take, and no more:
+    that what the allocator keeps once for all does not matter; of each comes ten times what it may take, and no more:
     a model that fills the system's own buffers for all of them has no time to tell of its book."""
     one = stage()
     one.ask(body=chat())

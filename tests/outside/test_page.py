@@ -355,9 +355,13 @@ def test_three_hundred_organizations_stay_usable(browser, stage):
     assert browser.run("return document.documentElement.scrollHeight") < 22_000
     browser.run("scrollTo(0, 4000)")
     refresh = "const began = performance.now(); return refresh().then(() => performance.now() - began)"
-    # The best of a few, because other things run on the machine.
-    took = min(browser.run(refresh) for _ in range(5))
-    assert took < 500, f"a refresh takes {took} ms"
+    read = (
+        "const began = performance.now(); return fetch('/').then((answer) => answer.text()).then((text) => "
+        "new DOMParser().parseFromString(text, 'text/html')).then(() => performance.now() - began)"
+    )
+    # The best of a few, because other things run on the machine; against what every machine needs to read that much.
+    took, least = (min(browser.run(script) for _ in range(5)) for script in (refresh, read))
+    assert took < 8 * least, f"a refresh takes {took} ms, and to read the page {least} ms"
     assert browser.run("return scrollY") == 4000, "it does not jump"
     browser.type("/")
     browser.type("org-299")

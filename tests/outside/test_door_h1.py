@@ -13,8 +13,6 @@ import ssl
 import pytest
 from stage import H1, Stage, chat, eventually
 
-pytestmark = pytest.mark.xdist_group("door-h1")
-
 BODY = json.dumps(chat()).encode()
 CHAT = b"/v1/chat/completions"
 STANDARD = {

@@ -18,7 +18,6 @@ from hyperframe.frame import (
 )  # fmt: skip
 from stage import H1, Stage, chat, eventually, memory, most_memory
 
-pytestmark = pytest.mark.xdist_group("door-h2")
 
 def unknown(kind, stream=0, body=b""):
     """A frame of a type that nobody defined."""

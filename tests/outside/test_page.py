@@ -12,10 +12,7 @@ import pytest
 from browser import Browser, available
 from stage import Stage, Streaming, chat, eventually, fetch
 
-pytestmark = [
-    pytest.mark.skipif(not available(), reason="no chromium and chromedriver here"),
-    pytest.mark.xdist_group("browser"),
-]
+pytestmark = pytest.mark.skipif(not available(), reason="no chromium and chromedriver here")
 
 LAPTOP, PHONE = (1280, 800), (390, 844)
 PRICED = """

@@ -994,9 +994,12 @@ def test_a_certificate_that_cannot_be_read_is_exit_2(place, cert):
 # What asks a running gateway.
 
 
-def nobody_listens():
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return f"http://127.0.0.1:{free.getsockname()[1]}"
+@pytest.fixture
+def nowhere():
+    """Bound and not listened on: a connection to it is refused, and nobody else gets it meanwhile."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{bound.getsockname()[1]}"
 
 
 @pytest.mark.parametrize(
@@ -1012,12 +1015,11 @@ def nobody_listens():
         ["restore", "--org", "acme"],
     ],
 )
-def test_a_gateway_that_is_not_there_is_exit_2_and_named(place, arguments):
-    url = nobody_listens()
-    done = place.run(*arguments, "--admin", url)
+def test_a_gateway_that_is_not_there_is_exit_2_and_named(place, nowhere, arguments):
+    done = place.run(*arguments, "--admin", nowhere)
     assert done.returncode == 2 and not done.stdout
-    assert url in done.stderr and "refused" in done.stderr
-    assert place.run(*arguments, PORTCULLIS_ADMIN=url).returncode == 2
+    assert nowhere in done.stderr and "refused" in done.stderr
+    assert place.run(*arguments, PORTCULLIS_ADMIN=nowhere).returncode == 2
 
 
 @pytest.mark.parametrize(

@@ -167,7 +167,7 @@ def test_half_a_file_that_parses_lifts_no_limit(stage):
     with path.open("w") as file:
         file.write(head)
         file.flush()
-        time.sleep(0.3)  # The moment itself, not a wait for something.
+        time.sleep(0.15)  # The moment itself, not a wait for something: well within the second look.
         file.write("[limits]" + rest)
     eventually(lambda: per_minute(one) == 900, what="the new limit")
     history = fetch(one.admin + "/status.json").json["reloads"]

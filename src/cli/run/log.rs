@@ -182,9 +182,10 @@ pub(super) fn start(settings: &LogSettings) -> io::Result<(Log, Option<OwnLog>)>
     Ok((log, own))
 }
 
-/// The file watch says nothing unless it is named: it would tell of every line that is written into a watched folder.
+/// The file watch says nothing unless it is named: it would tell of every line that is written into a watched folder, and
+/// warn of every folder that a swapped link took away.
 fn quiet(filter: &str) -> String {
-    if filter.contains("notify") { filter.to_owned() } else { format!("{filter},notify=warn") }
+    if filter.contains("notify") { filter.to_owned() } else { format!("{filter},notify=error") }
 }
 
 #[cfg(test)]

@@ -26,7 +26,7 @@ use crate::drain::Drain;
 use crate::gateway::Gateway;
 use crate::handover::{self, Elder, Inheritance, Lobby, Taken};
 use crate::keeper::audit::read::Log;
-use crate::keeper::audit::{AuditLog, Options};
+use crate::keeper::audit::{AuditLog, Options, expect_log};
 use crate::keeper::doorstep::{Doorstep, Listening, Predecessor, Role};
 use crate::keeper::kept::Kept;
 use crate::keeper::marks::Marks;
@@ -144,7 +144,7 @@ impl Server {
         let numbers = Numbers::open(&settings.state).map_err(unusable)?;
         let policy = policy.hold_to(&numbers.believed());
         let policy = policy.map_err(|mistakes| NotRunning::Mistakes(Box::new(mistakes)))?;
-        let mut before = if replace { knock(&settings.state)? } else { None };
+        let mut before = if replace { knock(&settings)? } else { None };
         let at = |address| move |error| unusable(format!("{address}: {error}"));
         let (partners, activated) =
             handover::partners(&mut before, given.partners, settings.address).map_err(at(settings.address))?;
@@ -338,8 +338,13 @@ fn traces(log: &LogSettings) -> Result<Traces, String> {
 }
 
 /// The process that runs on the state, if there is one.
-fn knock(state: &Path) -> Result<Taken, NotRunning> {
+fn knock(settings: &Settings) -> Result<Taken, NotRunning> {
+    let state = &settings.state;
     let found = Predecessor::knock(state).map_err(|error| unusable(format!("the running gateway: {error}")))?;
+    if found.is_some() {
+        // Later would be too late: that process has let go of everything by then.
+        expect_log(&settings.audit_directory, &Kept::checkpoint(state)).map_err(unusable)?;
+    }
     match &found {
         Some(before) => tracing::info!(version = before.version(), "taking over from the gateway that runs"),
         None => tracing::info!("no gateway runs on this state: starting as usual"),
@@ -409,7 +414,7 @@ fn suspect(marks: &Marks, settings: &Settings) {
             "quotas begin at nothing beside an audit log that does not: if the state was lost, so is what was used"
         );
     }
-    if !marks.is_fresh() && log.is_none() {
+    if !marks.is_fresh() && log.is_none() && !Kept::checkpoint(&settings.state).exists() {
         tracing::error!(
             %state, %audit,
             "the audit log begins at nothing beside quotas that do not: if it was lost, so is what was done until now"
@@ -432,6 +437,7 @@ fn start_audit(policy: &Policy, clock: &Clock, config: &Path) -> Result<AuditLog
     let origin = settings.origin.clone().unwrap_or_else(|| format!("{name}/audit"));
     let mut options = Options::new(policy.settings.audit_directory.clone(), origin);
     options.rules = reload::audit_rules(policy);
+    options.kept = Some(Kept::checkpoint(&policy.settings.state));
     options.key = settings.signing_key.as_ref().map(|key| key.expose().as_bytes().to_vec().into());
     let (generation, config_hash) = (policy.generation, policy.hash);
     let about = Started { version: env!("CARGO_PKG_VERSION"), config, generation, config_hash };

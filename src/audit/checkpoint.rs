@@ -28,6 +28,8 @@ const RESUME: &str = "resume ";
 const SUBTREE: &str = "subtree ";
 /// Extension line: the records before were removed by retention.
 const RETIRED: &str = "retired";
+/// Extension line: the segment before was taken away while it was written, and the chain goes on without it.
+const BRIDGE: &str = "bridge";
 
 /// Size and root of a log, as its text says them.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -66,6 +68,20 @@ impl Checkpoint {
         let mut checkpoint = Checkpoint::resumable(origin, chain);
         checkpoint.extensions.push(RETIRED.to_owned());
         checkpoint
+    }
+
+    /// A resumable one, saying that the chain goes on in the segment beside it, because the one before was taken away.
+    #[must_use]
+    pub fn bridging(origin: &str, chain: &Chain) -> Checkpoint {
+        let mut checkpoint = Checkpoint::resumable(origin, chain);
+        checkpoint.extensions.push(BRIDGE.to_owned());
+        checkpoint
+    }
+
+    /// Whether it says so.
+    #[must_use]
+    pub fn bridges(&self) -> bool {
+        self.extensions.iter().any(|line| line == BRIDGE)
     }
 
     /// What a resumable checkpoint carries, if it fits its own root.

@@ -10,7 +10,8 @@ use serde_json::{Value, json};
 
 use super::{Done, REFUSED, colour, complain, print, say, tell};
 use crate::clock::Clock;
-use crate::keeper::audit::Outside;
+use crate::keeper::audit::{Outside, expect_log};
+use crate::keeper::kept::Kept;
 use crate::keeper::numbers::Numbers;
 use crate::metrics::Metrics;
 use crate::policy::{self, Diff, Held, Mistake, Mistakes, Policy, Summary};
@@ -63,7 +64,8 @@ pub fn run(args: &Args) -> Done {
             ExitCode::from(REFUSED)
         },
     )?;
-    let warnings: Vec<Mistake> = policy.warnings.iter().cloned().chain(absent(&policy)).collect();
+    let warnings: Vec<Mistake> =
+        policy.warnings.iter().cloned().chain(missed(&policy)).chain(absent(&policy)).collect();
     let summary = Summary::of(&policy);
     let changes = args.against.as_ref().map(|url| against(&args.access.to(url), &summary)).transpose();
     let changes = changes.map_err(complain)?;
@@ -107,6 +109,14 @@ fn usable(policy: Policy) -> Result<Arc<Policy>, Mistakes> {
         Snapshot::new(policy, reload::revoked(&Arc::default()), &metrics, None).map_err(|error| error.to_string())
     });
     made.map(|snapshot| snapshot.policy).map_err(wrong)
+}
+
+/// What the state knows of the audit log, where a start would refuse to begin another one.
+fn missed(policy: &Policy) -> Option<Mistake> {
+    let settings = &policy.settings;
+    let missed = expect_log(&settings.audit_directory, &Kept::checkpoint(&settings.state)).err()?;
+    let hint = Some("a start is refused until then".to_owned());
+    Some(Mistake { place: None, message: missed.to_string(), hint })
 }
 
 /// The places for checkpoints that are no directories now. Only here is it asked: a mount may be missing, or hang, and

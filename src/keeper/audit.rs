@@ -48,12 +48,13 @@ pub use self::carrier::{FAREWELL, Farewell};
 pub use self::courier::Relay;
 pub use self::journal::{AuditUnavailable, Counters, Journal, Pending, Place};
 pub use self::outside::Outside;
+pub use self::vouched::expect_log;
 
 use self::carrier::Carriers;
 use self::durable::DurableFile;
 use self::home::{Home, Lock};
 use self::inbox::{Inbox, Orders};
-use self::notary::{Desk, Hands, Notary};
+use self::notary::{Desk, Hands, Notary, Shelf};
 use self::sealer::Sealer;
 use self::segment::{Disk, FileSystem};
 use self::start::{Opened, Tail};
@@ -62,6 +63,7 @@ use crate::audit::identity::BodySecret;
 use crate::audit::{Fields, Kind, VerifyingKey, line};
 use crate::clock::Clock;
 use crate::keeper::heir::Heir;
+use crate::keeper::kept::Kept;
 use crate::peer::Sha256;
 
 /// What becomes of requests whose accepted line cannot be written.
@@ -138,6 +140,8 @@ pub struct Options {
     pub rules: Rules,
     /// The signing key as PKCS#8 PEM; `None`: `audit.key` beside the log, made at first start.
     pub key: Option<Zeroizing<Vec<u8>>>,
+    /// Where the newest checkpoint is kept, away from the log.
+    pub kept: Option<Kept>,
     /// How long a request may wait for its line.
     pub patience: Duration,
 }
@@ -151,6 +155,7 @@ impl Options {
             origin: origin.into(),
             rules: Rules::default(),
             key: None,
+            kept: None,
             patience: Duration::from_secs(2),
         }
     }
@@ -181,7 +186,8 @@ impl AuditLog {
 
     fn start_on(disk: impl Disk, options: Options, clock: Clock, about: &Fields) -> io::Result<AuditLog> {
         let key = options.key.as_deref().map(Vec::as_slice);
-        let Opened { lock, signer, tail } = start::open(&options.directory, &options.origin, key)?;
+        let kept = options.kept;
+        let Opened { lock, signer, tail } = start::open(&options.directory, &options.origin, key, kept.as_ref())?;
         let (signer, lock) = (Arc::new(signer), Arc::new(parking_lot::Mutex::new(Some(lock))));
         let inbox = Arc::new(Inbox::new(clock.clone(), options.rules));
         let journal = Journal::new(Arc::clone(&inbox), options.patience, signer.body_secret());
@@ -192,7 +198,7 @@ impl AuditLog {
         let (seal, complete) = channel();
         let carriers = Arc::new(Carriers::new(Arc::clone(&inbox)));
         let (notary, waiting) = Notary::new(orders);
-        let hands = Hands { seal, carriers: Arc::clone(&carriers) };
+        let hands = Hands { seal, carriers: Arc::clone(&carriers), shelf: Shelf::new(kept) };
         let mut desk = Desk::new(Arc::clone(&inbox), options.directory.clone(), Arc::clone(&signer), hands, waiting);
         let home = Home::new(&options.directory, Arc::clone(&lock), signer.verifying_key());
         let mut writer = open_writer(disk, Arc::clone(&inbox), home, &tail, notary)?;

@@ -18,6 +18,18 @@ impl Kept {
         Kept(state.join("revoked.json"))
     }
 
+    /// The newest checkpoint of the audit log: who can write beside the log cannot take it back.
+    #[must_use]
+    pub fn checkpoint(state: &Path) -> Kept {
+        Kept(state.join("audit.checkpoint"))
+    }
+
+    /// Where it lies.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
     /// A file of that name.
     pub(super) fn at(path: PathBuf) -> Kept {
         Kept(path)

@@ -303,6 +303,19 @@ def test_a_log_that_is_taken_away_takes_no_request_until_it_goes_on_elsewhere(st
     assert one.ask(body=chat()).status == 200
 
 
+def refused_start(stage):
+    """What a start says that is refused for the sake of the log, and leaves everything as it is."""
+    before = {file: file.read_bytes() for file in (stage.folder / "audit").glob("*.*")}
+    program = Program(stage.folder, "refused", "run", "-c", "portcullis.toml")
+    try:
+        assert program.wait() == 2, program.log
+    finally:
+        program.kill()
+    assert {file: file.read_bytes() for file in (stage.folder / "audit").glob("*.*")} == before
+    assert "state/audit.checkpoint" in program.log and "to begin a new log" in program.log
+    return program.log
+
+
 def test_a_log_that_has_no_place_takes_no_request(one):
     audit = one.folder / "audit"
     assert one.ask(body=chat()).status == 200
@@ -317,6 +330,8 @@ def test_a_log_that_has_no_place_takes_no_request(one):
     eventually(lambda: one.ask(body=chat()).status == 200, what="an answer")
     assert one.gateway.end() == 0
     shutil.rmtree(audit)
+    assert "is not here" in refused_start(one)
+    (one.folder / "state" / "audit.checkpoint").unlink()
     one.start()
     assert "the audit log begins at nothing" in one.gateway.log
 
@@ -679,6 +694,81 @@ def test_a_log_that_was_put_back_to_an_earlier_day_is_found_by_a_place_outside(s
         file.write_bytes(content)
     assert one.run("audit", "verify", "audit").returncode == 0, "by itself it does not show"
     assert one.run("audit", "verify", "audit", "--checkpoint", newest).returncode == 1
+
+
+def test_a_log_that_was_put_back_to_an_earlier_day_is_not_continued(stage):
+    """What the state knows of it stands where whoever writes beside the log does not write."""
+    one = stage()
+    audit, known = one.folder / "audit", one.folder / "state" / "audit.checkpoint"
+    assert one.gateway.end() == 0
+    shutil.copytree(audit, one.folder / "earlier")
+    one.start()
+    assert one.ask(body=chat()).status == 200
+    assert one.gateway.end() == 0
+    audit.rename(one.folder / "today")
+    shutil.copytree(one.folder / "earlier", audit)
+    assert one.run("audit", "verify", "audit").returncode == 0, "by itself it does not show"
+    said = refused_start(one)
+    assert "records are whole" in said and "portcullis audit verify DIR --checkpoint" in said, said
+    assert one.run("audit", "verify", "audit", "--checkpoint", known).returncode == 1
+    # The way that it names: the directory and what the state knows, out of the way together.
+    shutil.rmtree(audit)
+    assert "is not here" in refused_start(one)
+    assert "state/audit.checkpoint vouches for is not here" in one.run("check", "-c", "portcullis.toml").stderr
+    known.rename(one.folder / "known")
+    one.start()
+    assert one.ask(body=chat()).status == 200
+    assert one.gateway.end() == 0
+    # And the other: the log as it was.
+    shutil.rmtree(audit)
+    (one.folder / "today").rename(audit)
+    (one.folder / "known").rename(known)
+    one.start()
+    assert one.ask(body=chat()).status == 200
+    assert one.run("audit", "verify", "audit", "--checkpoint", known).returncode == 0
+
+
+def test_a_state_that_knows_of_no_log_or_of_less_of_it_keeps_nobody_out(stage):
+    one = stage()
+    known = one.folder / "state" / "audit.checkpoint"
+    assert one.gateway.end() == 0
+    oldest = known.read_bytes()
+    one.start()
+    assert one.ask(body=chat()).status == 200
+    assert one.gateway.end() == 0
+    known.write_bytes(oldest)
+    one.start()
+    assert one.gateway.end() == 0
+    assert one.run("audit", "verify", "audit", "--checkpoint", known).returncode == 0
+    shutil.rmtree(one.folder / "state")
+    one.start()
+    assert one.ask(body=chat()).status == 200
+    assert known.exists()
+
+
+def test_no_kill_at_any_moment_keeps_the_next_start_out(stage):
+    one = stage(audit='rotate = { size = "4KiB" }', orgs={"acme": Stage.ACME})
+    one.gateway.kill()
+    chance = random.Random(12)
+    for number in range(15):
+        # Some are killed while they start, some when they have written a few segments.
+        gateway = Program(one.folder, "gateway", "run", "-c", "portcullis.toml")
+        try:
+            if number % 3:
+                one.port = int(gateway.printed(r"partners on https://\S+:(\d+)"))
+                for _ in range(chance.randrange(12)):
+                    assert one.ask(body=chat()).status == 200
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                gateway.process.wait(timeout=chance.random() * 0.3)
+            assert gateway.process.poll() is None, gateway.log
+        finally:
+            gateway.kill()
+    one.start()
+    assert one.gateway.end() == 0
+    known = one.folder / "state" / "audit.checkpoint"
+    verified = one.run("audit", "verify", "audit", "--checkpoint", known, "--json")
+    summary = json.loads(verified.stdout)
+    assert verified.returncode == 0 and summary["unsigned"] == 0 and summary["segments"] > 1, verified
 
 
 def test_a_directory_for_checkpoints_is_where_the_configuration_means_it(stage, tmp_path):

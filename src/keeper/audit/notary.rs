@@ -11,13 +11,14 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, Sender};
+use std::sync::mpsc::{Receiver, Sender, channel};
 
 use super::carrier::Carriers;
 use super::durable::DurableFile;
 use super::inbox::Inbox;
 use super::segment::{NamedFile, Number, sync_directory};
 use crate::audit::{Chain, Checkpoint, Signer};
+use crate::keeper::kept::Kept;
 
 /// What the writer asks for, in order.
 pub(super) enum Order {
@@ -25,8 +26,9 @@ pub(super) enum Order {
     Sync(Arc<DurableFile>, u64),
     /// Fsync, then sign.
     Sign(Note),
-    /// A segment was taken away: nothing more of it can be made durable or signed.
-    GiveUp(Arc<DurableFile>),
+    /// A segment was taken away: nothing more of it can be made durable or signed. The note says that the chain goes on
+    /// in another; whoever waits is told whether it is signed.
+    Bridge(Arc<DurableFile>, Note, Sender<bool>),
     /// A segment is complete and signed: it may be compressed.
     Seal(Number),
 }
@@ -34,12 +36,21 @@ pub(super) enum Order {
 /// The log as it stood at one moment.
 pub(super) struct Note {
     pub(super) segment: Number,
-    pub(super) file: Arc<DurableFile>,
-    /// The segment's bytes.
-    pub(super) length: u64,
+    /// The segment, and how much of it has to be durable before; none where there is no such file yet.
+    pub(super) under: Option<(Arc<DurableFile>, u64)>,
     pub(super) chain: Chain,
-    /// Whether it must carry what the segment hangs on: it is the segment's first, or the first of a run.
-    pub(super) resumable: bool,
+    pub(super) says: Says,
+}
+
+/// What a note says besides size and root.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Says {
+    /// Nothing.
+    Plain,
+    /// What the segment hangs on: it is the segment's first, or the first of a run.
+    Resumable,
+    /// The same, and that the segment before was taken away.
+    Bridge,
 }
 
 /// The writer's end.
@@ -59,6 +70,14 @@ impl Notary {
         self.waiting.load(Ordering::Acquire) == 0
     }
 
+    /// Has a note signed that says that the chain goes on without `lost`, and waits for it.
+    pub(super) fn bridge(&self, lost: Arc<DurableFile>, note: Note) -> io::Result<()> {
+        let (done, signed) = channel();
+        self.order(Order::Bridge(lost, note, done));
+        let failed = || io::Error::other("a segment to go on in cannot be signed for");
+        signed.recv().is_ok_and(|signed| signed).then_some(()).ok_or_else(failed)
+    }
+
     pub(super) fn order(&self, order: Order) {
         self.waiting.fetch_add(1, Ordering::AcqRel);
         // The other end outlives this one: it runs until this sender is gone.
@@ -70,6 +89,33 @@ impl Notary {
 pub(super) struct Hands {
     pub(super) seal: Sender<Number>,
     pub(super) carriers: Arc<Carriers>,
+    pub(super) shelf: Shelf,
+}
+
+/// Where the newest note is kept for the next start, by this thread alone: whoever opens the log next finds it there.
+pub(super) struct Shelf {
+    kept: Option<Kept>,
+    /// A failure that lasts was told.
+    complained: bool,
+}
+
+impl Shelf {
+    pub(super) fn new(kept: Option<Kept>) -> Shelf {
+        Shelf { kept, complained: false }
+    }
+
+    /// A failure stops nothing: the log continues what the older note there vouches for.
+    fn keep(&mut self, note: &str) {
+        let Some(kept) = &self.kept else { return };
+        let done = kept.save(note.as_bytes());
+        if let Err(error) = &done
+            && !self.complained
+        {
+            let file = kept.path().display();
+            tracing::error!(%error, %file, "the newest audit checkpoint cannot be kept in the state; it is tried on");
+        }
+        self.complained = done.is_err();
+    }
 }
 
 /// A signed checkpoint for the places outside.
@@ -119,10 +165,15 @@ impl Desk {
     /// Runs until the writer is gone.
     pub(super) fn run(mut self, orders: &Receiver<Order>) {
         while let Ok(order) = orders.recv() {
+            let mut waits = None;
             match order {
                 Order::Sync(file, length) => self.unsynced.push((file, length)),
                 Order::Sign(note) => self.take(note),
-                Order::GiveUp(file) => self.give_up(&file),
+                Order::Bridge(lost, note, waiting) => {
+                    self.give_up(&lost);
+                    self.take(note);
+                    waits = Some(waiting);
+                }
                 Order::Seal(number) => self.sealable.push_back(number),
             }
             let done = self.work();
@@ -131,12 +182,16 @@ impl Desk {
             }
             self.inbox.unsynced.store(done.is_err(), Ordering::Release);
             self.waiting.fetch_sub(1, Ordering::AcqRel);
+            // Who does not wait any more has no use for the answer.
+            let _ = waits.map(|waits| waits.send(done.is_ok()));
         }
     }
 
-    /// Queues a note; a plain one that still waits in the same segment is superseded.
+    /// Queues a note; one that still waits in the same segment is superseded, unless the segment hangs on it.
     fn take(&mut self, note: Note) {
-        let superseded = |waiting: &Note| !waiting.resumable && waiting.segment == note.segment;
+        let says_no_more =
+            |waiting: Says| waiting == Says::Plain || (waiting, note.says) == (Says::Bridge, Says::Bridge);
+        let superseded = |waiting: &Note| waiting.segment == note.segment && says_no_more(waiting.says);
         if self.unsigned.back().is_some_and(superseded) {
             self.unsigned.pop_back();
         }
@@ -144,7 +199,7 @@ impl Desk {
     }
 
     fn give_up(&mut self, lost: &Arc<DurableFile>) {
-        self.unsigned.retain(|note| !Arc::ptr_eq(&note.file, lost));
+        self.unsigned.retain(|note| note.under.as_ref().is_none_or(|(file, _)| !Arc::ptr_eq(file, lost)));
         self.unsynced.retain(|(file, _)| !Arc::ptr_eq(file, lost));
         lost.give_up();
     }
@@ -169,17 +224,20 @@ impl Desk {
     }
 
     fn sign(&mut self, note: &Note) -> io::Result<()> {
-        note.file.sync(note.length)?;
+        if let Some((file, length)) = &note.under {
+            file.sync(*length)?;
+        }
         let origin = self.signer.origin();
-        let checkpoint = if note.resumable {
-            Checkpoint::resumable(origin, &note.chain)
-        } else {
-            Checkpoint::of(origin, note.chain.tree())
+        let checkpoint = match note.says {
+            Says::Plain => Checkpoint::of(origin, note.chain.tree()),
+            Says::Resumable => Checkpoint::resumable(origin, &note.chain),
+            Says::Bridge => Checkpoint::bridging(origin, &note.chain),
         };
         let signed = self.signer.sign(&checkpoint);
         self.notes(note.segment)?.append(signed.as_bytes())?;
         self.inbox.signed.store(checkpoint.size, Ordering::Release);
         self.inbox.tally.checkpoints.fetch_add(1, Ordering::Relaxed);
+        self.hands.shelf.keep(&signed);
         self.hands.carriers.load(&Delivery { size: checkpoint.size, note: signed });
         Ok(())
     }

@@ -110,6 +110,11 @@ impl Log {
         VerifyingKey::read_all(&text).map_err(|error| named(&path, &invalid(error)))
     }
 
+    /// The last segment beside which notes were signed, whether it is here or not.
+    pub(super) fn last_signed(&self) -> Option<Number> {
+        self.signed.last().copied()
+    }
+
     /// The files that hold signed notes.
     pub(super) fn note_files(&self) -> impl Iterator<Item = PathBuf> {
         let numbered = self.signed.iter().map(|number| number.checkpoints_path(&self.directory));

@@ -12,9 +12,10 @@ use std::path::Path;
 use super::home::{known_keys, lock, make, publish};
 use super::read::{Log, invalid, named};
 use super::segment::{Number, sync_directory};
-use super::vouched::{Notes, Replay};
+use super::vouched::{Notes, Replay, expect_log};
 use crate::audit::{Chain, Signer, VerifyingKey};
 use crate::clock::Wall;
+use crate::keeper::kept::Kept;
 use crate::peer::Sha256;
 
 /// The signing key that is made at first start.
@@ -42,12 +43,13 @@ pub(super) struct Tail {
 }
 
 /// Opens the log in `directory`, making it if need be.
-pub(super) fn open(directory: &Path, origin: &str, key: Option<&[u8]>) -> io::Result<Opened> {
+pub(super) fn open(directory: &Path, origin: &str, key: Option<&[u8]>, kept: Option<&Kept>) -> io::Result<Opened> {
     make(directory)?;
     let lock = lock(directory)?;
+    kept.map_or(Ok(()), |kept| expect_log(directory, kept))?;
     let keys = Keys::read(directory, origin, key)?;
     let log = Log::open(directory)?;
-    let notes = Notes::read(&log, &keys)?;
+    let notes = Notes::read(&log, &keys, kept)?;
     let tail = tail(directory, &log, &notes)?;
     let signer = keys.publish(directory)?;
     Ok(Opened { lock, signer, tail })
@@ -122,25 +124,22 @@ fn private(path: &Path) -> io::Result<()> {
 }
 
 fn tail(directory: &Path, log: &Log, notes: &Notes) -> io::Result<Tail> {
-    let Some(last) = log.segments().last().copied() else {
-        let what = "signed notes are here, and no segment: move the directory aside or restore it";
-        let tail = Tail {
-            chain: Chain::empty(),
-            number: Number(1),
-            new: true,
-            length: 0,
-            since: None,
-            newest: None,
-            torn: None,
-        };
-        return if notes.is_empty() { Ok(tail) } else { Err(named(directory, &invalid(what))) };
+    let last = log.segments().last().copied();
+    let begin = |chain, number, newest| Tail { chain, number, new: true, length: 0, since: None, newest, torn: None };
+    // A segment that was signed for, and not opened any more.
+    let signed_for = log.last_signed().filter(|number| last.is_none_or(|last| last.number < *number));
+    if let Some((number, chain)) = signed_for.and_then(|number| Some((number, notes.bridge(number)?))) {
+        return Ok(begin(chain, number, None));
+    }
+    let Some(last) = last else {
+        let tail = begin(Chain::empty(), Number(1), None);
+        return notes.refuse_new().map(|()| tail).map_err(|error| named(directory, &error));
     };
     let replay = Replay::of(log, notes)?;
     replay.judge(notes)?;
     let Replay { chain, since, newest, length, unsigned, .. } = replay;
     if last.sealed {
-        let (number, torn) = (last.number.next(), None);
-        return Ok(Tail { chain, number, new: true, length: 0, since: None, newest, torn });
+        return Ok(begin(chain, last.number.next(), newest));
     }
     let path = last.number.open_path(directory);
     let torn = cut(&path, length).map_err(|error| named(&path, &error))?;

@@ -2,6 +2,7 @@
 
 mod crash;
 mod disk;
+mod elsewhere;
 mod forged;
 mod handed_on;
 mod model;

@@ -2,16 +2,18 @@
 //!
 //! Whoever can write beside the log and has not got the signing key could otherwise have the gateway sign a history of
 //! their own, at its next start. So the newest note has to be there, by the key that signs on, and the records have to be
-//! those that it was made over; its root covers all of them, whichever segment they are in. Behind it may be only what a
-//! kill leaves. A pass begins at the last segment whose first record a note names, so a start reads little of a large log.
+//! those that it was made over; its root covers all of them, whichever segment they are in. Beside the log an older note may
+//! be made the newest by cutting off what came later, so the newest is kept in the state as well, and one more note is read
+//! there: a log may be ahead of it, never behind. Behind the newest may be only what a kill leaves. A pass begins at the last segment whose first record a note names, so a start reads little of a large log.
 
+use std::fmt;
 use std::fs::{self, OpenOptions};
 use std::io;
 use std::path::Path;
 use std::time::Duration;
 
 use super::pace::SIGNED_WITHIN;
-use super::read::{Lines, Log, Segment, SignedNote, invalid, named};
+use super::read::{Lines, Log, Segment, SignedNote, file_name, invalid, named};
 use super::segment::Number;
 use super::start::Keys;
 use crate::audit::checkpoint::notes as split_notes;
@@ -19,23 +21,64 @@ use crate::audit::line::Head;
 use crate::audit::verify::Place;
 use crate::audit::{Chain, Checkpoint, Kind, VerifyingKey};
 use crate::clock::Wall;
+use crate::keeper::kept::Kept;
 use crate::peer::Sha256;
 
 /// Requests are accepted for so long at most after the newest note: the writer's own bound is reached after twice its
 /// length at worst, and the last line may have waited for the disk.
 const UNSIGNED_MAX: Duration = SIGNED_WITHIN.saturating_mul(3);
 
-const LOOK: &str = "run `portcullis audit verify`; move the directory aside or restore it to go on";
 const COMPARE: &str = "they may have been rewritten. Hold the log against a checkpoint that was kept elsewhere \
-                       (`portcullis audit verify DIR --checkpoint FILE`); move the directory aside to begin a new log, \
-                       or restore it";
+                       (`portcullis audit verify DIR --checkpoint FILE`)";
 
-/// The signed notes beside a log, verified.
-pub(super) struct Notes(Vec<Checkpoint>);
+/// Refuses a directory without a log where a checkpoint of one is kept: the log was lost, or is somewhere else.
+///
+/// # Errors
+/// What is missing, and what to do.
+pub fn expect_log(directory: &Path, kept: &Kept) -> io::Result<()> {
+    let is_empty = match Log::open(directory) {
+        Ok(log) => log.segments().is_empty() && log.last_signed().is_none(),
+        Err(error) => error.kind() == io::ErrorKind::NotFound,
+    };
+    if !is_empty || !kept.exists() {
+        return Ok(());
+    }
+    let (directory, kept) = (directory.display(), kept.path().display());
+    Err(invalid(format!(
+        "{directory}: the audit log that {kept} vouches for is not here: restore it, or move {kept} aside to begin a new log"
+    )))
+}
+
+/// The signed notes beside a log and the one that is kept away from it, verified, the smallest first.
+pub(super) struct Notes {
+    all: Vec<(Place, Checkpoint)>,
+    remedy: Remedy,
+}
+
+/// What whoever is refused may do.
+#[derive(Clone)]
+struct Remedy {
+    kept: Option<String>,
+}
+
+impl Remedy {
+    fn look(&self) -> String {
+        let against = self.kept.as_ref().map(|kept| format!(" DIR --checkpoint {kept}")).unwrap_or_default();
+        format!("run `portcullis audit verify{against}`; {self}")
+    }
+}
+
+impl fmt::Display for Remedy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("restore the directory to go on, or move it aside")?;
+        self.kept.iter().try_for_each(|kept| write!(f, " together with {kept}"))?;
+        f.write_str(" to begin a new log")
+    }
+}
 
 impl Notes {
     /// Reads them all; where the writing of one was cut short, the rest is cut off.
-    pub(super) fn read(log: &Log, keys: &Keys) -> io::Result<Notes> {
+    pub(super) fn read(log: &Log, keys: &Keys, kept: Option<&Kept>) -> io::Result<Notes> {
         log.note_files().try_for_each(|path| trim(&path))?;
         let known = keys.known();
         let open = |note: SignedNote| {
@@ -43,7 +86,12 @@ impl Notes {
             let what = |what| invalid(format!("{}:{}: {what}", place.file, place.line));
             Checkpoint::open(text, &known).map(|checkpoint| (note.clone(), checkpoint)).map_err(what)
         };
+        let elsewhere = kept.map_or(Ok(None), read_kept)?;
+        let remedy = Remedy { kept: elsewhere.as_ref().map(|note| note.place.file.to_string()) };
         let mut notes = log.notes()?.into_iter().map(open).collect::<io::Result<Vec<_>>>()?;
+        if let Some(note) = elsewhere {
+            notes.push(open(note).map_err(|what| invalid(format!("{what}: {}", remedy.look())))?);
+        }
         notes.sort_by_key(|(_, checkpoint)| checkpoint.size);
         for pair in notes.windows(2) {
             if let [(a, one), (b, other)] = pair
@@ -51,17 +99,40 @@ impl Notes {
                 && one.root != other.root
             {
                 let places = format!("{}:{} and {}:{}", a.place.file, a.place.line, b.place.file, b.place.line);
-                return Err(invalid(format!("{places} are signed for {} records, and differ: {LOOK}", one.size)));
+                return Err(invalid(format!(
+                    "{places} are signed for {} records, and differ: {}",
+                    one.size,
+                    remedy.look()
+                )));
             }
         }
         if let Some((newest, _)) = notes.last() {
-            signed_by_own(newest, keys, &known)?;
+            signed_by_own(newest, keys, &known, &remedy)?;
         }
-        Ok(Notes(notes.into_iter().map(|(_, checkpoint)| checkpoint).collect()))
+        let all = notes.into_iter().map(|(note, checkpoint)| (note.place, checkpoint)).collect();
+        Ok(Notes { all, remedy })
     }
 
-    pub(super) fn is_empty(&self) -> bool {
-        self.0.is_empty()
+    fn checkpoints(&self) -> impl DoubleEndedIterator<Item = &Checkpoint> {
+        self.all.iter().map(|(_, checkpoint)| checkpoint)
+    }
+
+    /// Refuses to begin a log beside notes that vouch for one.
+    pub(super) fn refuse_new(&self) -> io::Result<()> {
+        let what = || invalid(format!("signed notes are here, and no segment: {}", self.remedy.look()));
+        if self.all.is_empty() { Ok(()) } else { Err(what()) }
+    }
+
+    /// Where the log goes on in a segment that holds no line yet, because the one before was taken away: the newest note
+    /// stands beside that segment, and says so.
+    pub(super) fn bridge(&self, to: Number) -> Option<Chain> {
+        let newest = self.checkpoints().next_back()?.size;
+        let file = file_name(&to.checkpoints_path(Path::new("")));
+        let is_it =
+            |(place, note): &&(Place, Checkpoint)| note.size == newest && *place.file == *file && note.bridges();
+        let chain = self.all.iter().find(is_it)?.1.resume()?;
+        tracing::error!(segment = to.0, "the audit log goes on in a new segment: records of the one before are lost");
+        Some(chain)
     }
 
     /// The state before a segment's first record, where it is known without the segments before.
@@ -70,16 +141,27 @@ impl Notes {
             return Ok(Some(Chain::empty()));
         }
         let mut lines = log.lines(segment)?;
-        if lines.advance()?.is_none() {
-            return Ok(None);
-        }
+        let line = lines.advance()?;
         let first = Head::parse(lines.leaf().record()).ok().map(|head| head.seq);
-        Ok(self.0.iter().filter_map(Checkpoint::resume).find(|chain| Some(chain.size()) == first))
+        let vouched = self.checkpoints().filter_map(Checkpoint::resume).find(|chain| Some(chain.size()) == first);
+        let holds_none = line.is_none_or(|line| !line.whole);
+        Ok(vouched.or_else(|| if holds_none { self.bridge(segment.number) } else { None }))
     }
 }
 
+/// The note that is kept away from the log.
+fn read_kept(kept: &Kept) -> io::Result<Option<SignedNote>> {
+    let file = kept.path().display().to_string();
+    kept.load(|bytes| {
+        let text = String::from_utf8_lossy(bytes);
+        SignedNote::split(&file, &text)
+            .pop()
+            .ok_or("it is no checkpoint: restore it, or move it aside to start without")
+    })
+}
+
 /// Whoever can write beside the log can lay a key there, and notes by it.
-fn signed_by_own(newest: &SignedNote, keys: &Keys, known: &[VerifyingKey]) -> io::Result<()> {
+fn signed_by_own(newest: &SignedNote, keys: &Keys, known: &[VerifyingKey], remedy: &Remedy) -> io::Result<()> {
     let own = keys.own();
     let signed_by = |key: &&VerifyingKey| Checkpoint::open(&newest.text, std::slice::from_ref(*key)).is_ok();
     let Some(signer) = known.iter().find(signed_by).filter(|signer| !signer.is_same_pair(&own)) else { return Ok(()) };
@@ -87,8 +169,8 @@ fn signed_by_own(newest: &SignedNote, keys: &Keys, known: &[VerifyingKey]) -> io
         let Place { file, line } = &newest.place;
         return Err(invalid(format!(
             "the newest checkpoint ({file}:{line}) is signed by {signer}, not by audit.signing_key, which is {own}: \
-             start with the key that signed it (by default that is audit.key in the log's directory), or move the \
-             directory aside: a new key begins a new log"
+             start with the key that signed it (by default that is audit.key in the log's directory); another key begins \
+             a new log: {remedy}"
         )));
     }
     tracing::warn!(
@@ -125,6 +207,7 @@ pub(super) struct Replay {
     pub(super) unsigned: Vec<u8>,
     /// Sizes at which the root must be known, and what it was.
     sizes: Vec<u64>,
+    remedy: Remedy,
     roots: Vec<(u64, Sha256)>,
     behind: Behind,
 }
@@ -158,11 +241,13 @@ impl Replay {
     }
 
     fn new(chain: Chain, notes: &Notes) -> Replay {
-        let mut sizes: Vec<u64> = notes.0.iter().map(|note| note.size).filter(|size| *size > chain.size()).collect();
+        let mut sizes: Vec<u64> =
+            notes.checkpoints().map(|note| note.size).filter(|size| *size > chain.size()).collect();
         sizes.dedup();
         sizes.reverse();
         let (unsigned, roots, behind) = (Vec::new(), Vec::new(), Behind::default());
-        Replay { chain, since: None, newest: None, length: 0, unsigned, sizes, roots, behind }
+        let remedy = notes.remedy.clone();
+        Replay { chain, since: None, newest: None, length: 0, unsigned, sizes, remedy, roots, behind }
     }
 
     fn segment(&mut self, mut lines: Lines, last: bool) -> io::Result<()> {
@@ -175,7 +260,7 @@ impl Replay {
                 // A crash tears the end of the last segment, and the first line of it no otherwise than in its middle.
                 let torn = last && (self.length > 0 || head.is_none());
                 let Place { file, line } = lines.place();
-                let what = format!("{file}:{line}: the line does not continue the log: {LOOK}");
+                let what = format!("{file}:{line}: the line does not continue the log: {}", self.remedy.look());
                 return if torn { Ok(()) } else { Err(invalid(what)) };
             };
             let at = head.time.parse().ok().map(Wall::from_timestamp);
@@ -197,21 +282,25 @@ impl Replay {
 
     /// Holds what was read against what was signed.
     pub(super) fn judge(&self, notes: &Notes) -> io::Result<()> {
-        if let Some(more) = notes.0.iter().find(|note| note.size > self.chain.size()) {
+        let look = || self.remedy.look();
+        if let Some((Place { file, line }, more)) = notes.all.iter().rfind(|(_, note)| note.size > self.chain.size()) {
             let (held, signed) = (self.chain.size(), more.size);
-            return Err(invalid(format!("{held} records are whole, a signed checkpoint says {signed}: {LOOK}")));
+            let what = format!("{held} records are whole, a signed checkpoint ({file}:{line}) says {signed}");
+            return Err(invalid(format!("{what}: {}", look())));
         }
         let differs =
             |note: &&Checkpoint| self.roots.iter().any(|(size, root)| *size == note.size && *root != note.root);
-        if let Some(note) = notes.0.iter().find(differs) {
-            return Err(invalid(format!("the first {} records are not those that were signed: {LOOK}", note.size)));
+        if let Some(note) = notes.checkpoints().find(differs) {
+            let what = format!("the first {} records are not those that were signed", note.size);
+            return Err(invalid(format!("{what}: {}", look())));
         }
-        match self.behind.too_much(notes.is_empty()) {
+        match self.behind.too_much(notes.all.is_empty()) {
             None => Ok(()),
             Some((Place { file, line }, why)) => {
                 let (to, from) = (self.chain.size().saturating_sub(1), self.chain.size() - self.behind.records);
                 Err(invalid(format!(
-                    "no signed checkpoint vouches for records {from} to {to} ({file}:{line} and on): {why}, so {COMPARE}"
+                    "no signed checkpoint vouches for records {from} to {to} ({file}:{line} and on): {why}, so {COMPARE}; {}",
+                    self.remedy
                 )))
             }
         }

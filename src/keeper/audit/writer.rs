@@ -14,7 +14,7 @@ use super::handoff::{Lane, Outcome};
 use super::home::Home;
 use super::inbox::{Entry, Inbox, Told};
 use super::journal::closing;
-use super::notary::{Notary, Note, Order};
+use super::notary::{Notary, Note, Order, Says};
 use super::pace::Pace;
 use super::segment::{Disk, Number, SegmentFile};
 use super::{Durability, Rules};
@@ -66,6 +66,8 @@ pub(super) struct Writer<D: Disk> {
     pace: Pace,
     /// The failure that lasts was told.
     complained: bool,
+    /// The segment that it is signed that the chain goes on in.
+    bridged: Option<Number>,
 }
 
 impl<D: Disk> Writer<D> {
@@ -93,6 +95,7 @@ impl<D: Disk> Writer<D> {
             lanes,
             pace: Pace::new(),
             complained: false,
+            bridged: None,
         }
     }
 
@@ -105,7 +108,7 @@ impl<D: Disk> Writer<D> {
         self.append()?;
         self.committed();
         self.backlog.clear();
-        Ok(self.note(true))
+        Ok(self.note(Says::Resumable))
     }
 
     /// Runs until it is told to stop.
@@ -152,7 +155,7 @@ impl<D: Disk> Writer<D> {
         if !self.backlog.is_empty() {
             tracing::error!(lines = self.backlog.len(), "audit lines are lost: the log cannot be written");
         }
-        let note = self.note(false);
+        let note = self.note(Says::Plain);
         self.notary.order(Order::Sign(note));
     }
 
@@ -237,17 +240,22 @@ impl<D: Disk> Writer<D> {
     }
 
     /// Continues the chain in a new segment, because the open one was taken away. Its first note is over what is lost as
-    /// well, so whoever verifies the log finds that it is missing.
+    /// well, so whoever verifies the log finds that it is missing. It is signed before there is such a segment: whenever
+    /// the process is killed, the next start finds nothing that nobody vouches for.
     fn go_on(&mut self) -> io::Result<()> {
         self.home.restore()?;
-        let (lost, number) = (Arc::clone(&self.open.file), self.open.number.next());
+        let number = self.open.number.next();
+        if self.bridged != Some(number) {
+            let bridge = Note { segment: number, under: None, ..self.note(Says::Bridge) };
+            self.notary.bridge(Arc::clone(&self.open.file), bridge)?;
+            self.bridged = Some(number);
+        }
         let opened = self.disk.open(&number.open_path(self.home.directory()), true);
-        // Of a name that is taken by now the next attempt takes the next.
-        self.open.number = number;
+        if opened.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::AlreadyExists) {
+            // The next attempt takes another name.
+            self.open.number = number;
+        }
         self.open = self.begun(opened?, number);
-        self.notary.order(Order::GiveUp(lost));
-        let first = self.note(true);
-        self.notary.order(Order::Sign(first));
         tracing::error!(
             segment = number.0,
             "the audit log goes on in a new segment: records of the one before are lost"
@@ -315,7 +323,7 @@ impl<D: Disk> Writer<D> {
         let idle = self.notary.idle();
         let due = |wait: Option<Duration>| idle && wait.is_some_and(|wait| wait.is_zero());
         if checkpoint || due(self.signature_in()) {
-            let note = self.note(false);
+            let note = self.note(Says::Plain);
             self.notary.order(Order::Sign(note));
         } else if due(self.pace.sync_in()) {
             self.pace.ordered_sync();
@@ -340,10 +348,10 @@ impl<D: Disk> Writer<D> {
         self.pace.rotated(opened.is_ok());
         match opened {
             Ok(file) => {
-                let last = self.note(false);
+                let last = self.note(Says::Plain);
                 self.notary.order(Order::Sign(last));
                 self.open = self.begun(file, number);
-                let first = self.note(true);
+                let first = self.note(Says::Resumable);
                 self.notary.order(Order::Sign(first));
                 self.notary.order(Order::Seal(old));
             }
@@ -352,10 +360,10 @@ impl<D: Disk> Writer<D> {
     }
 
     /// The log as it stands, to be fsynced and signed.
-    fn note(&mut self, resumable: bool) -> Note {
+    fn note(&mut self, says: Says) -> Note {
         self.pace.ordered_signature(self.chain.size());
-        let (file, length) = (Arc::clone(&self.open.file), self.open.length);
-        Note { segment: self.open.number, file, length, chain: self.chain.clone(), resumable }
+        let under = Some((Arc::clone(&self.open.file), self.open.length));
+        Note { segment: self.open.number, under, chain: self.chain.clone(), says }
     }
 
     /// How long the keeper may sleep when nobody wakes it.

@@ -313,7 +313,7 @@ fn a_start_writes_again_what_nobody_signed() {
         let file = fs::OpenOptions::new().write(true).open(&segment).unwrap();
         file.set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
         let before = fs::read(&segment).unwrap();
-        drop(start::open(place.path(), "gateway.example/audit", None).unwrap());
+        drop(start::open(place.path(), "gateway.example/audit", None, None).unwrap());
         assert_eq!(fs::read(&segment).unwrap(), before);
         file.metadata().unwrap().modified().unwrap() > std::time::SystemTime::UNIX_EPOCH
     };

@@ -1,8 +1,9 @@
 //! What got another name: a model group with the same patterns, a purpose of the catalogue with the same text.
 //!
 //! A limit has no name of its own, so whoever renames what it belongs to must not refill it. Where one name is gone, one
-//! is new, and both stand for the same thing as nothing else does, it is one thing under another name. Nothing is
-//! guessed beyond that: what changes its name and its meaning at once is gone, and something else is new.
+//! is new, and both stand for the same thing as nothing else does, it is one thing under another name; so are those that
+//! only took each other's names, all the way round. Nothing is guessed beyond that: what changes its name and its meaning
+//! at once is gone, and something else is new.
 
 use std::collections::BTreeMap;
 
@@ -57,14 +58,11 @@ impl Renames {
     }
 }
 
-/// The other name of a pair; a name that is in none stays.
+/// The new name, or of a name that only is a new one the old one; a name that is in no pair stays.
 fn swapped<N: Clone + PartialEq>(pairs: &[(N, N)], name: &N) -> N {
-    let other = pairs.iter().find_map(|(old, new)| match name {
-        _ if name == old => Some(new),
-        _ if name == new => Some(old),
-        _ => None,
-    });
-    other.unwrap_or(name).clone()
+    let new = pairs.iter().find(|(old, _)| old == name).map(|(_, new)| new);
+    let old = || pairs.iter().find(|(_, new)| new == name).map(|(old, _)| old);
+    new.or_else(old).unwrap_or(name).clone()
 }
 
 /// Names that are gone, each with the one new name that stands for the same; only where no other gone or new one does.
@@ -76,7 +74,33 @@ fn paired<N: Ord + Clone, M: PartialEq>(old: &BTreeMap<N, M>, new: &BTreeMap<N, 
         same.next().filter(|_| same.next().is_none())
     };
     let pair = |(_, meaning): &(&N, &M)| Some((only(&gone, meaning)?, only(&come, meaning)?));
-    gone.iter().filter_map(pair).collect()
+    gone.iter().filter_map(pair).chain(rotated(old, new)).collect()
+}
+
+/// Names that are there before and after and took each other's meanings: each with the one that has its meaning now. A
+/// name that stands for something new keeps its use, and so does everything that hangs on it.
+fn rotated<N: Ord + Clone, M: PartialEq>(old: &BTreeMap<N, M>, new: &BTreeMap<N, M>) -> Vec<(N, N)> {
+    let only = |among: &BTreeMap<N, M>, meaning: &M| {
+        let mut same = among.iter().filter(|(_, other)| *other == meaning).map(|(name, _)| name.clone());
+        same.next().filter(|_| same.next().is_none())
+    };
+    let moved = |(name, meaning): (&N, &M)| {
+        let now = only(new, meaning).filter(|now| now != name && old.contains_key(now))?;
+        only(old, meaning).filter(|_| new.contains_key(name)).map(|name| (name, now))
+    };
+    let mut pairs: Vec<(N, N)> = old.iter().filter_map(moved).collect();
+    loop {
+        let closed = |name: &N| pairs.iter().any(|(_, now)| now == name);
+        let round: Vec<(N, N)> = pairs
+            .iter()
+            .filter(|(name, now)| closed(name) && pairs.iter().any(|(name, _)| name == now))
+            .cloned()
+            .collect();
+        if round.len() == pairs.len() {
+            return pairs;
+        }
+        pairs = round;
+    }
 }
 
 fn sorted<T: Ord>(items: impl Iterator<Item = T>) -> Vec<T> {
@@ -192,17 +216,25 @@ mod tests {
     #[test]
     fn a_name_is_another_only_where_nothing_else_stands_for_the_same() {
         let of = |pairs: &[(&'static str, u8)]| pairs.iter().copied().collect::<BTreeMap<_, _>>();
-        let cases: [(&[_], &[_], &[_]); 7] = [
+        let cases: [(&[_], &[_], &[_]); 10] = [
             (&[("a", 1), ("b", 2)], &[("b", 2), ("c", 1)], &[("a", "c")]),
             (&[("a", 1)], &[("c", 2)], &[]),
             (&[("a", 1), ("b", 1)], &[("c", 1)], &[]),
             (&[("a", 1)], &[("c", 1), ("d", 1)], &[]),
             (&[("a", 1)], &[("a", 2), ("c", 1)], &[]),
-            (&[("a", 1), ("b", 2)], &[("a", 2), ("b", 1)], &[]),
+            (&[("a", 1), ("b", 2)], &[("a", 2), ("b", 1)], &[("a", "b"), ("b", "a")]),
+            (&[("a", 1), ("b", 2), ("c", 3)], &[("a", 3), ("b", 1), ("c", 2)], &[("a", "b"), ("b", "c"), ("c", "a")]),
+            (&[("a", 1), ("b", 2), ("c", 3)], &[("a", 4), ("b", 1), ("c", 2)], &[]),
+            (&[("a", 1), ("b", 1)], &[("a", 2), ("b", 1)], &[]),
             (&[("a", 1), ("b", 2)], &[("x", 2), ("y", 1)], &[("a", "y"), ("b", "x")]),
         ];
         for (old, new, wanted) in cases {
-            assert_eq!(paired(&of(old), &of(new)), wanted, "{old:?} → {new:?}");
+            let pairs = paired(&of(old), &of(new));
+            assert_eq!(pairs, wanted, "{old:?} → {new:?}");
+            let all = ["a", "b", "c", "d", "x", "y"];
+            let mut other: Vec<&str> = all.iter().map(|name| swapped(&pairs, name)).collect();
+            other.sort_unstable();
+            assert_eq!(other, all, "no two become one");
         }
     }
 

@@ -359,6 +359,32 @@ def test_a_group_with_other_models_is_another_group(grouped):
     assert all_used(grouped)["requests_per_day"] == 6
 
 
+def test_groups_that_swap_their_names_keep_what_each_of_them_used(stage):
+    def more(first, second):
+        return f'[model.{first}]\nmatch = ["mock-1*"]\n[model.{second}]\nmatch = ["mock-2*"]\n'
+
+    def org(first, second):
+        limits = "[model.{}.limits]\nrequests_per_day = {}\n"
+        granted = Stage.ACME.replace('"mock-*", "gpt-*", "claude-*"', '"one", "other"')
+        return granted + limits.format(first, 3) + limits.format(second, 5)
+
+    def statuses(model, number):
+        with H1(stage.connect()) as connection:
+            return [connection.ask(body=chat(model)).status for _ in range(number)]
+
+    stage = stage(quota=f'timezone = "{midday()}"', orgs={"acme": org("one", "other")}, more=more("one", "other"))
+    assert statuses("mock-1", 4) == [200] * 3 + [429]
+    assert statuses("mock-2", 1) == [200]
+    stage.write_config(more=more("other", "one"))
+    stage.write_org("acme", org("other", "one"))
+    assert said(stage) == "model group one: renamed to other\nmodel group other: renamed to one\n"
+    assert statuses("mock-1", 1) == [429]
+    stage.gateway.kill()
+    stage.start()
+    assert statuses("mock-1", 1) == [429]
+    assert statuses("mock-2", 4)[:3] == [200] * 3
+
+
 def test_a_purpose_under_another_name_goes_on_with_its_use(grouped):
     limits = "[purpose.research.limits]\nrequests_per_day = 10\n"
     grouped.write_org("acme", Stage.ACME + limits)

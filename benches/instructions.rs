@@ -224,7 +224,8 @@ impl Stage {
         let now = Clock::system().now();
         let policy = policy::load(&folder.join("portcullis.toml"), None, now).map_err(|wrong| wrong.render(false))?;
         let certificate = CertificateDer::from_pem_file(folder.join("acme.pem"))?;
-        let leaf = leaf::profile(&certificate, Wall(i64::MAX), None).map_err(|breach| format!("{breach:?}"))?;
+        let leaf = leaf::profile(&certificate, Wall(i64::MAX), leaf::Bounds::default())
+            .map_err(|breach| format!("{breach:?}"))?;
         let spki = policy.authorities.first().ok_or("no authority")?.spki_sha256();
         let peer = Peer::proved("partners".parse()?, spki, leaf.into(), "127.0.0.1:50000".parse()?);
         Ok(Stage { policy: policy.into(), peer, clock: Clock::manual(now.wall), folder: folder.to_owned() })

@@ -244,7 +244,8 @@ impl Compiler<'_> {
         let Some(table) = self.root.required_table("client_auth") else { return (none, nothing) };
         let auth = listen::client_auth(&table);
         self.note("client_auth", table.place());
-        let rules = Rules { revocation_required: auth.required, overdue_closes: self.previous.is_some() };
+        let rules =
+            Rules { revocation_required: auth.required, overdue_closes: self.previous.is_some(), server_auth: false };
         let tables = table.tables("authorities");
         if tables.is_empty() {
             self.sink.wrong(Some(table.place()), "`authorities` is missing or empty: nobody could connect", None);
@@ -292,6 +293,7 @@ impl Compiler<'_> {
         });
         let file = table.required("file");
         let crl = table.text("crl");
+        let server_auth = table.boolean("allow_server_auth").is_some_and(|at| at.value);
         table.finish();
         let (name, file) = (name?, file?);
         self.note(format!("authority/{name}"), &file.place);
@@ -301,6 +303,7 @@ impl Compiler<'_> {
         let pem = self.files.read(&file, self.sink);
         let list = crl.as_ref().map(|at| self.files.read(at, self.sink));
         let (Some(pem), Some(list)) = (pem, list.map_or(Some(None), |list| list.map(Some))) else { return None };
+        let rules = Rules { server_auth, ..rules };
         match Authority::load(name, &pem, list.as_deref(), rules, &self.believed, self.now.wall) {
             Ok(authority) => Some((authority, crl.map(|at| self.files.resolve(&at.value)))),
             Err(flaws) => {

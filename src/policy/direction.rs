@@ -82,6 +82,7 @@ fn of_place(name: &str, old: &str, new: &str) -> bool {
         "audit.keep" => amount(new) < amount(old),
         "audit.checkpoints" => adds(new, old),
         _ if name.starts_with("client_auth.authorities.") => key(old) != key(new),
+        _ if name.starts_with("client_auth.allow_server_auth.") => new == "true",
         // Whom a list that stays no longer names is told by itself.
         _ if name.starts_with("client_auth.crl.") => new.is_empty(),
         _ if name.starts_with("purpose.catalog.") => needs_a_case(old) && !needs_a_case(new),
@@ -196,6 +197,7 @@ mod tests {
             ("client_auth.revocation", "required", "if_present"),
             ("client_auth.max_certificate_lifetime", "398d", "none"),
             ("client_auth.max_certificate_lifetime", "47h", "2d"),
+            ("client_auth.allow_server_auth.partners", "false", "true"),
             ("listen.max_body", "1023KiB", "1MiB"),
             ("listen.handshakes_per_address", "7", "0"),
             ("admin.token", "(set)", "none"),

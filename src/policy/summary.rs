@@ -161,6 +161,8 @@ fn client_auth(policy: &Policy, rule: &mut impl FnMut(&str, String)) {
     for authority in policy.authorities.iter() {
         let name = format!("client_auth.authorities.{}", authority.name());
         rule(&name, format!("until {}, key {}", authority.not_after(), authority.spki_sha256()));
+        let name = format!("client_auth.allow_server_auth.{}", authority.name());
+        rule(&name, authority.allows_server_auth().to_string());
     }
     for (name, crl) in revocation_lists(policy) {
         let (issuer, number, next) = (crl.issuer(), crl.number(), crl.next_update());

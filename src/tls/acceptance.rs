@@ -135,7 +135,8 @@ impl Acceptance {
         let Some((authority, verified)) = vouching else {
             return Err(refusal.unwrap_or_else(|| Turned::new(Handshake::UnknownIssuer, "no authority is configured")));
         };
-        let leaf = leaf::profile(der, verified.not_after, self.terms.longest)
+        let bounds = leaf::Bounds { longest: self.terms.longest, server_auth: authority.allows_server_auth() };
+        let leaf = leaf::profile(der, verified.not_after, bounds)
             .map_err(|breach| Turned::new(Handshake::BadCertificate, format!("the certificate {breach}")))?;
         let fresh_until = authority.crls().iter().map(Crl::next_update).fold(verified.not_after, Wall::min);
         let (name, authority_spki) = (authority.name().clone(), authority.spki_sha256());

@@ -27,6 +27,8 @@ pub struct Rules {
     /// A list of which only the date has passed is taken: it closes the door to those who depend on it, and to nobody
     /// else. What is in force already must not wait for it.
     pub overdue_closes: bool,
+    /// Its certificates may be for servers as well as for clients.
+    pub server_auth: bool,
 }
 
 /// An authority that may vouch for partners.
@@ -42,7 +44,7 @@ pub struct Authority {
     /// Whether one name has several keys.
     rekeyed: bool,
     crls: Vec<Crl>,
-    revocation_required: bool,
+    rules: Rules,
 }
 
 /// An issuing certificate of the authority.
@@ -127,21 +129,10 @@ impl Authority {
             return Err(flaws);
         }
         let spki_sha256 = Sha256::of(&webpki_spki(&anchor));
-        let revocation_required = rules.revocation_required;
         intermediates.sort_by_key(|der| Reverse(end_of(&issuers, der)));
         let rekeyed = issuers.iter().any(|one| issuers.iter().any(|other| one.shares_only_the_name_of(other)));
         let anchor_der = anchor_der.clone();
-        Ok(Authority {
-            name,
-            anchor,
-            anchor_der,
-            spki_sha256,
-            intermediates,
-            issuers,
-            rekeyed,
-            crls,
-            revocation_required,
-        })
+        Ok(Authority { name, anchor, anchor_der, spki_sha256, intermediates, issuers, rekeyed, crls, rules })
     }
 
     /// The same authority with the lists of a newer reading of its CRL file (PEM or DER, one or many). None when no list
@@ -165,7 +156,7 @@ impl Authority {
             issuers: self.issuers.clone(),
             rekeyed: self.rekeyed,
             crls,
-            revocation_required: self.revocation_required,
+            rules: self.rules,
         }))
     }
 
@@ -179,6 +170,12 @@ impl Authority {
     #[must_use]
     pub fn spki_sha256(&self) -> Sha256 {
         self.spki_sha256
+    }
+
+    /// Whether a certificate of it may be for servers as well as for clients.
+    #[must_use]
+    pub fn allows_server_auth(&self) -> bool {
+        self.rules.server_auth
     }
 
     /// Its revocation lists.
@@ -240,10 +237,11 @@ impl Authority {
         time: UnixTime,
         further: Option<Further<'_>>,
     ) -> Result<VerifiedPath<'p>, Refused> {
-        let status = if self.revocation_required { UnknownStatusPolicy::Deny } else { UnknownStatusPolicy::Allow };
+        let status =
+            if self.rules.revocation_required { UnknownStatusPolicy::Deny } else { UnknownStatusPolicy::Allow };
         let asked = lists.map(|lists| lists.iter().map(|crl| crl.list()).collect::<Vec<_>>());
         // Without any list there is nothing to ask, which is allowed only where lists are not required.
-        if self.revocation_required && asked.as_ref().is_some_and(Vec::is_empty) {
+        if self.rules.revocation_required && asked.as_ref().is_some_and(Vec::is_empty) {
             return Err(webpki::Error::UnknownRevocationStatus);
         }
         let revocation = asked.as_deref().and_then(|asked| RevocationOptionsBuilder::new(asked).ok()).map(|options| {

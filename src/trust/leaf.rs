@@ -18,6 +18,15 @@ use super::wall;
 use crate::clock::Wall;
 use crate::peer::{Leaf, Sha256};
 
+/// What operators may say of partners' certificates.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Bounds {
+    /// The longest that one may be valid.
+    pub longest: Option<Duration>,
+    /// One may be for servers as well as for clients.
+    pub server_auth: bool,
+}
+
 /// Which rule a certificate breaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Breach {
@@ -35,7 +44,7 @@ pub enum Breach {
     NoClientAuth,
     /// extendedKeyUsage holds anyExtendedKeyUsage.
     AnyUsage,
-    /// extendedKeyUsage holds serverAuth.
+    /// extendedKeyUsage holds serverAuth, where its authority is not allowed that.
     ServerAuth,
     /// Not P-256, P-384, Ed25519 or RSA of at least 2048 bits.
     WeakKey,
@@ -52,19 +61,33 @@ pub enum Breach {
 impl fmt::Display for Breach {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Breach::Unreadable => "cannot be read",
-            Breach::Version => "is not X.509 version 3",
-            Breach::Authority => "is a certificate authority",
-            Breach::NoDigitalSignature => "has no keyUsage digitalSignature",
-            Breach::SignsCertificates => "may sign certificates or CRLs",
-            Breach::NoClientAuth => "has no extendedKeyUsage clientAuth",
-            Breach::AnyUsage => "has anyExtendedKeyUsage",
-            Breach::ServerAuth => "is also a server certificate (extendedKeyUsage serverAuth)",
-            Breach::WeakKey => "has a key that is not P-256, P-384, Ed25519 or RSA of at least 2048 bits",
-            Breach::Serial => "has a serial number that is zero, negative or longer than 20 octets",
-            Breach::ManyUris => "has more than one URI name",
-            Breach::OddName => "has a name that cannot be read or holds characters outside printable ASCII",
-            Breach::Lifetime => "is valid for longer than client_auth.max_certificate_lifetime",
+            Breach::Unreadable => "cannot be read, or other bytes follow it: have it issued again",
+            Breach::Version => "is not X.509 version 3: have it issued with extensions",
+            Breach::Authority => "is a certificate authority (basicConstraints CA): have one issued that is none",
+            Breach::NoDigitalSignature => "has no keyUsage digitalSignature: have it issued with it",
+            Breach::SignsCertificates => {
+                "may sign certificates or CRLs (keyUsage): have it issued with digitalSignature instead"
+            }
+            Breach::NoClientAuth => "has no extendedKeyUsage clientAuth: have it issued with it",
+            Breach::AnyUsage => "has anyExtendedKeyUsage: have it issued with clientAuth instead",
+            Breach::ServerAuth => {
+                "is for servers, too (extendedKeyUsage serverAuth): have it issued with clientAuth alone, or set \
+                 allow_server_auth where client_auth.authorities names its authority"
+            }
+            Breach::WeakKey => {
+                "has a key of another kind than P-256, P-384, Ed25519 or RSA of at least 2048 bits: have it issued for \
+                 one of these"
+            }
+            Breach::Serial => {
+                "has a serial number that is zero, negative or longer than 20 octets: have it issued again"
+            }
+            Breach::ManyUris => "has more than one URI name: have it issued with the one that it is known by",
+            Breach::OddName => {
+                "has a name that cannot be read or holds characters outside printable ASCII: have it issued without"
+            }
+            Breach::Lifetime => {
+                "is valid for longer than client_auth.max_certificate_lifetime: have it issued for less"
+            }
         })
     }
 }
@@ -75,7 +98,7 @@ impl fmt::Display for Breach {
 ///
 /// # Errors
 /// The first rule it breaks.
-pub fn profile(der: &[u8], chain_ends: Wall, longest: Option<Duration>) -> Result<Leaf, Breach> {
+pub fn profile(der: &[u8], chain_ends: Wall, bounds: Bounds) -> Result<Leaf, Breach> {
     let (rest, certificate) = X509Certificate::from_der(der).map_err(|_| Breach::Unreadable)?;
     if !rest.is_empty() {
         return Err(Breach::Unreadable);
@@ -83,7 +106,7 @@ pub fn profile(der: &[u8], chain_ends: Wall, longest: Option<Duration>) -> Resul
     if certificate.version() != X509Version::V3 {
         return Err(Breach::Version);
     }
-    usages(&certificate)?;
+    usages(&certificate, bounds.server_auth)?;
     key(&certificate)?;
     let serial = serial(&certificate)?;
     let (uri, dns) = names(&certificate)?;
@@ -93,7 +116,7 @@ pub fn profile(der: &[u8], chain_ends: Wall, longest: Option<Duration>) -> Resul
         return Err(Breach::Unreadable);
     }
     let (begins, ends) = (wall(certificate.validity().not_before), wall(certificate.validity().not_after));
-    if longest.is_some_and(|longest| begins.until(ends) > longest) {
+    if bounds.longest.is_some_and(|longest| begins.until(ends) > longest) {
         return Err(Breach::Lifetime);
     }
     Ok(Leaf {
@@ -108,7 +131,7 @@ pub fn profile(der: &[u8], chain_ends: Wall, longest: Option<Duration>) -> Resul
     })
 }
 
-fn usages(certificate: &X509Certificate<'_>) -> Result<(), Breach> {
+fn usages(certificate: &X509Certificate<'_>, server_auth: bool) -> Result<(), Breach> {
     let basic = certificate.basic_constraints().map_err(|_| Breach::Unreadable)?;
     if basic.is_some_and(|basic| basic.value.ca) {
         return Err(Breach::Authority);
@@ -129,7 +152,7 @@ fn usages(certificate: &X509Certificate<'_>) -> Result<(), Breach> {
     if !extended.client_auth {
         return Err(Breach::NoClientAuth);
     }
-    if extended.server_auth { Err(Breach::ServerAuth) } else { Ok(()) }
+    if extended.server_auth && !server_auth { Err(Breach::ServerAuth) } else { Ok(()) }
 }
 
 fn key(certificate: &X509Certificate<'_>) -> Result<(), Breach> {

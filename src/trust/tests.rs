@@ -12,7 +12,7 @@ mod chains;
 
 const NOW: Wall = Wall(1_795_000_000_000_000_000);
 const DAY: Duration = Duration::from_secs(86_400);
-const RULES: Rules = Rules { revocation_required: true, overdue_closes: false };
+const RULES: Rules = Rules { revocation_required: true, overdue_closes: false, server_auth: false };
 
 fn made() -> DevAuthority {
     DevAuthority::create("partners", NOW, DAY * 30).unwrap()
@@ -105,7 +105,7 @@ fn a_leaf_holds_until_it_is_revoked_or_expires_and_only_under_its_own_authority(
     let der = partner(&made);
     let authority = load(&made, Some(&made.crl(&[], 1, NOW, DAY * 9).unwrap()), None).unwrap();
     assert!(authority.verify(&der, NOW).is_ok());
-    let leaf = leaf::profile(&der, NOW.plus(DAY * 9), None).unwrap();
+    let leaf = leaf::profile(&der, NOW.plus(DAY * 9), leaf::Bounds::default()).unwrap();
     assert_eq!(leaf.uri.as_deref(), Some("spiffe://partners/acme"));
     assert!(matches!(authority.verify(&der, NOW.plus(DAY * 2)), Err(webpki::Error::CertExpired { .. })));
     let (_, parsed) = x509_parser::parse_x509_certificate(&der).unwrap();
@@ -124,7 +124,7 @@ fn whom_a_list_names_is_known_without_verifying_a_chain() {
     for _ in 0..20 {
         // Of random numbers, half begin with a bit that DER puts a zero before.
         let der = partner(&made);
-        let leaf = leaf::profile(&der, Wall(i64::MAX), None).unwrap();
+        let leaf = leaf::profile(&der, Wall(i64::MAX), leaf::Bounds::default()).unwrap();
         let (_, parsed) = x509_parser::parse_x509_certificate(&der).unwrap();
         let entry = issue::Withdrawn { serial: parsed.raw_serial().to_vec(), at: NOW, reason: None };
         let listing = made.crl(&[entry], 7, NOW, DAY).unwrap();
@@ -158,12 +158,19 @@ fn servers_and_authorities_are_no_partners() {
     let made = made();
     let server = made.issue(&Holder::Server(&["gateway.example"]), NOW, DAY).unwrap();
     let server = CertificateDer::from_pem_slice(server.certificate.as_bytes()).unwrap();
-    assert_eq!(leaf::profile(&server, NOW, None), Err(leaf::Breach::NoClientAuth));
+    assert_eq!(leaf::profile(&server, NOW, leaf::Bounds::default()), Err(leaf::Breach::NoClientAuth));
     let mut odd = partner(&made).to_vec();
     let uri = odd.windows(6).position(|window| window == b"spiffe").unwrap();
     odd[uri - 2] = 0xa6;
-    assert_eq!(leaf::profile(&odd, NOW, None), Err(leaf::Breach::Unreadable), "a URI that webpki does not see");
+    assert_eq!(
+        leaf::profile(&odd, NOW, leaf::Bounds::default()),
+        Err(leaf::Breach::Unreadable),
+        "a URI that webpki does not see"
+    );
     let anchor = CertificateDer::from_pem_slice(made.certificate().as_bytes()).unwrap();
-    assert_eq!(leaf::profile(&anchor, NOW, None), Err(leaf::Breach::Authority));
-    assert_eq!(leaf::profile(&partner(&made), NOW, Some(DAY / 2)), Err(leaf::Breach::Lifetime));
+    assert_eq!(leaf::profile(&anchor, NOW, leaf::Bounds::default()), Err(leaf::Breach::Authority));
+    assert_eq!(
+        leaf::profile(&partner(&made), NOW, leaf::Bounds { longest: Some(DAY / 2), ..leaf::Bounds::default() }),
+        Err(leaf::Breach::Lifetime)
+    );
 }

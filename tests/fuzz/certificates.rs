@@ -75,7 +75,7 @@ static SIGNER: LazyLock<Signer> = LazyLock::new(|| {
 });
 
 fn load(made: &DevAuthority, crl: &[u8], known: Option<&Authority>) -> Result<Authority, String> {
-    let rules = Rules { revocation_required: true, overdue_closes: false };
+    let rules = Rules { revocation_required: true, overdue_closes: false, server_auth: false };
     let known = Believed::default().with(known.into_iter().flat_map(Authority::crls));
     let loaded =
         Authority::load("partners".parse().unwrap(), made.certificate().as_bytes(), Some(crl), rules, &known, NOW);
@@ -133,15 +133,15 @@ pub fn certificate(input: &[u8]) -> Verdict {
 }
 
 fn profiled(der: &[u8]) -> Verdict {
-    let ends = NOW.plus(DAY * 9);
-    let read = match leaf::profile(der, ends, None) {
+    let (ends, none) = (NOW.plus(DAY * 9), leaf::Bounds::default());
+    let read = match leaf::profile(der, ends, none) {
         Ok(read) => read,
         Err(breach) => return Ok(format!("{breach:?} ")),
     };
     must!(read.sha256 == Sha256::of(der) && read.der.as_ref() == der, "it is known as another");
     must!(read.not_after <= ends, "it outlasts its chain: {}", read.not_after);
-    must!(leaf::profile(&[der, b"\0"].concat(), ends, None).is_err(), "it may be followed by other bytes");
-    must!(leaf::profile(&der[..der.len() - 1], ends, None).is_err(), "it may be cut short");
+    must!(leaf::profile(&[der, b"\0"].concat(), ends, none).is_err(), "it may be followed by other bytes");
+    must!(leaf::profile(&der[..der.len() - 1], ends, none).is_err(), "it may be cut short");
     let serial = read.serial.as_bytes();
     let fine = (2..=40).contains(&serial.len()) && serial.iter().any(|digit| *digit != b'0');
     must!(fine && serial.iter().all(u8::is_ascii_hexdigit), "serial {}", read.serial);

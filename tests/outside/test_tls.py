@@ -296,6 +296,29 @@ def test_a_longest_lifetime_is_kept_where_it_is_set(stage):
         assert "ALERT" in alert(one)
 
 
+def test_an_authority_that_may_certify_servers_too_lets_in_what_spire_issues_and_no_more(stage):
+    one = stage()
+    for_servers_too(one)
+    with Counted(one, "bad_certificate"):
+        assert "ALERT" in alert(one, "tried")
+    explained = one.run("explain", "-c", "portcullis.toml", "--cert", "tried.pem", "--purpose", "research")
+    for told in (explained.stdout, one.run("certs", "show", "tried.pem").stdout):
+        assert "serverAuth" in told and "set allow_server_auth" in told, told
+    strict = one.config["authorities"]
+    one.write_config(authorities=strict.replace(" }", ", allow_server_auth = true }"))
+    one.run("reload", check=True)
+    assert "client_auth.allow_server_auth.partners = true" in one.run("config", "show", "-c", "portcullis.toml").stdout
+    assert one.run("explain", "-c", "portcullis.toml", "--cert", "tried.pem", "--purpose", "research").returncode == 0
+    with H1(one.connect("tried")) as kept:
+        assert kept.ask("/portcullis/v1/whoami").status == 200
+        for_servers_only(one)
+        with Counted(one, "bad_certificate"):
+            assert "ALERT" in alert(one, "tried")
+        one.write_config(authorities=strict)
+        one.run("reload", check=True)
+        assert not kept.more(), "what let it in is gone"
+
+
 def test_without_a_certificate_nobody_gets_in(shared):
     with Counted(shared, "no_certificate"):
         assert alert(shared, None) == "TLSV13_ALERT_CERTIFICATE_REQUIRED"

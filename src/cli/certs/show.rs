@@ -48,7 +48,7 @@ fn kind(certificate: &X509Certificate<'_>) -> &'static str {
 
 /// What a handshake would have against a partner's certificate, whoever signed it.
 fn breach(der: &CertificateDer<'_>, now: Wall) -> Option<String> {
-    if let Err(breach) = leaf::profile(der, Wall(i64::MAX), None) {
+    if let Err(breach) = leaf::profile(der, Wall(i64::MAX), leaf::Bounds::default()) {
         return Some(breach.to_string());
     }
     Some(match fits_any(der, now).err()? {

@@ -176,7 +176,7 @@ fn names_that_cannot_be_read_are_not_passed_over() {
         let content = element(0x30, &names.concat());
         params.custom_extensions = vec![CustomExtension::from_oid_content(&[2, 5, 29, 17], content)];
         let der = params.signed_by(&KeyPair::generate().unwrap(), &signing(&made)).unwrap();
-        leaf::profile(der.der(), NOW.plus(DAY), None).map(|leaf| leaf.uri)
+        leaf::profile(der.der(), NOW.plus(DAY), leaf::Bounds::default()).map(|leaf| leaf.uri)
     };
     let uri = element(0x86, b"spiffe://partners/acme");
     let fine = with(&[uri.clone(), element(0x87, &[127, 0, 0, 1])]);

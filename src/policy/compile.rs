@@ -17,6 +17,7 @@ use super::audited;
 use super::ends::{warn_of_lists, warn_soon};
 use super::file::{At, Table, parse};
 use super::listen;
+use super::logged;
 use super::mistake::Place;
 use super::models::{self, Models};
 use super::org::{self, Draft};
@@ -124,7 +125,7 @@ impl Compiler<'_> {
         let admin = listen::admin(self.root, self.files, listen.as_ref(), self.now.wall);
         let (quota, state) = listen::quota(self.root, self.files);
         let (audit, audit_directory) = audited::audit(self.root, self.files, |rule, at| self.note(rule, at));
-        let log = listen::log(self.root);
+        let log = logged::log(self.root);
         let (purpose_header, purposes) = self.purposes();
         let (models, models_known) = models::read(self.root, self.files);
         let orgs = self.root.text("orgs");

@@ -1,4 +1,4 @@
-//! The place: listeners, limits of the wire, admin side, quotas' store and logging.
+//! The place: listeners, limits of the wire, admin side and quotas' store.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::num::NonZeroU64;
@@ -13,11 +13,9 @@ use super::Files;
 use super::ends::warn_soon;
 use super::file::{At, Table};
 use super::mistake::Place;
-use super::models::is_private;
 use super::sink::Sink;
 use crate::clock::Wall;
 use crate::limits::Enforce;
-use crate::traces::BUILT;
 use crate::trust::{Secret, ends};
 
 /// What needs a restart.
@@ -111,17 +109,6 @@ pub struct Quota {
     pub timezone: TimeZone,
     /// Its IANA name.
     pub timezone_name: String,
-}
-
-/// `[log]`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LogSettings {
-    /// JSON instead of text.
-    pub json: bool,
-    /// What is logged.
-    pub filter: String,
-    /// The collector of spans.
-    pub otlp: Option<String>,
 }
 
 pub(super) const fn seconds(seconds: u64) -> Duration {
@@ -391,34 +378,6 @@ pub(super) fn directory(at: At<String>, files: &Files, sink: &Sink) -> At<PathBu
         sink.wrong(Some(&at.place), format!("{} is no directory", path.display()), None);
     }
     At { value: path, place: at.place }
-}
-
-/// Reads `[log]`.
-pub(super) fn log(root: &Table<'_>) -> LogSettings {
-    let plain = LogSettings { json: false, filter: "info".into(), otlp: None };
-    let Some(table) = root.table("log") else { return plain };
-    let json = word(&table, "format", &[("text", false), ("json", true)], false);
-    let filter = table.parsed("filter", |text| {
-        tracing_subscriber::EnvFilter::try_new(text).map(|_| text.to_owned()).map_err(|_| "is not a log filter")
-    });
-    let otlp = table.text("otlp").map(|at| collector(&table, &at));
-    table.finish();
-    LogSettings { json, filter: filter.map_or(plain.filter, |at| at.value), otlp }
-}
-
-/// The collector's address, noted where it is none or this build cannot send there.
-fn collector(table: &Table<'_>, at: &At<String>) -> String {
-    let uri = at.value.parse::<http::Uri>().ok();
-    let host =
-        uri.as_ref().filter(|uri| uri.scheme_str() == Some("http") && uri.path() == "/").and_then(http::Uri::host);
-    if !BUILT {
-        let hint = "remove it, or build with `--features otlp`";
-        table.sink().wrong(Some(&at.place), "this binary was built without the export of spans", Some(hint.into()));
-    } else if !host.is_some_and(|host| is_private(host.trim_matches(['[', ']']))) {
-        let hint = "\"http://127.0.0.1:4318\": spans go unencrypted, so to this machine or a private network";
-        table.sink().wrong(Some(&at.place), format!("{:?} is no collector's address", at.value), Some(hint.into()));
-    }
-    at.value.clone()
 }
 
 /// `[client_auth]` beyond its authorities.

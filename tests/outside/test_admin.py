@@ -340,7 +340,7 @@ def test_the_log_can_be_made_to_say_more_and_less(stage):
     one.gateway.signal(signal.SIGUSR1)
     eventually(lambda: "SIGUSR1 does nothing" in one.gateway.log, what="a later line")
     assert unsaid.headers["x-request-id"] not in one.gateway.log
-    for wrong in (b"", b"{}", b'{"filter": 5}', b'{"filter": "portcullis=loud"}', b'{"filter": "[[["}', b'{"filter": "info", "filter": "off"}'):
+    for wrong in (b"", b"{}", b'{"filter": 5}', b'{"filter": "portcullis=loud"}', b'{"filter": "[[["}', b'{"filter": ""}', b'{"filter": "inof"}', b'{"filter": "info", "filter": "off"}'):
         answer = fetch(one.admin + "/-/log", data=wrong, method="POST")
         assert answer.status == 400 and len(answer.body) > 3, wrong
 

@@ -21,7 +21,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, fmt, reload};
 
 use crate::cli::colour;
-use crate::policy::LogSettings;
+use crate::policy::{LogSettings, log_filter};
 use crate::reload::OwnLog;
 
 /// Bytes that may wait, but for one line that is longer by itself.
@@ -161,7 +161,7 @@ fn last_words(panic: &PanicHookInfo<'_>) -> String {
 /// When there is no thread for it.
 pub(super) fn start(settings: &LogSettings) -> io::Result<(Log, Option<OwnLog>)> {
     let log = Log::open()?;
-    let filter = EnvFilter::try_new(quiet(&settings.filter)).unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter = log_filter(&settings.filter).unwrap_or_else(|_| EnvFilter::new("info"));
     let (filter, handle) = reload::Layer::new(filter);
     let registry = tracing_subscriber::registry().with(filter);
     let lines = log.clone();
@@ -175,17 +175,11 @@ pub(super) fn start(settings: &LogSettings) -> io::Result<(Log, Option<OwnLog>)>
     let own = started.ok().map(|()| OwnLog {
         dropped,
         filter: Box::new(move |asked: &str| {
-            let filter = EnvFilter::try_new(quiet(asked)).map_err(|error| error.to_string())?;
+            let filter = log_filter(asked).map_err(|error| format!("the filter {error}"))?;
             handle.reload(filter).map_err(|error| error.to_string())
         }),
     });
     Ok((log, own))
-}
-
-/// The file watch says nothing unless it is named: it would tell of every line that is written into a watched folder, and
-/// warn of every folder that a swapped link took away.
-fn quiet(filter: &str) -> String {
-    if filter.contains("notify") { filter.to_owned() } else { format!("{filter},notify=error") }
 }
 
 #[cfg(test)]

@@ -60,6 +60,7 @@ fn what_could_not_be_used_later_is_a_mistake_now() {
     let key = "\"file:key\"";
     let (state, audit) = ("\"/var/lib/portcullis\"", "\"/var/log/portcullis\"");
     let token = "# token = \"file:/run/secrets/portcullis-admin\"";
+    let filter = "filter = \"info\"";
     let (signing, origin) = ("# signing_key = \"file:audit-signing.pem\"", "# origin = \"gateway.example/audit\"");
     for (from, to, at, said) in [
         (key, "\"file:lines\"", "api_key", "cannot stand in a header"),
@@ -79,6 +80,10 @@ fn what_could_not_be_used_later_is_a_mistake_now() {
         (state, audit, "state", "may not lie in one directory"),
         (audit, "\"orgs.d\"", "directory", "of the organizations' files"),
         (state, "\"orgs.d\"", "state", "of the organizations' files"),
+        (filter, "filter = \"inof\"", "filter", "names no level in \"inof\""),
+        (filter, "filter = \"info,portcullis::record\"", "filter", "names no level in \"portcullis::record\""),
+        (filter, "filter = \"warn,portcullis=\"", "filter", "names no level in \"portcullis=\""),
+        (filter, "filter = \" ,\"", "filter", "is empty, and would silence the log"),
         ("https://api.openai.com", "https://a..b", "url", "names no host"),
         ("https://api.openai.com", "https://api.openai.com:0", "url", "names no port"),
         ("https://api.openai.com", "https://api.openai.com:65536/v1", "url", "names no port"),

@@ -76,7 +76,7 @@ fn whoami(snapshot: &Snapshot, org: &Org, peer: &Peer) -> Value {
         "generation": policy.generation,
     });
     // Models whose names nobody has listed.
-    let wider: Vec<&str> = org.wider().map(policy::Pattern::as_str).collect();
+    let wider: Vec<&str> = org.wider(&policy.models).into_iter().map(policy::Pattern::as_str).collect();
     if !wider.is_empty()
         && let Some(members) = told.as_object_mut()
     {

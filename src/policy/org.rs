@@ -169,9 +169,18 @@ impl Org {
         self.line().all(|org| org.models.covers(model, group))
     }
 
-    /// The patterns that grant it models whose names nobody has listed.
-    pub fn wider(&self) -> impl Iterator<Item = &Pattern> {
-        self.models.patterns.iter().filter(|pattern| pattern.concrete().is_none())
+    /// The patterns that grant it models whose names nobody has listed, each once: its own, and those of its groups.
+    #[must_use]
+    pub fn wider<'a>(&'a self, models: &'a Models) -> Vec<&'a Pattern> {
+        let held = self.models.groups.iter().filter_map(|id| models.group(id.as_str()));
+        let all = self.models.patterns.iter().chain(held.flat_map(|group| &group.patterns));
+        let mut wider: Vec<&Pattern> = Vec::new();
+        for pattern in all.filter(|pattern| pattern.concrete().is_none()) {
+            if !wider.contains(&pattern) {
+                wider.push(pattern);
+            }
+        }
+        wider
     }
 
     /// The concrete models that it may use.

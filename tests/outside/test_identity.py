@@ -427,6 +427,14 @@ def test_whoami_has_the_shape_that_is_promised(stage):
     assert gauge == one.acme.not_valid_after_utc.timestamp()
 
 
+def test_whoami_tells_the_patterns_of_granted_groups_too(stage):
+    granted = organization().replace('"mock-*", "gpt-*", "claude-*"', '"frontier", "claude-*", "mock-1", "gpt-5*"')
+    groups = '[model.frontier]\nmatch = ["gpt-5*", "gpt-named"]\n[model.small]\nmatch = ["gpt-4*"]\n'
+    told = stage(orgs={"acme": granted}, more=groups).ask(WHOAMI).json
+    assert told["models"] == ["gpt-named", "mock-1"]
+    assert told["model_patterns"] == ["claude-*", "gpt-5*"], "each once"
+
+
 LIMIT = ["id", "scope", "unit", "window", "limit", "used", "reserved", "remaining", "resets_at"]
 
 

@@ -175,9 +175,9 @@ pub(super) fn listen(table: &Table<'_>) -> ListenRead {
         drain,
     };
     let workers = usize::try_from(number("workers", 0)).unwrap_or(0).min(1024);
-    if let Some(at) = table.text("proxy_protocol") {
+    if table.holds("proxy_protocol") {
         let hint = Some("put partners' networks in front of the gateway without it for now".into());
-        table.sink().wrong(Some(&at.place), "`proxy_protocol` is a reserved name: it is not built yet", hint);
+        table.wrong_at("proxy_protocol", "`proxy_protocol` is a reserved name: it is not built yet", hint);
     }
     table.finish();
     ListenRead { address, workers, listen, server_names, certificate, private_key }

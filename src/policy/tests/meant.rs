@@ -60,6 +60,7 @@ fn what_could_not_be_used_later_is_a_mistake_now() {
     let key = "\"file:key\"";
     let (state, audit) = ("\"/var/lib/portcullis\"", "\"/var/log/portcullis\"");
     let token = "# token = \"file:/run/secrets/portcullis-admin\"";
+    let workers = "workers      = 0";
     let filter = "filter = \"info\"";
     let (signing, origin) = ("# signing_key = \"file:audit-signing.pem\"", "# origin = \"gateway.example/audit\"");
     for (from, to, at, said) in [
@@ -84,6 +85,8 @@ fn what_could_not_be_used_later_is_a_mistake_now() {
         (filter, "filter = \"info,portcullis::record\"", "filter", "names no level in \"portcullis::record\""),
         (filter, "filter = \"warn,portcullis=\"", "filter", "names no level in \"portcullis=\""),
         (filter, "filter = \" ,\"", "filter", "is empty, and would silence the log"),
+        (workers, "proxy_protocol = { from = [\"192.0.2.0/24\"] }", workers, "`proxy_protocol` is a reserved name"),
+        (workers, "proxy_protocol = true", workers, "`proxy_protocol` is a reserved name"),
         ("https://api.openai.com", "https://a..b", "url", "names no host"),
         ("https://api.openai.com", "https://api.openai.com:0", "url", "names no port"),
         ("https://api.openai.com", "https://api.openai.com:65536/v1", "url", "names no port"),

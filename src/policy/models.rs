@@ -129,8 +129,7 @@ impl Models {
     pub(super) fn oddities(&self, pattern: &Pattern) -> impl Iterator<Item = String> {
         let text = pattern.as_str();
         let listed = self.upstreams.iter().any(|upstream| upstream.models.contains(pattern));
-        let literal = (text.contains(['?', '[', '{']) && !listed)
-            .then(|| format!("only `*` stands for other characters: \"{text}\" takes the rest as it is written"));
+        let literal = literal(pattern).filter(|_| !listed);
         let unlisted = (text == UNLISTED)
             .then(|| format!("metrics count this model as {UNLISTED}, with all that nobody has listed"));
         literal.into_iter().chain(unlisted)
@@ -150,6 +149,13 @@ impl Models {
         names.dedup();
         names
     }
+}
+
+/// What is told of a pattern that looks like more than one with `*`. Names may hold such characters, so it may be meant.
+fn literal(pattern: &Pattern) -> Option<String> {
+    let text = pattern.as_str();
+    let odd = text.contains(['?', '[', '{']);
+    odd.then(|| format!("only `*` stands for other characters: \"{text}\" takes the rest as it is written"))
 }
 
 /// Reads `[model.*]` and `[[upstream]]`; and whether each of them was understood.
@@ -304,7 +310,10 @@ fn upstream(table: &Table<'_>, files: &super::Files) -> Option<Upstream> {
         let what = "`api_key` cannot stand in a header: it must be one line of visible ASCII characters";
         table.wrong_at("api_key", what, Some("no tabs, letters beyond ASCII, or blanks around it".into()));
     }
-    let models = patterns(table, "models").into_iter().map(|at| at.value).collect();
+    let models = patterns(table, "models");
+    // Where an upstream lists such a name, nobody else is told of it.
+    models.iter().for_each(|at| literal(&at.value).into_iter().for_each(|odd| table.sink().odd(Some(&at.place), odd)));
+    let models = models.into_iter().map(|at| at.value).collect();
     let authority = table.text("ca_file").and_then(|at| files.read(&at, table.sink()));
     let certificate = table.text("client_certificate").and_then(|at| files.read(&at, table.sink()));
     let key = files.secret(table, "client_key");

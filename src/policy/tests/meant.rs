@@ -211,6 +211,20 @@ fn a_grant_that_nothing_served_can_match_is_odd() {
 }
 
 #[test]
+fn what_an_upstream_is_asked_for_in_vain_is_odd() {
+    for (from, to, said) in [
+        ("\"gpt-*\", \"o*\"]", "\"gpt-*\", \"o?\"]", "\"o?\" takes the rest as it is written"),
+        ("\"gpt-*\", \"o*\"]", "\"gpt-*\", \"o[13]*\"]", "\"o[13]*\" takes the rest as it is written"),
+    ] {
+        let dir = example();
+        edit(&dir, "portcullis.toml", from, to);
+        let policy = reload(&dir, None, at(0)).unwrap_or_else(|mistakes| panic!("{}", mistakes.render(false)));
+        let odd: Vec<_> = policy.warnings.iter().map(|warning| &warning.message).collect();
+        assert!(odd.len() == 1 && odd[0].contains(said), "{to}: {odd:?}");
+    }
+}
+
+#[test]
 fn an_empty_list_of_networks_is_neither_nowhere_nor_anywhere() {
     let dir = example();
     edit(&dir, "orgs.d/acme.toml", "# networks  = [\"192.0.2.0/24\"]", "networks = []");

@@ -400,7 +400,13 @@ fn url(at: &At<String>, sink: &Sink) -> Option<Url> {
         Some(port) => port.parse().ok().filter(|port| *port != 0),
     };
     let Some(port) = port else { return wrong("`url` names no port from 1 to 65535", None) };
-    Some((tls, host, port, uri.path().trim_end_matches('/').to_owned()))
+    let path = uri.path().trim_end_matches('/');
+    if path.ends_with("/v1") {
+        let what =
+            format!("requests would go to {path}/v1/…: every route begins with /v1 itself, leave it out of `url`");
+        sink.odd(Some(&at.place), what);
+    }
+    Some((tls, host, port, path.to_owned()))
 }
 
 /// Loopback, private and link-local addresses, and `localhost`.

@@ -213,6 +213,7 @@ fn a_grant_that_nothing_served_can_match_is_odd() {
 #[test]
 fn what_an_upstream_is_asked_for_in_vain_is_odd() {
     for (from, to, said) in [
+        ("https://api.openai.com", "https://api.openai.com/v1/", "requests would go to /v1/v1/…"),
         ("\"gpt-*\", \"o*\"]", "\"gpt-*\", \"o?\"]", "\"o?\" takes the rest as it is written"),
         ("\"gpt-*\", \"o*\"]", "\"gpt-*\", \"o[13]*\"]", "\"o[13]*\" takes the rest as it is written"),
     ] {

@@ -25,6 +25,7 @@ use x509_parser::prelude::FromDer;
 use super::{Done, complain, say};
 use crate::clock::{Clock, Wall};
 use crate::names::{AuthorityName, OrgId};
+use crate::policy::is_host_name;
 use crate::trust::issue::{DevAuthority, Holder};
 
 /// Arguments of `portcullis certs`.
@@ -48,7 +49,7 @@ enum What {
     /// Make an authority, a server certificate and an empty revocation list
     Init {
         /// Names of the server
-        #[arg(long = "server", default_value = "localhost")]
+        #[arg(long = "server", default_value = "localhost", value_parser = server)]
         servers: Vec<String>,
         #[command(flatten)]
         lasts: Lasts,
@@ -76,7 +77,7 @@ enum What {
         #[arg(long, group = "whose")]
         server: bool,
         /// Names of the server from now on
-        #[arg(long = "server-name", requires = "server", value_name = "NAME")]
+        #[arg(long = "server-name", requires = "server", value_name = "NAME", value_parser = server)]
         servers: Vec<String>,
         #[command(flatten)]
         lasts: Lasts,
@@ -169,6 +170,14 @@ fn uri(text: &str) -> Result<String, &'static str> {
     let parts = text.split_once(':').filter(|(name, rest)| scheme(name) && !rest.is_empty());
     let fine = parts.is_some_and(|(_, rest)| rest.bytes().all(allowed));
     if fine { Ok(text.to_owned()) } else { Err("it is no URI such as spiffe://partners/acme") }
+}
+
+/// A name for the server's certificate: an address, or what `server_names` takes, or all that is one label below that.
+fn server(text: &str) -> Result<String, &'static str> {
+    let fine = text.parse::<IpAddr>().is_ok() || is_host_name(text.strip_prefix("*.").unwrap_or(text));
+    let wanted = "it is neither a host name such as gateway.example nor an address; give the option once for each name, \
+                  without scheme, port and path";
+    if fine { Ok(text.to_owned()) } else { Err(wanted) }
 }
 
 /// Where one authority's files are.

@@ -210,19 +210,25 @@ fn names(table: &Table<'_>) -> Vec<At<String>> {
             sink.wrong(Some(&at.place), "an IP address cannot be a server name", hint);
             return false;
         }
-        let label = |label: &str| {
-            (1..=63).contains(&label.len())
-                && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
-                && !label.starts_with('-')
-                && !label.ends_with('-')
-        };
-        let fine = at.value.len() <= 253 && at.value.split('.').all(label);
+        let fine = is_host_name(&at.value);
         if !fine {
             sink.wrong(Some(&at.place), format!("{:?} is not a host name", at.value), None);
         }
         fine
     };
     list.value.into_iter().filter(check).map(|at| at.map(|name| name.to_ascii_lowercase())).collect()
+}
+
+/// Whether SNI and Host can hold a name.
+#[must_use]
+pub fn is_host_name(name: &str) -> bool {
+    let label = |label: &str| {
+        (1..=63).contains(&label.len())
+            && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+    };
+    name.len() <= 253 && name.split('.').all(label)
 }
 
 /// Reads `[admin]`, and holds its addresses to the partners'.

@@ -31,7 +31,7 @@ pub use audited::AuditSettings;
 pub use diff::{Change, Diff, bereft, prefixed};
 pub use footprint::{Footprint, inode};
 pub use limits::Written;
-pub use listen::{AdminAddress, AdminSettings, Drain, Listen, Quota, Settings};
+pub use listen::{AdminAddress, AdminSettings, Drain, Listen, Quota, Settings, is_host_name};
 pub use logged::{LogSettings, log_filter};
 pub use mistake::{Mistake, Mistakes, Place, Source, Told, closest};
 pub use models::{Group, Models, NONTEXT, Upstream};

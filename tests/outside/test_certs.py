@@ -571,3 +571,12 @@ def test_what_is_no_uri_gets_no_certificate(certs, uri):
     done = certs("issue", "--org", "acme", "--uri", uri)
     assert done.returncode == 2 and "spiffe://partners/acme" in done.stderr
     assert not (certs.folder / "certs" / "acme.pem").exists()
+
+
+@pytest.mark.parametrize("name", ["gw.example,other.example", "https://gw.example:8443/", "", "gw.example:8443", "-gw.example", "a..b"])
+def test_what_is_no_name_of_a_server_gets_no_certificate(certs, name):
+    refused = certs("init", f"--server={name}")
+    assert refused.returncode == 2 and "a host name such as gateway.example" in refused.stderr
+    assert not (certs.folder / "certs").exists()
+    done(certs("init", "--server", "gw.example", "--server", "*.gw.example", "--server", "2001:db8::1"))
+    assert certs("renew", "--server", f"--server-name={name}").returncode == 2

@@ -26,6 +26,7 @@ use super::{Done, complain, say};
 use crate::clock::{Clock, Wall};
 use crate::names::{AuthorityName, OrgId};
 use crate::policy::is_host_name;
+use crate::trust::in_der;
 use crate::trust::issue::{DevAuthority, Holder};
 
 /// Arguments of `portcullis certs`.
@@ -368,14 +369,14 @@ fn parsed<T>(der: &CertificateDer<'_>, read: impl FnOnce(&X509Certificate<'_>) -
     X509Certificate::from_der(der).map(|(_, certificate)| read(&certificate)).map_err(complain)
 }
 
-/// The first certificate of a file.
-pub(super) fn first(file: &Path) -> Result<CertificateDer<'static>, ExitCode> {
-    let why = |error: &dyn Display| complain(format_args!("{}: {error}", file.display()));
-    let pem = std::fs::read(file).map_err(|error| why(&error))?;
-    CertificateDer::from_pem_slice(&pem).map_err(|error| match error {
-        pem::Error::NoItemsFound => why(&"it holds no certificate in PEM"),
-        error => why(&error),
-    })
+/// The first certificate of a file, PEM or DER.
+pub(super) fn first(path: &Path) -> Result<CertificateDer<'static>, ExitCode> {
+    let why = |error: &dyn Display| complain(format_args!("{}: {error}", path.display()));
+    let file = std::fs::read(path).map_err(|error| why(&error))?;
+    match CertificateDer::from_pem_slice(&file) {
+        Err(pem::Error::NoItemsFound) => in_der(&file).ok_or_else(|| why(&"it holds no certificate in PEM or DER")),
+        read => read.map_err(|error| why(&error)),
+    }
 }
 
 fn read(path: &Path) -> Result<String, String> {

@@ -15,7 +15,7 @@ use crate::clock::Wall;
 use crate::names::AuthorityName;
 use crate::outcome::Handshake;
 use crate::peer::{Leaf, Sha256};
-use crate::trust::{Authority, Crl, ServerIdentity, leaf};
+use crate::trust::{Authority, Crl, ServerIdentity, leaf, words};
 
 /// Whether a certificate was revoked by hand.
 pub type Revoked = Arc<dyn Fn(&AuthorityName, &Leaf) -> bool + Send + Sync>;
@@ -172,11 +172,7 @@ impl Turned {
             webpki::Error::UnknownIssuer | webpki::Error::InvalidSignatureForPublicKey => {
                 format!("{authority} did not sign it")
             }
-            webpki::Error::CaUsedAsEndEntity => format!("{authority}: it is an authority's certificate"),
-            webpki::Error::RequiredEkuNotFoundContext(_) => {
-                format!("{authority}: it is not for clients (no extended key usage clientAuth)")
-            }
-            _ => format!("{authority}: {error}"),
+            _ => format!("{authority}: it {}", words(error)),
         };
         Turned { authority: Some(authority.clone()), ..Turned::new(result, detail) }
     }

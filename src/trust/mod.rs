@@ -10,6 +10,7 @@ mod crl;
 pub mod issue;
 mod key;
 pub mod leaf;
+mod refused;
 pub mod regular;
 mod secret;
 mod server;
@@ -18,6 +19,7 @@ pub use authority::{Authority, Refused, Rules, Verified, fits_any};
 pub use believed::Believed;
 pub use crl::Crl;
 pub use key::{private_key, signing_key};
+pub use refused::words;
 pub use secret::{PEM, Secret, SecretRef, Unresolved, is_pasted};
 pub use server::ServerIdentity;
 
@@ -67,6 +69,13 @@ fn certificates(pem: &[u8], subject: Subject) -> Result<Vec<CertificateDer<'stat
     }
 }
 
+/// The certificate that a file in DER is.
+#[must_use]
+pub fn in_der(file: &[u8]) -> Option<CertificateDer<'static>> {
+    let whole = X509Certificate::from_der(file).is_ok_and(|(rest, _)| rest.is_empty());
+    whole.then(|| CertificateDer::from(file.to_vec()))
+}
+
 /// The SHA-256 of the one certificate in a file, PEM or DER, that is no authority's: the others are its chain.
 ///
 /// # Errors
@@ -74,10 +83,7 @@ fn certificates(pem: &[u8], subject: Subject) -> Result<Vec<CertificateDer<'stat
 pub fn leaf_sha256(file: &[u8]) -> Result<Sha256, &'static str> {
     let found = match certificates(file, Subject::Certificate) {
         Ok(found) => found,
-        Err(_) if X509Certificate::from_der(file).is_ok_and(|(rest, _)| rest.is_empty()) => {
-            vec![CertificateDer::from(file)]
-        }
-        Err(_) => return Err("holds no certificate"),
+        Err(_) => vec![in_der(file).ok_or("holds no certificate")?],
     };
     let is_authority = |der: &[u8]| X509Certificate::from_der(der).is_ok_and(|(_, read)| read.is_ca());
     let mut leaves = found.iter().filter(|der| !is_authority(der));

@@ -1,5 +1,6 @@
 """Every command as a person or a script meets it: exit codes, JSON, hints, and no secret on any screen."""
 
+import base64
 import datetime
 import fcntl
 import json
@@ -1312,8 +1313,21 @@ def test_certs_and_audit_say_what_is_missing(place):
     ):
         done = place.run(*arguments)
         assert done.returncode == 2 and len(done.stderr) > 10 and not done.stdout, (arguments, done)
-    assert place.run("certs", "show", "acme.key").stderr == "portcullis: acme.key: it holds no certificate in PEM\n"
+    assert place.run("certs", "show", "acme.key").stderr == "portcullis: acme.key: it holds no certificate in PEM or DER\n"
     assert "server.pem" in place.run("demo", "--dir", "server.pem").stderr
+
+
+def test_a_certificate_in_der_is_read_and_a_refusal_is_in_words(place):
+    expired(place)
+    for name, kind in (("acme", "CERTIFICATE"), ("partners", "X509 CRL")):
+        pem = (place.folder / f"{name}.{'pem' if name == 'acme' else 'crl'}").read_text()
+        body = pem.split(f"-----BEGIN {kind}-----")[1].split("-----END")[0]
+        (place.folder / f"{name}.der").write_bytes(base64.b64decode(body))
+    told = place.explain("--purpose", "research").stdout
+    assert re.search(r"partners: it has expired \(valid until 20\d\d-\d\d-\d\dT", told) and "{" not in told, told
+    assert place.explain("--purpose", "research", cert="acme.der").stdout == told
+    for pem, der in (("acme.pem", "acme.der"), ("partners.crl", "partners.der")):
+        assert place.run("certs", "show", der).stdout == place.run("certs", "show", pem).stdout != ""
 
 
 # The commands that bring something up.

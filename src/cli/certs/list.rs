@@ -5,13 +5,13 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use rustls_pki_types::CertificateRevocationListDer;
-use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::pem::{self, PemObject};
 use serde_json::{Value, json};
 use x509_parser::prelude::FromDer;
 use x509_parser::revocation_list::CertificateRevocationList;
 use x509_parser::time::ASN1Time;
 
-use super::{Files, Made, first, parsed, read, replace, written};
+use super::{Files, Made, first, parsed, replace, written};
 use crate::cli::{Done, REFUSED, complain, tell};
 use crate::clock::Wall;
 use crate::trust;
@@ -62,6 +62,15 @@ pub(super) fn sign(files: Files<'_>, file: Option<&Path>, now: Wall) -> Result<M
     Ok(Made { text, value })
 }
 
+/// The list that a file holds in PEM, or is in DER.
+pub(super) fn in_file(file: &[u8]) -> Result<CertificateRevocationListDer<'static>, pem::Error> {
+    let is_der = || CertificateRevocationList::from_der(file).is_ok_and(|(rest, _)| rest.is_empty());
+    match CertificateRevocationListDer::from_pem_slice(file) {
+        Err(pem::Error::NoItemsFound) if is_der() => Ok(file.to_vec().into()),
+        read => read,
+    }
+}
+
 /// What the list in a file says, and whether it is fresh.
 pub(super) fn describe(file: &Path, now: Wall) -> Result<(Value, bool), ExitCode> {
     opened(file, |crl| {
@@ -96,8 +105,8 @@ fn listed(path: &Path) -> Result<(Vec<Withdrawn>, u64), ExitCode> {
 
 fn opened<T>(path: &Path, look: impl FnOnce(&CertificateRevocationList<'_>) -> T) -> Result<T, ExitCode> {
     let odd = |error: &dyn std::fmt::Display| complain(format_args!("{}: {error}", path.display()));
-    let pem = read(path).map_err(complain)?;
-    let der = CertificateRevocationListDer::from_pem_slice(pem.as_bytes()).map_err(|error| odd(&error))?;
+    let file = std::fs::read(path).map_err(|error| odd(&error))?;
+    let der = in_file(&file).map_err(|error| odd(&error))?;
     let (_, crl) = CertificateRevocationList::from_der(&der).map_err(|error| odd(&error))?;
     Ok(look(&crl))
 }

@@ -3,22 +3,20 @@
 use std::path::Path;
 use std::process::ExitCode;
 
-use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, CertificateRevocationListDer};
+use rustls_pki_types::CertificateDer;
 use serde_json::{Value, json};
 use x509_parser::certificate::X509Certificate;
 
-use super::{first, list, parsed, read};
-use crate::cli::{Done, REFUSED, complain, say};
+use super::{first, list, parsed};
+use crate::cli::{Done, REFUSED, say};
 use crate::clock::{Clock, Wall};
 use crate::peer::Sha256;
-use crate::trust::{fits_any, leaf};
+use crate::trust::{fits_any, leaf, words};
 
 /// Shows a certificate or a list: exit 0 when a gateway would take it, 1 when not.
 pub(super) fn run(file: &Path, as_json: bool) -> Done {
     let now = Clock::system().now().wall;
-    let pem = read(file).map_err(complain)?;
-    let (value, fine) = if CertificateRevocationListDer::from_pem_slice(pem.as_bytes()).is_ok() {
+    let (value, fine) = if std::fs::read(file).is_ok_and(|bytes| list::in_file(&bytes).is_ok()) {
         list::describe(file, now)?
     } else {
         let der = first(file)?;
@@ -51,12 +49,7 @@ fn breach(der: &CertificateDer<'_>, now: Wall) -> Option<String> {
     if let Err(breach) = leaf::profile(der, Wall(i64::MAX), leaf::Bounds::default()) {
         return Some(breach.to_string());
     }
-    Some(match fits_any(der, now).err()? {
-        webpki::Error::CertExpired { .. } => "has expired".into(),
-        webpki::Error::CertNotValidYet { .. } => "is not valid yet".into(),
-        webpki::Error::UnsupportedCriticalExtension => "has a critical extension that is not understood here".into(),
-        error => format!("is turned away: {error}"),
-    })
+    fits_any(der, now).err().map(|error| words(&error))
 }
 
 fn describe(der: &CertificateDer<'_>, certificate: &X509Certificate<'_>, now: Wall) -> (Value, bool) {

@@ -125,6 +125,22 @@ def test_a_mistake_is_one_for_the_editor_and_for_the_gateway(shipped, name, righ
     assert shipped.check().returncode == 1
 
 
+@pytest.mark.parametrize(
+    ("name", "one", "other"),
+    [
+        ("portcullis.toml", '"16MiB"', '" 16 MiB "'),
+        ("portcullis.toml", 'idle_timeout = "120s"', 'idle_timeout = " 1m 60s "'),
+        ("orgs.d/acme.toml", 'uri       = "spiffe://partners/acme"', f'leaf_sha256 = "{":".join(["aB"] * 32)}"'),
+    ],
+)
+def test_what_the_gateway_takes_an_editor_takes(shipped, name, one, other):
+    file, schema = shipped.folder / "config" / name, ORG if name.startswith("orgs.d") else MAIN
+    assert one in file.read_text()
+    file.write_text(file.read_text().replace(one, other, 1))
+    assert faults(tomllib.loads(file.read_text()), schema, schema) == []
+    assert shipped.check().returncode == 0, shipped.check().stderr
+
+
 def described(schema, where="file"):
     """Every property, and whether the schema says what it is."""
     for name, inner in schema.get("properties", {}).items():

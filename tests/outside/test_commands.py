@@ -440,6 +440,11 @@ def connections_alone(place):
     return "globex has no limits but that of its connections"
 
 
+def of_another_purpose(place):
+    place.edit("orgs.d/acme.toml", "[limits]", "[purpose.forbidden.limits]\nrequests_per_day = 5\n[limits]")
+    return 'a limit of the purpose "forbidden", which acme is not granted'
+
+
 def nobody_may(place):
     return "nobody may use the purpose forbidden"
 
@@ -485,6 +490,7 @@ ODD = [
     nobody_can_be_it,
     unlimited,
     connections_alone,
+    of_another_purpose,
     nobody_may,
     server_expires_soon,
     not_for_that_name,

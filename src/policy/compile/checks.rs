@@ -112,6 +112,11 @@ impl Checked<'_> {
                     format!("a limit of the purpose \"{purpose}\", which is not in the catalogue"),
                     None,
                 );
+            } else if let Some(purpose) = &scope.purpose
+                && !draft.purposes.iter().any(|at| at.value == *purpose)
+            {
+                let what = format!("a limit of the purpose \"{purpose}\", which {} is not granted", draft.id.value);
+                self.sink.odd(Some(&at.place), what);
             }
             if let Some(group) = &scope.model
                 && self.known.models

@@ -347,11 +347,12 @@ enum Name {
     Server(String),
 }
 
+fn address(octets: &[u8]) -> Option<IpAddr> {
+    let four = <[u8; 4]>::try_from(octets).map(IpAddr::from);
+    four.or_else(|_| <[u8; 16]>::try_from(octets).map(IpAddr::from)).ok()
+}
+
 fn names(der: &CertificateDer<'_>) -> Result<Vec<Name>, ExitCode> {
-    let address = |octets: &[u8]| {
-        let four = <[u8; 4]>::try_from(octets).map(IpAddr::from);
-        four.or_else(|_| <[u8; 16]>::try_from(octets).map(IpAddr::from)).ok()
-    };
     parsed(der, |certificate| {
         let alternative = certificate.subject_alternative_name().ok().flatten();
         let names = alternative.iter().flat_map(|alternative| &alternative.value.general_names);

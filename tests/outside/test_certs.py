@@ -580,3 +580,4 @@ def test_what_is_no_name_of_a_server_gets_no_certificate(certs, name):
     assert not (certs.folder / "certs").exists()
     done(certs("init", "--server", "gw.example", "--server", "*.gw.example", "--server", "2001:db8::1"))
     assert certs("renew", "--server", f"--server-name={name}").returncode == 2
+    assert "IPAddress(2001:db8::1)" in done(certs("show", "certs/server.pem"))

@@ -6,8 +6,9 @@ use std::process::ExitCode;
 use rustls_pki_types::CertificateDer;
 use serde_json::{Value, json};
 use x509_parser::certificate::X509Certificate;
+use x509_parser::extensions::GeneralName;
 
-use super::{first, list, parsed};
+use super::{address, first, list, parsed};
 use crate::cli::{Done, REFUSED, say};
 use crate::clock::{Clock, Wall};
 use crate::peer::Sha256;
@@ -57,8 +58,14 @@ fn describe(der: &CertificateDer<'_>, certificate: &X509Certificate<'_>, now: Wa
     let breach = if kind == "partner" { breach(der, now) } else { None };
     let verdict = breach.as_ref().map_or_else(|| "fits".to_owned(), |breach| format!("the certificate {breach}"));
     let names = certificate.subject_alternative_name().ok().flatten();
-    let names: Vec<String> =
-        names.iter().flat_map(|names| &names.value.general_names).map(ToString::to_string).collect();
+    // An address would be shown octet by octet.
+    let shown = |name: &GeneralName<'_>| match name {
+        GeneralName::IPAddress(octets) => {
+            address(octets).map_or_else(|| name.to_string(), |at| format!("IPAddress({at})"))
+        }
+        _ => name.to_string(),
+    };
+    let names: Vec<String> = names.iter().flat_map(|names| &names.value.general_names).map(shown).collect();
     let date = |at: x509_parser::time::ASN1Time| Wall::from_seconds(at.timestamp()).to_string();
     let value = json!({
         "kind": kind,

@@ -46,9 +46,13 @@ fn drain(desk: &Desk, by: &str) -> Answer {
         let _ = desk.stop.send(());
     }
     let streams = gateway.registry.stream_count();
-    let sentence =
-        format!("draining: {streams} streams and {} connections to go\n", gateway.registry.connection_count());
+    let connections = counted(gateway.registry.connection_count(), "connection");
+    let sentence = format!("draining: {} and {connections} to go\n", counted(streams, "stream"));
     json(StatusCode::OK, &json!({"text": sentence, "streams": streams}))
+}
+
+fn counted(number: usize, one: &str) -> String {
+    format!("{number} {one}{}", if number == 1 { "" } else { "s" })
 }
 
 fn filter(desk: &Desk, by: &str, body: &Bytes) -> Answer {
@@ -159,7 +163,7 @@ async fn change(desk: &Arc<Desk>, by: &str, body: &Bytes, revoke: bool) -> Answe
         (false, false) => " (it was not revoked)",
     };
     let doubt = (changed == revoke).then(|| doubt(desk, kind, &target)).flatten();
-    let cut = format!(": {streams} streams and {connections} connections cut");
+    let cut = format!(": {} and {} cut", counted(streams, "stream"), counted(connections, "connection"));
     let cut = if revoke { cut } else { String::new() };
     let doubted = doubt.as_deref().unwrap_or_default();
     let sentence = format!("{verb} {} {target}{before}{cut}\n{doubted}", kind.as_str());

@@ -25,7 +25,7 @@ const ENVIRONMENT: &[(&str, &str)] = &[
     ("PORTCULLIS_ADMIN_CA, PORTCULLIS_ADMIN_CERT, PORTCULLIS_ADMIN_KEY", "Certificates for an https admin address."),
     ("PORTCULLIS_ADMIN_TOKEN_FILE", "The file with the bearer token, as --admin-token."),
     ("PORTCULLIS_AUDIT_DIR", "The audit log's folder, as --dir of the audit commands."),
-    ("NO_COLOR", "When it is set and not empty, nothing is coloured."),
+    ("NO_COLOR", "When it is set and not empty, nothing is coloured; nor is it where TERM is dumb."),
     ("COLUMNS, LINES", "The size of the screen that status --watch fits, where the terminal does not say."),
     (
         "OTEL_EXPORTER_OTLP_ENDPOINT, OTEL_SERVICE_NAME",

@@ -158,7 +158,9 @@ fn loaded(config: &Path, as_json: bool) -> Result<Policy, ExitCode> {
     })
 }
 
-/// Whether colours may be used on `stream`: a terminal, and nobody said no (no-color.org: an empty value says nothing).
+/// Whether colours may be used on `stream`: a terminal that knows them, and nobody said no (no-color.org: an empty value
+/// says nothing).
 fn colour(stream: &impl IsTerminal) -> bool {
-    stream.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+    let is_dumb = std::env::var_os("TERM").is_some_and(|kind| kind == "dumb");
+    stream.is_terminal() && !is_dumb && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }

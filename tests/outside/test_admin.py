@@ -645,3 +645,11 @@ def test_an_open_address_without_tls_is_a_mistake_that_says_what_to_do(stage, ad
     done = one.run("check", "-c", "portcullis.toml")
     assert done.returncode == 1
     assert "admin.tls" in done.stderr and "portcullis.toml:" in done.stderr
+
+
+def test_one_is_told_as_one(stage):
+    one = stage()
+    stream = Streaming(one)
+    told = fetch(one.admin + "/-/revoke", data={"organization": "acme"}, method="POST").json["text"]
+    assert "1 stream and 1 connection cut" in told
+    stream.wait(10)

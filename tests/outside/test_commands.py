@@ -1205,6 +1205,8 @@ def test_colours_are_for_terminals_and_for_those_who_want_them(place):
     # no-color.org: an empty value means nothing.
     code, shown = in_a_terminal(["check", "-c", "portcullis.toml"], place.folder, NO_COLOR="")
     assert code == 1 and "\x1b[" in shown
+    code, shown = in_a_terminal(["check", "-c", "portcullis.toml"], place.folder, TERM="dumb")
+    assert code == 1 and "\x1b[" not in shown
     code, shown = in_a_terminal(["check", "--nope"], place.folder, NO_COLOR="1")
     assert code == 2 and "\x1b[" not in shown
 

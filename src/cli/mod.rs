@@ -18,7 +18,7 @@ use std::io::{ErrorKind, IsTerminal, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::clock::Clock;
 use crate::policy::{self, Policy};
@@ -72,7 +72,9 @@ enum Command {
 /// Parses the process's arguments and runs what they ask for.
 #[must_use]
 pub fn main() -> ExitCode {
-    let done = match Cli::parse().command {
+    let matches = of_one_name(Cli::command()).get_matches();
+    let Cli { command } = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    let done = match command {
         Command::Run(args) => run::run(&args),
         Command::Demo(args) => return demo::run(&args),
         Command::Check(args) => check::run(&args),
@@ -91,6 +93,11 @@ pub fn main() -> ExitCode {
         Command::Version(args) => shell::version(&args),
     };
     done.err().unwrap_or(ExitCode::SUCCESS)
+}
+
+/// Every command is a part of one program, and says that program's version: by itself, `run` would be `portcullis-run`.
+fn of_one_name(command: clap::Command) -> clap::Command {
+    command.display_name("portcullis").mut_subcommands(of_one_name)
 }
 
 /// Exit code 1: refused or invalid.

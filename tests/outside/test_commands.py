@@ -142,7 +142,8 @@ def test_version_is_the_same_everywhere(place, running):
     assert plain.returncode == 0
     number = re.fullmatch(r"portcullis (\d+\.\d+\.\d+) .*\n", plain.stdout).group(1)
     assert json.loads(place.run("version", "--json").stdout)["version"] == number
-    assert place.run("--version").stdout == f"portcullis {number}\n"
+    for command in ([], ["run"], ["certs", "issue"]):
+        assert place.run(*command, "--version").stdout == f"portcullis {number}\n"
     assert running.status()["version"] == number
 
 

@@ -274,7 +274,8 @@ fn identify_step(stage: &Stage) -> Fallible<Turn> {
 fn permit_step(stage: &Stage) -> Fallible<Turn> {
     let (policy, revoked) = (stage.policy.clone(), Revocations::default());
     let refused = |refusal| format!("{refusal:?}");
-    let caller = identify::identify(&policy, &revoked, &stage.peer, stage.clock.now().wall).map_err(refused)?;
+    let caller = identify::identify(&policy, &revoked, &stage.peer, stage.clock.now().wall);
+    let caller = caller.map_err(|barred| format!("{barred:?}"))?;
     let declared = gate::declared(&Stage::head()?.headers, &policy.purpose_header).map_err(refused)?;
     let ask = dialect::read(Route::Chat, &Stage::body()).map_err(refused)?;
     admit::purpose(&policy, &revoked, &caller, declared.clone()).map_err(refused)?;

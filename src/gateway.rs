@@ -133,15 +133,15 @@ async fn exchange(
     let record = story.as_mut().ok_or_else(lost)?;
 
     let peer = visit.peer()?;
+    let caller = visit.caller(peer, policy, &revoked, record);
     visit.stays()?;
     manner.route = gate::route(&head);
     record.facts().route = manner.route;
     let gated = visit.gate(&head, snapshot)?;
     note_head(record, &head, &gated);
 
-    let caller = visit::caller(peer, policy, &revoked, record.opened().wall)?;
+    let caller = caller?;
     let org = &caller.org().id;
-    record.belongs_to(org, gateway.recorder.metrics.org(org));
     visit.bind(&caller)?;
     if !gated.route().is_forwarded() {
         let asker = selfservice::Asker { caller: &caller, peer, ledger: &gateway.ledger, now: gateway.clock.now() };

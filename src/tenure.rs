@@ -39,8 +39,8 @@ impl Bench<'_> {
         match identify::identify(&self.snapshot.policy, self.revoked, peer, self.now.wall) {
             // A connection that never belonged to anybody is told why, request by request, instead of being cut; only
             // its certificate can cut it.
-            Err(refusal) if connection.org().is_none() && !about_certificate(refusal.code) => return None,
-            Err(refusal) => return Some(self.severed(removed(refusal.code))),
+            Err(barred) if connection.org().is_none() && !about_certificate(barred.refusal().code) => return None,
+            Err(barred) => return Some(self.severed(removed(barred.refusal().code))),
             Ok(caller) if connection.org().is_some_and(|org| *org != caller.org().id) => {
                 return Some(self.severed(Code::OrganizationSuspended));
             }

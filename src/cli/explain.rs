@@ -206,20 +206,17 @@ fn handshake(grounds: &Grounds<'_>, certificate: &CertificateDer<'_>) -> Result<
 
 fn caller(grounds: &Grounds<'_>, peer: &Peer) -> Result<Caller, Decision> {
     let Grounds { policy, ref withdrawn, now: Now { wall: now, .. } } = *grounds;
-    identify::identify(policy, withdrawn, peer, now).map_err(|refusal| {
-        let owner = match policy.owner(peer.authority(), peer.leaf()) {
-            Owner::One(org, _) => Some(org),
-            Owner::Nobody | Owner::Many => None,
-        };
+    identify::identify(policy, withdrawn, peer, now).map_err(|barred| {
         // An ancestor's suspension or dates count as well: the line that decides may be in its file.
         let at = |word: &str, decides: &dyn Fn(&Org) -> bool| {
-            Some(format!("org/{}/{word}", owner?.line().find(|org| decides(org))?.id))
+            Some(format!("org/{}/{word}", barred.org()?.line().find(|org| decides(org))?.id))
         };
-        let rule = match refusal.code {
+        let rule = match barred.refusal().code {
             Code::OrganizationSuspended => at("status", &|org| org.status == Status::Suspended),
             Code::GrantExpired => at("valid", &|org| !org.is_granted(now)),
             _ => None,
         };
+        let refusal = Refusal::from(barred);
         let shown = match (&peer.leaf().uri, &peer.leaf().dns) {
             (Some(uri), _) => format!(", {uri}"),
             (None, Some(dns)) => format!(", {dns}"),

@@ -20,12 +20,11 @@ use crate::admit::{Choice, Permitted};
 use crate::answer::Shelf;
 use crate::ask::Ask;
 use crate::body;
-use crate::clock::Wall;
 use crate::cut::unless_cut;
 use crate::failure::Failure;
 use crate::gate::{self, Doors, Gated};
 use crate::guard::Watch;
-use crate::identify::{self, Caller};
+use crate::identify::{self, Barred, Caller};
 use crate::meter::{Progress, Tab};
 use crate::names::OrgId;
 use crate::outcome::{Code, Refusal, Retry};
@@ -95,15 +94,6 @@ pub(super) async fn leave_unread(body: Option<Incoming>, old: bool, waits: bool)
     }));
     let whole = reading.await.unwrap_or(false);
     old && !whole
-}
-
-/// The organization that the certificate belongs to.
-pub(super) fn caller(peer: &Peer, policy: &Policy, revoked: &Revocations, now: Wall) -> Result<Caller, Refusal> {
-    identify::identify(policy, revoked, peer, now).inspect_err(|refusal| {
-        if refusal.operator.as_deref() == Some(identify::AMBIGUOUS) {
-            tracing::error!(certificate = %peer.leaf().sha256, "{}", identify::AMBIGUOUS);
-        }
-    })
 }
 
 /// What is kept of a judged head while its body comes: the length it states, the headers that cross, the query. The rest
@@ -196,6 +186,25 @@ impl Visit {
             let message = "Connect with a client certificate: this gateway knows its partners by nothing else.";
             Refusal::new(Code::ClientCertificateRequired, message)
         })
+    }
+
+    /// The organization that the certificate belongs to, if it may act. The record is that organization's either way, and
+    /// before anything else is judged: whatever is refused is refused to somebody.
+    pub(super) fn caller(
+        &self,
+        peer: &Peer,
+        policy: &Policy,
+        revoked: &Revocations,
+        record: &mut Record,
+    ) -> Result<Caller, Barred> {
+        let found = identify::identify(policy, revoked, peer, record.opened().wall);
+        if found.as_ref().is_err_and(|barred| barred.refusal().operator.as_deref() == Some(identify::AMBIGUOUS)) {
+            tracing::error!(certificate = %peer.leaf().sha256, "{}", identify::AMBIGUOUS);
+        }
+        if let Some(org) = found.as_ref().map_or_else(Barred::org, |caller| Some(caller.org())) {
+            record.belongs_to(&org.id, self.gateway().recorder.metrics.org(&org.id));
+        }
+        found
     }
 
     /// Whether access still stands: a connection that is being cut has nothing more to ask.

@@ -509,3 +509,35 @@ def test_self_service_needs_an_identity_and_no_purpose(stage, path):
     assert (refused.status, refused.headers["portcullis-reason"]) == (403, "organization_unknown")
     posted = one.ask(path, body=b"{}", **{":method": "POST"})
     assert (posted.status, posted.headers["portcullis-reason"]) == (405, "method_not_allowed")
+
+
+def test_who_is_kept_out_keeps_its_name_in_every_book(stage):
+    """Each comes on a connection of its own, on which nothing was ever asked."""
+    lead = organization("lead", identity='uri = "spiffe://partners/nobody"')
+    one = stage(orgs={"acme": organization(before='parent = "lead"'), "lead": lead})
+    seen = {}
+
+    def refused(code, **asked):
+        answer = one.ask(**({"path": WHOAMI} | asked))
+        assert answer.headers["portcullis-reason"] == code
+        seen[code] = seen.get(code, 0) + 1
+
+    for name in ("acme", "lead"):
+        one.run("revoke", "--org", name, check=True)
+        refused("organization_suspended")
+        refused("route_not_found", path="/nowhere")
+        one.run("restore", "--org", name, check=True)
+    for code, text in STATES.values():
+        before, after = ("", text) if code == "network_not_permitted" else (text, "")
+        one.write_org("acme", organization(before=f'parent = "lead"\n{before}', after=after))
+        assert reload(one).status == 200
+        refused(code)
+    lines = eventually(
+        lambda: (found := [line for line in one.audit() if line["kind"] == "refused"])[sum(seen.values()) - 1:] and found,
+        what="the records",
+    )
+    assert [line.get("organization") for line in lines] == ["acme"] * len(lines)
+    for code, times in seen.items():
+        assert one.metric("portcullis_request_refusals_total", org="acme", reason=code) == times
+    report = one.run("audit", "report", "--org", "acme", "--dir", "audit", "--json", check=True)
+    assert json.loads(report.stdout)["report"]["total"]["refusals"] == seen

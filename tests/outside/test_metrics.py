@@ -216,9 +216,6 @@ class Run:
             reply = self.stage.ask(path, body, certificate, connection, **headers)
             assert reply.status == status, (route, body, reply.status, reply.body)
         name = {"stranger": "unknown"}.get(certificate, certificate)
-        if route == "other" or (status == 405 and body is None):
-            # Refused by its head, before it was known who asks.
-            name = "unknown"
         self.done[name, route, str(status)] = self.done.get((name, route, str(status)), 0) + times
         self.took[body and body.get("model")] = time.monotonic() - began
 
@@ -350,7 +347,7 @@ def test_refusals_are_counted_by_organization_and_reason(run):
     assert counted == {
         ("acme", "purpose_missing"): 2, ("acme", "purpose_not_permitted"): 3, ("acme", "purpose_unknown"): 1,
         ("acme", "case_missing"): 1, ("acme", "model_not_permitted"): 1, ("globex", "insufficient_quota"): 3,
-        ("unknown", "organization_unknown"): 2, ("unknown", "route_not_found"): 1, ("unknown", "method_not_allowed"): 1,
+        ("unknown", "organization_unknown"): 2, ("acme", "route_not_found"): 1, ("acme", "method_not_allowed"): 1,
     }  # fmt: skip
     assert {code: count for code, count in run.stage.status()["refusals"].items() if count} == {
         reason: sum(value for (_, other), value in counted.items() if other == reason) for _, reason in counted}  # fmt: skip

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use crate::ask::Ask;
 use crate::gate::Declared;
 use crate::identify::Caller;
-use crate::names::{CaseRef, GroupId, ModelName, PurposeId};
+use crate::names::{GroupId, ModelName, PurposeId};
 use crate::outcome::{Code, Refusal};
 use crate::policy::{Group, Org, Policy, RevocationKind, Revocations, Upstream};
 
@@ -15,7 +15,6 @@ use crate::policy::{Group, Org, Policy, RevocationKind, Revocations, Upstream};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Permitted {
     purpose: PurposeId,
-    case: Option<CaseRef>,
 }
 
 impl Permitted {
@@ -23,12 +22,6 @@ impl Permitted {
     #[must_use]
     pub fn purpose(&self) -> &PurposeId {
         &self.purpose
-    }
-
-    /// The case it belongs to.
-    #[must_use]
-    pub fn case(&self) -> Option<&CaseRef> {
-        self.case.as_ref()
     }
 }
 
@@ -64,18 +57,21 @@ pub fn purpose(
     let listed = || org.purposes.iter().map(PurposeId::as_str).collect::<Vec<_>>().join(", ");
     let Some(entry) = policy.purposes.get(&purpose) else {
         let message = format!("The purpose {purpose} is not known here. Yours are: {}.", listed());
-        return Err(Refusal::new(Code::PurposeUnknown, message).at("portcullis-purpose"));
+        // Its grammar bounds what a client can have written down here.
+        let declared = format!("declared: {purpose}");
+        return Err(Refusal::new(Code::PurposeUnknown, message).at("portcullis-purpose").for_operator(declared));
     };
     if !may_pursue(org, revoked, &purpose) {
         let message = format!("The purpose {purpose} is not granted to this organization. Yours are: {}.", listed());
-        return Err(Refusal::new(Code::PurposeNotPermitted, message).at("portcullis-purpose"));
+        let why = if org.purposes.contains(&purpose) { "revoked by command" } else { "not granted" };
+        return Err(Refusal::new(Code::PurposeNotPermitted, message).at("portcullis-purpose").for_operator(why));
     }
     let case = case?;
     if entry.case_required && case.is_none() {
         let message = format!("The purpose {purpose} needs a case reference in the portcullis-case header.");
         return Err(Refusal::new(Code::CaseMissing, message).at("portcullis-case"));
     }
-    Ok(Permitted { purpose, case })
+    Ok(Permitted { purpose })
 }
 
 /// Whether a purpose is granted and not withdrawn.
@@ -115,7 +111,7 @@ pub fn model(policy: &Policy, revoked: &Revocations, caller: &Caller, ask: &Ask)
     }
     let mut others = ask.others.iter().map(ModelName::as_str);
     if let Some(other) = others.find(|other| !may_use(policy, caller.org(), revoked, other)) {
-        return Err(refuse(other));
+        return Err(refuse(other).for_operator(format!("named beside the model: {other}")));
     }
     of_one_group(policy, ask, group)?;
     let upstream = policy.models.upstream_for(ask.route.dialect(), name);

@@ -32,7 +32,7 @@ use crate::cut::Leash;
 use crate::dialect::{self, Edits};
 use crate::drain::{Drain, Phase};
 use crate::failure::{fail, lost};
-use crate::gate::{self, Gated};
+use crate::gate::{self, Declared, Gated};
 use crate::identify::Caller;
 use crate::ledger::{Demand, Denial, Hold, Ledger};
 use crate::limits::Plan;
@@ -149,7 +149,7 @@ async fn exchange(
     }
 
     let declared = gate::declared(&head.headers, &policy.purpose_header)?;
-    let permitted = permit(record, admit::purpose(policy, &revoked, &caller, declared.clone()), &declared.purpose)?;
+    let permitted = permit(record, admit::purpose(policy, &revoked, &caller, declared.clone()), &declared)?;
     let (stated, crossing, query) = visit::kept(head, &gated);
     let whole = visit.whole(stated, body, (&policy.listen, org), record).await?;
     let ask = dialect::read(gated.route(), &whole.bytes)?;
@@ -318,29 +318,19 @@ fn clip(text: &str) -> String {
     text.get(..end).unwrap_or_default().to_owned()
 }
 
-/// Counts what the purpose check decided, under a name of the catalogue.
-fn permit(
-    record: &mut Record,
-    judged: Result<Permitted, Refusal>,
-    declared: &crate::names::PurposeId,
-) -> Result<Permitted, Refusal> {
-    match judged {
-        Ok(permitted) => {
-            record.series().purpose(permitted.purpose(), Decision::Allow);
-            record.facts().purpose = Some(permitted.purpose().clone());
-            record.facts().case = permitted.case().cloned();
-            Ok(permitted)
-        }
-        Err(refusal) => {
-            // The purpose's own step decides what counts here; the case is another matter.
-            match refusal.code {
-                Code::PurposeUnknown => {}
-                Code::PurposeNotPermitted => record.series().purpose(declared, Decision::Deny),
-                _ => record.series().purpose(declared, Decision::Allow),
-            }
-            Err(refusal)
-        }
-    }
+/// Counts and notes what the purpose check decided, under a name of the catalogue.
+fn permit(record: &mut Record, judged: Result<Permitted, Refusal>, declared: &Declared) -> Result<Permitted, Refusal> {
+    // The purpose's own step decides what counts here; the case is another matter.
+    let decision = match judged.as_ref().map_err(|refusal| refusal.code) {
+        Err(Code::PurposeUnknown) => return judged,
+        Err(Code::PurposeNotPermitted) => Decision::Deny,
+        _ => Decision::Allow,
+    };
+    record.series().purpose(&declared.purpose, decision);
+    let facts = record.facts();
+    facts.purpose = Some(declared.purpose.clone());
+    facts.case = declared.case.as_ref().ok().cloned().flatten();
+    judged
 }
 
 fn edits(ask: &Ask, reserved: &Reserve) -> Edits {

@@ -101,7 +101,7 @@ struct Story {
 pub struct Facts {
     /// The organization.
     pub org: Option<OrgId>,
-    /// The declared purpose, once permitted.
+    /// The declared purpose, once it is known to be one of the catalogue.
     pub purpose: Option<PurposeId>,
     /// The case reference.
     pub case: Option<CaseRef>,

@@ -46,11 +46,14 @@ pub fn declared(headers: &HeaderMap, purpose_header: &HeaderName) -> Result<Decl
 
 fn case(headers: &HeaderMap) -> Result<Option<CaseRef>, Refusal> {
     let mut lines = headers.get_all(CASE).iter();
-    let wrong = |message: String| Refusal::new(Code::CaseInvalid, message).at("portcullis-case");
+    let wrong = |message: String, why| Refusal::new(Code::CaseInvalid, message).at("portcullis-case").for_operator(why);
     match (lines.next(), lines.next()) {
         (None, _) => Ok(None),
-        (Some(_), Some(_)) => Err(wrong("Give exactly one case reference.".into())),
-        (Some(value), None) => parse(value).map(Some).map_err(|error| wrong(format!("The case reference {error}."))),
+        (Some(_), Some(_)) => Err(wrong("Give exactly one case reference.".into(), "more than one line")),
+        (Some(value), None) => {
+            let odd = |error| wrong(format!("The case reference {error}."), "its line breaks the grammar");
+            parse(value).map(Some).map_err(odd)
+        }
     }
 }
 

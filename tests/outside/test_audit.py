@@ -906,3 +906,24 @@ def test_packed_segments_are_verified_without_unpacking(stage):
     content[len(content) // 2] ^= 1
     packed.write_bytes(bytes(content))
     assert one.run("audit", "verify", "audit").returncode in (1, 2)
+
+
+def test_a_refused_line_says_what_was_refused(stage):
+    one = stage(orgs={"acme": re.sub(r"models = .*", 'models = ["mock-1"]', Stage.ACME)})
+    incident = {"portcullis_purpose": "incident"}
+    for asked, body, code, purpose, case, detail in [
+        ({"portcullis_purpose": "forbidden", "portcullis_case": "C-1"}, chat(), "purpose_not_permitted", "forbidden", "C-1", "not granted"),
+        ({"portcullis_purpose": "never-heard"}, chat(), "purpose_unknown", None, None, "declared: never-heard"),
+        (incident, chat(), "case_missing", "incident", None, None),
+        (incident | {"portcullis_case": "a case"}, chat(), "case_invalid", "incident", None, "its line breaks the grammar"),
+        ({}, chat(fallbacks=["mock-2"]), "model_not_permitted", "research", None, "named beside the model: mock-2"),
+        ({}, chat(models=["mock-9"]), "model_not_permitted", "research", None, "named beside the model: mock-9"),
+    ]:  # fmt: skip
+        refused = one.ask(body=body, **asked)
+        assert refused.headers["portcullis-reason"] == code
+        (line,) = told(one, refused.headers["request-id"], ["refused"])
+        assert [line.get(name) for name in ("purpose", "case", "detail")] == [purpose, case, detail], code
+    assert one.metric("portcullis_purpose_requests_total", purpose="never-heard") == 0
+    one.run("revoke", "--purpose", "research", check=True)
+    (line,) = told(one, one.ask(body=chat()).headers["request-id"], ["refused"])
+    assert (line["purpose"], line["detail"]) == ("research", "revoked by command")

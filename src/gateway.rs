@@ -24,7 +24,7 @@ use hyper::{Request, Response};
 use crate::admit::{self, Choice, Permitted};
 use crate::answer::{self, GateBody, Manner, Short};
 use crate::ask::{Ask, Route, UsageChunk};
-use crate::audit::told::HandshakeRefused;
+use crate::audit::told::{HandshakeRefused, Presented};
 use crate::audit::{Event, Fields};
 use crate::body::Room;
 use crate::clock::{Clock, Now};
@@ -33,14 +33,14 @@ use crate::dialect::{self, Edits};
 use crate::drain::{Drain, Phase};
 use crate::failure::{fail, lost};
 use crate::gate::{self, Declared, Gated};
-use crate::identify::Caller;
+use crate::identify::{self, Caller};
 use crate::ledger::{Demand, Denial, Hold, Ledger};
 use crate::limits::Plan;
 use crate::meter::{Charged, Metered, Progress, Tab, Told};
 use crate::metrics::Decision;
 use crate::outcome::{Code, Refusal};
 use crate::placed::placed;
-use crate::policy::Revocations;
+use crate::policy::{Owner, Policy, Revocations};
 use crate::record::{Record, Recorder};
 use crate::registry::{Registry, StreamEntry};
 use crate::reserve::{Reserve, reserve};
@@ -206,7 +206,9 @@ impl Gateway {
     pub fn handshake_failed(&self, address: SocketAddr, began: Now, failed: &tls::Failed) {
         let took = self.clock.mono().since(began.mono);
         self.recorder.metrics.handshake(failed.result, took);
-        let told = HandshakeRefused { peer: address, result: failed.result, detail: &failed.detail };
+        let snapshot = self.current();
+        let presented = failed.presented.as_deref().map(|shown| presented(shown, &snapshot.policy));
+        let told = HandshakeRefused { peer: address, result: failed.result, detail: &failed.detail, presented };
         self.recorder.journal.event(Event::HandshakeRefused, Fields::of(&told));
         tracing::debug!(%address, result = %failed.result, detail = failed.detail, "handshake refused");
     }
@@ -297,6 +299,22 @@ impl Gateway {
             calibration,
             clock: self.clock.clone(),
         })
+    }
+}
+
+/// What is told of a certificate that was shown: also whose it is, where its authority did sign it.
+fn presented<'a>(shown: &'a tls::Presented, policy: &'a Policy) -> Presented<'a> {
+    let signed = shown.signed.as_ref();
+    let owner = signed.map(|by| identify::owner(policy, &by.authority, by.authority_spki, &by.leaf));
+    Presented {
+        sha256: shown.sha256,
+        issuer: shown.issuer.as_deref(),
+        serial: shown.serial.as_deref(),
+        authority: signed.map(|by| by.authority.as_str()),
+        organization: match owner {
+            Some(Owner::One(org, _)) => Some(org.id.as_str()),
+            _ => None,
+        },
     }
 }
 

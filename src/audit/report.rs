@@ -23,6 +23,14 @@ struct Told {
     settlement: Option<String>,
     cost: Option<String>,
     accepted_seq: Option<u64>,
+    result: Option<String>,
+    presented: Option<Presented>,
+}
+
+/// The certificate of a handshake that was refused.
+#[derive(Deserialize)]
+struct Presented {
+    organization: Option<String>,
 }
 
 /// Tokens, as `tokens::Usage` writes them.
@@ -84,6 +92,7 @@ pub struct Report {
     from: Option<Wall>,
     until: Option<Wall>,
     by_purpose: BTreeMap<String, Sums>,
+    handshakes: BTreeMap<String, u64>,
     open: HashMap<u64, String>,
     /// Every organization that the log names, at whatever time.
     seen: BTreeSet<String>,
@@ -96,8 +105,8 @@ impl Report {
     /// For one organization, from an instant up to another (not included), where these are given.
     #[must_use]
     pub fn new(organization: &str, from: Option<Wall>, until: Option<Wall>) -> Report {
-        let (by_purpose, open, seen) = Default::default();
-        Report { organization: organization.to_owned(), from, until, by_purpose, open, seen }
+        let (by_purpose, handshakes, open, seen) = Default::default();
+        Report { organization: organization.to_owned(), from, until, by_purpose, handshakes, open, seen }
     }
 
     /// Every organization that the records so far name, at whatever time.
@@ -108,16 +117,18 @@ impl Report {
 
     /// Takes the next record of the log.
     pub fn record(&mut self, head: &Head<'_>, record: &[u8]) {
-        if !matches!(head.kind, Kind::Accepted | Kind::Closed | Kind::Refused) {
+        if !matches!(head.kind, Kind::Accepted | Kind::Closed | Kind::Refused | Kind::HandshakeRefused) {
             return;
         }
-        let Ok(told) = serde_json::from_slice::<Told>(record) else { return };
+        let Ok(mut told) = serde_json::from_slice::<Told>(record) else { return };
+        told.organization = told.organization.or_else(|| told.presented.take()?.organization);
         if let Some(org) = told.organization.as_ref().filter(|org| !self.seen.contains(*org)) {
             self.seen.insert(org.clone());
         }
         match head.kind {
             Kind::Closed => self.close(told),
             _ if !self.concerns(head, &told) => {}
+            Kind::HandshakeRefused => count(&mut self.handshakes, told.result),
             Kind::Accepted => {
                 let purpose = told.purpose.unwrap_or_else(|| NO_PURPOSE.to_owned());
                 self.sums(&purpose).accepted += 1;
@@ -158,9 +169,9 @@ impl Report {
             self.sums(&purpose).open += 1;
         }
         let total = self.by_purpose.values().fold(Sums::default(), total);
-        let Report { organization, from, until, by_purpose, .. } = self;
+        let Report { organization, from, until, by_purpose, handshakes, .. } = self;
         let text = |at: Option<Wall>| at.map(|at| at.to_string());
-        Finished { organization, from: text(from), until: text(until), by_purpose, total }
+        Finished { organization, from: text(from), until: text(until), by_purpose, total, handshakes }
     }
 }
 
@@ -202,6 +213,9 @@ pub struct Finished {
     pub by_purpose: BTreeMap<String, Sums>,
     /// All of them.
     pub total: Sums,
+    /// Handshakes that were refused in which a certificate of theirs was shown, by result. Whether they showed it is not
+    /// known.
+    pub handshakes: BTreeMap<String, u64>,
 }
 
 impl Finished {
@@ -232,6 +246,7 @@ impl Finished {
         for (title, words) in [("endings", &self.total.endings), ("refusals", &self.total.refusals)] {
             let _ = write!(text, "\n{title}: {}", words_of(words, ", "));
         }
+        let _ = write!(text, "\nhandshakes refused, with its certificate: {}", words_of(&self.handshakes, ", "));
         text.push('\n');
         text
     }
@@ -278,6 +293,10 @@ mod tests {
         push(Kind::Accepted, 3, None, acme.clone());
         push(Kind::Accepted, 3, None, acme);
         push(Kind::Refused, 4, None, json!({"organization": "acme", "reason": "purpose_missing"}));
+        for organization in ["acme", "globex"] {
+            let shown = json!({"result": "revoked", "presented": {"sha256": "ab", "organization": organization}});
+            push(Kind::HandshakeRefused, 4, None, shown);
+        }
         let usage = json!({"input": 10, "cached_input": 1, "output": 5, "reasoning": 2});
         let closing = json!({"ending": "complete", "settlement": "reported", "usage": usage, "cost": "0.25"});
         push(Kind::Closed, 99, Some(0), closing.clone());
@@ -295,6 +314,7 @@ mod tests {
         assert_eq!((sums.tokens.input, sums.tokens.output, sums.cost), (10, 5, Nano(250_000_000)));
         assert_eq!((finished.total.refused, finished.total.refusals["purpose_missing"]), (1, 1));
         assert!(finished.text().contains("refusals: purpose_missing=1"));
+        assert!(finished.text().ends_with("handshakes refused, with its certificate: revoked=1\n"));
         assert_eq!(finished.csv().lines().nth(2), Some("acme,malware-analysis,2,1,0,10,1,0,5,2,0.25,complete=1,none"));
     }
 }

@@ -30,6 +30,29 @@ pub struct HandshakeRefused<'a> {
     pub result: Handshake,
     /// More of that, for the operator.
     pub detail: &'a str,
+    /// The certificate that was shown, if it came to that.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub presented: Option<Presented<'a>>,
+}
+
+/// A certificate that was shown in a handshake that failed. It stands apart from the `certificate` of other lines, which
+/// is the client's own: here nobody has proved to hold its key.
+#[derive(Debug, Serialize)]
+pub struct Presented<'a> {
+    /// Its digest.
+    pub sha256: Sha256,
+    /// Its issuer, as it says itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub issuer: Option<&'a str>,
+    /// Its serial number, as it says itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub serial: Option<&'a str>,
+    /// The configured authority that signed it, where that was verified.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub authority: Option<&'a str>,
+    /// Whose it is, where an authority signed it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub organization: Option<&'a str>,
 }
 
 /// `reload`: one that was, applied or refused.

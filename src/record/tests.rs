@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::audit::told::{Drained, HandshakeRefused, Reload, Started, Withdrawal};
+use crate::audit::told::{Drained, HandshakeRefused, Presented, Reload, Started, Withdrawal};
 use crate::keeper::audit::{AuditLog, Body, Options, Rules};
 use crate::limits::{LimitId, Measure, Scope, Unit, Window};
 use crate::outcome::Handshake;
@@ -159,7 +159,10 @@ fn events(journal: &Journal) {
     journal.event(Event::Restore, Fields::of(&withdrawn(None)));
     journal.event(Event::Drain, Fields::of(&Drained { by: "signal", streams: 3 }));
     let peer = "192.0.2.9:1".parse().unwrap();
-    let refused = HandshakeRefused { peer, result: Handshake::UnknownIssuer, detail: "unknown issuer" };
+    let (issuer, serial, organization) = (Some("CN=Partners CA"), Some("0a1b"), Some("acme"));
+    let presented = Presented { sha256: Sha256([6; 32]), issuer, serial, authority: Some("partners"), organization };
+    let refused =
+        HandshakeRefused { peer, result: Handshake::Revoked, detail: "by the operator", presented: Some(presented) };
     // More than are kept at once, so that some are dropped.
     (0..300).for_each(|_| journal.event(Event::HandshakeRefused, Fields::of(&refused)));
 }

@@ -13,9 +13,10 @@ use tokio::time::timeout;
 use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
 
-use super::acceptance::{Acceptance, Turned};
-use super::provider;
+use super::acceptance::Acceptance;
+use super::presented::{Away, Presented};
 use super::verifier::OneVerifier;
+use super::{clip, provider};
 use crate::clock::Wall;
 use crate::outcome::Handshake;
 use crate::peer::Peer;
@@ -58,11 +59,19 @@ pub struct Failed {
     pub result: Handshake,
     /// The detail, for the operator.
     pub detail: String,
+    /// The certificate that was shown, if it came to that.
+    pub presented: Option<Box<Presented>>,
 }
 
-impl From<Turned> for Failed {
-    fn from(turned: Turned) -> Failed {
-        Failed { result: turned.result, detail: turned.detail }
+impl Failed {
+    fn new(result: Handshake, detail: String) -> Failed {
+        Failed { result, detail, presented: None }
+    }
+}
+
+impl From<Away> for Failed {
+    fn from(Away { turned, presented }: Away) -> Failed {
+        Failed { presented: Some(Box::new(presented)), ..Failed::new(turned.result, turned.detail) }
     }
 }
 
@@ -79,7 +88,7 @@ pub async fn accept<S: AsyncRead + AsyncWrite + Unpin>(
 ) -> Result<Accepted<S>, Failed> {
     match timeout(patience, handshake(stream, acceptance, address, now)).await {
         Ok(outcome) => outcome,
-        Err(_) => Err(Failed { result: Handshake::Timeout, detail: format!("not finished within {patience:?}") }),
+        Err(_) => Err(Failed::new(Handshake::Timeout, format!("not finished within {patience:?}"))),
     }
 }
 
@@ -93,19 +102,21 @@ async fn handshake<S: AsyncRead + AsyncWrite + Unpin>(
     let name = start.client_hello().server_name().map(str::to_owned);
     let served = name.as_deref().is_some_and(|name| acceptance.serves(name));
     let verifier = OneVerifier::new(acceptance.clone(), now);
-    let config = config(acceptance, &verifier, served)
-        .map_err(|error| Failed { result: Handshake::Other, detail: error.to_string() })?;
+    let config =
+        config(acceptance, &verifier, served).map_err(|error| Failed::new(Handshake::Other, error.to_string()))?;
     let outcome = start.into_stream(config).await;
     if !served {
         let detail = name.map_or_else(|| "no SNI".to_owned(), |name| format!("SNI {:?}", clip(&name)));
-        return Err(Failed { result: Handshake::ServerName, detail });
+        return Err(Failed::new(Handshake::ServerName, detail));
     }
     let stream = match outcome {
         Ok(stream) => stream,
         Err(error) => {
             return Err(match verifier.said() {
-                Some(Err(turned)) => turned.into(),
-                _ => classify(&error),
+                Some(Err(away)) => away.into(),
+                // It holds, and may be another's: the signature that proves the key did not come, or is wrong.
+                Some(Ok(verdict)) => Failed { presented: Some(Box::new(verdict.into())), ..classify(&error) },
+                None => classify(&error),
             });
         }
     };
@@ -113,7 +124,7 @@ async fn handshake<S: AsyncRead + AsyncWrite + Unpin>(
         Some(Ok(verdict)) => {
             Proof::Certified(Peer::proved(verdict.authority, verdict.authority_spki, verdict.leaf, address))
         }
-        Some(Err(turned)) => return Err(turned.into()),
+        Some(Err(away)) => return Err(away.into()),
         None => Proof::Missing,
     };
     let alpn = if stream.get_ref().1.alpn_protocol() == Some(b"h2") { Alpn::H2 } else { Alpn::Http1 };
@@ -162,10 +173,5 @@ fn classify(error: &io::Error) -> Failed {
         ) => Handshake::Version,
         _ => Handshake::Other,
     };
-    Failed { result, detail: clip(&error.to_string()) }
-}
-
-/// Foreign text for logs: short, and without control characters.
-fn clip(text: &str) -> String {
-    text.chars().filter(|character| !character.is_control()).take(200).collect()
+    Failed::new(result, clip(&error.to_string()))
 }

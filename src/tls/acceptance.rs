@@ -11,6 +11,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use rustls_pki_types::CertificateDer;
 
+use super::presented::{Presented, Signed};
 use crate::clock::Wall;
 use crate::names::AuthorityName;
 use crate::outcome::Handshake;
@@ -111,6 +112,26 @@ impl Acceptance {
             verdicts.insert(digest, verdict.clone());
         }
         Ok(verdict)
+    }
+
+    /// What is told of a certificate that was turned away.
+    pub(super) fn presented(&self, der: &CertificateDer<'_>, turned: &Turned, now: Wall) -> Presented {
+        // The other results say of its form or its maker that it is nobody's.
+        let of_somebody = matches!(turned.result, Handshake::Expired | Handshake::Revoked | Handshake::Other);
+        Presented::of(der, if of_somebody { self.signed(der, now) } else { None })
+    }
+
+    /// Who signed a certificate that is good no longer: webpki says of the dates before it looks at a signature, and of
+    /// revocation before it has come down to the leaf.
+    fn signed(&self, der: &CertificateDer<'_>, now: Wall) -> Option<Signed> {
+        // Its dates and usages are not what names it.
+        let bounds = leaf::Bounds { longest: None, server_auth: true };
+        let leaf = leaf::profile(der, Wall(i64::MAX), bounds).ok()?;
+        let at = now.min(leaf.not_after);
+        let mut makers = self.terms.authorities.iter().filter(|authority| authority.made(der, at));
+        let (Some(maker), None) = (makers.next(), makers.next()) else { return None };
+        let (authority, authority_spki) = (maker.name().clone(), maker.spki_sha256());
+        Some(Signed { authority, authority_spki, leaf: Arc::new(leaf) })
     }
 
     /// Asks every authority: exactly one must vouch.

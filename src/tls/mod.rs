@@ -7,11 +7,13 @@
 mod accept;
 mod acceptance;
 mod connector;
+mod presented;
 mod verifier;
 
 pub use accept::{Accepted, Alpn, Failed, Proof, ServerStream, accept};
 pub use acceptance::{Acceptance, Revoked, Terms, Turned, Verdict};
 pub use connector::{Unusable, connector, operators};
+pub use presented::{Presented, Signed};
 
 use std::sync::{Arc, LazyLock};
 
@@ -24,6 +26,11 @@ pub const PROVIDER: &str = "aws-lc-rs";
 #[must_use]
 pub fn is_fips() -> bool {
     provider().fips()
+}
+
+/// Foreign text for logs: short, and without control characters.
+fn clip(text: &str) -> String {
+    text.chars().filter(|character| !character.is_control()).take(200).collect()
 }
 
 /// One provider for both sides: post-quantum key exchange first.

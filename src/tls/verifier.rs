@@ -12,7 +12,8 @@ use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Error, PeerIncompatible, SignatureScheme};
 use rustls_pki_types::{CertificateDer, UnixTime};
 
-use super::acceptance::{Acceptance, Turned, Verdict};
+use super::acceptance::{Acceptance, Verdict};
+use super::presented::Away;
 use super::provider;
 use crate::clock::Wall;
 use crate::outcome::Handshake;
@@ -22,7 +23,7 @@ use crate::outcome::Handshake;
 pub(super) struct OneVerifier {
     acceptance: Arc<Acceptance>,
     now: Wall,
-    said: Mutex<Option<Result<Verdict, Turned>>>,
+    said: Mutex<Option<Result<Verdict, Away>>>,
 }
 
 impl OneVerifier {
@@ -31,7 +32,7 @@ impl OneVerifier {
     }
 
     /// What was said, if a certificate was shown.
-    pub(super) fn said(&self) -> Option<Result<Verdict, Turned>> {
+    pub(super) fn said(&self) -> Option<Result<Verdict, Away>> {
         self.said.lock().take()
     }
 }
@@ -57,7 +58,8 @@ impl ClientCertVerifier for OneVerifier {
             Ok(_) => Ok(ClientCertVerified::assertion()),
             Err(turned) => Err(Error::InvalidCertificate(alert(turned.result))),
         };
-        *self.said.lock() = Some(said);
+        let away = |turned| Away { presented: self.acceptance.presented(end_entity, &turned, self.now), turned };
+        *self.said.lock() = Some(said.map_err(away));
         answer
     }
 

@@ -214,6 +214,13 @@ impl Authority {
         Ok(Verified { not_after: ends.fold(anchor, Wall::min) })
     }
 
+    /// Whether a client certificate is of its making, be it revoked since: path and usage, with the dates as of `at`.
+    #[must_use]
+    pub fn made(&self, leaf: &CertificateDer<'_>, at: Wall) -> bool {
+        let Ok(leaf) = EndEntityCert::try_from(leaf) else { return false };
+        self.path(&leaf, &self.intermediates, None, unix(at), None).is_ok()
+    }
+
     /// Whether one of its revocation lists names the certificate. That is looked up at once, where verifying a chain
     /// takes its time; not to be named proves nothing.
     #[must_use]

@@ -1,7 +1,7 @@
 //! What a partner's certificate must look like, beyond what path validation asks.
 //!
-//! A pure function over the certificate's bytes, called only after webpki has accepted the chain. It compares byte
-//! ranges and parsed values, never names for people; it never panics.
+//! Pure functions over the certificate's bytes; who is let in by them has been accepted by webpki before. They compare
+//! byte ranges and parsed values, never names for people; they never panic.
 
 use std::fmt;
 use std::sync::Arc;
@@ -129,6 +129,16 @@ pub fn profile(der: &[u8], chain_ends: Wall, bounds: Bounds) -> Result<Leaf, Bre
         not_after: ends.min(chain_ends),
         der: der.into(),
     })
+}
+
+/// Issuer and serial number as a certificate says them that nobody vouches for; `None` where it cannot be read.
+#[must_use]
+pub fn said(der: &[u8]) -> Option<(String, String)> {
+    let (_, certificate) = X509Certificate::from_der(der).ok()?;
+    let raw = certificate.raw_serial();
+    let digits = raw.strip_prefix(&[0]).filter(|rest| !rest.is_empty()).unwrap_or(raw);
+    // Longer ones break the profile.
+    Some((certificate.issuer().to_string(), digits.iter().take(20).map(|byte| format!("{byte:02x}")).collect()))
 }
 
 fn usages(certificate: &X509Certificate<'_>, server_auth: bool) -> Result<(), Breach> {

@@ -134,11 +134,13 @@ pub fn certificate(input: &[u8]) -> Verdict {
 
 fn profiled(der: &[u8]) -> Verdict {
     let (ends, none) = (NOW.plus(DAY * 9), leaf::Bounds::default());
+    let said = leaf::said(der);
     let read = match leaf::profile(der, ends, none) {
         Ok(read) => read,
         Err(breach) => return Ok(format!("{breach:?} ")),
     };
     must!(read.sha256 == Sha256::of(der) && read.der.as_ref() == der, "it is known as another");
+    must!(said == Some((read.issuer.to_string(), read.serial.to_string())), "it is told of as {said:?}");
     must!(read.not_after <= ends, "it outlasts its chain: {}", read.not_after);
     must!(leaf::profile(&[der, b"\0"].concat(), ends, none).is_err(), "it may be followed by other bytes");
     must!(leaf::profile(&der[..der.len() - 1], ends, none).is_err(), "it may be cut short");

@@ -5,6 +5,7 @@ one for each attempt.
 """
 
 import datetime
+import json
 import os
 import re
 import socket
@@ -76,13 +77,13 @@ def write_key(path, key):
                                        serialization.NoEncryption()))  # fmt: skip
 
 
-def minted(authority, file, key=None, drop=(), add=(), signer=None):
-    """A leaf as acme's, except for its key, its extensions, or who signs it."""
+def minted(authority, file, key=None, drop=(), add=(), signer=None, name=None):
+    """A leaf as acme's, except for its key, its extensions, or who signs it and what that one is called."""
     template = authority.leaf(file, uri=ACME)
     key = key or ec.generate_private_key(ec.SECP256R1())
     builder = (
         x509.CertificateBuilder().subject_name(template.subject)
-        .issuer_name(template.subject if signer else template.issuer)
+        .issuer_name(name or (template.subject if signer else template.issuer))
         .public_key(key.public_key()).serial_number(x509.random_serial_number())
         .not_valid_before(template.not_valid_before_utc).not_valid_after(template.not_valid_after_utc)
     )  # fmt: skip
@@ -128,6 +129,13 @@ def foreign_with_the_same_name(stage):
 def self_signed(stage):
     key = ec.generate_private_key(ec.SECP256R1())
     minted(stage.partners, "tried", key=key, signer=key)
+
+
+def with_a_long_name(stage):
+    """Whoever signs it may call himself anything."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.ORGANIZATIONAL_UNIT_NAME, "acme\nglobex " + "x" * 50)] * 100)
+    minted(stage.partners, "tried", key=key, signer=key, name=name)
 
 
 def under_an_intermediate_of_its_own(stage):
@@ -217,6 +225,7 @@ TURNED_AWAY = [
     (foreign, "unknown_issuer", "TLSV1_ALERT_UNKNOWN_CA"),
     (foreign_with_the_same_name, "unknown_issuer", "TLSV1_ALERT_UNKNOWN_CA"),
     (self_signed, "unknown_issuer", None),
+    (with_a_long_name, "unknown_issuer", None),
     (under_an_intermediate_of_its_own, "unknown_issuer", "TLSV1_ALERT_UNKNOWN_CA"),
     (ca_as_leaf, "bad_certificate", None),
     (for_servers_only, "bad_certificate", None),
@@ -250,7 +259,18 @@ def test_a_flawed_certificate_meets_an_alert_is_counted_and_recorded(shared, mak
     assert "ALERT" in said and said == (expected or said)
     lines = eventually(lambda: refusals(shared)[recorded:], what="the audit line")
     assert [line["result"] for line in lines] == [result]
-    assert lines[0]["peer"].startswith("127.0.0.1:")
+    assert lines[0]["peer"].startswith("127.0.0.1:") and "organization" not in lines[0] and "certificate" not in lines[0]
+    shown, tried = lines[0]["presented"], x509.load_pem_x509_certificate((shared.folder / "tried.pem").read_bytes())
+    assert shown["sha256"] == tried.fingerprint(hashes.SHA256()).hex()
+    assert int(shown["serial"], 16) == tried.serial_number
+    assert 0 < len(shown["issuer"]) <= 200 and shown["issuer"].isprintable()
+    # Whose it is, is said only of what an authority signed.
+    known = ("partners", "acme") if result in ("expired", "revoked") else (None, None)
+    assert (shown.get("authority"), shown.get("organization")) == known
+    report = json.loads(shared.run("audit", "report", "--org", "acme", "--dir", "audit", "--json", check=True).stdout)["report"]
+    assert report["handshakes"].get(result, 0) == sum(
+        line["result"] == result and line.get("presented", {}).get("organization") == "acme" for line in refusals(shared))
+    assert report["total"]["refused"] == 0
 
 
 def refusals(stage):
@@ -284,6 +304,8 @@ def test_a_certificate_without_its_key_is_worth_nothing(shared):
     for _ in range(2):
         with Counted(shared, "other"):
             assert alert(shared, "stolen") == "TLSV1_ALERT_DECRYPT_ERROR"
+        shown = eventually(lambda: refusals(shared)[-1].get("presented"), what="the certificate that was shown")
+        assert (shown["sha256"], shown["organization"]) == (shared.acme.fingerprint(hashes.SHA256()).hex(), "acme")
         # The second time its verdict is known already.
         assert shared.ask("/portcullis/v1/whoami").status == 200
 

@@ -4,8 +4,10 @@
 
 use std::sync::Arc;
 
+use http::HeaderMap;
+
 use crate::ask::Ask;
-use crate::gate::Declared;
+use crate::gate::{self, Declared};
 use crate::identify::Caller;
 use crate::names::{GroupId, ModelName, PurposeId};
 use crate::outcome::{Code, Refusal};
@@ -42,6 +44,33 @@ impl Choice {
     }
 }
 
+/// Reads what the client says that it is about, as the gate does; who says it wrongly is told what it may say.
+///
+/// # Errors
+/// `purpose_missing` or `purpose_invalid`.
+pub fn declared(
+    headers: &HeaderMap,
+    policy: &Policy,
+    revoked: &Revocations,
+    caller: &Caller,
+) -> Result<Declared, Refusal> {
+    gate::declared(headers, &policy.purpose_header).map_err(|mut refusal| {
+        refusal.message.push(' ');
+        refusal.message.push_str(&yours(caller.org(), revoked));
+        refusal
+    })
+}
+
+/// What a partner is told of its own purposes.
+fn yours(org: &Org, revoked: &Revocations) -> String {
+    let granted = org.purposes.iter().filter(|purpose| may_pursue(org, revoked, purpose));
+    let names: Vec<&str> = granted.map(PurposeId::as_str).collect();
+    if names.is_empty() {
+        return "None is granted to this organization: ask the operator.".to_owned();
+    }
+    format!("Yours are: {}.", names.join(", "))
+}
+
 /// Judges the declared purpose: known, permitted, and with a case where one is needed.
 ///
 /// # Errors
@@ -54,17 +83,18 @@ pub fn purpose(
 ) -> Result<Permitted, Refusal> {
     let Declared { purpose, case } = declared;
     let org = caller.org();
-    let listed = || org.purposes.iter().map(PurposeId::as_str).collect::<Vec<_>>().join(", ");
+    let refuse = |code, wrong: &str| {
+        let message = format!("The purpose {purpose} is not {wrong}. {}", yours(org, revoked));
+        Refusal::new(code, message).at(policy.purpose_header.as_str().to_owned())
+    };
     let Some(entry) = policy.purposes.get(&purpose) else {
-        let message = format!("The purpose {purpose} is not known here. Yours are: {}.", listed());
         // Its grammar bounds what a client can have written down here.
         let declared = format!("declared: {purpose}");
-        return Err(Refusal::new(Code::PurposeUnknown, message).at("portcullis-purpose").for_operator(declared));
+        return Err(refuse(Code::PurposeUnknown, "known here").for_operator(declared));
     };
     if !may_pursue(org, revoked, &purpose) {
-        let message = format!("The purpose {purpose} is not granted to this organization. Yours are: {}.", listed());
         let why = if org.purposes.contains(&purpose) { "revoked by command" } else { "not granted" };
-        return Err(Refusal::new(Code::PurposeNotPermitted, message).at("portcullis-purpose").for_operator(why));
+        return Err(refuse(Code::PurposeNotPermitted, "granted to this organization").for_operator(why));
     }
     let case = case?;
     if entry.case_required && case.is_none() {

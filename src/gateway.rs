@@ -148,7 +148,7 @@ async fn exchange(
         return Ok(selfservice::answer(snapshot, &asker, &gated, record));
     }
 
-    let declared = gate::declared(&head.headers, &policy.purpose_header)?;
+    let declared = admit::declared(&head.headers, policy, &revoked, &caller)?;
     let permitted = permit(record, admit::purpose(policy, &revoked, &caller, declared.clone()), &declared)?;
     let (stated, crossing, query) = visit::kept(head, &gated);
     let whole = visit.whole(stated, body, (&policy.listen, org), record).await?;

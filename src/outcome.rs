@@ -3,6 +3,7 @@
 //! The same word is the client's `code`, the metric's label and the audit record's field. Adding a word here breaks
 //! the build wherever a decision about it is missing. Nothing here holds state or formats a response.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::time::Duration;
 
@@ -256,7 +257,7 @@ pub struct Refusal {
     /// A sentence for the client: what to do. Never holds addresses, paths or other organizations.
     pub message: String,
     /// The header or body field at fault, when there is one.
-    pub param: Option<&'static str>,
+    pub param: Option<Cow<'static, str>>,
     /// Advice on trying again.
     pub retry: Retry,
     /// A detail for logs and the audit trail only.
@@ -277,8 +278,8 @@ impl Refusal {
 
     /// Names the header or body field at fault.
     #[must_use]
-    pub fn at(mut self, param: &'static str) -> Refusal {
-        self.param = Some(param);
+    pub fn at(mut self, param: impl Into<Cow<'static, str>>) -> Refusal {
+        self.param = Some(param.into());
         self
     }
 

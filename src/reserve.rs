@@ -502,7 +502,11 @@ mod tests {
             let ask = crate::dialect::read(route, format!(r#"{{"model":"m",{member}}}"#).as_bytes()).unwrap();
             let reserved = reserve(&ask, Some(&group()), &quota(enforce), &Calibration::new(), plan, Vec::new);
             let named = reserved.err().map(|refusal| (refusal.code, refusal.param));
-            assert_eq!(named, refused.map(|name| (Code::QuotaRequestTooLarge, Some(name))), "{member} {enforce:?}");
+            assert_eq!(
+                named,
+                refused.map(|name| (Code::QuotaRequestTooLarge, Some(name.into()))),
+                "{member} {enforce:?}"
+            );
         }
     }
 

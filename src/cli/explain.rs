@@ -230,7 +230,7 @@ fn caller(grounds: &Grounds<'_>, peer: &Peer) -> Result<Caller, Decision> {
 /// Reads the purpose and the case as the gateway does, and judges them.
 fn purpose(headers: &HeaderMap, grounds: &Grounds<'_>, caller: &Caller) -> Result<PurposeId, Decision> {
     let policy = grounds.policy;
-    let declared = gate::declared(headers, &policy.purpose_header).map_err(Decision::refused)?;
+    let declared = admit::declared(headers, policy, &grounds.withdrawn, caller).map_err(Decision::refused)?;
     let purpose = declared.purpose.clone();
     admit::purpose(policy, &grounds.withdrawn, caller, declared).map_err(|refusal| {
         let rule = match refusal.code {

@@ -132,7 +132,7 @@ impl<'a> Hybrid<'a> {
             kind: error_type(form.dialect, refusal.code),
             message: &refusal.message,
             code: refusal.code.as_str(),
-            param: refusal.param,
+            param: refusal.param.as_deref(),
         };
         Hybrid { kind: "error", error, request_id: form.request_id }
     }
@@ -148,7 +148,7 @@ struct Problem<'a> {
     detail: &'a str,
     code: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
-    param: Option<&'static str>,
+    param: Option<&'a str>,
     request_id: &'a str,
     #[serde(rename = "violated-policies", skip_serializing_if = "<[String]>::is_empty")]
     violated: &'a [String],
@@ -170,7 +170,7 @@ impl<'a> Problem<'a> {
             status: status.as_u16(),
             detail: &refusal.message,
             code: refusal.code.as_str(),
-            param: refusal.param,
+            param: refusal.param.as_deref(),
             request_id: form.request_id,
             violated: form.violated,
         }

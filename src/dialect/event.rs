@@ -17,7 +17,7 @@ pub(super) struct Error<'a> {
     pub(super) kind: &'static str,
     pub(super) message: &'a str,
     pub(super) code: &'static str,
-    pub(super) param: Option<&'static str>,
+    pub(super) param: Option<&'a str>,
 }
 
 /// Chat and completions: Python and Node raise any `data:` whose JSON has an `error`.

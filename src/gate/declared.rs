@@ -29,17 +29,17 @@ pub fn declared(headers: &HeaderMap, purpose_header: &HeaderName) -> Result<Decl
         for value in headers.get_all(name) {
             if declared.replace(value).is_some() {
                 let message = "Declare exactly one purpose, in exactly one header line.";
-                return Err(Refusal::new(Code::PurposeInvalid, message).at("portcullis-purpose"));
+                return Err(Refusal::new(Code::PurposeInvalid, message).at(purpose_header.as_str().to_owned()));
             }
         }
     }
     let Some(value) = declared else {
         let message = format!("Declare what this request is for in the {purpose_header} header.");
-        return Err(Refusal::new(Code::PurposeMissing, message).at("portcullis-purpose"));
+        return Err(Refusal::new(Code::PurposeMissing, message).at(purpose_header.as_str().to_owned()));
     };
     let purpose = PurposeId::from_bytes(value.as_bytes()).map_err(|error| {
         let message = format!("The purpose {error}: one value, no list.");
-        Refusal::new(Code::PurposeInvalid, message).at("portcullis-purpose")
+        Refusal::new(Code::PurposeInvalid, message).at(purpose_header.as_str().to_owned())
     })?;
     Ok(Declared { purpose, case: case(headers) })
 }

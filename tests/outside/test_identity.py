@@ -541,3 +541,22 @@ def test_who_is_kept_out_keeps_its_name_in_every_book(stage):
         assert one.metric("portcullis_request_refusals_total", org="acme", reason=code) == times
     report = one.run("audit", "report", "--org", "acme", "--dir", "audit", "--json", check=True)
     assert json.loads(report.stdout)["report"]["total"]["refusals"] == seen
+
+
+def test_who_declares_no_purpose_of_its_own_is_told_which_are(stage):
+    own = {"acme": organization(), "globex": organization("globex", purposes=())}
+    one = stage(orgs=own, more='[purpose]\nheader = "x-what-for"\n')
+    given = {"portcullis_purpose": None}
+
+    def told(code, certificate="acme", **headers):
+        error = one.ask(body=chat(), certificate=certificate, **(given | headers)).json["error"]
+        assert (error["code"], error["param"]) == (code, "x-what-for")
+        return error["message"]
+
+    wrong = [("purpose_missing", {}), ("purpose_invalid", {"x_what_for": "a,b"}), ("purpose_unknown", {"x_what_for": "other"}),
+             ("purpose_not_permitted", {"x_what_for": "forbidden"})]  # fmt: skip
+    for code, headers in wrong:
+        assert told(code, **headers).endswith(" Yours are: research, incident.")
+        assert told(code, "globex", **headers).endswith(" None is granted to this organization: ask the operator.")
+    one.run("revoke", "--purpose", "research", check=True)
+    assert told("purpose_missing").endswith(" Yours are: incident.")

@@ -137,7 +137,7 @@ fn members_of_the_wrong_kind_are_refused() {
         ("\"stream_options\":{\"include_u\u{17f}age\":false}", "stream_options"),
     ] {
         let refusal = read(Route::Chat, chat(members).as_bytes()).unwrap_err();
-        assert_eq!((refusal.code, refusal.param), (Code::BodyInvalid, Some(param)), "{members}");
+        assert_eq!((refusal.code, refusal.param.as_deref()), (Code::BodyInvalid, Some(param)), "{members}");
     }
 }
 
@@ -160,7 +160,7 @@ fn a_metered_member_stands_once_and_in_its_spelling() {
     // Elsewhere in the body the same words mean nothing.
     asked(Route::Chat, &chat("\"metadata\":{\"model\":1,\"model\":2,\"Stream\":0},\"names\":[],\"N1\":2"));
     let by_default = read(Route::Messages, chat(r#""fallbacks":"default""#).as_bytes()).unwrap_err();
-    assert_eq!((by_default.code, by_default.param), (Code::RequestInvalid, Some("fallbacks")));
+    assert_eq!((by_default.code, by_default.param.as_deref()), (Code::RequestInvalid, Some("fallbacks")));
     assert!(by_default.message.contains("cannot know"), "{}", by_default.message);
     let usage = read(Route::Chat, chat(r#""stream_options":{"include_usage":"yes"}"#).as_bytes()).unwrap_err();
     assert!(usage.message.starts_with("`include_usage`"), "{}", usage.message);
@@ -200,12 +200,12 @@ fn a_body_names_few_models_however_long_it_is() {
     for name in ["fallbacks", "models"] {
         assert_eq!(asked(Route::Chat, &with(name, &names(MAX_MODELS))).others.len(), MAX_MODELS);
         let refusal = read(Route::Chat, with(name, &names(MAX_MODELS + 1)).as_bytes()).unwrap_err();
-        assert_eq!((refusal.code, refusal.param), (Code::BodyInvalid, Some(name)), "{}", refusal.message);
+        assert_eq!((refusal.code, refusal.param.as_deref()), (Code::BodyInvalid, Some(name)), "{}", refusal.message);
     }
     // They count together, and a name that comes again is no other.
     let tools = (0..9).map(|n| format!("{{\"model\":\"t{n}\"}}")).collect::<Vec<_>>().join(",");
     let refusal = read(Route::Chat, chat(&format!("\"models\":[{}],\"tools\":[{tools}]", names(8))).as_bytes());
-    assert_eq!(refusal.unwrap_err().param, Some("tools"));
+    assert_eq!(refusal.unwrap_err().param.as_deref(), Some("tools"));
     assert_eq!(asked(Route::Chat, &with("models", &vec!["\"a\""; 100_000].join(","))).others.len(), 1);
     // Half of them in a member that nobody knows, before or behind the others.
     let (fallbacks, stranger) = (
@@ -257,7 +257,7 @@ fn models_beside_the_requests_own_are_found_wherever_they_are_named() {
         (r#""tools":[{"model":""}]"#, "tools"),
     ] {
         let refusal = read(Route::Messages, chat(members).as_bytes()).unwrap_err();
-        assert_eq!((refusal.code, refusal.param), (Code::BodyInvalid, Some(param)), "{members}");
+        assert_eq!((refusal.code, refusal.param.as_deref()), (Code::BodyInvalid, Some(param)), "{members}");
     }
 }
 
@@ -481,7 +481,7 @@ fn tools_within_the_conversation_are_judged_as_those_beside_it() {
         }
     }
     let misnamed = chat(r#""input":[{"type":"additional_tools","tools":[{"model":"a b"}]}]"#);
-    assert_eq!(read(Route::Responses, misnamed.as_bytes()).unwrap_err().param, Some("input"));
+    assert_eq!(read(Route::Responses, misnamed.as_bytes()).unwrap_err().param.as_deref(), Some("input"));
     // What a tool is called with, or gave back, is text, whatever it looks like.
     for part in [
         r#"{"type":"tool_use","name":"f","input":{"tools":[{"type":"mcp","model":"a"}],"content":[{"type":"x"}]}}"#,

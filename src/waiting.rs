@@ -57,7 +57,8 @@ impl From<IpAddr> for Origin {
 }
 
 /// How many of `cap` places may be held by those of one origin who are not through.
-fn share(cap: usize) -> usize {
+#[must_use]
+pub fn share(cap: usize) -> usize {
     (cap / 4).max(16)
 }
 

@@ -1,6 +1,5 @@
 //! Where operators connect: a loopback address, a Unix socket, or TLS with certificates of their own.
 
-use std::cell::Cell;
 use std::convert::Infallible;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::rc::Rc;
@@ -19,12 +18,12 @@ use hyper_util::rt::TokioIo;
 use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
-use tokio::task::AbortHandle;
 use tokio_rustls::TlsAcceptor;
 
+use super::places::{Places, Seat};
 use super::socket::SocketFile;
 use super::{Answer, Desk, act, look, text, told};
-use crate::metrics::ListenerSeries;
+use crate::waiting::Origin;
 
 /// A bound admin listener.
 pub enum Listener {
@@ -50,9 +49,6 @@ pub enum Scope {
 const LONGEST: usize = 64 * 1024;
 /// For a handshake, for a head, and for a body.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// Connections of one listener: the descriptors are the partners'.
-const MOST: usize = 32;
-
 /// After a failed accept: what is short of descriptors needs a moment.
 const REST: Duration = Duration::from_millis(100);
 
@@ -63,35 +59,7 @@ struct Visitor {
     by: Arc<str>,
     /// The way here has settled that this is no page of another site: a certificate, or a file's permissions.
     settled: bool,
-    /// Whether a whole request has come.
-    asked: Rc<Cell<bool>>,
-}
-
-impl Visitor {
-    fn new(by: impl Into<Arc<str>>, settled: bool, asked: Rc<Cell<bool>>) -> Visitor {
-        Visitor { by: by.into(), settled, asked }
-    }
-}
-
-/// The connections of one listener, the oldest first.
-#[derive(Default)]
-struct Places(Vec<(AbortHandle, Rc<Cell<bool>>)>);
-
-impl Places {
-    /// Starts what a newcomer needs. When all places are taken, the oldest that has not asked yet leaves its place; when
-    /// all have, the newcomer goes.
-    fn take(&mut self, counts: &ListenerSeries, asked: Rc<Cell<bool>>, talk: impl Future<Output = ()> + 'static) {
-        self.0.retain(|(task, _)| !task.is_finished());
-        if self.0.len() >= MOST {
-            let Some(silent) = self.0.iter().position(|(_, asked)| !asked.get()) else {
-                counts.turned_away();
-                return;
-            };
-            self.0.remove(silent).0.abort();
-            counts.displaced();
-        }
-        self.0.push((tokio::task::spawn_local(talk).abort_handle(), asked));
-    }
+    seat: Rc<Seat>,
 }
 
 /// Serves until dropped.
@@ -100,15 +68,16 @@ pub async fn serve(listener: Listener, desk: Arc<Desk>, scope: Scope) {
     let gateway = desk.gateway.clone();
     let counts = gateway.recorder.metrics.operators();
     loop {
-        let asked = Rc::<Cell<bool>>::default();
+        let desk = desk.clone();
+        let visitor = |by: String, settled, seat| Visitor { by: by.into(), settled, seat };
         match &listener {
             Listener::Plain(tcp) => {
                 let Ok((stream, address)) = tcp.accept().await else {
                     tokio::time::sleep(REST).await;
                     continue;
                 };
-                let visitor = Visitor::new(address.to_string(), false, asked.clone());
-                places.take(counts, asked, talk(stream, desk.clone(), scope, visitor));
+                let talk = |seat| talk(stream, desk, scope, visitor(address.to_string(), false, seat));
+                places.take(counts, Some(Origin::from(address.ip())), talk);
             }
             Listener::Tcp(tcp, bound_with) => {
                 let Ok((stream, address)) = tcp.accept().await else {
@@ -116,16 +85,15 @@ pub async fn serve(listener: Listener, desk: Arc<Desk>, scope: Scope) {
                     continue;
                 };
                 let tls = desk.gateway.current().operators.clone().or_else(|| bound_with.clone());
-                let (desk, seat) = (desk.clone(), asked.clone());
-                places.take(counts, asked, async move {
+                places.take(counts, Some(Origin::from(address.ip())), |seat| async move {
                     match tls {
-                        None => talk(stream, desk, scope, Visitor::new(address.to_string(), false, seat)).await,
+                        None => talk(stream, desk, scope, visitor(address.to_string(), false, seat)).await,
                         Some(config) => {
                             if let Ok(Ok(stream)) =
                                 tokio::time::timeout(PATIENCE, TlsAcceptor::from(config).accept(stream)).await
                             {
                                 let by = operator(&stream).unwrap_or_else(|| address.to_string());
-                                talk(stream, desk, scope, Visitor::new(by, true, seat)).await;
+                                talk(stream, desk, scope, visitor(by, true, seat)).await;
                             }
                         }
                     }
@@ -137,8 +105,7 @@ pub async fn serve(listener: Listener, desk: Arc<Desk>, scope: Scope) {
                     continue;
                 };
                 let by = stream.peer_cred().map_or_else(|_| "unix socket".into(), |peer| format!("uid {}", peer.uid()));
-                let visitor = Visitor::new(by, true, asked.clone());
-                places.take(counts, asked, talk(stream, desk.clone(), scope, visitor));
+                places.take(counts, None, |seat| talk(stream, desk, scope, visitor(by, true, seat)));
             }
         }
     }
@@ -157,7 +124,14 @@ where
     let _counted = desk.gateway.recorder.metrics.operators().accepted();
     let service = service_fn(move |request| {
         let (desk, visitor) = (desk.clone(), visitor.clone());
-        async move { Ok::<_, Infallible>(answer(&desk, scope, &visitor, request).await) }
+        async move {
+            let mut response = answer(&desk, scope, &visitor, request).await;
+            visitor.seat.rest();
+            if visitor.seat.in_full_house() {
+                response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            }
+            Ok::<_, Infallible>(response)
+        }
     });
     let mut builder = hyper::server::conn::http1::Builder::new();
     builder.timer(hyper_util::rt::TokioTimer::new()).header_read_timeout(PATIENCE).max_headers(64);
@@ -174,21 +148,18 @@ async fn answer(desk: &Arc<Desk>, scope: Scope, visitor: &Visitor, request: Requ
         return response;
     }
     let (head, body) = request.into_parts();
+    let path = head.uri.path();
     // Metrics and probes are asked for under whatever name the network has for us.
     if scope == Scope::All && !visitor.settled && !is_meant_for_us(&head) {
         return text(StatusCode::MISDIRECTED_REQUEST, "this name is not served here: ask an address, or localhost\n");
     }
-    let path = head.uri.path();
     let acts = path.starts_with("/-/");
     if acts && scope == Scope::Metrics {
         return text(StatusCode::NOT_FOUND, "there is nothing to do here\n");
     }
     match (&head.method, acts) {
         // The server leaves the body of an answer to HEAD away.
-        (&Method::GET | &Method::HEAD, false) => {
-            visitor.asked.set(true);
-            return look::look(desk, scope, path, head.uri.query());
-        }
+        (&Method::GET | &Method::HEAD, false) => return look::look(desk, scope, path, head.uri.query()),
         (&Method::POST, true) => {}
         (_, acts) => return not_allowed(if acts { "POST" } else { "GET, HEAD" }),
     }
@@ -205,7 +176,7 @@ async fn answer(desk: &Arc<Desk>, scope: Scope, visitor: &Visitor, request: Requ
     }
     match tokio::time::timeout(PATIENCE, Limited::new(body, LONGEST).collect()).await {
         Ok(Ok(body)) => {
-            visitor.asked.set(true);
+            visitor.seat.work();
             // What was begun is finished, though the operator be gone by then.
             let (desk, path, by) = (desk.clone(), path.to_owned(), visitor.by.clone());
             let acting = async move { act::act(&desk, &path, &by, &body.to_bytes()).await };

@@ -10,6 +10,7 @@ mod keeping;
 mod listener;
 mod look;
 pub mod page;
+mod places;
 mod socket;
 pub mod status;
 pub mod terminal;

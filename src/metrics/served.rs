@@ -85,7 +85,7 @@ impl ListenerSeries {
         self.hurried.inc();
     }
 
-    /// A connection in its handshake had to leave its place to another.
+    /// A connection that was in its handshake, or idle on the operators' side, had to leave its place to another.
     pub fn displaced(&self) {
         self.displaced.inc();
     }

@@ -1,5 +1,6 @@
 """The operators' side: who may look, who may act, and that nothing of it is open by mistake."""
 
+import contextlib
 import datetime
 import http.client
 import json
@@ -487,7 +488,10 @@ def test_the_metrics_listener_knows_metrics_and_probes(scraped):
     assert b"portcullis_build_info" in fetch(scraped.scrape + "/metrics").body
 
 
-@pytest.mark.parametrize("path", ["/", "/status.json", "/policy.json", "/-/reload", "/-/revoke", "/-/drain", "/-/log"])
+ELSEWHERE = ["/", "/status.json", "/policy.json", "/-/reload", "/-/revoke", "/-/drain", "/-/log"]
+
+
+@pytest.mark.parametrize("path", ELSEWHERE)
 @pytest.mark.parametrize("method", ["GET", "POST", "PUT"])
 def test_the_metrics_listener_knows_nothing_else(scraped, path, method):
     answer = fetch(scraped.scrape + path, data=b"{}" if method != "GET" else None, method=method)
@@ -517,6 +521,40 @@ def test_every_metric_of_the_catalogue_is_there_from_the_start(scraped):
     assert sorted({f"portcullis_{name}" for name in wanted} - declared) == []
     assert {"process_cpu_seconds_total", "process_resident_memory_bytes", "process_open_fds"} <= declared
     assert all(name.startswith(("portcullis_", "process_")) for name in declared)
+
+
+@contextlib.contextmanager
+def keep_alive(port, source):
+    """Somebody at that address who asks and stays: gives what asks once more, and the answer's head (empty: cut off)."""
+    with socket.create_connection(("127.0.0.1", port), timeout=10, source_address=(source, 0)) as one:
+
+        def ask():
+            answer = b""
+            with contextlib.suppress(ConnectionError):
+                one.sendall(b"GET /livez HTTP/1.1\r\nhost: gateway\r\n\r\n")
+                while not answer.endswith(b"ok\n") and (more := one.recv(4096)):
+                    answer += more
+            return answer.decode().lower()
+
+        yield ask
+
+
+def test_polite_strangers_keep_nobody_from_metrics_and_probes(stage):
+    """Every place is taken by one who asks again and again: who comes gets that of the one that has been idle longest."""
+    one = stage(admin='metrics = "127.0.0.1:0"')
+    port = int(one.gateway.printed(r"metrics on http://127\.0\.0\.1:(\d+)"))
+    with contextlib.ExitStack() as stack:
+        strangers = [stack.enter_context(keep_alive(port, f"127.0.0.{2 + number % 4}")) for number in range(31)]
+        for ask in strangers:
+            assert " 200 " in (answer := ask()) and "connection: close" not in answer
+        last = stack.enter_context(keep_alive(port, "127.0.0.9"))
+        assert "connection: close" in last(), "a full house keeps nobody whom it need not keep"
+        stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+        assert fetch(f"http://127.0.0.1:{port}/metrics").status == 200
+        assert strangers[0]() == "", "the one that was idle longest had to go"
+        assert all(" 200 " in ask() for ask in strangers[1:]), "and nobody else"
+        for reason, count in (("displaced", 1), ("full", 0)):
+            assert one.metric("portcullis_connections_rejected_total", listener="admin", reason=reason) == count
 
 
 # TLS with operators' certificates.

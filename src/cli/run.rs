@@ -2,6 +2,7 @@
 
 mod log;
 
+use std::ffi::OsStr;
 use std::fmt::Display;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
@@ -92,19 +93,29 @@ fn outlive_file_limits() -> std::io::Result<()> {
     signal(SignalKind::from_raw(rustix::process::Signal::XFSZ.as_raw())).map(drop)
 }
 
+/// How long what is said once may wait for a service manager that has not read what came before.
+const HEARD_WITHIN: Duration = Duration::from_secs(1);
+
 /// Tells the service manager; without one there is nobody to tell.
 fn notify(state: &[NotifyState<'_>]) {
-    let socket = std::env::var_os("NOTIFY_SOCKET");
-    let _ = match socket.as_ref().and_then(|name| name.as_bytes().strip_prefix(b"@")) {
-        None => sd_notify::notify(state),
+    let Some(socket) = std::env::var_os("NOTIFY_SOCKET") else { return };
+    let lines: String = state.iter().map(|line| format!("{line}\n")).collect();
+    // Without these two the service counts as not started, or as ended; nothing else is worth a halt of the main loop.
+    let matters = state.iter().any(|line| matches!(line, NotifyState::Ready | NotifyState::MainPid(_)));
+    let _ = send(&socket, &lines, matters.then_some(HEARD_WITHIN));
+}
+
+/// A message to a service manager, which may wait so long for room where the manager does not read.
+fn send(name: &OsStr, lines: &str, patience: Option<Duration>) -> std::io::Result<()> {
+    let address = match name.as_bytes().strip_prefix(b"@") {
+        None => SocketAddr::from_pathname(name)?,
         // A name that is no file, as container managers use it (sd_notify(3)).
-        Some(name) => {
-            let lines: String = state.iter().map(|line| format!("{line}\n")).collect();
-            let address = SocketAddr::from_abstract_name(name);
-            let socket = UnixDatagram::unbound();
-            socket.and_then(|socket| socket.send_to_addr(lines.as_bytes(), &address?).map(drop))
-        }
+        Some(name) => SocketAddr::from_abstract_name(name)?,
     };
+    let socket = UnixDatagram::unbound()?;
+    socket.set_nonblocking(patience.is_none())?;
+    socket.set_write_timeout(patience)?;
+    socket.send_to_addr(lines.as_bytes(), &address).map(drop)
 }
 
 /// SIGTERM, SIGINT and SIGQUIT stop, SIGHUP reloads, SIGUSR2 starts a successor; systemd's watchdog is told that the main

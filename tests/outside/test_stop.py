@@ -514,6 +514,28 @@ def test_a_watchdog_is_fed(stage, manager):
     assert one.gateway.end() == 0
 
 
+def test_a_service_manager_that_reads_nothing_stops_nothing(stage, manager):
+    def has_room():
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+            sender.setblocking(False)
+            try:
+                # What one sender may have under way is limited, too.
+                return [sender.sendto(b"STATUS=unread", manager.path) for _ in range(16)]
+            except BlockingIOError:
+                return False
+
+    while has_room():
+        pass
+    one = stage(start=False)
+    launch(one, NOTIFY_SOCKET=manager.path, WATCHDOG_USEC="20000")
+    addresses(one)
+    assert one.ask(body=chat()).status == 200
+    for _ in range(20):
+        assert fetch(one.admin + "/livez").status == 200
+    assert fetch(one.admin + "/-/revoke", data={"organization": "acme"}, method="POST").status == 200
+    assert one.gateway.end() == 0
+
+
 def test_a_watchdog_for_another_process_is_not_fed(stage, manager):
     one = stage(start=False)
     launch(one, NOTIFY_SOCKET=manager.path, WATCHDOG_USEC="200000", WATCHDOG_PID="1")

@@ -21,6 +21,7 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio_rustls::TlsAcceptor;
 
 use super::places::{Places, Seat};
+use super::refused::Refusals;
 use super::socket::SocketFile;
 use super::{Answer, Desk, act, look, text, told};
 use crate::waiting::Origin;
@@ -60,6 +61,7 @@ struct Visitor {
     /// The way here has settled that this is no page of another site: a certificate, or a file's permissions.
     settled: bool,
     seat: Rc<Seat>,
+    refusals: Rc<Refusals>,
 }
 
 /// Serves until dropped.
@@ -67,9 +69,10 @@ pub async fn serve(listener: Listener, desk: Arc<Desk>, scope: Scope) {
     let mut places = Places::default();
     let gateway = desk.gateway.clone();
     let counts = gateway.recorder.metrics.operators();
+    let refusals = Rc::<Refusals>::default();
     loop {
-        let desk = desk.clone();
-        let visitor = |by: String, settled, seat| Visitor { by: by.into(), settled, seat };
+        let (desk, refusals) = (desk.clone(), refusals.clone());
+        let visitor = |by: String, settled, seat| Visitor { by: by.into(), settled, seat, refusals };
         match &listener {
             Listener::Plain(tcp) => {
                 let Ok((stream, address)) = tcp.accept().await else {
@@ -149,8 +152,12 @@ async fn answer(desk: &Arc<Desk>, scope: Scope, visitor: &Visitor, request: Requ
     }
     let (head, body) = request.into_parts();
     let path = head.uri.path();
+    let Visitor { by, refusals, .. } = visitor;
     // Metrics and probes are asked for under whatever name the network has for us.
     if scope == Scope::All && !visitor.settled && !is_meant_for_us(&head) {
+        let name = head.uri.authority().map(|authority| authority.as_str().as_bytes());
+        let name = name.or_else(|| head.headers.get(HOST).map(HeaderValue::as_bytes));
+        refusals.names.tell(by, path, "a Host that is neither an address nor localhost", name);
         return text(StatusCode::MISDIRECTED_REQUEST, "this name is not served here: ask an address, or localhost\n");
     }
     let acts = path.starts_with("/-/");
@@ -164,11 +171,14 @@ async fn answer(desk: &Arc<Desk>, scope: Scope, visitor: &Visitor, request: Requ
         (_, acts) => return not_allowed(if acts { "POST" } else { "GET, HEAD" }),
     }
     if from_elsewhere(&head.headers) {
+        let site = [ORIGIN.as_str(), "sec-fetch-site"].into_iter().find_map(|name| head.headers.get(name));
+        refusals.sites.tell(by, path, "a request of another site's page", site.map(HeaderValue::as_bytes));
         return told(StatusCode::FORBIDDEN, "requests of other sites are refused\n");
     }
     if let Some(token) = &desk.gateway.current().policy.settings.admin.token
         && !bears(&head.headers, token)
     {
+        refusals.tokens.tell(by, path, "the bearer token is missing or wrong", None);
         let mut response: Response<Full<Bytes>> =
             told(StatusCode::UNAUTHORIZED, "the bearer token is missing or wrong\n");
         response.headers_mut().insert("www-authenticate", http::HeaderValue::from_static("Bearer"));
@@ -178,7 +188,7 @@ async fn answer(desk: &Arc<Desk>, scope: Scope, visitor: &Visitor, request: Requ
         Ok(Ok(body)) => {
             visitor.seat.work();
             // What was begun is finished, though the operator be gone by then.
-            let (desk, path, by) = (desk.clone(), path.to_owned(), visitor.by.clone());
+            let (desk, path, by) = (desk.clone(), path.to_owned(), by.clone());
             let acting = async move { act::act(&desk, &path, &by, &body.to_bytes()).await };
             tokio::task::spawn_local(acting).await.unwrap_or_else(|error| {
                 tracing::error!(%error, "an operator's wish was not carried out");

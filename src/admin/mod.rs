@@ -11,6 +11,7 @@ mod listener;
 mod look;
 pub mod page;
 mod places;
+mod refused;
 mod socket;
 pub mod status;
 pub mod terminal;

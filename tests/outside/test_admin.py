@@ -412,6 +412,32 @@ def test_with_a_token_every_post_needs_it_and_looking_does_not(stage):
     assert "hush-1234" not in one.gateway.log + json.dumps(one.status()) + json.dumps(one.audit())
 
 
+def test_who_is_refused_is_told_in_the_log_and_not_with_a_line_each(stage):
+    one = stage(start=False, admin='token = "file:token"')
+    token = one.folder / "token"
+    token.touch(0o600)
+    token.write_text("hush-1234\n")
+    one.start()
+    for number in range(50):
+        headers = {"authorization": f"Bearer guess-{number}"}
+        assert fetch(one.admin + "/-/revoke", data={"organization": "acme"}, method="POST", headers=headers).status == 401
+    headers = {"authorization": "Bearer hush-1234", "origin": "http://evil.example"}
+    assert fetch(one.admin + "/-/reload", data={}, method="POST", headers=headers).status == 403
+    assert fetch(one.admin + "/", headers={"host": "rebound.example"}).status == 421
+
+    def told(what):
+        return [line for line in one.gateway.log.splitlines() if "WARN" in line and what in line]
+
+    def guesses():
+        return sum(int(more[1]) if (more := re.search(r"more=(\d+)", line)) else 1 for line in told("bearer token"))
+
+    eventually(lambda: guesses() == 50, within=20, what="the number of guesses")
+    assert re.search(r"by=127\.0\.0\.1:\d+ path=\"/-/revoke\"", told("bearer token")[0])
+    assert len(told("bearer token")) < 25
+    assert "evil.example" in told("another site")[0] and "rebound.example" in told("Host")[0]
+    assert "guess-" not in one.gateway.log and "hush-1234" not in one.gateway.log
+
+
 # Unix socket.
 
 

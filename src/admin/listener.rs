@@ -13,7 +13,7 @@ use http::request::Parts;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
-use hyper::{Method, Request, Response, StatusCode};
+use hyper::{Method, Request, Response, StatusCode, Version};
 use hyper_util::rt::TokioIo;
 use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -212,7 +212,9 @@ fn is_meant_for_us(head: &Parts) -> bool {
     let mut hosts = head.headers.get_all(HOST).iter();
     // Where the target names somebody as well, it is the one that counts (RFC 9112 §3.2.2).
     let target = head.uri.authority().is_none_or(|authority| is_ours(authority.as_str().as_bytes()));
-    target && hosts.next().is_some_and(|host| is_ours(host.as_bytes())) && hosts.next().is_none()
+    // Browsers always name a host: one who may leave it out, as load balancers' probes do, is no page.
+    let looks_without = head.version == Version::HTTP_10 && matches!(head.method, Method::GET | Method::HEAD);
+    target && hosts.next().map_or(looks_without, |host| is_ours(host.as_bytes())) && hosts.next().is_none()
 }
 
 fn is_ours(host: &[u8]) -> bool {

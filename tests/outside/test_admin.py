@@ -88,9 +88,17 @@ def test_of_two_lines_that_name_a_site_none_is_believed(shared, header):
     assert raw(shared, asked.format(f"{header}\r\n{header}").encode())[0] == 403
 
 
-def test_a_request_without_a_host_gets_nothing(shared):
-    status, _ = raw(shared, b"GET /status.json HTTP/1.0\r\n\r\n")
+@pytest.mark.parametrize("request_line", ["GET /status.json HTTP/1.1", "POST /-/reload HTTP/1.0"])
+def test_a_request_without_a_host_gets_nothing(shared, request_line):
+    status, _ = raw(shared, f"{request_line}\r\ncontent-length: 0\r\n\r\n".encode())
     assert status in (400, 421)
+
+
+@pytest.mark.parametrize("request_line", ["GET /livez", "HEAD /readyz", "GET /metrics"])
+def test_a_probe_that_is_too_old_for_a_host_is_served(shared, request_line):
+    """As load balancers write it; no browser asks without a Host."""
+    assert raw(shared, f"{request_line} HTTP/1.0\r\n\r\n".encode())[0] == 200
+    assert raw(shared, f"{request_line} HTTP/1.0\r\nhost: evil.example\r\n\r\n".encode())[0] == 421
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.1:9443", "localhost", "LOCALHOST:9443", "[::1]:9443"])

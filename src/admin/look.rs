@@ -23,7 +23,7 @@ use crate::policy::{self, RevocationKind};
 /// Answers a GET.
 pub(super) fn look(desk: &Arc<Desk>, scope: Scope, path: &str, query: Option<&str>) -> Answer {
     match (path, scope) {
-        ("/livez" | "/healthz", _) => text(StatusCode::OK, "ok\n"),
+        ("/livez", _) | ("/healthz", Scope::All) => text(StatusCode::OK, "ok\n"),
         ("/readyz", _) => ready(desk, query.is_some_and(|query| query.contains("verbose"))),
         ("/metrics", _) => answer(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", metrics(desk)),
         ("/status.json", Scope::All) => {

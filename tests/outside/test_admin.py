@@ -522,7 +522,7 @@ def test_the_metrics_listener_knows_metrics_and_probes(scraped):
     assert b"portcullis_build_info" in fetch(scraped.scrape + "/metrics").body
 
 
-ELSEWHERE = ["/", "/status.json", "/policy.json", "/-/reload", "/-/revoke", "/-/drain", "/-/log"]
+ELSEWHERE = ["/", "/status.json", "/policy.json", "/healthz", "/-/reload", "/-/revoke", "/-/drain", "/-/log"]
 
 
 @pytest.mark.parametrize("path", ELSEWHERE)

@@ -125,22 +125,19 @@ impl Admin {
             return self.send(stream, "localhost", method, path, body).await;
         }
         let invalid = || io::Error::other("not an admin address (http://HOST:PORT, https://HOST:PORT or unix:PATH)");
-        let uri: http::Uri = self.url.parse().map_err(|_| invalid())?;
-        let authority = uri.authority().ok_or_else(invalid)?;
-        let (host, secure) = (authority.host().trim_matches(['[', ']']), uri.scheme_str() == Some("https"));
-        let port = authority.port_u16().unwrap_or(if secure { 443 } else { 80 });
-        let tcp = TcpStream::connect((host, port)).await?;
+        let Target { authority, host, port, secure } = Target::parse(&self.url).ok_or_else(invalid)?;
+        let tcp = TcpStream::connect((host.as_str(), port)).await?;
         if !secure {
-            return self.send(tcp, authority.as_str(), method, path, body).await;
+            return self.send(tcp, &authority, method, path, body).await;
         }
         let read = |path: &Option<PathBuf>| path.as_deref().map(read).transpose();
         let Access { ca, cert, key, .. } = &self.access;
         let (ca, cert, key) = (read(ca)?, read(cert)?, read(key)?);
         let identity = cert.as_deref().zip(key.as_deref());
         let config = tls::connector(ca.as_deref(), identity).map_err(io::Error::other)?;
-        let name = rustls_pki_types::ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
+        let name = rustls_pki_types::ServerName::try_from(host).map_err(io::Error::other)?;
         let stream = tokio_rustls::TlsConnector::from(config).connect(name, tcp).await?;
-        self.send(stream, authority.as_str(), method, path, body).await
+        self.send(stream, &authority, method, path, body).await
     }
 
     async fn send<S: AsyncRead + AsyncWrite + Unpin + 'static>(
@@ -174,6 +171,56 @@ impl Admin {
     }
 }
 
+/// Where an admin side is that is no socket's.
+#[derive(Debug, PartialEq, Eq)]
+struct Target {
+    /// As the Host header has it.
+    authority: String,
+    host: String,
+    port: u16,
+    secure: bool,
+}
+
+impl Target {
+    fn parse(url: &str) -> Option<Target> {
+        let uri: http::Uri = url.parse().ok()?;
+        let secure = match uri.scheme_str() {
+            None | Some("http") => false,
+            Some("https") => true,
+            Some(_) => return None,
+        };
+        let authority = uri.authority()?;
+        let (host, whole) = (authority.host(), authority.as_str());
+        // The parser takes any digits for a port, and tells of none beyond those there are.
+        let port = match whole.strip_prefix(host)?.strip_prefix(':') {
+            Some(port) if !port.is_empty() => port.parse().ok().filter(|port| *port != 0)?,
+            _ if secure => 443,
+            _ => 80,
+        };
+        Some(Target { authority: whole.to_owned(), host: host.trim_matches(['[', ']']).to_owned(), port, secure })
+    }
+}
+
 fn read(path: &Path) -> io::Result<Vec<u8>> {
     std::fs::read(path).map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_admin_address_is_http_or_https_and_its_port_is_one() {
+        let at = |url: &str| Target::parse(url).map(|target| (target.host, target.port, target.secure));
+        let found = |host: &str, port, secure| Some((host.to_owned(), port, secure));
+        assert_eq!(at("http://127.0.0.1:9443"), found("127.0.0.1", 9443, false));
+        assert_eq!(at("localhost:9443"), found("localhost", 9443, false));
+        assert_eq!(at("https://[::1]/"), found("::1", 443, true));
+        assert_eq!(at("http://[::1]:65535"), found("::1", 65535, false));
+        for wrong in
+            ["ftp://x", "http://127.0.0.1:99999", "http://x:0", "http://a@x:1", "http://", "/run/admin.sock", ""]
+        {
+            assert_eq!(at(wrong), None, "{wrong}");
+        }
+    }
 }

@@ -18,6 +18,7 @@ use std::io::{ErrorKind, IsTerminal, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
+use clap::builder::Resettable;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::clock::Clock;
@@ -72,7 +73,7 @@ enum Command {
 /// Parses the process's arguments and runs what they ask for.
 #[must_use]
 pub fn main() -> ExitCode {
-    let matches = of_one_name(Cli::command()).get_matches();
+    let matches = of_one_name(without_empty(Cli::command())).get_matches();
     let Cli { command } = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     let done = match command {
         Command::Run(args) => run::run(&args),
@@ -98,6 +99,12 @@ pub fn main() -> ExitCode {
 /// Every command is a part of one program, and says that program's version: by itself, `run` would be `portcullis-run`.
 fn of_one_name(command: clap::Command) -> clap::Command {
     command.display_name("portcullis").mut_subcommands(of_one_name)
+}
+
+/// A variable that is set to nothing says nothing: that is how a service or a shell takes one back.
+fn without_empty(command: clap::Command) -> clap::Command {
+    let empty = |arg: &clap::Arg| arg.get_env().and_then(std::env::var_os).is_some_and(|value| value.is_empty());
+    command.mut_args(|arg| if empty(&arg) { arg.env(Resettable::Reset) } else { arg }).mut_subcommands(without_empty)
 }
 
 /// Exit code 1: refused or invalid.

@@ -1229,6 +1229,22 @@ def test_revocations_are_listed_and_given_back(running):
     assert running.ask(body=chat(), certificate="globex").status == 200
 
 
+@pytest.mark.parametrize("url", ["http://127.0.0.1:99999", "http://127.0.0.1:0", "ftp://127.0.0.1", "http://"])
+def test_an_admin_address_that_is_none_is_told_and_nobody_is_asked(place, url):
+    done = place.run("status", "--admin", url)
+    assert done.returncode == 2 and f"{url}: not an admin address" in done.stderr, done
+
+
+def test_a_variable_that_is_set_to_nothing_is_as_good_as_unset(running, place):
+    names = ("PORTCULLIS_ADMIN", "_CA", "_CERT", "_KEY", "_TOKEN_FILE")
+    empty = {name if name == names[0] else names[0] + name: "" for name in names}
+    told = place.run("status", "--admin", running.admin, **empty)
+    assert told.returncode == 0, told
+    # Who is there on this machine, if anybody, is not ours to know.
+    told = place.run("status", **empty)
+    assert told.returncode == 0 or "http://127.0.0.1:9443: " in told.stderr, told
+
+
 def test_a_certificate_is_revoked_by_file_or_by_digest(running):
     digest = json.loads(running.run("certs", "show", "globex.pem", "--json").stdout)["sha256"]
     try:

@@ -23,7 +23,7 @@
 //! | 3 wire | `deadline`, `descriptors`, `socket`, `tls`, `guard`, `dialect`, `usage` |
 //! | 2 judgement | `gate`, `identify`, `admit` |
 //! | 1 facts | `post`, `traces`, `trust`, `policy`, `ledger`, `registry`, `audit`, `metrics` |
-//! | 0 words | `octets`, `placed`, `names`, `clock`, `tokens`, `limits`, `outcome`, `peer`, `ask` |
+//! | 0 words | `octets`, `placed`, `screen`, `names`, `clock`, `tokens`, `limits`, `outcome`, `peer`, `ask` |
 //!
 //! Beside the floors stands `keeper`, which owns files: audit segments and the ledger's durable marks. Everything
 //! else talks to it by message; no worker makes a file call.
@@ -49,6 +49,7 @@ pub mod octets;
 pub mod outcome;
 pub mod peer;
 pub mod placed;
+pub mod screen;
 pub mod tokens;
 
 pub mod audit;

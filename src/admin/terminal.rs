@@ -6,6 +6,7 @@ use std::fmt::Write as _;
 
 use super::glance::{self, Gauge, Row, part, short, when};
 use super::status::{LiveStream, Status};
+use crate::screen::tame;
 
 /// A screen to fit.
 #[derive(Debug, Clone, Copy)]
@@ -24,13 +25,15 @@ const RELOADS: usize = 5;
 pub fn render(status: &Status, screen: Option<Screen>) -> String {
     let rows = glance::tree(&status.organizations, &status.shared_names);
     let whole = whole(status, &rows);
-    let Some(Screen { width, height }) = screen else { return lines(&whole) };
+    let Some(Screen { width, height }) = screen else {
+        return lines(whole.iter().map(|line| tame(line)));
+    };
     let shown = if whole.len() <= height { whole } else { fitted(status, &rows, height) };
-    lines(&shown.iter().take(height).map(|line| cut(line, width)).collect::<Vec<_>>())
+    lines(shown.iter().take(height).map(|line| cut(&tame(line), width)))
 }
 
-fn lines(all: &[String]) -> String {
-    all.iter().fold(String::new(), |mut text, line| {
+fn lines(all: impl Iterator<Item = String>) -> String {
+    all.fold(String::new(), |mut text, line| {
         let _ = writeln!(text, "{}", line.trim_end());
         text
     })

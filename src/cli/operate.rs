@@ -15,6 +15,7 @@ use crate::admin::status::Status;
 use crate::admin::terminal::{Screen, render};
 use crate::peer::Sha256;
 use crate::remote::Admin;
+use crate::screen::tame;
 use crate::trust::{self, regular};
 
 /// Arguments of `portcullis reload`.
@@ -255,7 +256,7 @@ fn list(admin: &Admin, as_json: bool) -> Done {
     entries.iter().try_for_each(|entry| {
         let text = |key: &str| entry.get(key).and_then(Value::as_str).unwrap_or("-").to_owned();
         let (kind, target) = (text("kind"), text("target"));
-        say(format_args!("{kind:<20} {target:<66} {}  {}", text("since"), text("reason")))
+        say(format_args!("{kind:<20} {target:<66} {}  {}", text("since"), tame(&text("reason"))))
     })
 }
 

@@ -12,6 +12,8 @@ use std::sync::OnceLock;
 use annotate_snippets::{AnnotationKind, Group, Level, Origin, Renderer, Snippet};
 use serde_json::{Value, json};
 
+use crate::screen::tame;
+
 /// So many mistakes of one file are shown: nobody mends more before looking again.
 const OF_ONE_FILE: usize = 100;
 /// So many are shown altogether.
@@ -210,10 +212,9 @@ fn shown<'a>(title: annotate_snippets::Title<'a>, source: &'a Source, span: &Ran
     }
 }
 
-/// A file's name for people: what a terminal would obey in it is shown instead.
+/// A file's name for people.
 fn named(path: &Path) -> String {
-    let show = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
-    path.display().to_string().chars().map(show).collect()
+    tame(&path.display().to_string())
 }
 
 /// File, line and column (from 1) of a place.

@@ -1229,6 +1229,18 @@ def test_revocations_are_listed_and_given_back(running):
     assert running.ask(body=chat(), certificate="globex").status == 200
 
 
+def test_what_a_reason_holds_is_shown_and_does_nothing_to_a_terminal(running):
+    reason = "it's\na fake line\x1b[31m\u202e"
+    running.run("revoke", "--purpose", "incident", "--reason", reason, check=True)
+    try:
+        shown = [running.run(*told).stdout for told in (["status"], ["revoke", "--list"], ["audit", "tail", "--dir", "audit"])]
+    finally:
+        running.run("restore", "--purpose", "incident", check=True)
+    for text in shown:
+        assert r"it's\na fake line\u{1b}[31m\u{202e}" in text
+        assert "\x1b" not in text and "\u202e" not in text and "\na fake line" not in text
+
+
 @pytest.mark.parametrize("url", ["http://127.0.0.1:99999", "http://127.0.0.1:0", "ftp://127.0.0.1", "http://"])
 def test_an_admin_address_that_is_none_is_told_and_nobody_is_asked(place, url):
     done = place.run("status", "--admin", url)

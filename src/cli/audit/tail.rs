@@ -10,6 +10,7 @@ use serde_json::Value;
 use super::{Source, Stop, about};
 use crate::audit::line::Head;
 use crate::keeper::audit::read::{Lines, Log, Segment};
+use crate::screen::tame;
 
 /// Pause between two looks for new records.
 const PAUSE: Duration = Duration::from_millis(200);
@@ -136,7 +137,7 @@ fn show(record: &[u8], json: bool) -> io::Result<()> {
     let Glance { organization, purpose, model, ending, target, result, detail, reason, request_id, .. } = glance;
     let words = [organization, purpose, model, ending, target, result, detail, reason, status, request_id];
     for word in words.into_iter().flatten() {
-        write!(out, "  {}", word.escape_debug())?;
+        write!(out, "  {}", tame(&word))?;
     }
     writeln!(out)
 }

@@ -7,13 +7,14 @@ mod client;
 mod files;
 mod story;
 
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::mpsc;
 
 use clap::Args as ClapArgs;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Notify;
 
 use crate::clock::Clock;
@@ -71,8 +72,8 @@ fn demo(args: &Args) -> Result<bool, String> {
     if args.check {
         return check(args, &dir, server, &addresses);
     }
-    files::invitation(&dir, &addresses);
-    server.run(Interrupted).map_err(text)?;
+    let terminal = std::io::stdin().is_terminal();
+    server.run(Shown { dir, terminal, signals: None }).map_err(text)?;
     Ok(true)
 }
 
@@ -144,14 +145,40 @@ fn check(args: &Args, dir: &Path, server: Server, addresses: &Addresses) -> Resu
     Ok(fine)
 }
 
-/// Ctrl-C stops the demo.
-struct Interrupted;
+/// A demo for people: lines to paste, and the signals of the gateway itself.
+struct Shown {
+    dir: PathBuf,
+    /// Whether it was started in a terminal.
+    terminal: bool,
+    signals: Option<Signals>,
+}
 
-impl Shutdown for Interrupted {
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+    hangup: Signal,
+}
+
+impl Shutdown for Shown {
+    fn ready(&mut self, addresses: &Addresses) -> std::io::Result<()> {
+        let [interrupt, terminate, hangup] =
+            [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()].map(signal);
+        self.signals = Some(Signals { interrupt: interrupt?, terminate: terminate?, hangup: hangup? });
+        // Whoever reads that Ctrl-C stops it can rely on that.
+        files::invitation(&self.dir, addresses);
+        Ok(())
+    }
+
     async fn next(&mut self) -> Wish {
-        // Without a signal handler the default action ends the process all the same.
-        let _ = tokio::signal::ctrl_c().await;
-        Wish::Stop
+        let Some(Signals { interrupt, terminate, hangup }) = &mut self.signals else {
+            return std::future::pending().await;
+        };
+        tokio::select! {
+            _ = interrupt.recv() => Wish::Stop,
+            _ = terminate.recv() => Wish::Stop,
+            // A terminal that was closed is none any more, and its demo would go on where nobody finds it.
+            _ = hangup.recv() => if self.terminal && !std::io::stdin().is_terminal() { Wish::Stop } else { Wish::Reload },
+        }
     }
 }
 

@@ -19,7 +19,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.x509.oid import ExtendedKeyUsageOID
-from stage import BINARY, KEY, ROOT, Authority, Program, Stage, Streaming, chat, fetch
+from stage import BINARY, KEY, ROOT, Authority, Program, Stage, Streaming, chat, eventually, fetch
 
 ORGS = {
     "acme": Stage.ACME.replace("name =", 'status = "active"\nname =') + "[limits]\nrequests_per_minute = 600\n",
@@ -1473,6 +1473,29 @@ def test_every_metric_that_the_readme_praises_is_there_after_one_plain_and_one_s
     while absent() and time.monotonic() < deadline:
         time.sleep(0.05)
     assert absent() == set()
+
+
+def test_a_demo_reloads_and_drains_by_the_gateways_signals(started, tmp_path):
+    demo = started("demo", "--dir", tmp_path / "demo")
+    demo.printed(r"(Ctrl-C stops)")
+    status = re.search(r"Status: (http://\S+)", demo.log).group(1)
+    demo.signal(signal.SIGHUP)
+    reloaded = 'portcullis_config_reloads_total{result="applied",trigger="signal"}'
+    eventually(lambda: reloaded in fetch(status + "/metrics").body.decode(), what="the reload")
+    demo.signal(signal.SIGTERM)
+    assert demo.wait(10) == 0, demo.log
+
+
+def test_a_demo_goes_with_its_terminal(tmp_path):
+    pid, controller = pty.fork()
+    if pid == 0:
+        os.execv(BINARY, [BINARY, "demo", "--dir", str(tmp_path / "demo")])
+    shown = b""
+    while b"Ctrl-C stops" not in shown:
+        shown += os.read(controller, 65536)
+    os.close(controller)
+    ended = eventually(lambda: (done := os.waitpid(pid, os.WNOHANG))[0] and done, what="the demo's end")
+    assert os.waitstatus_to_exitcode(ended[1]) == 0
 
 
 def test_demos_do_not_get_in_each_others_way(started, tmp_path):

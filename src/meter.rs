@@ -15,9 +15,11 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http_body::SizeHint;
+use tokio::time::{Sleep, sleep};
 
 use crate::ask::Route;
 use crate::clock::Mono;
@@ -57,6 +59,8 @@ pub struct Metered {
     marks: Option<Pin<Box<Raised>>>,
     /// A budget has no room for more: what has passed is still reserved, then the answer is cut.
     refused: bool,
+    /// The stream has said its end, and only the end of its framing is waited for.
+    linger: Option<Pin<Box<Sleep>>>,
     last: Option<Mono>,
     begun: bool,
     bytes_out: u64,
@@ -86,6 +90,7 @@ impl Metered {
             rest: Bytes::new(),
             marks: None,
             refused: false,
+            linger: None,
             last: None,
             begun: false,
             bytes_out: 0,
@@ -112,6 +117,7 @@ impl Metered {
 
     fn step(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, BrokenOff>>> {
         if self.ladder.is_none()
+            && !self.over
             && let Some(cause) = self.entry.stream().cut().poll_cause(cx)
         {
             self.cut(cause.code, cause.ending);
@@ -136,16 +142,21 @@ impl Metered {
             if let Some(ladder) = &mut self.ladder {
                 return ladder.step(cx, self.leash.turns()).map(|event| Some(event.ok_or(BrokenOff("cut"))));
             }
-            if self.over {
-                self.finish(Ending::Complete, None);
-                return Poll::Ready(None);
-            }
             if !self.rest.is_empty() {
                 self.pass();
                 continue;
             }
+            if self.over {
+                self.finish(Ending::Complete, None);
+                return Poll::Ready(None);
+            }
             let Some(answer) = &mut self.answer else { return Poll::Ready(None) };
-            match std::task::ready!(answer.poll_piece(cx)) {
+            let Poll::Ready(next) = answer.poll_piece(cx) else {
+                std::task::ready!(self.lingered(cx));
+                self.end();
+                continue;
+            };
+            match next {
                 Some(Ok(piece)) => self.rest = piece,
                 None if answer.ends_by_closing() && self.scanner.as_ref().is_some_and(Scanner::is_torn) => {
                     self.broken("the connection ended within an event".into());
@@ -162,9 +173,27 @@ impl Metered {
         }
     }
 
+    /// Whether the stream has said its end, between two events: whatever happens now breaks nothing off.
+    fn has_ended(&self) -> bool {
+        self.form == Form::Events && self.scanner.as_ref().is_some_and(Scanner::has_ended)
+    }
+
+    /// Ends an answer that has said its end, whether its upstream keeps to the framing or not.
+    fn end(&mut self) {
+        (self.answer, self.over) = (None, true);
+    }
+
+    /// Ready when a stream that has said its end has waited long enough for the end of its framing.
+    fn lingered(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if !self.has_ended() {
+            return Poll::Pending;
+        }
+        self.linger.get_or_insert_with(|| Box::pin(sleep(LINGER))).as_mut().poll(cx)
+    }
+
     /// The upstream broke off.
     fn broken(&mut self, why: String) {
-        if let Some(record) = &mut self.record {
+        if let (false, Some(record)) = (self.has_ended(), &mut self.record) {
             record.facts().detail = Some(why);
         }
         self.cut(Code::UpstreamInvalid, Ending::UpstreamFailed);
@@ -223,8 +252,12 @@ impl Metered {
         }
     }
 
-    /// Cuts the answer short: cancels the upstream, settles, and begins the ladder.
+    /// Cuts the answer short: cancels the upstream, settles, and begins the ladder. Of one that has said its end there is
+    /// nothing to cut: an error behind it would make a whole answer look like one that failed.
     fn cut(&mut self, code: Code, ending: Ending) {
+        if self.has_ended() {
+            return self.end();
+        }
         let event = self.error_event(code);
         if let (None, Some(scanner)) = (&event, &mut self.scanner) {
             // What it holds back was charged like all that passed.
@@ -256,7 +289,8 @@ impl Metered {
     /// Counts what the upstream has sent and nobody will read any more: it was made for this request all the same. Not
     /// where a budget cuts: its bound is a promise.
     fn count_unread(&mut self, ending: Ending) {
-        let unread = matches!(ending, Ending::ClientGone | Ending::ClientStalled | Ending::Severed | Ending::Drained);
+        use Ending::{ClientGone, ClientStalled, Complete, Drained, Severed};
+        let unread = matches!(ending, Complete | ClientGone | ClientStalled | Severed | Drained);
         let (true, Some(scanner), Some(answer)) = (unread, &mut self.scanner, &mut self.answer) else { return };
         let mut next = Some(std::mem::take(&mut self.rest));
         let mut room = UNREAD;
@@ -287,12 +321,11 @@ impl Metered {
     }
 
     /// What becomes of its tokens: an error in place of an answer costs none, whoever saw the end of it.
-    fn charged(&self, observed: &Observed, ending: Ending) -> Charged {
+    fn charged(&self, observed: &Observed) -> Charged {
         let reported = observed.usage_final && observed.usage.is_some();
-        let whole = ending == Ending::Complete && observed.finished;
         match self.charged {
             Charged::Observed if is_failure(observed) => Charged::Nothing,
-            Charged::Observed if !reported && !whole => Charged::Unseen,
+            Charged::Observed if !reported && !observed.finished => Charged::Unseen,
             charged => charged,
         }
     }
@@ -300,7 +333,7 @@ impl Metered {
     /// Settles and closes, once.
     fn finish(&mut self, ending: Ending, reason: Option<Code>) {
         let observed = self.observed(ending);
-        let charged = self.charged(&observed, ending);
+        let charged = self.charged(&observed);
         let settlement = self.tab.take().map(|mut tab| tab.settle(&observed, charged));
         let note = reason.and_then(|code| self.note(code));
         if let Some(mut record) = self.record.take() {
@@ -322,6 +355,8 @@ impl Drop for Metered {
             None if self.leash.stalled() => (Ending::ClientStalled, None),
             // hyper drops a body of known length as soon as it has all of it.
             None if self.exact == Some(self.bytes_out) => (Ending::Complete, None),
+            // Some SDKs close as soon as they have the end of a stream.
+            None if self.has_ended() && self.ready.is_empty() => (Ending::Complete, None),
             None => (Ending::ClientGone, None),
         };
         if self.tab.is_some() {
@@ -350,6 +385,9 @@ fn is_failure(observed: &Observed) -> bool {
     observed.upstream_error && !made && !used
 }
 
+/// How long a stream that has said its end waits for the last chunk behind it. The two come together or one shortly after
+/// the other, and the upstream's connection can be used again only if both came: so the wait is worth more than none.
+const LINGER: Duration = Duration::from_secs(1);
 /// How much of what nobody reads any more is counted at most.
 const UNREAD: usize = 1024 * 1024;
 /// How much of one frame is watched at once.

@@ -271,6 +271,12 @@ impl Scanner {
         self.form == Form::Events && !self.inside
     }
 
+    /// Whether an event said that the stream is over, and what was forwarded ends with that or another event.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        self.at_event_boundary() && self.verdict.finished
+    }
+
     /// How many bytes came, if the answer is neither JSON nor events, whatever its head says: compressed, say.
     #[must_use]
     pub fn foreign_bytes(&self) -> Option<u64> {

@@ -1084,6 +1084,119 @@ def event_of(data):
     return b"data: " + json.dumps(data).encode() + b"\n\n"
 
 
+# Streams that have said their end; what is behind it is framing.
+
+
+def response(kind):
+    usage = {"input_tokens": 10, "output_tokens": 5, "total_tokens": 15}
+    return event_of({"type": f"response.{kind}", "response": {"id": "r", "output": [], "usage": usage}})
+
+
+TOLD = event_of({"type": "response.output_text.delta", "delta": "hello"})
+ENDED = {
+    "chat": ("raw-1", "/v1/chat/completions", ASKED, [event("one"), event(usage=USAGE), event()]),
+    "messages": ("vendor-1", "/v1/messages", {"max_tokens": 50}, [
+        event_of({"type": "message_start", "message": {"usage": {"input_tokens": 10, "output_tokens": 1}}}),
+        event_of({"type": "content_block_delta", "delta": {"type": "text_delta", "text": "hello"}}),
+        event_of({"type": "message_delta", "usage": {"output_tokens": 5}}), event_of({"type": "message_stop"})]),
+    "completed": ("raw-1", "/v1/responses", {"input": "hello"}, [TOLD, response("completed")]),
+    "incomplete": ("raw-1", "/v1/responses", {"input": "hello"}, [TOLD, response("incomplete")]),
+    "failed": ("raw-1", "/v1/responses", {"input": "hello"}, [TOLD, response("failed")]),
+}  # fmt: skip
+
+
+def closing_line(stage, headers):
+    def told():
+        lines = [line for line in stage.audit() if line.get("request_id") == headers["request-id"]]
+        return [line for line in lines if line["kind"] == "closed"]
+
+    (closed,) = eventually(told, what="the closing line")
+    return closed
+
+
+@pytest.mark.parametrize("protocol", ["h1", "h2"])
+@pytest.mark.parametrize("how", ["closed", "reset", "hung"])
+@pytest.mark.parametrize("flow", ENDED)
+def test_a_stream_that_has_said_its_end_is_whole_whatever_its_upstream_does_then(play, protocol, how, flow):
+    """The upstream waits for two minutes before it takes one for silent: here nobody waits so long."""
+    before, (model, path, more, events), has = play.used(), ENDED[flow], threading.Event()
+
+    def script(call):
+        call.send(STREAM_HEAD, *map(chunk, events))
+        if how == "hung":
+            call.left(60)
+        elif how == "reset":
+            # Not before all was read: a reset overtakes it.
+            has.wait(10)
+            reset(call)
+
+    play.raw.script = script
+    with contextlib.closing((wire := Wire(play.stage, protocol, chat(model, stream=True) | more, path)).connection):
+        assert wire.head() == 200
+        got = b""
+        while len(got) < len(b"".join(events)):
+            got += wire.piece()
+        has.set()
+        assert (got, wire.rest()) == (b"".join(events), (b"", True))
+    closed = closing_line(play.stage, wire.headers)
+    assert (closed["ending"], closed.get("reason"), closed["settlement"]) == ("complete", None, "reported"), closed
+    assert play.used()[0] - before[0] == 15
+
+
+def test_a_connection_whose_last_chunk_comes_after_the_end_is_used_again(play):
+    has = threading.Event()
+
+    def script(call):
+        call.send(STREAM_HEAD, *map(chunk, [event("one"), event()]))
+        has.wait(10)
+        call.send(LAST_CHUNK)
+        return True
+
+    play.raw.script = script
+    with H1(play.stage.connect()) as client:
+        for _ in range(2):
+            has.clear()
+            client.send(client.head(body=chat("raw-1", stream=True)))
+            assert client.read_head()[0] == 200
+            while event() not in client.read_chunk():
+                pass
+            has.set()
+            assert client.read_chunk() == b""
+    assert len({call.connection for call in play.raw.calls}) == 1
+
+
+@pytest.mark.parametrize("how", ["left", "revoked"])
+def test_what_becomes_of_a_stream_behind_its_end_cuts_nothing_and_costs_nothing_more(tmp_path, how):
+    """Though `hard` charges all that was reserved where nobody saw the end, and no report told."""
+    upstream, told = Upstream(), [event("one"), event()]
+    table = Play.UPSTREAM.format(name="raw", url=f"http://127.0.0.1:{upstream.port}", dialect="openai", more="")
+    stage = Stage(tmp_path, quota='enforce = "hard"', more=table, orgs={"acme": Play.ACME.format(models='"raw-*"')})
+
+    def script(call):
+        call.send(STREAM_HEAD, *map(chunk, told))
+        call.left()
+
+    upstream.script = script
+    try:
+        wire = Wire(stage, "h1", chat("raw-1", stream=True, max_tokens=500))
+        assert wire.head() == 200
+        got = b""
+        while event() not in got:
+            got += wire.piece()
+        if how == "left":
+            wire.connection.close()
+        else:
+            stage.run("revoke", "--org", "acme", "--reason", "a drill", check=True)
+            assert (got, wire.rest()) == (b"".join(told), (b"", True))
+        closed = closing_line(stage, wire.headers)
+        assert (closed["ending"], closed.get("reason"), closed["settlement"]) == ("complete", None, "estimated"), closed
+        assert stage.limit("acme", "tokens_per_day")["used"] < 100
+        eventually(lambda: upstream.calls[0].left_at, what="the end of the upstream call")
+    finally:
+        stage.close()
+        upstream.close()
+
+
 def stream_of(data):
     return STREAM_HEAD + chunk(event_of(data))
 

@@ -159,7 +159,7 @@ impl Metered {
             match next {
                 Some(Ok(piece)) => self.rest = piece,
                 None if answer.ends_by_closing() && self.scanner.as_ref().is_some_and(Scanner::is_torn) => {
-                    self.broken("the connection ended within an event".into());
+                    self.broken("the connection ended within an event or a document".into());
                 }
                 None => {
                     if let Some(scanner) = &mut self.scanner {

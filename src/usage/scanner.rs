@@ -283,10 +283,15 @@ impl Scanner {
         (self.foreign == Some(true)).then_some(self.bytes)
     }
 
-    /// Whether what came so far stops within an event that nothing was to follow.
+    /// Whether what came so far stops within an event that nothing was to follow, or within a JSON document. A stream that
+    /// stops between two events is not known to be torn: compatible servers leave out `[DONE]`.
     #[must_use]
     pub fn is_torn(&self) -> bool {
-        self.form == Form::Events && self.lines.length() > 0 && !self.observed().finished
+        let within = match self.form {
+            Form::Events => self.lines.length() > 0,
+            Form::Whole => self.foreign == Some(false),
+        };
+        within && !self.verdict().finished
     }
 
     /// The piece is used up; an event that began at `begin`, or before the piece, is not.

@@ -1038,6 +1038,7 @@ BROKEN = {
     "chunk-without-its-end": (STREAM_HEAD + WORDS + b"a\r\ndata: {}\n\nmore\r\n0\r\n\r\n", True),
     "short-stream": (b"HTTP/1.1 200 OK\r\n" + SSE + b"content-length: 1000\r\n\r\n" + event("one") + event("two"), True),
     "short-body": (FIELDS + b"content-length: 1000\r\n\r\n" + ANSWER[:40], False),
+    "ends-within-a-document": (FIELDS + b"\r\n" + ANSWER[:40], False),
     "bad-chunk-body": (FIELDS + b"transfer-encoding: chunked\r\n\r\n" + chunk(ANSWER[:40]) + b"zz\r\n", False),
 }  # fmt: skip
 

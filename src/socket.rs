@@ -10,10 +10,10 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep};
 
@@ -25,6 +25,8 @@ pub struct Socket {
     patience: Duration,
     stall: Option<Pin<Box<Sleep>>>,
     farewell: Option<Box<Farewell>>,
+    /// When to look again whether the client has closed.
+    look: Option<Pin<Box<Sleep>>>,
     handle: Handle,
 }
 
@@ -40,6 +42,9 @@ const SILENCE: Duration = Duration::from_secs(2);
 /// How long a client may go on sending what nobody reads, and how much.
 const PATIENCE: Duration = Duration::from_secs(30);
 const UNREAD: usize = 64 * 1024 * 1024;
+/// How often a client is looked at whose bytes are left unread. Only its closing matters then, and the runtime wakes for
+/// nothing but bytes, which are there.
+const LOOK: Duration = Duration::from_millis(250);
 
 /// What the connection's owner keeps while the socket is deep inside the stack.
 #[derive(Clone, Default)]
@@ -48,6 +53,8 @@ pub struct Handle(Rc<Flags>);
 #[derive(Default)]
 struct Flags {
     abort: Cell<bool>,
+    /// Nothing is to be read, only the end to be noticed.
+    unread: Cell<bool>,
     /// How long a farewell may take.
     parting: Cell<Option<Duration>>,
     /// A write waits for the client to take what was written before.
@@ -80,6 +87,11 @@ impl Handle {
         self.0.turns.get()
     }
 
+    /// Lets what the client sends lie where it is (`true`), and its reader learn of nothing but the connection's end.
+    pub fn leave_unread(&self, unread: bool) {
+        self.0.unread.set(unread);
+    }
+
     /// Bounds the time in which a client that is still sending is listened to, after everything is said.
     pub fn part_within(&self, patience: Duration) {
         self.0.parting.set(Some(patience));
@@ -96,7 +108,7 @@ impl Socket {
     /// Takes over an accepted connection.
     #[must_use]
     pub fn new(tcp: TcpStream, write_timeout: Duration) -> Socket {
-        Socket { tcp, patience: write_timeout, stall: None, farewell: None, handle: Handle::default() }
+        Socket { tcp, patience: write_timeout, stall: None, farewell: None, look: None, handle: Handle::default() }
     }
 
     /// The handle that outlives this value's place in the stack.
@@ -116,6 +128,20 @@ impl Socket {
         self.handle.0.stalled.set(true);
         self.handle.abort();
         Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+    }
+
+    /// Ready when the client has closed, or broken, the connection: also behind bytes that nobody reads.
+    fn poll_closed(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        loop {
+            let readiness = pin!(self.tcp.ready(Interest::READABLE)).poll(&mut Context::from_waker(Waker::noop()));
+            if let Poll::Ready(ready) = readiness
+                && ready?.is_read_closed()
+            {
+                return Poll::Ready(Ok(()));
+            }
+            ready!(self.look.get_or_insert_with(|| Box::pin(sleep(LOOK))).as_mut().poll(cx));
+            self.look = None;
+        }
     }
 
     /// Throws away what still comes, until the client closes or has had its time.
@@ -153,7 +179,11 @@ impl Drop for Socket {
 
 impl AsyncRead for Socket {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().tcp).poll_read(cx, buf)
+        let this = self.get_mut();
+        if this.handle.0.unread.get() {
+            return this.poll_closed(cx);
+        }
+        Pin::new(&mut this.tcp).poll_read(cx, buf)
     }
 }
 

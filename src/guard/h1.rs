@@ -203,12 +203,12 @@ impl<S: AsyncRead + Unpin> Guard<S> {
                     continue;
                 }
             }
-            if self.waits() {
+            let waits = self.waits();
+            if waits {
                 self.watch.wait(cx);
-                if self.held.len() > h1_head::MOST_BYTES {
-                    return Poll::Pending;
-                }
             }
+            // Enough is held of what comes next. What TLS has decrypted already is taken all the same, a record or two.
+            self.socket.leave_unread(waits && self.held.len() > h1_head::MOST_BYTES);
             let read = match read_some(&mut self.stream, &mut self.held, cx) {
                 Poll::Ready(read) => read?,
                 Poll::Pending => {

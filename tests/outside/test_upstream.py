@@ -1144,6 +1144,36 @@ def test_a_stream_that_has_said_its_end_is_whole_whatever_its_upstream_does_then
     assert play.used()[0] - before[0] == 15
 
 
+@pytest.mark.parametrize("how", ["closes", "resets", "stays"])
+def test_a_client_that_leaves_behind_requests_that_it_sent_ahead_cancels_the_call(play, how):
+    """More of them than is read before the first one is answered."""
+    came, go_on = threading.Event(), threading.Event()
+
+    def script(call):
+        came.set()
+        if how == "stays":
+            go_on.wait(10)
+            call.send(whole())
+            return True
+        call.left()
+
+    play.raw.script = script
+    with H1(play.stage.connect()) as client:
+        client.send(client.head(body=chat("raw-1")))
+        assert came.wait(10)
+        client.send(client.head(body=chat("raw-2", pad="x" * 40_000)))
+        if how == "resets":
+            reset(Call(0, client.socket, b"", b""))
+        if how == "stays":
+            go_on.set()
+            for _ in range(2):
+                status, headers = client.read_head()
+                assert (status, client.read_body(headers)) == (200, ANSWER)
+    if how != "stays":
+        eventually(lambda: play.raw.calls[0].left_at, within=5, what="the end of the upstream call")
+    assert len(play.raw.calls) == (2 if how == "stays" else 1)
+
+
 def test_a_connection_whose_last_chunk_comes_after_the_end_is_used_again(play):
     has = threading.Event()
 

@@ -196,7 +196,7 @@ impl AuditLog {
 
         let (orders, orders_here) = channel();
         let (seal, complete) = channel();
-        let carriers = Arc::new(Carriers::new(Arc::clone(&inbox)));
+        let carriers = Arc::new(Carriers::new(Arc::clone(&inbox), signer.verifying_key()));
         let (notary, waiting) = Notary::new(orders);
         let hands = Hands { seal, carriers: Arc::clone(&carriers), shelf: Shelf::new(kept) };
         let mut desk = Desk::new(Arc::clone(&inbox), options.directory.clone(), Arc::clone(&signer), hands, waiting);

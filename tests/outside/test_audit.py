@@ -771,6 +771,20 @@ def test_no_kill_at_any_moment_keeps_the_next_start_out(stage):
     assert verified.returncode == 0 and summary["unsigned"] == 0 and summary["segments"] > 1, verified
 
 
+@pytest.mark.parametrize("rotate", ['size = "4KiB"', 'age = "1s"'])
+def test_a_rotation_is_no_failed_delivery(stage, rotate):
+    one = stage(audit=f'checkpoints = ["dir:worm"]\nrotate = {{ {rotate} }}', start=False)
+    (one.folder / "worm").mkdir()
+    one.start()
+    while len(list((one.folder / "audit").glob("*.gz"))) < 3:
+        assert one.ask(body=chat()).status == 200
+    assert one.metric("portcullis_audit_checkpoints_undelivered_total") == 0
+    assert one.gateway.end() == 0
+    assert "not delivered" not in one.gateway.log
+    newest = max(one.folder.glob("worm/*/*.checkpoint"), key=lambda note: int(note.stem))
+    assert one.run("audit", "verify", "audit", "--checkpoint", newest).returncode == 0
+
+
 def test_a_directory_for_checkpoints_is_where_the_configuration_means_it(stage, tmp_path):
     one = stage(audit='checkpoints = ["dir:worm"]', start=False)
     config = one.folder / "portcullis.toml"

@@ -15,6 +15,7 @@ use super::command::Leash;
 use super::inbox::Inbox;
 use super::notary::Delivery;
 use super::outside::Outside;
+use crate::audit::VerifyingKey;
 
 /// Pause before a failed delivery is tried again, unless a newer checkpoint comes first.
 const RETRY: Duration = Duration::from_secs(5);
@@ -28,6 +29,8 @@ const BEAT: Duration = Duration::from_millis(5);
 #[derive(Debug)]
 pub(super) struct Carriers {
     inbox: Arc<Inbox>,
+    /// Whose signature the checkpoints bear.
+    own: VerifyingKey,
     all: Mutex<Vec<Carrier>>,
 }
 
@@ -41,6 +44,7 @@ struct Carrier {
 #[derive(Debug)]
 struct Round {
     place: Outside,
+    own: VerifyingKey,
     bag: Mutex<Bag>,
     bell: Condvar,
     leash: Leash,
@@ -57,8 +61,8 @@ struct Bag {
 }
 
 impl Carriers {
-    pub(super) fn new(inbox: Arc<Inbox>) -> Carriers {
-        Carriers { inbox, all: Mutex::default() }
+    pub(super) fn new(inbox: Arc<Inbox>, own: VerifyingKey) -> Carriers {
+        Carriers { inbox, own, all: Mutex::default() }
     }
 
     /// Gives everybody a checkpoint to carry.
@@ -70,7 +74,7 @@ impl Carriers {
             if all.iter().any(|carrier| carrier.round.load(place, newest)) {
                 continue;
             }
-            match Carrier::start(place, newest, &self.inbox) {
+            match Carrier::start(place, newest, self) {
                 Ok(carrier) => all.push(carrier),
                 Err(error) => {
                     self.inbox.tally.undelivered.fetch_add(1, Ordering::Relaxed);
@@ -94,10 +98,10 @@ impl Carriers {
 }
 
 impl Carrier {
-    fn start(place: &Outside, newest: &Delivery, inbox: &Arc<Inbox>) -> io::Result<Carrier> {
+    fn start(place: &Outside, newest: &Delivery, Carriers { inbox, own, .. }: &Carriers) -> io::Result<Carrier> {
         let bag = Bag { newest: Some(newest.clone()), ..Bag::default() };
         let (bag, bell, leash) = (Mutex::new(bag), Condvar::new(), Leash::default());
-        let round = Arc::new(Round { place: place.clone(), bag, bell, leash });
+        let round = Arc::new(Round { place: place.clone(), own: own.clone(), bag, bell, leash });
         let (here, inbox) = (Arc::clone(&round), Arc::clone(inbox));
         let thread = super::spawn("audit-post", move || here.run(&inbox))?;
         Ok(Carrier { round, thread })
@@ -118,7 +122,7 @@ impl Round {
     fn run(&self, inbox: &Inbox) {
         let (mut owed, mut failing) = (None, false);
         while let Some((delivery, last)) = self.next(inbox, owed.take()) {
-            let done = self.place.take(&delivery, inbox.clock().wall(), &self.leash);
+            let done = self.place.take(&delivery, &self.own, inbox.clock().wall(), &self.leash);
             if self.leash.is_cut() {
                 return;
             }
@@ -213,6 +217,7 @@ mod tests {
 
     use super::super::Rules;
     use super::*;
+    use crate::audit::Signer;
     use crate::clock::Clock;
 
     fn named(places: &[Outside]) -> Rules {
@@ -220,7 +225,8 @@ mod tests {
     }
 
     fn carriers(places: &[Outside]) -> Arc<Carriers> {
-        Arc::new(Carriers::new(Arc::new(Inbox::new(Clock::system(), named(places)))))
+        let own = Signer::generate("a").unwrap().verifying_key();
+        Arc::new(Carriers::new(Arc::new(Inbox::new(Clock::system(), named(places))), own))
     }
 
     fn load(carriers: &Carriers, size: u64) {

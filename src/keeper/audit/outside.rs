@@ -16,6 +16,7 @@ use http::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
 use super::command::Leash;
 use super::notary::Delivery;
 use super::read::{invalid, named};
+use crate::audit::{Checkpoint, VerifyingKey};
 use crate::clock::Wall;
 use crate::post::post;
 
@@ -25,7 +26,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// A place for checkpoints: `dir:PATH`, `command:…`, `https://…` or `http://…`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outside {
-    /// A file each, `PATH/<date>/<size>.checkpoint`, created and never written again.
+    /// A file for each size, `PATH/<date>/<size>.checkpoint`, created and never written again.
     Directory(PathBuf),
     /// A shell command that reads the note from its standard input.
     Command(String),
@@ -75,17 +76,17 @@ impl Outside {
         }
     }
 
-    /// Hands it a checkpoint. A command is held by `leash` meanwhile.
-    pub(super) fn take(&self, delivery: &Delivery, now: Wall, leash: &Leash) -> io::Result<()> {
+    /// Hands it a checkpoint that `own` signed. A command is held by `leash` meanwhile.
+    pub(super) fn take(&self, delivery: &Delivery, own: &VerifyingKey, now: Wall, leash: &Leash) -> io::Result<()> {
         match self {
-            Outside::Directory(path) => file(path, now.to_string().get(..10).unwrap_or_default(), delivery),
+            Outside::Directory(path) => file(path, now.to_string().get(..10).unwrap_or_default(), delivery, own),
             Outside::Command(command) => leash.run(command, &delivery.note, PATIENCE),
             Outside::Web(uri) => upload(uri, &delivery.note),
         }
     }
 }
 
-fn file(directory: &Path, date: &str, delivery: &Delivery) -> io::Result<()> {
+fn file(directory: &Path, date: &str, delivery: &Delivery, own: &VerifyingKey) -> io::Result<()> {
     let path = directory.join(date).join(format!("{}.checkpoint", delivery.size));
     // The place itself must exist: a mount that is missing is a failure, not a new directory.
     match fs::create_dir(directory.join(date)) {
@@ -97,7 +98,9 @@ fn file(directory: &Path, date: &str, delivery: &Delivery) -> io::Result<()> {
             file.write_all(delivery.note.as_bytes())?;
             file.sync_all()
         }
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && holds(&path, &delivery.note) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            says_the_same(&path, &delivery.note, own).map_err(|error| named(&path, &error))
+        }
         Err(error) => Err(named(&path, &error)),
     }
 }
@@ -108,29 +111,66 @@ fn upload(uri: &http::Uri, note: &str) -> io::Result<()> {
     if status.is_success() { Ok(()) } else { Err(invalid(format!("the answer was {status}"))) }
 }
 
-fn holds(path: &Path, note: &str) -> bool {
-    fs::read(path).is_ok_and(|there| there == note.as_bytes())
+/// A rotation signs one size twice, and only the second note carries what the next segment hangs on. To a place both say
+/// the same: the log's name, its size and its root, by the log's own key.
+fn says_the_same(path: &Path, note: &str, own: &VerifyingKey) -> io::Result<()> {
+    let about =
+        |note: &str| Checkpoint::open(note, std::slice::from_ref(own)).map(|said| (said.origin, said.size, said.root));
+    let there = about(&fs::read_to_string(path)?).map_err(|what| {
+        invalid(format!("what is there is no checkpoint of this log ({what}): each log needs a place of its own"))
+    })?;
+    if about(note).is_ok_and(|here| here == there) {
+        return Ok(());
+    }
+    Err(invalid(
+        "another root is signed there for as many records: this log was put back or rewritten. Hold it against that \
+         file (`portcullis audit verify DIR --checkpoint FILE`)",
+    ))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::audit::{Chain, Leaf, Signer};
 
     fn taken(place: &Outside, size: u64, note: &str) -> io::Result<()> {
+        taken_from(&Signer::generate("a").unwrap(), place, size, note)
+    }
+
+    fn taken_from(signer: &Signer, place: &Outside, size: u64, note: &str) -> io::Result<()> {
         let delivery = Delivery { size, note: note.to_owned() };
-        place.take(&delivery, "2026-03-01T12:00:00Z".parse().map(Wall::from_timestamp).unwrap(), &Leash::default())
+        let now = "2026-03-01T12:00:00Z".parse().map(Wall::from_timestamp).unwrap();
+        place.take(&delivery, &signer.verifying_key(), now, &Leash::default())
+    }
+
+    fn two_records(second: &[u8]) -> Chain {
+        let mut chain = Chain::empty();
+        [&b"a"[..], second].iter().for_each(|record| chain.append(Leaf::from(*record).hash()));
+        chain
     }
 
     #[test]
     fn a_directory_keeps_each_note_and_no_other_in_its_place() {
         let place = tempfile::tempdir().unwrap();
         let outside: Outside = "dir:worm".parse().map(|outside: Outside| outside.within(place.path())).unwrap();
-        assert!(taken(&outside, 2, "two").is_err(), "a mount that is missing is not made");
+        let (signer, stranger) = (Signer::generate("a").unwrap(), Signer::generate("a").unwrap());
+        let plain = |second: &[u8]| Checkpoint::of("a", two_records(second).tree());
+        let note = signer.sign(&plain(b"b"));
+        let taken = |note: &str| taken_from(&signer, &outside, 2, note);
+        assert!(taken(&note).is_err(), "a mount that is missing is not made");
         fs::create_dir(place.path().join("worm")).unwrap();
-        taken(&outside, 2, "two").unwrap();
-        taken(&outside, 2, "two").unwrap();
-        assert!(taken(&outside, 2, "forged").is_err());
-        assert_eq!(fs::read_to_string(place.path().join("worm/2026-03-01/2.checkpoint")).unwrap(), "two");
+        taken(&note).unwrap();
+        taken(&note).unwrap();
+        taken(&signer.sign(&Checkpoint::resumable("a", &two_records(b"b")))).unwrap();
+        let refused = taken(&signer.sign(&plain(b"forged"))).unwrap_err().to_string();
+        assert!(refused.contains("2.checkpoint: another root is signed there"), "{refused}");
+        let held = place.path().join("worm/2026-03-01/2.checkpoint");
+        assert_eq!(fs::read_to_string(&held).unwrap(), note);
+        for other in [stranger.sign(&plain(b"b")), note[..note.len() / 2].to_owned()] {
+            fs::write(&held, other).unwrap();
+            let refused = taken(&note).unwrap_err().to_string();
+            assert!(refused.contains("no checkpoint of this log"), "{refused}");
+        }
         let absolute = Outside::Directory("/mnt/worm".into());
         assert_eq!(absolute.clone().within(place.path()), absolute);
     }

@@ -140,6 +140,12 @@ impl Verifier {
         self.settled.size() + u64::from(self.last.is_some())
     }
 
+    /// How many records the checkpoints that agreed so far vouch for.
+    #[must_use]
+    pub fn signed(&self) -> u64 {
+        self.signed
+    }
+
     /// Takes the next record; returns its head.
     ///
     /// # Errors

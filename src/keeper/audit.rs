@@ -9,6 +9,7 @@ mod carrier;
 mod command;
 mod courier;
 mod durable;
+mod ended;
 pub mod examine;
 mod handoff;
 mod home;

@@ -4,6 +4,7 @@ import base64
 import concurrent.futures
 import contextlib
 import datetime
+import hashlib
 import hmac
 import json
 import os
@@ -677,6 +678,28 @@ def test_a_log_cut_off_with_its_checkpoints_is_found_by_one_kept_elsewhere(kept,
     # What nobody can see from here is not passed over in silence.
     alone = kept.run("audit", "verify", copied)
     assert alone.returncode != 0 or "only with --checkpoint" in alone.stdout, alone.stdout
+
+
+def test_nothing_written_behind_a_signed_stop_is_signed(kept, copied):
+    (copied / "audit.key").chmod(0o600)
+    segment = copied / "audit-1.jsonl"
+    lines = segment.read_bytes().splitlines()
+    assert json.loads(lines[-1])["kind"] == "stop"
+    for number, line in enumerate([one for one in lines if b'"kind":"accepted"' in one or b'"kind":"closed"' in one][:2]):
+        forged = json.loads(line) | {"seq": len(lines), "prev": hashlib.sha256(b"\0" + lines[-1]).hexdigest()}
+        forged |= {"organization": "globex", "time": json.loads(lines[-1])["time"]}
+        if number:
+            forged["accepted_seq"] = len(lines) - 1
+        lines.append(json.dumps(forged, separators=(",", ":")).encode())
+    segment.write_bytes(b"".join(line + b"\n" for line in lines))
+    verified = kept.run("audit", "verify", copied)
+    assert verified.returncode == 1 and f"audit-1.jsonl:{len(lines) - 1}:" in verified.stderr, verified
+    assert kept.run("audit", "report", "--org", "globex", "--dir", copied).returncode == 1
+    config = kept.folder / "forged.toml"
+    config.write_text((kept.folder / "portcullis.toml").read_text().replace('directory = "audit"', f'directory = "{copied}"'))
+    started = kept.run("run", "-c", config)
+    assert started.returncode == 2 and "had stopped before them" in started.stderr + started.stdout, started
+    assert segment.read_bytes().splitlines() == lines
 
 
 def test_a_log_that_was_put_back_to_an_earlier_day_is_found_by_a_place_outside(stage, tmp_path):

@@ -6,7 +6,8 @@
 use std::io;
 use std::path::Path;
 
-use super::read::{KEYS, Log, SignedNote};
+use super::ended::Ended;
+use super::read::{KEYS, Log, Segment, SignedNote};
 use super::segment::Number;
 use crate::audit::checkpoint::{Checkpoint, VerifyingKey};
 use crate::audit::line::Head;
@@ -107,10 +108,11 @@ pub fn verify(directory: &Path) -> Result<Summary, Failure> {
 pub fn walk(log: &Log, grounds: &Grounds, mut each: impl FnMut(&Head<'_>, &Leaf, u64)) -> Result<Summary, Failure> {
     let mut verifier = Verifier::new(&grounds.start, grounds.vouched.clone());
     let mut end = Place { file: "audit-1.jsonl".into(), line: 1 };
-    let mut read = 0;
+    let (mut read, mut strays) = (0, Strays::default());
     for (index, segment) in log.segments().iter().enumerate() {
         let may_grow = log.is_live() && index + 1 == log.segments().len();
         let mut lines = log.lines(*segment)?;
+        strays.enter(*segment);
         loop {
             let line = match lines.advance() {
                 Ok(Some(line)) => line,
@@ -129,11 +131,42 @@ pub fn walk(log: &Log, grounds: &Grounds, mut each: impl FnMut(&Head<'_>, &Leaf,
                     .into());
             }
             let head = verifier.record(lines.place(), lines.leaf())?;
+            strays.take(&head, line.bytes, verifier.signed(), || lines.place());
             each(&head, lines.leaf(), read);
         }
         end = lines.place();
     }
-    Ok(verifier.finish(&end)?)
+    let summary = verifier.finish(&end)?;
+    strays.found.map_or(Ok(summary), |found| Err(found.into()))
+}
+
+/// The records that nobody signed and no run of the gateway wrote: a start would refuse to go on behind them.
+#[derive(Default)]
+struct Strays {
+    ended: Ended,
+    /// Bytes of the segment that were there when the log was looked at, before its notes were read: what came since may
+    /// be signed by now.
+    known: u64,
+    found: Option<Finding>,
+}
+
+impl Strays {
+    fn enter(&mut self, segment: Segment) {
+        self.known = if segment.sealed { u64::MAX } else { segment.bytes };
+    }
+
+    fn take(&mut self, head: &Head<'_>, bytes: u64, signed: u64, place: impl FnOnce() -> Place) {
+        let known = self.known >= bytes;
+        self.known = self.known.saturating_sub(bytes);
+        if self.ended.strays(head.kind) && known && self.found.is_none() {
+            let what = "nobody signed it, and the gateway had stopped before it: somebody else wrote it";
+            self.found = Some(Finding { seq: Some(head.seq), ..refused(&place(), what.to_owned()) });
+        }
+        if signed > head.seq {
+            self.ended.signed();
+            self.found = None;
+        }
+    }
 }
 
 fn refused(place: &Place, what: String) -> Finding {

@@ -12,6 +12,7 @@ use std::io;
 use std::path::Path;
 use std::time::Duration;
 
+use super::ended::Ended;
 use super::pace::SIGNED_WITHIN;
 use super::read::{Lines, Log, Segment, SignedNote, file_name, invalid, named};
 use super::segment::Number;
@@ -219,6 +220,9 @@ struct Behind {
     records: u64,
     /// There are other lines than those a start begins with.
     beyond_a_start: bool,
+    ended: Ended,
+    /// One of them stands behind a signed stop, and no start writes it.
+    stray: bool,
     /// When the earliest and the latest request was accepted. Other lines may be old: they are kept while a disk is full.
     accepted: Option<(Wall, Wall)>,
 }
@@ -274,7 +278,7 @@ impl Replay {
             if self.sizes.pop_if(|size| *size == self.chain.size()).is_some() {
                 self.roots.push((self.chain.size(), self.chain.tree().root()));
                 self.unsigned.clear();
-                self.behind = Behind::default();
+                self.behind.signed();
             }
         }
         Ok(())
@@ -311,11 +315,19 @@ impl Behind {
     fn take(&mut self, kind: Kind, at: Option<Wall>, place: impl FnOnce() -> Place) {
         self.first.get_or_insert_with(place);
         self.records += 1;
+        self.stray |= self.ended.strays(kind);
         self.beyond_a_start |= !matches!(kind, Kind::Start | Kind::Repaired);
         if let Some(at) = at.filter(|_| kind == Kind::Accepted) {
             let (earliest, latest) = self.accepted.unwrap_or((at, at));
             self.accepted = Some((earliest.min(at), latest.max(at)));
         }
+    }
+
+    /// A note is over all of them.
+    fn signed(&mut self) {
+        let mut ended = std::mem::take(&mut self.ended);
+        ended.signed();
+        *self = Behind { ended, ..Behind::default() };
     }
 
     /// Where that begins, and why it is more than a kill leaves, if it is.
@@ -324,6 +336,12 @@ impl Behind {
         if unsigned {
             let why = "there is none at all, and a log has one before its first request";
             return self.beyond_a_start.then_some((first, why));
+        }
+        if self.stray {
+            return Some((
+                first,
+                "the gateway had stopped before them, and signs what a start writes before it writes more",
+            ));
         }
         let (earliest, latest) = self.accepted?;
         (earliest.until(latest) > UNSIGNED_MAX).then_some((first, "that is more than a crash leaves unsigned"))

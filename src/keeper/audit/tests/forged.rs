@@ -119,6 +119,41 @@ fn behind_the_newest_note_there_is_no_more_than_a_kill_leaves() {
 }
 
 #[test]
+fn behind_a_signed_stop_there_is_only_what_a_start_leaves() {
+    type Line = (Kind, Fields);
+    let request = || -> [Line; 2] { [(Kind::Accepted, fields("forged")), (Kind::Closed, fields("forged"))] };
+    let start = || -> Line { (Kind::Start, Fields::none()) };
+    let lines: [(Vec<Line>, Option<u64>); 4] = [
+        (request().into(), Some(8)),
+        ([start()].into_iter().chain(request()).collect(), Some(9)),
+        (vec![(Kind::Reload, Fields::none())], Some(8)),
+        (vec![start(), (Kind::Repaired, Fields::none()), start()], None),
+    ];
+    for (lines, wrong) in lines {
+        let (place, signer) = (tempfile::tempdir().unwrap(), signer());
+        written(&signer, place.path(), 3);
+        let chain = rewrite(place.path(), |_, line| line).pop().unwrap();
+        let mut draft = crate::audit::Draft::new("forged".into());
+        draft.begin(&chain);
+        lines.iter().for_each(|(kind, fields)| {
+            draft.push(*kind, Clock::system().wall(), (*kind == Kind::Closed).then_some(8), fields);
+        });
+        let segment = place.path().join("audit-1.jsonl");
+        fs::OpenOptions::new().append(true).open(segment).unwrap().write_all(draft.bytes()).unwrap();
+        let verified = try_records(place.path(), Vec::new());
+        let started = attempt(by(&signer, place.path()));
+        let Some(wrong) = wrong else {
+            assert_eq!(verified.unwrap().0.size - 8, lines.len() as u64);
+            started.unwrap();
+            continue;
+        };
+        assert!(matches!(verified, Err(Failure::Found(found)) if found.seq == Some(wrong)));
+        let refused = started.unwrap_err().to_string();
+        assert!(refused.contains("(audit-1.jsonl:9 and on): the gateway had stopped before them"), "{refused}");
+    }
+}
+
+#[test]
 fn notes_by_a_key_that_was_laid_beside_the_log_vouch_for_nothing() {
     let (place, signer, stranger) = (tempfile::tempdir().unwrap(), signer(), signer());
     written(&signer, place.path(), 60);

@@ -96,6 +96,8 @@ pub struct Report {
     open: HashMap<u64, String>,
     /// Every organization that the log names, at whatever time.
     seen: BTreeSet<String>,
+    /// Number and time of the first record that is here.
+    first: Option<(u64, Option<Wall>)>,
 }
 
 /// Stands for a purpose where none was declared.
@@ -105,8 +107,8 @@ impl Report {
     /// For one organization, from an instant up to another (not included), where these are given.
     #[must_use]
     pub fn new(organization: &str, from: Option<Wall>, until: Option<Wall>) -> Report {
-        let (by_purpose, handshakes, open, seen) = Default::default();
-        Report { organization: organization.to_owned(), from, until, by_purpose, handshakes, open, seen }
+        let (by_purpose, handshakes, open, seen, first) = Default::default();
+        Report { organization: organization.to_owned(), from, until, by_purpose, handshakes, open, seen, first }
     }
 
     /// Every organization that the records so far name, at whatever time.
@@ -117,6 +119,7 @@ impl Report {
 
     /// Takes the next record of the log.
     pub fn record(&mut self, head: &Head<'_>, record: &[u8]) {
+        self.first.get_or_insert_with(|| (head.seq, head.time.parse().ok().map(Wall::from_timestamp)));
         if !matches!(head.kind, Kind::Accepted | Kind::Closed | Kind::Refused | Kind::HandshakeRefused) {
             return;
         }
@@ -162,16 +165,24 @@ impl Report {
         self.by_purpose.entry(purpose.to_owned()).or_default()
     }
 
+    /// The time of the first record that is here, where the ones before were retired and the span begins earlier.
+    fn kept_from(&self) -> Option<Wall> {
+        let (_, at) = self.first.filter(|(seq, _)| *seq > 0)?;
+        at.filter(|at| self.from.is_none_or(|from| from < *at))
+    }
+
     /// Ends the report.
     #[must_use]
     pub fn finish(mut self) -> Finished {
         for purpose in std::mem::take(&mut self.open).into_values() {
             self.sums(&purpose).open += 1;
         }
+        let kept_from = self.kept_from();
         let total = self.by_purpose.values().fold(Sums::default(), total);
         let Report { organization, from, until, by_purpose, handshakes, .. } = self;
         let text = |at: Option<Wall>| at.map(|at| at.to_string());
-        Finished { organization, from: text(from), until: text(until), by_purpose, total, handshakes }
+        let [from, until, kept_from] = [from, until, kept_from].map(text);
+        Finished { organization, from, until, kept_from, by_purpose, total, handshakes }
     }
 }
 
@@ -209,6 +220,8 @@ pub struct Finished {
     pub from: Option<String>,
     /// … up to this one, not included, or the end.
     pub until: Option<String>,
+    /// Where retention removed records that the span may have held: the time of the first that is left.
+    pub kept_from: Option<String>,
     /// Sums by purpose; `-` where none was declared.
     pub by_purpose: BTreeMap<String, Sums>,
     /// All of them.
@@ -255,14 +268,16 @@ impl Finished {
     #[must_use]
     pub fn csv(&self) -> String {
         let mut csv = "organization,purpose,accepted,open,refused,input_tokens,cached_input_tokens,cache_write_tokens,\
-                       output_tokens,reasoning_tokens,cost,endings,refusals\r\n"
+                       output_tokens,reasoning_tokens,cost,endings,refusals,kept_from\r\n"
             .to_owned();
+        let kept_from = self.kept_from.as_deref().unwrap_or_default();
         for (purpose, sums) in &self.by_purpose {
             let tokens = &sums.tokens;
             let _ = write!(csv, "{},{purpose},{},{},{},", self.organization, sums.accepted, sums.open, sums.refused);
             let _ = write!(csv, "{},{},{},", tokens.input, tokens.cached_input, tokens.cache_write);
             let _ = write!(csv, "{},{},{},", tokens.output, tokens.reasoning, sums.cost);
-            let _ = write!(csv, "{},{}\r\n", words_of(&sums.endings, ";"), words_of(&sums.refusals, ";"));
+            let _ = write!(csv, "{},{},", words_of(&sums.endings, ";"), words_of(&sums.refusals, ";"));
+            let _ = write!(csv, "{kept_from}\r\n");
         }
         csv
     }
@@ -315,6 +330,26 @@ mod tests {
         assert_eq!((finished.total.refused, finished.total.refusals["purpose_missing"]), (1, 1));
         assert!(finished.text().contains("refusals: purpose_missing=1"));
         assert!(finished.text().ends_with("handshakes refused, with its certificate: revoked=1\n"));
-        assert_eq!(finished.csv().lines().nth(2), Some("acme,malware-analysis,2,1,0,10,1,0,5,2,0.25,complete=1,none"));
+        assert_eq!(finished.csv().lines().nth(2), Some("acme,malware-analysis,2,1,0,10,1,0,5,2,0.25,complete=1,none,"));
+    }
+
+    #[test]
+    fn a_span_that_reaches_into_what_was_retired_says_where_the_log_begins() {
+        let told = |retired: u64, from: Option<i64>| {
+            let (mut chain, mut draft) = (Chain::empty(), Draft::new("b".into()));
+            (0..retired).for_each(|_| chain.append(Leaf::from(&b"gone"[..]).hash()));
+            draft.begin(&chain);
+            draft.push(Kind::Accepted, Wall::from_seconds(3600), None, &Fields::of(&json!({"organization": "acme"})));
+            let leaf = Leaf::from(draft.bytes().trim_ascii_end());
+            let mut report = Report::new("acme", from.map(Wall::from_seconds), None);
+            report.record(&Head::parse(leaf.record()).unwrap(), leaf.record());
+            let finished = report.finish();
+            let row = finished.csv().lines().nth(1).unwrap().to_owned();
+            assert!(row.ends_with(finished.kept_from.as_deref().unwrap_or(",")), "{row}");
+            finished.kept_from
+        };
+        let beginning = Some("1970-01-01T01:00:00.000Z".to_owned());
+        assert_eq!([told(3, None), told(3, Some(3599))], [beginning.clone(), beginning]);
+        assert_eq!([told(3, Some(3600)), told(0, None)], [None, None]);
     }
 }

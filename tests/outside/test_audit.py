@@ -905,6 +905,25 @@ def test_a_report_about_nothing_is_not_a_quiet_month(kept):
     assert (quiet.returncode, quiet.stderr) == (0, "")
 
 
+def test_a_report_says_where_retention_left_the_log_to_begin(stage):
+    one = stage(audit='rotate = { size = "8KiB" }\nkeep = "1s"')
+    while (one.folder / "audit" / "audit-1.jsonl.gz").exists() or not (one.folder / "audit" / "audit.retired").exists():
+        assert one.ask(body=chat()).status == 200
+    assert one.gateway.end() == 0
+    here = one.run("audit", "tail", "-n", "100000", "--json", "--dir", "audit", check=True).stdout.splitlines()
+    first = json.loads(here[0])
+    assert first["seq"] > 0
+    year = ("audit", "report", "--org", "acme", "--dir", "audit", "--from", "2020-01-01")
+    text, told, csv = (one.run(*year, "--format", form, check=True) for form in ("text", "json", "csv"))
+    for said in (text.stderr, told.stderr, csv.stderr, text.stdout):
+        assert f"records 0 to {first['seq'] - 1} were retired" in said and first["time"] in said
+    assert f"from {len(here)} verified records, {len(here)} of them signed" in text.stdout
+    assert json.loads(told.stdout)["report"]["kept_from"] == first["time"]
+    assert csv.stdout.splitlines()[0].endswith(",kept_from") and csv.stdout.splitlines()[1].endswith("," + first["time"])
+    since = one.run(*year[:-1], first["time"], "--json", check=True)
+    assert (json.loads(since.stdout)["report"]["kept_from"], since.stderr) == (None, "")
+
+
 def test_an_export_holds_every_record_in_ocsf(kept):
     lines = (kept.folder / "audit" / "audit-1.jsonl").read_text().splitlines()
     exported = kept.run("audit", "export", "--format", "ocsf", "--dir", "audit", check=True).stdout.splitlines()

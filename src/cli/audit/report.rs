@@ -6,7 +6,8 @@ use clap::ValueEnum;
 use serde_json::json;
 
 use super::{Case, Source, Span, Stop};
-use crate::audit::report::Report;
+use crate::audit::report::{Finished, Report};
+use crate::audit::verify::Summary;
 use crate::keeper::audit::examine::walk;
 use crate::names::OrgId;
 use crate::policy::closest;
@@ -40,21 +41,30 @@ pub(super) fn run(args: &Args) -> Result<(), Stop> {
     let case = Case::open(&args.source.dir, args.source.key.as_deref(), None)?;
     let mut report = Report::new(args.org.as_str(), args.span.from(), args.span.until());
     let summary = walk(&case.log, &case.grounds, |head, leaf, _| report.record(head, leaf.record()))?;
-    if let Some(doubt) = doubt(&report, args.org.as_str()) {
-        let _ = writeln!(io::stderr(), "note: {doubt}");
-    }
+    let doubt = doubt(&report, args.org.as_str());
     let finished = report.finish();
+    for note in doubt.into_iter().chain(retired(&finished, &summary)) {
+        let _ = writeln!(io::stderr(), "note: {note}");
+    }
     let format = if args.json { Format::Json } else { args.format };
     let mut out = io::stdout().lock();
     match format {
         Format::Text => {
             write!(out, "{}", finished.text())?;
-            writeln!(out, "\nfrom {} verified records, {} of them signed", summary.size, summary.signed)?;
+            let [here, signed] = [summary.size, summary.signed].map(|size| size - summary.first);
+            writeln!(out, "\nfrom {here} verified records, {signed} of them signed")?;
+            retired(&finished, &summary).map_or(Ok(()), |note| writeln!(out, "{note}"))?;
         }
         Format::Json => writeln!(out, "{}", json!({"report": finished, "log": summary}))?,
         Format::Csv => write!(out, "{}", finished.csv())?,
     }
     Ok(())
+}
+
+/// A sentence for a span whose beginning is not in the log any more: what is left of it is not all that happened.
+fn retired(report: &Finished, summary: &Summary) -> Option<String> {
+    let (kept_from, last) = (report.kept_from.as_ref()?, summary.first.checked_sub(1)?);
+    Some(format!("records 0 to {last} were retired by audit.keep: what happened before {kept_from} is not counted"))
 }
 
 /// A sentence for somebody of whom the log knows nothing at all: sums of nothing must not look like a quiet month.

@@ -197,10 +197,10 @@ impl Span {
         self.until.map(|until| until.end)
     }
 
-    /// What ends before it begins holds nothing, and a sum of nothing looks like an answer.
+    /// What ends before it begins, or there, holds nothing, and a sum of nothing looks like an answer.
     fn check(&self) -> Result<(), Stop> {
-        if self.from().zip(self.until()).is_some_and(|(from, until)| until < from) {
-            let what = "--until is before --from";
+        if self.from().zip(self.until()).is_some_and(|(from, until)| until <= from) {
+            let what = "--until is before --from, or the same instant: nothing lies between them";
             return Err(Stop::Unreadable(io::Error::new(io::ErrorKind::InvalidInput, what)));
         }
         Ok(())

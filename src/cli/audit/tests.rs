@@ -52,6 +52,13 @@ fn a_log_is_verified_proved_reported_and_exported() {
     assert_eq!(exit(&["report", "--org", "acme", "--from", "yesterday"]), 2);
     assert_eq!(exit(&["verify", "/nonexistent"]), 2);
     assert_eq!(exit(&["verify", directory, "--checkpoint", &segment]), 2);
+    for [from, until] in [["2026-11-28", "2026-11-27"], ["2026-11-27T12:00:00Z", "2026-11-27T12:00:00Z"]] {
+        assert_eq!(exit(&["report", "--org", "acme", "--from", from, "--until", until, "--dir", directory]), 2);
+    }
+    assert_eq!(
+        exit(&["report", "--org", "acme", "--from", "2026-11-27", "--until", "2026-11-27", "--dir", directory]),
+        0
+    );
 
     // Another key, a changed byte.
     let stranger = crate::audit::Signer::generate("gateway.example/audit").unwrap().verifying_key().to_string();

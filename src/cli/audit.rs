@@ -22,6 +22,8 @@ use crate::keeper::audit::read::{Log, SignedNote};
 
 /// Where the log lies when nothing is said: the configuration's default.
 const DIRECTORY: &str = "/var/log/portcullis";
+/// A pass that retention overtook is begun so often at most: it removes something once a rotation.
+const PASSES: u32 = 5;
 
 /// `portcullis audit …`
 #[derive(Debug, clap::Args)]
@@ -120,7 +122,10 @@ struct Case {
 
 impl Case {
     fn open(directory: &Path, key: Option<&Path>, checkpoint: Option<&Path>) -> Result<Case, Failure> {
-        let log = Log::open(directory).map_err(|error| about(directory, &error))?;
+        Case::of(look(directory)?, key, checkpoint)
+    }
+
+    fn of(log: Log, key: Option<&Path>, checkpoint: Option<&Path>) -> Result<Case, Failure> {
         let keys = match key {
             Some(path) => read_keys(path)?,
             None => log.keys()?,
@@ -129,6 +134,37 @@ impl Case {
         let grounds = Grounds::gather(&log, &keys, outside)?;
         Ok(Case { log, keys, grounds })
     }
+}
+
+fn look(directory: &Path) -> io::Result<Log> {
+    Log::open(directory).map_err(|error| about(directory, &error))
+}
+
+/// Opens a log and goes over it. Retention may remove its oldest segments meanwhile: then all is begun anew, and `over`
+/// is called again, with what signed notes say of the log as it is by then.
+fn pass<T>(
+    directory: &Path,
+    key: Option<&Path>,
+    checkpoint: Option<&Path>,
+    mut over: impl FnMut(&Case) -> Result<T, Failure>,
+) -> Result<(Case, T), Failure> {
+    let oldest = |log: &Log| log.segments().first().map(|segment| segment.number);
+    for _ in 0..PASSES {
+        let log = look(directory)?;
+        let before = oldest(&log);
+        match Case::of(log, key, checkpoint).and_then(|case| over(&case).map(|said| (case, said))) {
+            Err(Failure::Unreadable(error))
+                if error.kind() == io::ErrorKind::NotFound && oldest(&look(directory)?) > before => {}
+            done => return done,
+        }
+    }
+    Err(overtaken())
+}
+
+/// What is said of a log that was read in part, and does not begin there any more.
+fn overtaken() -> Failure {
+    let what = "retention removed segments while they were read (audit.keep): run it again, or on a copy of the log";
+    Failure::Unreadable(io::Error::other(what))
 }
 
 fn read_keys(path: &Path) -> io::Result<Vec<VerifyingKey>> {

@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use clap::ValueEnum;
 use serde_json::json;
 
-use super::{Case, Source, Span, Stop};
+use super::{Source, Span, Stop, pass};
 use crate::audit::report::{Finished, Report};
 use crate::audit::verify::Summary;
 use crate::keeper::audit::examine::walk;
@@ -38,9 +38,11 @@ enum Format {
 
 pub(super) fn run(args: &Args) -> Result<(), Stop> {
     args.span.check()?;
-    let case = Case::open(&args.source.dir, args.source.key.as_deref(), None)?;
-    let mut report = Report::new(args.org.as_str(), args.span.from(), args.span.until());
-    let summary = walk(&case.log, &case.grounds, |head, leaf, _| report.record(head, leaf.record()))?;
+    let (_, (report, summary)) = pass(&args.source.dir, args.source.key.as_deref(), None, |case| {
+        let mut report = Report::new(args.org.as_str(), args.span.from(), args.span.until());
+        let summary = walk(&case.log, &case.grounds, |head, leaf, _| report.record(head, leaf.record()))?;
+        Ok((report, summary))
+    })?;
     let doubt = doubt(&report, args.org.as_str());
     let finished = report.finish();
     for note in doubt.into_iter().chain(retired(&finished, &summary)) {

@@ -4,8 +4,10 @@ use clap::Parser;
 
 use super::*;
 use crate::audit::Fields;
+use crate::audit::{Checkpoint, Signer};
 use crate::clock::Clock;
-use crate::keeper::audit::{AuditLog, Options};
+use crate::keeper::audit::examine::walk;
+use crate::keeper::audit::{AuditLog, Options, Rules};
 
 #[derive(Parser)]
 struct Program {
@@ -50,8 +52,6 @@ fn a_log_is_verified_proved_reported_and_exported() {
     // Usage, and what cannot be read.
     assert_eq!(exit(&["prove"]), 2);
     assert_eq!(exit(&["report", "--org", "acme", "--from", "yesterday"]), 2);
-    assert_eq!(exit(&["verify", "/nonexistent"]), 2);
-    assert_eq!(exit(&["verify", directory, "--checkpoint", &segment]), 2);
     for [from, until] in [["2026-11-28", "2026-11-27"], ["2026-11-27T12:00:00Z", "2026-11-27T12:00:00Z"]] {
         assert_eq!(exit(&["report", "--org", "acme", "--from", from, "--until", until, "--dir", directory]), 2);
     }
@@ -59,6 +59,8 @@ fn a_log_is_verified_proved_reported_and_exported() {
         exit(&["report", "--org", "acme", "--from", "2026-11-27", "--until", "2026-11-27", "--dir", directory]),
         0
     );
+    assert_eq!(exit(&["verify", "/nonexistent"]), 2);
+    assert_eq!(exit(&["verify", directory, "--checkpoint", &segment]), 2);
 
     // Another key, a changed byte.
     let stranger = crate::audit::Signer::generate("gateway.example/audit").unwrap().verifying_key().to_string();
@@ -70,6 +72,63 @@ fn a_log_is_verified_proved_reported_and_exported() {
         assert_eq!(exit(words), 1);
     }
     assert_eq!(exit(&["report", "--org", "acme", "--dir", directory]), 1);
+}
+
+/// Does what retention does to the oldest of these segments: a signed note says so, then it is gone.
+fn retire(directory: &Path, oldest: u64) {
+    let origin = "gateway.example/audit";
+    let signer = Signer::from_pem(origin, &std::fs::read(directory.join("audit.key")).unwrap()).unwrap();
+    let notes = read_notes(&directory.join(format!("audit-{}.checkpoints", oldest + 1))).unwrap();
+    let first = Checkpoint::open(&notes[0].text, &[signer.verifying_key()]).unwrap().resume().unwrap();
+    std::fs::write(directory.join("audit.retired"), signer.sign(&Checkpoint::retiring(origin, &first))).unwrap();
+    for ending in ["jsonl", "jsonl.gz", "checkpoints"] {
+        let _ = std::fs::remove_file(directory.join(format!("audit-{oldest}.{ending}")));
+    }
+}
+
+#[test]
+fn a_pass_that_retention_overtakes_begins_anew_and_one_that_misses_something_else_ends() {
+    let place = tempfile::tempdir().unwrap();
+    let rules = Rules { rotate_size: 4096, ..Rules::default() };
+    let options = Options { rules, ..Options::new(place.path(), "gateway.example/audit") };
+    let log = AuditLog::start(options, Clock::system(), &Fields::none()).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    runtime.block_on(async {
+        for _ in 0..120 {
+            log.journal().accepted(Fields::none()).await.unwrap().close(Fields::none());
+        }
+    });
+    log.stop();
+    let segments = Log::open(place.path()).unwrap().segments().len() as u64;
+    assert!(segments > 3 + u64::from(PASSES));
+
+    let mut passes = 0;
+    let (_, summary) = pass(place.path(), None, None, |case| {
+        passes += 1;
+        if passes < 3 {
+            retire(place.path(), passes);
+        }
+        walk(&case.log, &case.grounds, |_, _, _| {})
+    })
+    .unwrap();
+    assert_eq!((passes, summary.first > 0, summary.size), (3, true, 242));
+
+    let mut passes = 2;
+    let never = pass(place.path(), None, None, |_| {
+        passes += 1;
+        retire(place.path(), passes);
+        Err::<(), _>(Failure::Unreadable(io::ErrorKind::NotFound.into()))
+    });
+    assert!(matches!(never, Err(Failure::Unreadable(error)) if error.to_string().contains("run it again")));
+    assert_eq!(passes, 2 + u64::from(PASSES));
+
+    let mut passes = 0;
+    let missing = pass(place.path(), None, None, |_| {
+        passes += 1;
+        Err::<(), _>(Failure::Unreadable(io::ErrorKind::NotFound.into()))
+    });
+    assert!(matches!(missing, Err(Failure::Unreadable(error)) if error.kind() == io::ErrorKind::NotFound));
+    assert_eq!(passes, 1);
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use serde_json::json;
 
-use super::{Case, Stop};
+use super::{Case, Stop, pass};
 use crate::audit::VerifyingKey;
 use crate::audit::verify::{Finding, Summary};
 use crate::clock::{Clock, Mono};
@@ -30,12 +30,12 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args) -> Result<(), Stop> {
-    let verified = Case::open(&args.dir, args.key.as_deref(), args.checkpoint.as_deref()).and_then(|case| {
+    let verified = pass(&args.dir, args.key.as_deref(), args.checkpoint.as_deref(), |case| {
         let total = case.log.segments().iter().map(|segment| segment.bytes).sum();
         let mut progress = Progress::new(total);
         let summary = walk(&case.log, &case.grounds, |head, _, bytes| progress.show(head.seq, bytes));
         progress.clear();
-        summary.map(|summary| (case, summary))
+        summary
     });
     match verified {
         Ok((case, summary)) => Ok(say_whole(args, &case, &summary)?),

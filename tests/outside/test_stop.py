@@ -255,7 +255,7 @@ def test_an_idle_http2_client_that_answers_nothing_holds_up_no_stop(stage):
     stream = client.ask(chat("mock-tokens-3", stream=True))
     client.read(lambda: client.is_over(stream))
     one.gateway.signal(signal.SIGTERM)
-    # Neither GOAWAY nor PING is ever read, let alone answered. Keep-alive alone would give it up after 30 s.
+    # Neither GOAWAY nor the PING behind it is ever read, let alone answered.
     assert one.gateway.wait(15) == 0
 
 

@@ -373,6 +373,20 @@ uri = "spiffe://partners/acme"
             return connection.ask(path, body, **headers)
 
 
+def door_is_open(one):
+    """Whether the partners' listener lets anybody in."""
+    try:
+        socket.create_connection(("127.0.0.1", one.port), timeout=2).close()
+    except (ConnectionRefusedError, ConnectionResetError):  # or it closed while we stood before it
+        return False
+    return True
+
+
+def door_closes(one):
+    """Waits until it lets nobody in: the log's word that a drain begins comes before that."""
+    eventually(lambda: not door_is_open(one), what="the closed door")
+
+
 def chat(model="mock-1", **more):
     """A small chat request."""
     return {"model": model, "messages": [{"role": "user", "content": "hello"}]} | more

@@ -10,7 +10,7 @@ import signal
 import time
 
 import pytest
-from stage import H1, Stage, chat, eventually, memory
+from stage import H1, Stage, chat, door_closes, eventually, memory
 
 PAUSE = 2.5
 BODY = json.dumps(chat()).encode()
@@ -98,7 +98,7 @@ def test_a_quiet_connection_has_its_last_call_and_holds_up_no_stop(stage):
     silent, late = asked(one), asked(one)
     time.sleep(PAUSE)
     one.gateway.signal(signal.SIGTERM)
-    eventually(lambda: "drain" in one.gateway.log, what="the drain")
+    door_closes(one)
     answer = late.ask(body=chat())
     assert (answer.status, answer.headers.get("connection")) == (200, "close")
     assert one.gateway.wait(8) == 0

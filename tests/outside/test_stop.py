@@ -13,25 +13,13 @@ import time
 import hpack
 import pytest
 from hyperframe import frame
-from stage import BINARY, H1, KEY, Program, Stage, Streaming, chat, eventually, fetch
+from stage import BINARY, H1, KEY, Program, Stage, Streaming, chat, door_closes, door_is_open, eventually, fetch
 
 ENDLESS = "mock-tokens-100000.tps-50"
 
 
 def drain(delay="0s", deadline="10s"):
     return f'drain = {{ delay = "{delay}", deadline = "{deadline}" }}'
-
-
-def door_is_open(one):
-    try:
-        socket.create_connection(("127.0.0.1", one.port), timeout=2).close()
-    except (ConnectionRefusedError, ConnectionResetError):  # or it closed while we stood before it
-        return False
-    return True
-
-
-def door_closes(one):
-    eventually(lambda: not door_is_open(one), what="the closed door")
 
 
 def ends(one, *clients, within=5.0):

@@ -33,7 +33,9 @@ def test_a_day_of_2000_tokens_ends_after_2000_tokens(either, route, stream):
     with either.connect(org) as connection:
         for _ in range(40):
             before = either.settled(org)
+            asked = datetime.datetime.now(datetime.timezone.utc)
             answer = either.ask(org, route, connection, model=model, text=HUNDRED, stream=stream, maximum=100)
+            answered = datetime.datetime.now(datetime.timezone.utc)
             if answer.status != 200:
                 break
     sent = either.sent(model)
@@ -48,9 +50,9 @@ def test_a_day_of_2000_tokens_ends_after_2000_tokens(either, route, stream):
     assert error["type"] == ("rate_limit_error" if route == "messages" else "insufficient_quota")
     assert error["code"] == answer.headers["portcullis-reason"] == "insufficient_quota"
     ends = datetime.datetime.fromisoformat(before["resets_at"].replace("Z", "+00:00"))
-    left = (ends - datetime.datetime.now(datetime.timezone.utc)).total_seconds()
-    assert 0 <= int(answer.headers["retry-after"]) - left <= 2
-    assert left * 1000 <= int(answer.headers["retry-after-ms"]) <= (left + 2) * 1000 * 1.1
+    least, most = (ends - answered).total_seconds(), (ends - asked).total_seconds() + 2
+    assert least <= int(answer.headers["retry-after"]) <= most
+    assert least * 1000 <= int(answer.headers["retry-after-ms"]) <= most * 1000 * 1.1
     assert answer.headers["x-should-retry"] == "false"
     after = either.settled(org)
     assert after["used"] == before["used"], "a refusal costs nothing"
@@ -103,7 +105,8 @@ def test_a_limit_with_a_burst_is_as_full_as_its_burst_is(bounded, limit, burst, 
     assert 0.7 * ratio <= shown <= ratio
 
 
-@pytest.mark.parametrize("script", ["tokens-100000.tps-2000", "tokens-100000"], ids=["paced", "as-fast-as-possible"])
+# What is made between a cut and the model's hearing of it is in the model's book: so slowly that it is next to nothing.
+@pytest.mark.parametrize("script", ["tokens-100000.tps-300", "tokens-100000"], ids=["paced", "as-fast-as-possible"])
 def test_bounded_overspends_a_budget_by_one_extension_a_stream_at_most(bounded, script):
     org, model = bounded.join("tokens_per_day = 3_000"), fresh(script)
     open_streams = [bounded.connect(org) for _ in range(4)]
@@ -145,7 +148,9 @@ def test_the_exported_bound_of_every_mode_holds_where_answers_are_longer_than_re
     def openly():
         return one.stage.metric("portcullis_streams_active", org=org)
 
-    asked = body("chat", f"gpt-long-{fresh('tokens-500.tps-500.ttft-3000')}", stream=True)
+    # A stream that is to be cut is made so slowly that next to nothing is, before the model hears of it.
+    pace = 50 if seen == STEP else 500
+    asked = body("chat", f"gpt-long-{fresh(f'tokens-500.tps-{pace}.ttft-5000')}", stream=True)
     connections = [one.connect(org) for _ in range(3)]
     for connection in connections:
         connection.send(connection.head(PATHS["chat"], asked))

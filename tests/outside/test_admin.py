@@ -35,6 +35,7 @@ def shared(tmp_path_factory):
     )
     assert one.ask(body=chat()).status == 200
     assert one.ask(body=chat(), portcullis_purpose="forbidden").status == 403
+    eventually(lambda: one.metric("portcullis_streams_active") == 0, what="the end of all streams")
     yield one
     one.close()
 
@@ -317,8 +318,14 @@ def test_a_withdrawal_that_is_not_clear_is_refused_whole(shared, path, body):
 
 
 def test_a_body_without_end_is_not_read_to_its_end(shared):
-    answer = fetch(shared.admin + "/-/revoke", data=b"x" * (1 << 20), method="POST")
-    assert answer.status == 413
+    length = 1 << 20
+    head = f"POST /-/revoke HTTP/1.1\r\nhost: localhost\r\ncontent-length: {length}\r\n\r\n"
+    name, port = host_of(shared).split(":")
+    with socket.create_connection((name, int(port)), timeout=10) as plain:
+        # It answers and closes meanwhile: then there is nobody who takes the rest.
+        with contextlib.suppress(ConnectionError):
+            plain.sendall(head.encode() + b"x" * length)
+        assert plain.recv(65536).startswith(b"HTTP/1.1 413 ")
 
 
 def test_the_log_says_nothing_of_a_request_until_it_is_asked_to(stage):
@@ -330,7 +337,7 @@ def test_the_log_says_nothing_of_a_request_until_it_is_asked_to(stage):
         for answer, sign in ((served, "complete"), (refused, "purpose_unknown")):
             line = re.compile(rf".*{answer.headers['x-request-id']}.*{sign}.*")
             if told:
-                eventually(lambda: line.search(one.gateway.log), 3, what="the line")  # noqa: B023
+                eventually(lambda: line.search(one.gateway.log), what="the line")  # noqa: B023
             else:
                 assert answer.headers["x-request-id"] not in one.gateway.log
 
@@ -474,7 +481,7 @@ def test_a_unix_socket_is_for_its_owner_alone(stage):
     line = eventually(lambda: [line for line in one.audit() if line["kind"] == "revoke"], what="the record")[0]
     assert line["by"].startswith(f"uid {os.getuid()}")
     assert one.run("drain", "--admin", f"unix:{path}").returncode == 0
-    assert one.gateway.wait(10) == 0
+    assert one.gateway.wait() == 0
 
 
 def test_a_socket_that_cannot_be_made_is_told_with_its_path_before_anything_runs(stage):
@@ -482,7 +489,7 @@ def test_a_socket_that_cannot_be_made_is_told_with_its_path_before_anything_runs
     path = one.folder / "portcullis.toml"
     path.write_text(path.read_text().replace(ADMIN, '[admin]\naddress = "unix:nowhere/admin.sock"'))
     one.gateway = Program(one.folder, "gateway", "run", "-c", "portcullis.toml")
-    assert one.gateway.wait(10) == 2
+    assert one.gateway.wait() == 2
     assert "nowhere/admin.sock" in one.gateway.log
     assert "partners on" not in one.gateway.log
 
@@ -494,7 +501,7 @@ def test_a_file_that_is_no_socket_is_not_deleted(stage):
     path.write_text(path.read_text().replace(ADMIN, '[admin]\naddress = "unix:precious"'))
     assert one.run("check", "-c", "portcullis.toml").returncode == 1
     one.gateway = Program(one.folder, "gateway", "run", "-c", "portcullis.toml")
-    assert one.gateway.wait(10) == 1
+    assert one.gateway.wait() == 1
     assert "precious is a file, not a socket" in one.gateway.log
     assert (one.folder / "precious").read_text() == "do not touch"
 
@@ -502,16 +509,10 @@ def test_a_file_that_is_no_socket_is_not_deleted(stage):
 # Metrics alone.
 
 
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return free.getsockname()[1]
-
-
 @pytest.fixture(scope="module")
 def scraped(tmp_path_factory):
-    port = free_port()
-    one = Stage(tmp_path_factory.mktemp("scraped"), admin=f'metrics = "127.0.0.1:{port}"')
-    one.scrape = f"http://127.0.0.1:{port}"
+    one = Stage(tmp_path_factory.mktemp("scraped"), admin='metrics = "127.0.0.1:0"')
+    one.scrape = "http://" + one.gateway.printed(r"metrics on http://(127\.0\.0\.1:\d+)")
     yield one
     one.close()
 
@@ -634,7 +635,8 @@ def test_without_tls_there_is_no_answer(guarded):
     name, port = guarded.url.removeprefix("https://").split(":")
     with socket.create_connection((name, int(port)), timeout=5) as plain:
         plain.sendall(b"GET /livez HTTP/1.1\r\nhost: localhost\r\n\r\n")
-        assert b"HTTP/1.1 200" not in plain.recv(4096)
+        with contextlib.suppress(ConnectionError):
+            assert b"HTTP/1.1 200" not in plain.recv(4096)
 
 
 def test_an_operator_looks_and_acts_and_is_on_record_by_certificate(guarded):

@@ -31,9 +31,9 @@ class Browser:
         self.log = (self.folder / "chromedriver.log").open("w")
         self.driver = subprocess.Popen(["chromedriver", "--port=0"], stdout=self.log, stderr=self.log)
         try:
-            port = eventually(lambda: re.search(r"successfully on port (\d+)", self._printed()), what="chromedriver").group(1)
+            port = eventually(lambda: re.search(r"successfully on port (\d+)", self._printed()), 60, what="chromedriver").group(1)
             # One connection for all: on fresh ones chromedriver has been seen to garble the first line of an answer.
-            self.http = http.client.HTTPConnection("127.0.0.1", int(port), timeout=30)
+            self.http = http.client.HTTPConnection("127.0.0.1", int(port), timeout=120)
             self.session = "/session"
             options = {"binary": shutil.which("chromium"), "args": [*FLAGS, f"--user-data-dir={self.folder / 'profile'}"]}
             wanted = {"browserName": "chrome", "goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}}

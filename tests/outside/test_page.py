@@ -10,7 +10,7 @@ import time
 
 import pytest
 from browser import Browser, available
-from stage import Stage, Streaming, chat, eventually, fetch
+from stage import Stage, Streaming, chat, eventually, fetch, midday
 
 pytestmark = pytest.mark.skipif(not available(), reason="no chromium and chromedriver here")
 
@@ -42,7 +42,11 @@ tokens_per_day = 50_000
 """
 )
 GLOBEX = ACME.replace("acme", "globex").replace("Acme", "Globex").replace("320_000", "95_000").replace("= 60", "= 30")
-INITECH = Stage.GLOBEX.replace("globex", "initech").replace("Globex", "Initech") + "\n[limits]\nrequests_per_minute = 5\n"
+# What five requests used of it runs out in five minutes: for as long there is a clock.
+INITECH = (
+    Stage.GLOBEX.replace("globex", "initech").replace("Globex", "Initech")
+    + "\n[limits]\nrequests_per_minute = { limit = 1, burst = 5 }\n"
+)
 ORGS = {"national-cert": LEAD, "acme": ACME, "globex": GLOBEX, "initech": INITECH}
 
 
@@ -60,7 +64,7 @@ def address(one):
 @pytest.fixture(scope="module")
 def busy(tmp_path_factory):
     """A gate in use: a lead and its two members, streams, refusals, one cut off, reloads good and bad."""
-    one = Stage(tmp_path_factory.mktemp("page"), orgs=ORGS, more=PRICED)
+    one = Stage(tmp_path_factory.mktemp("page"), orgs=ORGS, more=PRICED, quota=f'timezone = "{midday()}"')
     try:
         one.partners.leaf("initech", uri="spiffe://partners/initech")
         for _ in range(45):

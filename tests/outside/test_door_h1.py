@@ -670,7 +670,7 @@ def test_what_a_mutated_request_brings_to_the_model_is_well_formed(stage):
     for _ in range(8):
         wires = []
         for _ in range(64):
-            wire = H1(one.connect(timeout=5))
+            wire = H1(one.connect(timeout=30))
             wires.append(wire)
             with contextlib.suppress(ConnectionError, ssl.SSLError):
                 wire.send(mutated(chance, chance.choice(good)) + mutated(chance, chance.choice(good + bad)))

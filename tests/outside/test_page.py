@@ -82,6 +82,8 @@ def busy(tmp_path_factory):
         one.write_org("globex", GLOBEX.replace("= 30", '= "many"'))
         assert one.run("reload").returncode == 1
         one.write_org("globex", GLOBEX.replace("= 30", "= 40"))
+        # It is noticed by itself.
+        eventually(lambda: one.status()["reloads"][0]["result"] == "unchanged", what="the mended configuration")
         one.streams = [Streaming(one), Streaming(one, certificate="globex")]
         yield one
     finally:

@@ -106,7 +106,7 @@ def test_a_client_that_leaves_before_the_head_is_charged_its_input(bounded):
     assert bounded.settled(org)["used"] == math.ceil(len(json.dumps(asked)) / 3)
     assert bounded.stage.limit(org, "requests_per_day")["used"] == 1
     assert bounded.ask(org, text=HUNDRED).status == 200, "its place is free again"
-    (sent,) = bounded.sent(model)
+    (sent,) = eventually(lambda: [one for one in bounded.sent(model) if one["ended"]], what="the end upstream")
     assert sent["ended"] == "client_gone"
 
 

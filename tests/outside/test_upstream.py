@@ -24,7 +24,7 @@ import h2.errors
 import h2.events
 import pytest
 from cryptography.x509.oid import ExtendedKeyUsageOID
-from stage import H1, KEY, Authority, Reply, Stage, chat, eventually, fetch, memory
+from stage import H1, KEY, Authority, Reply, Stage, chat, eventually, fetch, memory, midday
 
 JSON = b"content-type: application/json\r\n"
 SSE = b"content-type: text/event-stream\r\n"
@@ -98,7 +98,7 @@ class Upstream:
     """A server whose `script` is called with each request: it answers by itself; a true result keeps the connection."""
 
     def __init__(self, tls=None):
-        self.tls, self.calls, self.received, self.failed = tls, [], [], []
+        self.tls, self.calls, self.received, self.failed, self.busy = tls, [], [], [], set()
         self.script = answer(whole())
         self.whole_bodies = True
         self.listener = socket.create_server(("127.0.0.1", 0), backlog=512)
@@ -122,13 +122,16 @@ class Upstream:
                     pass
         except (OSError, EOFError) as error:
             self.failed.append(error)
+        self.busy.discard(number)
 
     def _exchange(self, accepted, number):
+        self.busy.discard(number)
         book, buffer = self.received[number], b""
         while b"\r\n\r\n" not in buffer:
             got = accepted.recv(65536)
             if not got:
                 raise EOFError
+            self.busy.add(number)
             book.extend(got)
             buffer += got
         head, body = buffer.split(b"\r\n\r\n", 1)
@@ -353,7 +356,9 @@ models = ["{name}-*"]
             self.table("vendor", f"http://127.0.0.1:{self.raw.port}", dialect="anthropic"),
         ]
         models = ", ".join(f'"{name}-*"' for name in [*RAW, "vendor"])
-        self.stage = Stage(folder, start=False, orgs={"acme": self.ACME.format(models=models)}, more="".join(tables))
+        # No day ends between two looks at what is used.
+        self.stage = Stage(folder, start=False, orgs={"acme": self.ACME.format(models=models)}, more="".join(tables),
+                           quota=f'timezone = "{midday()}"')  # fmt: skip
         # A proxy in the environment is no business of a gateway's: through this one nothing would be reached.
         proxy = f"http://127.0.0.1:{port['refused']}"
         names = ["http_proxy", "https_proxy", "all_proxy"]
@@ -399,11 +404,14 @@ def scene(tmp_path_factory):
 @pytest.fixture
 def play(scene):
     """The scene with fresh books; afterwards nothing may be under way."""
-    for upstream in (scene.raw, scene.secure, scene.mutual):
+    upstreams = (scene.raw, scene.secure, scene.mutual)
+    for upstream in upstreams:
         upstream.calls, upstream.script, upstream.whole_bodies = [], answer(whole()), True
     yield scene
     eventually(lambda: scene.stage.metric("portcullis_streams_active") == 0, what="the end of every stream")
     eventually(lambda: scene.stage.metric("portcullis_upstream_connections", state="active") == 0, what="their connections' end")
+    # A connection that its script ends behind a whole answer may wait in the gateway's pool: no request finds it ending.
+    eventually(lambda: not any(upstream.busy for upstream in upstreams), what="the end of every script")
 
 
 # What goes out.
@@ -540,16 +548,20 @@ def test_who_leaves_before_the_model_has_the_request_pays_no_token(play, model):
         held.wait(10)
 
     play.raw.script, play.raw.whole_bodies = script, False
-    accepted = sum(line["kind"] == "accepted" for line in play.stage.audit())
+    mark = f"leaves-{model}"
+
+    def told(kind):
+        return [line for line in play.stage.audit() if (line["kind"], line.get("client_request_id")) == (kind, mark)]
+
     try:
         with H1(play.stage.connect()) as client:
-            client.send(client.head(body=body))
-            eventually(lambda: sum(line["kind"] == "accepted" for line in play.stage.audit()) > accepted, what="the call")
+            client.send(client.head(body=body, x_client_request_id=mark))
+            eventually(lambda: told("accepted"), what="the call")
     finally:
         held.set()
     tokens, requests = play.used()
     assert (tokens - before[0], requests - before[1]) == (0, 1)
-    closed = eventually(lambda: play.stage.audit()[-1].get("ending") and play.stage.audit()[-1], what="its last line")
+    (closed,) = eventually(lambda: told("closed"), what="its last line")
     assert (closed["ending"], closed["settlement"], closed["status"]) == ("client_gone", "none", 499)
 
 
@@ -836,12 +848,12 @@ def test_an_answer_over_tls_is_whole_only_if_its_end_was_said(play, protocol, fa
 )  # fmt: skip
 def test_a_small_true_report_is_believed(play, path, body, input_tokens):
     """What vendors report for `hello`; the braces around it are no text that could have been metered."""
-    before = play.used()
+    before, disputed = play.used(), play.stage.metric("portcullis_usage_disputed_total")
     usage = {"prompt_tokens": input_tokens, "completion_tokens": 0, "total_tokens": input_tokens}
     play.raw.script = answer(whole(json.dumps({"data": [], "usage": usage}).encode()))
     assert play.stage.ask(path, body).status == 200
     assert play.used()[0] - before[0] == input_tokens
-    assert play.stage.metric("portcullis_usage_disputed_total") == 0
+    assert play.stage.metric("portcullis_usage_disputed_total") == disputed
 
 
 @pytest.mark.parametrize("streams", [False, True], ids=["whole", "stream"])
@@ -1170,7 +1182,7 @@ def test_a_client_that_leaves_behind_requests_that_it_sent_ahead_cancels_the_cal
                 status, headers = client.read_head()
                 assert (status, client.read_body(headers)) == (200, ANSWER)
     if how != "stays":
-        eventually(lambda: play.raw.calls[0].left_at, within=5, what="the end of the upstream call")
+        eventually(lambda: play.raw.calls[0].left_at, what="the end of the upstream call")
     assert len(play.raw.calls) == (2 if how == "stays" else 1)
 
 
@@ -1463,7 +1475,8 @@ def test_every_frame_is_forwarded_as_it_comes(play, protocol, flow):
         seen.release()
         assert wire.rest() == (b"", True)
     assert ended.wait(5)
-    assert sorted(delays)[len(delays) // 2] < 0.1, delays
+    # Not all of them: a machine with other work lets some wait.
+    assert sorted(delays)[len(delays) // 4] < 0.1, delays
 
 
 @pytest.mark.parametrize("protocol", ["h1", "h2"])
@@ -1572,7 +1585,7 @@ def test_a_client_that_takes_nothing_is_left_and_its_upstream_call_cancelled(tmp
     try:
         wire = Wire(stage, protocol, chat("raw-1", stream=True))
         assert wire.head() == 200
-        assert failed.wait(5)
+        assert failed.wait(10)
         eventually(lambda: stage.metric("portcullis_streams_total", org="acme", end="client_stalled") == 1)
         assert stage.metric("portcullis_streams_active") == 0
         wire.socket.close()
@@ -1606,7 +1619,7 @@ def test_a_stream_that_is_not_read_holds_up_no_other(play):
 
 def test_a_large_request_body_reaches_an_upstream_that_reads_slowly(play):
     """Longer than `head_timeout` of a second: no timer cuts a request body that still moves."""
-    size, slowly = 15 << 20, 6 << 20
+    size, slowly = 15 << 20, 12 << 20
 
     def script(call):
         call.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 << 10)
@@ -1614,7 +1627,8 @@ def test_a_large_request_body_reaches_an_upstream_that_reads_slowly(play):
         began = time.monotonic()
         while got < total:
             got += len(call.socket.recv(min(256 << 10, total - got)))
-            # What the system holds at the end is read at once: it moves no more for the gateway.
+            # Fast enough that what the system holds, which moves in large pieces, moves several times a second; and what
+            # it holds at the end is read at once: it moves no more for the gateway.
             time.sleep(max(0, began + 2 * got / slowly - time.monotonic()) if got < slowly else 0)
         call.send(whole())
         return True
@@ -1731,11 +1745,12 @@ def test_a_client_that_leaves_within_its_body_reaches_no_upstream(play):
 
 
 def test_a_stream_that_moves_outlives_every_timeout(tmp_path):
-    """All of them are shorter than the stream; each frame comes before any is up."""
+    """All of them are shorter than the stream; each frame comes long before any is up."""
     upstream = Upstream()
-    clocks = ["head_timeout", "body_idle_timeout", "idle_timeout", "write_timeout"]
-    listen = "\n".join(f'{clock} = "1s"' for clock in clocks) + '\nhandshake_timeout = "1s"'
-    table = Play.UPSTREAM.format(name="raw", url=f"http://127.0.0.1:{upstream.port}", dialect="openai", more=Play.HASTY)
+    clocks = ["head_timeout", "body_idle_timeout", "idle_timeout", "write_timeout", "handshake_timeout"]
+    listen = "\n".join(f'{clock} = "2s"' for clock in clocks)
+    more = "\n".join(f'{clock} = "2s"' for clock in ["connect_timeout", "head_timeout", "idle_timeout"])
+    table = Play.UPSTREAM.format(name="raw", url=f"http://127.0.0.1:{upstream.port}", dialect="openai", more=more)
     stage = Stage(tmp_path, listen=listen, more=table, orgs={"acme": Play.ACME.format(models='"raw-*"')})
 
     def script(call):

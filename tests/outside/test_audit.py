@@ -66,7 +66,7 @@ def faults(value, schema, where="line"):
 @pytest.fixture
 def one(stage):
     limits = "[limits]\nrequests_per_day = 1000\n[purpose.incident.limits]\nrequests_per_day = 1\n"
-    return stage(orgs={"acme": Stage.ACME + limits, "globex": Stage.GLOBEX}, upstream='idle_timeout = "1s"',
+    return stage(orgs={"acme": Stage.ACME + limits, "globex": Stage.GLOBEX}, upstream='idle_timeout = "2s"',
                  quota=f'timezone = "{midday()}"')  # fmt: skip
 
 
@@ -243,7 +243,9 @@ def test_whoever_leaves_whenever_is_in_every_book_alike(one):
 
     with concurrent.futures.ThreadPoolExecutor(8) as clients:
         list(clients.map(hurried, range(200)))
-    eventually(lambda: one.metric("portcullis_streams_active") == 0, what="the end of all")
+    # A client that has left may not have been heard of yet: a request of it may still be admitted.
+    eventually(lambda: one.metric("portcullis_tls_handshakes_total") == 200, what="all that came")
+    eventually(lambda: one.metric("portcullis_connections_active", listener="partners") == 0, what="the end of all")
     of_kind = {kind: [] for kind in ("accepted", "closed")}
 
     def settled():
@@ -279,13 +281,26 @@ def carried_away(audit):
     audit.rename(audit.with_name("elsewhere"))
 
 
+def taken_down(audit):
+    """All at once: nothing is laid into the directory while it is emptied."""
+    carried_away(audit)
+    shutil.rmtree(audit.with_name("elsewhere"))
+
+
+def recorded(stage):
+    """A request, once both its lines are written: nothing is on its way to the log any more."""
+    answer = stage.ask(body=chat())
+    assert answer.status == 200, answer.body
+    told(stage, answer.headers["request-id"])
+
+
 @pytest.mark.parametrize("durability", ["process", "power"])
-@pytest.mark.parametrize("taken", [removed, cut_short, shutil.rmtree, carried_away])
+@pytest.mark.parametrize("taken", [removed, cut_short, taken_down, carried_away])
 def test_a_log_that_is_taken_away_takes_no_request_until_it_goes_on_elsewhere(stage, taken, durability):
     """Whoever goes on writing to a file without a name writes for nobody."""
     one = stage(audit=f'durability = "{durability}"')
     audit = one.folder / "audit"
-    assert one.ask(body=chat()).status == 200
+    recorded(one)
     before, forwarded = one.metric("portcullis_audit_records_total", result="written"), one.ledger()["totals"]["requests"]
     taken(audit)
     refused = one.ask(body=chat())
@@ -293,9 +308,9 @@ def test_a_log_that_is_taken_away_takes_no_request_until_it_goes_on_elsewhere(st
     assert one.ledger()["totals"]["requests"] == forwarded
     eventually(lambda: "taken away" in one.gateway.log, what="the word about it")
     eventually(lambda: one.ask(body=chat()).status == 200, what="an answer")
-    assert fetch(one.admin + "/readyz").status == 200
-    lines = [json.loads(line) for line in (audit / "audit-2.jsonl").read_text().splitlines()]
-    assert lines[0]["seq"] >= before, "the chain goes on"
+    eventually(lambda: fetch(one.admin + "/readyz").status == 200, what="readiness")
+    first = (audit / "audit-2.jsonl").read_text().partition("\n")[0]
+    assert json.loads(first)["seq"] >= before, "the chain goes on"
     second = Program(one.folder, "second", "run", "-c", "portcullis.toml")
     assert second.wait() == 2, "the directory is as locked as before"
     assert one.gateway.end() == 0
@@ -319,13 +334,14 @@ def refused_start(stage):
 
 def test_a_log_that_has_no_place_takes_no_request(one):
     audit = one.folder / "audit"
-    assert one.ask(body=chat()).status == 200
+    recorded(one)
     forwarded = one.ledger()["totals"]["requests"]
-    shutil.rmtree(audit)
+    taken_down(audit)
     audit.write_text("no directory")
     for _ in range(5):
         assert one.ask(body=chat()).headers["portcullis-reason"] == "audit_unavailable"
-    assert "[-] audit" in fetch(one.admin + "/readyz?verbose").body.decode()
+    # While it is tried again, it is not known to fail.
+    eventually(lambda: "[-] audit" in fetch(one.admin + "/readyz?verbose").body.decode(), what="word that it fails")
     assert one.ledger()["totals"]["requests"] == forwarded
     audit.unlink()
     eventually(lambda: one.ask(body=chat()).status == 200, what="an answer")
@@ -334,7 +350,7 @@ def test_a_log_that_has_no_place_takes_no_request(one):
     assert "is not here" in refused_start(one)
     (one.folder / "state" / "audit.checkpoint").unlink()
     one.start()
-    assert "the audit log begins at nothing" in one.gateway.log
+    eventually(lambda: "the audit log begins at nothing" in one.gateway.log, what="the word about it")
 
 
 def test_a_limit_on_the_size_of_files_refuses_and_ends_nothing(one):
@@ -358,7 +374,8 @@ def test_a_key_that_was_lost_is_not_replaced_without_a_word(one):
     one.start()
     both = key.read_text().split()
     assert len(both) == 2 and both[0] == before
-    (told,) = [line for line in one.gateway.log.splitlines() if "signed by another key" in line]
+    told = one.gateway.printed(r"(.*signed by another key.*)\n")
+    assert one.gateway.log.count("signed by another key") == 1
     assert "WARN" in told and both[0] in told and both[1] in told
     assert one.run("audit", "verify", "audit").returncode == 0
 
@@ -409,19 +426,25 @@ def test_a_line_says_how_the_fullest_limit_moved(stage):
     assert moved["before"] > 0
 
 
+def today():
+    return datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d")
+
+
 @pytest.mark.parametrize("own", [True, False], ids=["secret-of-its-own", "signing-key"])
 def test_a_line_says_which_body_it_was_to_those_who_hold_the_key(stage, own):
     one = stage(start=False, audit="body_hmac = true" + '\nbody_hmac_secret = "env:UPSTREAM_KEY"' * own)
     one.start(env={"UPSTREAM_KEY": "a secret"})
     body = json.dumps(chat()).encode()
+    begun = today()
     answer = one.ask(body=body)
+    ended = today()
     pem = (one.folder / "audit" / "audit.key").read_text()
     secret = b"a secret" if own else base64.b64decode("".join(pem.splitlines()[1:-1]))
     for line in told(one, answer.headers["request-id"]):
         day = line["body_hmac"]["day"]
         key = HKDF(hashes.SHA256(), 32, b"portcullis body identity v1", f"acme\n{day}".encode()).derive(secret)
         assert line["body_hmac"]["hmac_sha256"] == hmac.digest(key, body, "sha256").hex()
-        assert day == line["time"][:10]
+        assert begun <= day <= ended
 
 
 # What does not belong there.
@@ -533,7 +556,9 @@ def on(stage, place, **audit):
 
 
 def logged(place):
-    return [json.loads(line) for line in (place / "audit" / "audit-1.jsonl").read_text().splitlines()]
+    # A line that is still being written has no end yet.
+    whole = (place / "audit" / "audit-1.jsonl").read_text().rpartition("\n")[0]
+    return [json.loads(line) for line in whole.splitlines()]
 
 
 def until_full(stage, place):
@@ -555,7 +580,8 @@ def test_a_full_disk_refuses_until_there_is_room_again(stage, small):
         assert one.ask(body=chat()).headers["portcullis-reason"] == "audit_unavailable"
     after = one.ledger()["totals"]["requests"], one.limit("acme", "requests_per_day")["used"]
     assert before == after, "neither forwarded nor counted"
-    assert fetch(one.admin + "/readyz").status == 503
+    # While it is tried again, it is not known to fail.
+    eventually(lambda: fetch(one.admin + "/readyz").status == 503, what="word that it fails")
     assert one.metric("portcullis_audit_records_total", result="failed") > 0
     assert running.ended is None, "what was accepted goes on"
     running.close()
@@ -563,7 +589,8 @@ def test_a_full_disk_refuses_until_there_is_room_again(stage, small):
 
     (small / "filler").unlink()
     eventually(lambda: one.ask(body=chat()).status == 200, what="an answer")
-    assert fetch(one.admin + "/readyz").status == 200
+    # A signature that failed meanwhile is made up for a moment later.
+    eventually(lambda: fetch(one.admin + "/readyz").status == 200, what="readiness")
     assert one.gateway.end() == 0
     verified = one.run("audit", "verify", small / "audit")
     assert verified.returncode == 0, verified.stderr

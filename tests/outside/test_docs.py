@@ -48,6 +48,8 @@ def test_the_catalogue_of_metrics_is_what_is_exposed(stage):
             told[name] = (kind, set(re.findall(r"`(\w+)`", labels)))
     one = stage(orgs={"acme": Stage.ACME + "[limits]\nrequests_per_minute = 60\ntokens_per_minute = 60000\n"})
     assert one.ask(body=chat(stream=True)).status == one.ask(body=chat()).status == 200
+    # What an exchange comes to is counted when the client has its end already.
+    eventually(lambda: one.metric("portcullis_streams_total", end="complete") == 2, what="the end of both")
     text = fetch(one.admin + "/metrics").body.decode()
     families = dict(re.findall(r"^# TYPE portcullis_(\w+) (\w+)$", text, re.M))
     source = "".join(path.read_text() for path in (ROOT / "src" / "metrics").glob("*.rs"))

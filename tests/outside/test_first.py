@@ -9,8 +9,8 @@ def test_a_request_is_answered_and_recorded(stage):
     one = stage()
     answer = one.ask(body=chat())
     assert answer.status == 200, answer.body
-    assert one.metric("portcullis_requests_total", org="acme", code="200") == 1
-    # The closing line is on its way when the client has its answer.
+    # It is counted, and its closing line is on its way, when the client has its answer.
+    eventually(lambda: one.metric("portcullis_requests_total", org="acme", code="200") == 1, what="the count")
     eventually(lambda: [line["kind"] for line in one.audit()][-2:] == ["accepted", "closed"], what="both lines")
     refused = one.ask(body=chat(), portcullis_purpose=None)
     assert (refused.status, refused.headers["portcullis-reason"]) == (400, "purpose_missing")

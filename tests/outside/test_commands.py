@@ -556,7 +556,8 @@ def test_what_waits_for_a_restart_does_not_run(tmp_path):
         path = one.folder / "orgs.d/acme.toml"
         path.write_text(path.read_text().replace("requests_per_minute = 600", "requests_per_minute = 900"))
         assert one.run("reload").returncode == 0
-        said = "".join(past["text"] for past in one.status()["reloads"])
+        # The file watch may have seen one file and not yet the other, or half of one.
+        said = "\n".join(past["text"] for past in one.status()["reloads"])
         waits = "listen.workers 2 → 3  (needs a restart: not applied)"
         for line in ("acme: requests_per_minute 600 → 900  (loosens)", "listen.max_body 16MiB → 1KiB", waits):
             assert line in said.splitlines(), said
@@ -1087,14 +1088,14 @@ def test_status_can_be_watched(running, form):
         [BINARY, "status", "--watch", *form, "--admin", running.admin], stdout=subprocess.PIPE, text=True
     ) as watching:
         seen = []
-        while sum("2026" in line or "generation" in line for line in seen) < 2 and len(seen) < 500:
+        while sum(line.startswith("portcullis ") or "generation" in line for line in seen) < 2 and len(seen) < 500:
             line = watching.stdout.readline()
             assert line, "it ended"
             seen.append(line)
         assert "\x1b" not in "".join(seen)
         watching.stdout.close()
         # The next painting finds nobody to read it.
-        assert watching.wait(5) in (0, -13)
+        assert watching.wait(20) in (0, -13)
 
 
 def test_status_shows_what_the_page_shows(running):
@@ -1132,10 +1133,11 @@ def watched(one, rows, columns):
 
 def painted(controller, wanted, within=15):
     """The first whole painting that `wanted` is true of."""
-    deadline, shown = time.monotonic() + within, ""
+    deadline, shown = time.monotonic() + within, b""
     while time.monotonic() < deadline:
-        shown += os.read(controller, 65536).decode()
-        for screen in shown.split("\x1b[H\x1b[J")[1:-1]:
+        # A read may end within a character.
+        shown += os.read(controller, 65536)
+        for screen in (whole.decode() for whole in shown.split(b"\x1b[H\x1b[J")[1:-1]):
             if wanted(screen):
                 return screen.replace("\r\n", "\n")
     raise AssertionError(shown[-2000:])
@@ -1145,7 +1147,14 @@ def test_watching_fits_the_screen_shows_the_fullest_first_and_outlives_a_restart
     orgs = {f"org-{number:02}": Stage.ACME.replace("acme", f"org-{number:02}") + "[limits]\nrequests_per_minute = 9\n"
             for number in range(40)}  # fmt: skip
     orgs["zulu"] = Stage.GLOBEX.replace("globex", "zulu") + "[limits]\nrequests_per_hour = 2\n"
-    one = stage(orgs=orgs)
+    one = stage(orgs=orgs, start=False)
+    # Held, and not listened on, beside the gateway: nobody else gets the port between its end and its next start.
+    held = socket.socket()
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    held.bind(("127.0.0.1", 0))
+    path, port = one.folder / "portcullis.toml", held.getsockname()[1]
+    path.write_text(path.read_text().replace('[admin]\naddress = "127.0.0.1:0"', f'[admin]\naddress = "127.0.0.1:{port}"'))
+    one.start()
     one.partners.leaf("zulu", uri="spiffe://partners/zulu")
     for _ in range(3):
         one.ask(body=chat(), certificate="zulu")
@@ -1157,19 +1166,18 @@ def test_watching_fits_the_screen_shows_the_fullest_first_and_outlives_a_restart
         first = lines[[line.startswith("ORGANIZATION") for line in lines].index(True) + 1]
         assert first.startswith("zulu"), screen
         assert re.search(r"… and \d+ more organizations", screen) and "rate_limit_exceeded" in screen
-        port = int(one.admin.rsplit(":", 1)[1])
         one.gateway.end()
         lost = painted(controller, lambda screen: "NOT REACHABLE, TRYING AGAIN" in screen)
         assert "zulu" in lost, "what it said last is still there"
-        path = one.folder / "portcullis.toml"
-        path.write_text(path.read_text().replace('[admin]\naddress = "127.0.0.1:0"', f'[admin]\naddress = "127.0.0.1:{port}"'))
         one.start()
         painted(controller, lambda screen: screen.startswith("portcullis "))
         process.send_signal(signal.SIGINT)
-        assert process.wait(5) == -signal.SIGINT
+        assert process.wait(20) == -signal.SIGINT
     finally:
         process.kill()
+        process.wait()
         os.close(controller)
+        held.close()
 
 
 def in_a_terminal(arguments, folder, **environment):
@@ -1430,7 +1438,7 @@ def test_what_the_demo_prints_can_be_pasted(started, tmp_path):
     status = re.search(r"Status: (http://\S+)", demo.log).group(1)
     assert b"acme" in fetch(status + "/").body
     demo.signal(signal.SIGINT)
-    assert demo.wait(10) == 0, demo.log
+    assert demo.wait() == 0, demo.log
 
 
 def test_another_partner_is_taken_into_the_demo_by_the_readmes_commands(started, tmp_path):
@@ -1469,7 +1477,7 @@ def test_every_metric_that_the_readme_praises_is_there_after_one_plain_and_one_s
         # A family without a sample is as good as none.
         return {name for name in praised if not re.search(rf"^{name}(_bucket)?(\{{|\s)", text, re.M)}
 
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 10
     while absent() and time.monotonic() < deadline:
         time.sleep(0.05)
     assert absent() == set()
@@ -1483,7 +1491,7 @@ def test_a_demo_reloads_and_drains_by_the_gateways_signals(started, tmp_path):
     reloaded = 'portcullis_config_reloads_total{result="applied",trigger="signal"}'
     eventually(lambda: reloaded in fetch(status + "/metrics").body.decode(), what="the reload")
     demo.signal(signal.SIGTERM)
-    assert demo.wait(10) == 0, demo.log
+    assert demo.wait() == 0, demo.log
 
 
 def test_a_demo_goes_with_its_terminal(tmp_path):
@@ -1510,7 +1518,7 @@ def test_the_mock_model_answers_until_it_is_told_to_stop(started):
     url = mock.printed(r"(http://127\.0\.0\.1:\d+)")
     assert fetch(url + "/v1/chat/completions", data=chat()).status == 503
     mock.signal(signal.SIGINT)
-    assert mock.wait(5) == 0
+    assert mock.wait() == 0
 
 
 @pytest.mark.parametrize(

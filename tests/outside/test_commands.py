@@ -1241,6 +1241,8 @@ def test_what_a_reason_holds_is_shown_and_does_nothing_to_a_terminal(running):
     reason = "it's\na fake line\x1b[31m\u202e"
     running.run("revoke", "--purpose", "incident", "--reason", reason, check=True)
     try:
+        # A revocation is in force before its line is written.
+        eventually(lambda: [line for line in running.audit() if line.get("reason") == reason], what="its line")
         shown = [running.run(*told).stdout for told in (["status"], ["revoke", "--list"], ["audit", "tail", "--dir", "audit"])]
     finally:
         running.run("restore", "--purpose", "incident", check=True)

@@ -826,8 +826,13 @@ def test_a_rotation_is_no_failed_delivery(stage, rotate):
     one = stage(audit=f'checkpoints = ["dir:worm"]\nrotate = {{ {rotate} }}', start=False)
     (one.folder / "worm").mkdir()
     one.start()
-    while len(list((one.folder / "audit").glob("*.gz"))) < 3:
+
+    def packed():
         assert one.ask(body=chat()).status == 200
+        return len(list((one.folder / "audit").glob("*.gz"))) >= 3
+
+    # Not as fast as it goes: the stop signs what every rotation ordered, one after the other.
+    eventually(packed, within=60, every=0.1, what="three packed segments")
     assert one.metric("portcullis_audit_checkpoints_undelivered_total") == 0
     assert one.gateway.end() == 0
     assert "not delivered" not in one.gateway.log
@@ -934,8 +939,12 @@ def test_a_report_about_nothing_is_not_a_quiet_month(kept):
 
 def test_a_report_says_where_retention_left_the_log_to_begin(stage):
     one = stage(audit='rotate = { size = "8KiB" }\nkeep = "1s"')
-    while (one.folder / "audit" / "audit-1.jsonl.gz").exists() or not (one.folder / "audit" / "audit.retired").exists():
+
+    def retired():
         assert one.ask(body=chat()).status == 200
+        return (one.folder / "audit" / "audit.retired").exists() and not (one.folder / "audit" / "audit-1.jsonl.gz").exists()
+
+    eventually(retired, within=60, every=0.05, what="a retired segment")
     assert one.gateway.end() == 0
     here = one.run("audit", "tail", "-n", "100000", "--json", "--dir", "audit", check=True).stdout.splitlines()
     first = json.loads(here[0])

@@ -48,6 +48,8 @@ pub enum Scope {
 
 /// The longest body of a POST.
 const LONGEST: usize = 64 * 1024;
+/// How much is read of a body that is refused for its length.
+const REFUSED_LONGEST: usize = 16 * 1024 * 1024;
 /// For a handshake, for a head, and for a body.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// After a failed accept: what is short of descriptors needs a moment.
@@ -150,7 +152,7 @@ async fn answer(desk: &Arc<Desk>, scope: Scope, visitor: &Visitor, request: Requ
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         return response;
     }
-    let (head, body) = request.into_parts();
+    let (head, mut body) = request.into_parts();
     let path = head.uri.path();
     let Visitor { by, refusals, .. } = visitor;
     // Metrics and probes are asked for under whatever name the network has for us.
@@ -184,7 +186,7 @@ async fn answer(desk: &Arc<Desk>, scope: Scope, visitor: &Visitor, request: Requ
         response.headers_mut().insert("www-authenticate", http::HeaderValue::from_static("Bearer"));
         return response;
     }
-    match tokio::time::timeout(PATIENCE, Limited::new(body, LONGEST).collect()).await {
+    match tokio::time::timeout(PATIENCE, Limited::new(&mut body, LONGEST).collect()).await {
         Ok(Ok(body)) => {
             visitor.seat.work();
             // What was begun is finished, though the operator be gone by then.
@@ -196,8 +198,24 @@ async fn answer(desk: &Arc<Desk>, scope: Scope, visitor: &Visitor, request: Requ
             })
         }
         Err(_) => told(StatusCode::REQUEST_TIMEOUT, "the body did not come\n"),
-        Ok(Err(_)) => told(StatusCode::PAYLOAD_TOO_LARGE, "the body is too large\n"),
+        Ok(Err(_)) => {
+            pass_over(body).await;
+            told(StatusCode::PAYLOAD_TOO_LARGE, "the body is too large\n")
+        }
     }
+}
+
+/// Reads what is left of a body that is refused, if it is not much: a connection that is closed over unread bytes is reset,
+/// and then its client may never see why (RFC 9112 §9.6).
+async fn pass_over(mut body: Incoming) {
+    let mut left = REFUSED_LONGEST;
+    let to_its_end = async {
+        while let Some(Ok(frame)) = body.frame().await {
+            let Some(rest) = left.checked_sub(frame.data_ref().map_or(0, Bytes::len)) else { return };
+            left = rest;
+        }
+    };
+    let _ = tokio::time::timeout(PATIENCE, to_its_end).await;
 }
 
 fn not_allowed(methods: &'static str) -> Answer {

@@ -317,15 +317,23 @@ def test_a_withdrawal_that_is_not_clear_is_refused_whole(shared, path, body):
     assert shared.status()["revoked"] == []
 
 
-def test_a_body_without_end_is_not_read_to_its_end(shared):
-    length = 1 << 20
-    head = f"POST /-/revoke HTTP/1.1\r\nhost: localhost\r\ncontent-length: {length}\r\n\r\n"
+def test_who_sends_too_much_learns_that_it_was_too_much(shared):
+    """In pieces, of which the first are already too much: a connection that is closed over unread bytes is reset."""
     name, port = host_of(shared).split(":")
     with socket.create_connection((name, int(port)), timeout=10) as plain:
-        # It answers and closes meanwhile: then there is nobody who takes the rest.
-        with contextlib.suppress(ConnectionError):
-            plain.sendall(head.encode() + b"x" * length)
+        plain.sendall(f"POST /-/revoke HTTP/1.1\r\nhost: localhost\r\ncontent-length: {1 << 20}\r\n\r\n".encode())
+        for _ in range(16):
+            plain.sendall(b"x" * (1 << 16))
         assert plain.recv(65536).startswith(b"HTTP/1.1 413 ")
+
+
+def test_a_body_without_end_is_not_read_to_its_end(shared):
+    name, port = host_of(shared).split(":")
+    with socket.create_connection((name, int(port)), timeout=10) as plain:
+        plain.sendall(b"POST /-/revoke HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1000000000000\r\n\r\n")
+        with pytest.raises(ConnectionError):
+            for _ in range(10_000):
+                plain.sendall(b"x" * (1 << 16))
 
 
 def test_the_log_says_nothing_of_a_request_until_it_is_asked_to(stage):

@@ -163,24 +163,26 @@ impl<D: Disk> Writer<D> {
         self.inbox.failing.load(Ordering::Acquire)
     }
 
-    /// Writes everything in the backlog, or as much as the disk takes.
+    /// Writes everything in the backlog, or as much as the disk takes. Until it is known whether it does, nobody is told
+    /// that it does again; a failure that lasts is looked for even where nothing waits.
     fn write_all(&mut self) {
-        self.inbox.failing.store(false, Ordering::Release);
-        while !self.backlog.is_empty() {
+        let mut outcome = Ok(());
+        let mut unsure = self.failing();
+        while outcome.is_ok() && (unsure || !self.backlog.is_empty()) {
+            unsure = false;
             self.number();
-            match self.append() {
-                Ok(()) => {
-                    let done = self.committed();
-                    self.backlog.drain(..done);
-                    if std::mem::take(&mut self.complained) {
-                        tracing::info!("the audit log is written again");
-                    }
-                }
-                Err(error) => {
-                    self.failed(&error);
-                    break;
+            outcome = self.append();
+            if outcome.is_ok() && !self.backlog.is_empty() {
+                let done = self.committed();
+                self.backlog.drain(..done);
+                if std::mem::take(&mut self.complained) {
+                    tracing::info!("the audit log is written again");
                 }
             }
+        }
+        match outcome {
+            Ok(()) => self.inbox.failing.store(false, Ordering::Release),
+            Err(error) => self.failed(&error),
         }
         self.inbox.stuck.store(false, Ordering::Release);
         self.lanes.drain(..).for_each(|lane| lane.wake_one());

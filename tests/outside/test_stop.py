@@ -13,17 +13,17 @@ import time
 import hpack
 import pytest
 from hyperframe import frame
-from stage import BINARY, H1, KEY, Program, Stage, Streaming, chat, door_closes, door_is_open, eventually, fetch
+from stage import BINARY, H1, KEY, Program, Stage, Streaming, chat, door_closes, eventually, fetch, midday
 
 ENDLESS = "mock-tokens-100000.tps-50"
 
 
-def drain(delay="0s", deadline="10s"):
+def drain(delay="0s", deadline="60s"):
     return f'drain = {{ delay = "{delay}", deadline = "{deadline}" }}'
 
 
-def ends(one, *clients, within=5.0):
-    """What the gateway exits with, soon after these clients have left."""
+def ends(one, *clients, within=20.0):
+    """What the gateway exits with, soon after these clients have left: long before the deadline of a drain."""
     for client in clients:
         client.close()
     return one.gateway.wait(within)
@@ -35,9 +35,9 @@ def lines(one, kind):
 
 @pytest.mark.parametrize("ask", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, "command", "post"])
 def test_readiness_fails_first_then_the_door_closes_then_it_ends(stage, ask):
-    one = stage(listen=drain(delay="2s"))
+    one = stage(listen=drain(delay="3s"))
     # One that ends by itself while all this happens, and one that is there until we let it go.
-    stream, lasting = Streaming(one, "mock-tokens-90.tps-30"), Streaming(one, ENDLESS)
+    stream, lasting = Streaming(one, "mock-tokens-120.tps-30"), Streaming(one, ENDLESS)
     if ask == "command":
         done = one.run("drain")
         assert done.returncode == 0, done.stderr
@@ -71,7 +71,7 @@ def test_a_stop_with_nobody_there_waits_for_nothing(stage):
     began = time.monotonic()
     one.gateway.signal(signal.SIGTERM)
     assert ends(one) == 0
-    assert time.monotonic() - began < 4
+    assert time.monotonic() - began < 15, "half of the deadline"
 
 
 @pytest.mark.parametrize("delay", ["0s", "300ms"])
@@ -83,7 +83,7 @@ def test_an_idle_connection_does_not_hold_up_the_stop(stage, delay, asked):
         if asked:
             assert idle.ask(body=chat()).status == 200
         one.gateway.signal(signal.SIGTERM)
-        assert ends(one, within=10) == 0
+        assert ends(one) == 0
 
 
 def test_who_has_not_even_shaken_hands_does_not_hold_up_the_stop(stage):
@@ -92,7 +92,7 @@ def test_who_has_not_even_shaken_hands_does_not_hold_up_the_stop(stage):
         # Connections are accepted in turn: when the next was served, this one is inside.
         assert one.ask(body=chat()).status == 200
         one.gateway.signal(signal.SIGTERM)
-        assert ends(one, within=4) == 0
+        assert ends(one) == 0
 
 
 def test_the_second_signal_waits_for_nobody(stage):
@@ -105,7 +105,7 @@ def test_the_second_signal_waits_for_nobody(stage):
         one.gateway.signal(signal.SIGTERM)
         eventually(lambda: fetch(one.admin + "/readyz").status == 503, what="the drain")
         one.gateway.signal(signal.SIGTERM)
-        assert ends(one, within=4) == 0
+        assert ends(one) == 0
 
 
 def test_places_outside_that_hang_hold_up_no_stop(stage, tmp_path):
@@ -264,7 +264,7 @@ def test_what_remains_at_the_deadline_is_cut_and_told_why(stage):
         assert '"draining"' in text and "[DONE]" not in text
         assert text.endswith("\n\n")
     assert ends(one) == 0
-    assert time.monotonic() - began < 4
+    assert time.monotonic() - began < 10
     assert len([line for line in lines(one, "closed") if "drained" in str(line)]) == 13
 
 
@@ -285,7 +285,7 @@ def test_the_second_signal_stops_at_once_and_cleanly(stage, first, second):
     began = time.monotonic()
     one.gateway.signal(second)
     assert ends(one) == 0
-    assert time.monotonic() - began < 4
+    assert time.monotonic() - began < 15, "neither the delay nor the deadline"
     assert stream.wait() != "complete"
     assert '"draining"' in stream.text
     assert one.audit()[-1]["kind"] == "stop"
@@ -302,7 +302,8 @@ def test_the_signal_of_log_rotation_does_nothing_and_says_so(stage):
 
 def test_operators_can_still_look_and_revoke_while_it_drains(stage):
     one = stage(listen=drain())
-    stream, other = Streaming(one, ENDLESS), Streaming(one, "mock-tokens-40.tps-30", certificate="globex")
+    # The other is there still when the command is answered.
+    stream, other = Streaming(one, ENDLESS), Streaming(one, "mock-tokens-150.tps-30", certificate="globex")
     one.gateway.signal(signal.SIGTERM)
     door_closes(one)
     done = one.run("revoke", "--org", "acme")
@@ -337,7 +338,8 @@ def test_asking_twice_to_drain_is_not_a_second_signal(stage):
 def test_the_first_signal_after_a_drain_by_hand_cuts_nobody(stage):
     """As in a container whose stop hook drains, and which is then told to stop: only a second signal means at once."""
     one = stage(listen=drain())
-    stream = Streaming(one, "mock-tokens-20.tps-30")
+    # It is there still when the signal comes.
+    stream = Streaming(one, "mock-tokens-90.tps-30")
     assert one.run("drain").returncode == 0
     one.gateway.signal(signal.SIGTERM)
     assert stream.wait() == "complete"
@@ -345,7 +347,8 @@ def test_the_first_signal_after_a_drain_by_hand_cuts_nobody(stage):
 
 
 def test_after_a_clean_stop_the_log_verifies_and_nothing_is_refilled(stage):
-    one = stage(orgs={"acme": Stage.ACME + "[limits]\nrequests_per_day = 5\n"}, listen=drain(deadline="300ms"))
+    limited, day = Stage.ACME + "[limits]\nrequests_per_day = 5\n", f'timezone = "{midday()}"'
+    one = stage(orgs={"acme": limited}, listen=drain(deadline="300ms"), quota=day)
     Streaming(one, ENDLESS)
     assert one.ask(body=chat()).status == 200
     assert one.gateway.end() == 0
@@ -462,7 +465,7 @@ def test_the_service_manager_hears_of_readiness_and_of_the_stop(stage, manager):
     assert fetch(one.admin + "/readyz").status == 200
     stream = Streaming(one, "mock-tokens-20.tps-30")
     one.gateway.signal(signal.SIGTERM)
-    manager.hear("STOPPING=1", within=3)
+    manager.hear("STOPPING=1")
     assert stream.wait() == "complete"
     assert ends(one, stream) == 0
 
@@ -495,10 +498,10 @@ def test_a_gateway_that_carries_nothing_ends_after_its_successor_was_announced(s
 
 def test_a_watchdog_is_fed(stage, manager):
     one = stage(start=False)
-    launch(one, NOTIFY_SOCKET=manager.path, WATCHDOG_USEC="2000000")
+    launch(one, NOTIFY_SOCKET=manager.path, WATCHDOG_USEC="6000000")
     manager.hear("READY=1")
     for _ in range(3):
-        manager.hear("WATCHDOG=1", within=2.0)
+        manager.hear("WATCHDOG=1", within=6.0)
     assert one.gateway.end() == 0
 
 

@@ -17,7 +17,7 @@ import time
 
 import pytest
 from cryptography.x509.oid import ExtendedKeyUsageOID
-from stage import H1, Program, Stage, Streaming, chat, eventually, fetch, replace
+from stage import H1, Program, Stage, Streaming, chat, eventually, fetch, midday, replace
 
 LIMITED = (
     Stage.ACME
@@ -27,6 +27,11 @@ requests_per_minute = 600
 requests_per_day = 5
 """
 )
+
+
+# How long files must have said what cuts somebody off before they are believed (src/reload/doubted.rs). A machine that
+# stops us for longer between two writes makes of a moment what is meant.
+SECOND_LOOK, SETTLED = 0.5, 1.0
 
 
 def limited(per_minute=600, per_day=5):
@@ -150,12 +155,13 @@ def test_an_editor_that_takes_the_file_away_for_a_moment_cuts_nobody(stage):
     """Editors and checkouts remove the name before they write it again; a busy machine makes that moment long."""
     one = stage(orgs={"acme": limited()})
     stream = Streaming(one)
-    path = one.folder / "orgs.d/acme.toml"
+    path, began = one.folder / "orgs.d/acme.toml", time.monotonic()
     path.rename(one.folder / "orgs.d/acme.toml~")
     time.sleep(0.15)  # The moment itself, not a wait for something.
     path.write_text(limited(900))
+    moment = time.monotonic() - began
     eventually(lambda: per_minute(one) == 900, what="the new limit")
-    assert stream.ended is None, stream.text[-300:]
+    assert stream.ended is None or moment >= SECOND_LOOK, stream.text[-300:]
 
 
 def test_half_a_file_that_parses_lifts_no_limit(stage):
@@ -163,15 +169,16 @@ def test_half_a_file_that_parses_lifts_no_limit(stage):
     one = stage(orgs={"acme": limited()})
     whole = limited(900)
     head, rest = whole.split("[limits]")
-    path = one.folder / "orgs.d/acme.toml"
+    path, began = one.folder / "orgs.d/acme.toml", time.monotonic()
     with path.open("w") as file:
         file.write(head)
         file.flush()
         time.sleep(0.15)  # The moment itself, not a wait for something: well within the second look.
         file.write("[limits]" + rest)
+    moment = time.monotonic() - began
     eventually(lambda: per_minute(one) == 900, what="the new limit")
     history = fetch(one.admin + "/status.json").json["reloads"]
-    assert not any("unlimited" in reload["text"] for reload in history), history
+    assert moment >= SECOND_LOOK or not any("unlimited" in reload["text"] for reload in history), history
 
 
 @pytest.mark.parametrize("between", ["", 'contact = "soc@acme.example"\n'], ids=["two", "three"])
@@ -179,28 +186,38 @@ def test_a_file_that_is_written_in_several_goes_cuts_nobody(stage, between):
     """Its first half is a whole one of a partner without certificates; so is what a second write adds to it."""
     one = stage()
     head, identity = Stage.ACME.split("[[identity]]")
-    stream = Streaming(one)
+    stream, written = Streaming(one), [time.monotonic()]
     with (one.folder / "orgs.d/acme.toml").open("w") as file:
         file.write(head)
         file.flush()
         time.sleep(0.7 if between else 0.4)  # The moment itself, not a wait for something.
-        file.write(between)
-        file.flush()
+        if between:
+            before = time.monotonic()
+            file.write(between)
+            file.flush()
+            # What stood there stood until now at the latest, and what stands there now from before at the earliest.
+            written += [time.monotonic(), before]
         eventually(lambda: "acme: every identity would go" in one.gateway.log, what="the doubt")
         time.sleep(0.7 if between else 0)
         file.write("[[identity]]" + identity + "[limits]\nrequests_per_minute = 900\n")
+    written.append(time.monotonic())
+    still = max(until - since for since, until in zip(written[::2], written[1::2]))
     eventually(lambda: per_minute(one) == 900, what="the whole file")
-    assert stream.ended is None, stream.text[-300:]
+    assert stream.ended is None or still >= SETTLED, stream.text[-300:]
 
 
 def test_a_file_that_loses_its_identities_is_believed_in_the_end_and_at_once_when_asked(stage):
     one = stage()
     for asked in (False, True):
         stream, other = Streaming(one), Streaming(one, certificate="globex")
+        began = time.monotonic()
         one.write_org("acme", Stage.ACME.split("[[identity]]")[0])
         if asked:
-            assert "acme: identity partners spiffe://partners/acme removed" in reload(one).json["text"]
-        assert stream.wait(5) != "complete"
+            said = reload(one).json["text"]
+            # Later, the watch may have believed it already.
+            late = time.monotonic() - began >= SETTLED
+            assert late or "acme: identity partners spiffe://partners/acme removed" in said
+        assert stream.wait() != "complete"
         assert '"organization_suspended"' in stream.text
         assert one.ask(body=chat()).headers["portcullis-reason"] == "organization_unknown"
         seen = len(other.pieces)
@@ -329,7 +346,7 @@ def test_a_partner_is_taken_in_by_adding_a_file_and_goes_with_it(stage):
     eventually(lambda: one.ask(body=chat(), certificate="globex").status == 200, what="the new partner")
     stream, other = Streaming(one, certificate="globex"), Streaming(one)
     (one.folder / "orgs.d/globex.toml").unlink()
-    assert stream.wait(5) != "complete"
+    assert stream.wait() != "complete"
     assert '"organization_suspended"' in stream.text
     seen = len(other.pieces)
     eventually(lambda: len(other.pieces) > seen + 3, what="more of the other stream")
@@ -608,7 +625,7 @@ def suspend_and_restore(one):
 
 @pytest.mark.parametrize("change", [rename_file, reorder, remove_and_return, lift_and_limit_again, suspend_and_restore])
 def test_no_reload_refills_what_was_used(stage, change):
-    one = stage(orgs={"acme": limited(), "globex": Stage.GLOBEX})
+    one = stage(orgs={"acme": limited(), "globex": Stage.GLOBEX}, quota=f'timezone = "{midday()}"')
     for _ in range(3):
         assert one.ask(body=chat()).status == 200
     change(one)
@@ -618,7 +635,7 @@ def test_no_reload_refills_what_was_used(stage, change):
 
 
 def test_a_lowered_budget_counts_what_was_used_before(stage):
-    one = stage(orgs={"acme": limited()})
+    one = stage(orgs={"acme": limited()}, quota=f'timezone = "{midday()}"')
     for _ in range(3):
         assert one.ask(body=chat()).status == 200
     one.write_org("acme", limited(per_day=3))
@@ -674,7 +691,7 @@ def test_two_hundred_open_streams_lose_no_frame_when_the_configuration_changes(s
         one.write_org("acme", limited(wanted, per_day=1000))
         assert reload(one).status == 200
     assert per_minute(one) == 700
-    bodies = read_streams(streams, lambda bodies: all(body.endswith(b"0\r\n\r\n") for body in bodies))
+    bodies = read_streams(streams, lambda bodies: all(body.endswith(b"0\r\n\r\n") for body in bodies), within=60)
     for key in list(streams.get_map().values()):
         key.fileobj.close()
     texts = {b"".join(re.findall(rb'"content":"([^"]*)"', body)) for body in bodies}
@@ -686,7 +703,7 @@ def test_two_hundred_open_streams_lose_no_frame_when_the_configuration_changes(s
 
 
 def test_a_storm_of_reloads_loses_no_request_and_no_count(stage):
-    one = stage(orgs={"acme": limited(per_minute=500_000, per_day=400_000)})
+    one = stage(orgs={"acme": limited(per_minute=500_000, per_day=400_000)}, quota=f'timezone = "{midday()}"')
     over, statuses = threading.Event(), []
 
     def load():
@@ -814,14 +831,18 @@ def test_of_a_private_key_no_text_stays_in_memory(stage):
         joined = b"".join(lines)
         return {"a line of the file": lines[0], "base64": joined, "DER": base64.b64decode(joined)}
 
+    def gone(names):
+        # The watch may be reading the file just now: what it has read goes within a moment, what stays stays.
+        eventually(lambda: not in_memory(one.gateway.process.pid, names), within=2, what="a memory without the key")
+
     old = texts()
     try:
-        assert not in_memory(one.gateway.process.pid, old)
+        gone(old)
     except PermissionError:
         pytest.skip("only root may look into the gateway's memory")
     one.servers.leaf("server", dns=["localhost"], use=ExtendedKeyUsageOID.SERVER_AUTH)
     assert reload(one).status == 200
-    assert not in_memory(one.gateway.process.pid, old | {f"new {name}": text for name, text in texts().items()})
+    gone(old | {f"new {name}": text for name, text in texts().items()})
 
 
 def test_a_key_that_does_not_fit_its_certificate_changes_nothing(stage):

@@ -87,13 +87,14 @@ def test_a_limit_below_its_use_refuses_and_one_above_goes_on(one):
 
 
 def test_a_rate_below_its_use_refuses_until_it_has_drained(one):
-    limited(one, "requests_per_second = { limit = 5, burst = 20 }")
+    limited(one, "requests_per_second = { limit = 2, burst = 20 }")
     assert ask(one, 20).count(200) == 20
-    limited(one, "requests_per_second = { limit = 5, burst = 5 }")
+    # Eight seconds until so much has drained: a busy machine is no faster than that.
+    limited(one, "requests_per_second = { limit = 2, burst = 5 }")
     with H1(one.connect()) as connection:
         refused = connection.ask(body=chat())
         assert refused.headers["portcullis-reason"] == "rate_limit_exceeded"
-        eventually(lambda: one.limit("acme", "requests_per_second")["used"] <= 4, what="drained use")
+        eventually(lambda: one.limit("acme", "requests_per_second")["used"] <= 4, within=20, what="drained use")
         assert connection.ask(body=chat()).status == 200
 
 
@@ -243,8 +244,10 @@ def test_a_storm_of_reloads_loses_no_count(one):
     threads = [threading.Thread(target=traffic) for _ in range(2)]
     for thread in threads:
         thread.start()
+    # However many requests there is time for between two of them.
+    ample = BUDGET.replace("100_000", "100_000_000")
     for n in range(30):
-        limited(one, BUDGET.format(n=(100_000, 200_000)[n % 2]))
+        limited(one, ample.format(n=(100_000, 200_000)[n % 2]))
     done.set()
     for thread in threads:
         thread.join()
@@ -375,6 +378,8 @@ def test_groups_that_swap_their_names_keep_what_each_of_them_used(stage):
     stage = stage(quota=f'timezone = "{midday()}"', orgs={"acme": org("one", "other")}, more=more("one", "other"))
     assert statuses("mock-1", 4) == [200] * 3 + [429]
     assert statuses("mock-2", 1) == [200]
+    # Between the two files nothing is right: the file watch puts no half of the change in force.
+    stage.write_org("acme", "to be written")
     stage.write_config(more=more("other", "one"))
     stage.write_org("acme", org("other", "one"))
     assert said(stage) == "model group one: renamed to other\nmodel group other: renamed to one\n"

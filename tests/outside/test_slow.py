@@ -648,7 +648,7 @@ def test_no_more_connections_are_taken_than_there_are_descriptors_for(stage):
     """Each has one for its upstream's connection as well: what is under way never lacks any."""
     one = stage(start=False)
     one.start(preexec_fn=few_descriptors)
-    assert "max_connections" in one.gateway.log, "a word about it at the start"
+    eventually(lambda: "max_connections" in one.gateway.log, what="a word about it at the start")
     with contextlib.ExitStack() as stack:
         guests = [stack.enter_context(H1(one.connect())) for _ in range(32)]
         for guest in guests:

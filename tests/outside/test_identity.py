@@ -9,14 +9,15 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.x509.oid import ExtendedKeyUsageOID
-from stage import DAY, H1, Authority, Stage, Streaming, chat, eventually, fetch, replace
+from stage import DAY, H1, Authority, Stage, Streaming, chat, eventually, fetch, midday, replace
 
 WHOAMI, USAGE = "/portcullis/v1/whoami", "/portcullis/v1/usage"
 PARTNERS, BOTH = (
     ", ".join(f'{{ name = "{name}", file = "{name}.pem", crl = "{name}.crl" }}' for name in names)
     for names in (["partners"], ["partners", "others"])
 )
-TODAY = datetime.datetime.now(datetime.timezone.utc).date()
+# The day that it is in that zone, and will be for hours: midnight may come between here and the last test.
+TODAY, ZONE = datetime.datetime.now(datetime.timezone.utc).date(), f'timezone = "{midday()}"'
 ONE_DAY = datetime.timedelta(days=1)
 
 
@@ -149,7 +150,8 @@ def test_a_chain_that_two_authorities_vouch_for_belongs_to_neither(stage):
     one.start()
     with one.connect() as connection, pytest.raises(OSError, match="(?i)alert"):
         connection.recv(1)
-    assert one.metric("portcullis_tls_handshakes_total", result="bad_certificate") == 1
+    # The alert is on its way before it is counted.
+    eventually(lambda: one.metric("portcullis_tls_handshakes_total", result="bad_certificate") == 1, what="the count")
 
 
 # Where from, when, and whether at all.
@@ -201,7 +203,7 @@ def test_a_grant_holds_from_its_first_to_its_last_day(stage, whose, first, last,
     valid = f"valid = {{ {dates} }}"
     child = organization(before=valid if whose == "own" else 'parent = "lead"')
     lead = organization("lead", before="" if whose == "own" else valid)
-    one = stage(orgs={"acme": child, "lead": lead})
+    one = stage(orgs={"acme": child, "lead": lead}, quota=ZONE)
     assert who(one, "acme") == expected
 
 
@@ -300,7 +302,7 @@ def test_an_ambiguity_that_shows_only_at_run_time_is_nobody_and_loud(stage):
     one = stage(orgs={"acme": organization(), "globex": organization("globex", 'dns = "globex.example"')})
     one.partners.leaf("both", uri="spiffe://partners/acme", dns=["globex.example"])
     assert who(one, "both") == "organization_unknown"
-    eventually(lambda: re.search(r"(WARN|ERROR).*(identit|organization)", one.gateway.log), 2, what="a loud word in the log")
+    eventually(lambda: re.search(r"(WARN|ERROR).*(identit|organization)", one.gateway.log), what="a loud word in the log")
     assert who(one, "acme") == "acme"
 
 
@@ -311,7 +313,7 @@ def test_an_identity_that_moves_takes_its_open_streams_down(stage):
     one.write_org("acme", organization(identity='uri = "spiffe://partners/elsewhere"'))
     one.write_org("globex", organization("globex", 'uri = "spiffe://partners/acme"'))
     assert reload(one).status == 200
-    assert stream.wait(2) == "cut"
+    assert stream.wait() == "cut"
     assert who(one, "acme") == "globex"
 
 
@@ -340,7 +342,8 @@ BY_HEAD = STEPS[:STEPS.index("case") + 1]
 def spent(tmp_path_factory):
     """Acme has used up its day."""
     limits = "[limits]\nrequests_per_day = 1"
-    one = Stage(tmp_path_factory.mktemp("order"), orgs={"acme": organization(after=limits)}, listen='max_body = "2KiB"')
+    options = {"listen": 'max_body = "2KiB"', "quota": ZONE}
+    one = Stage(tmp_path_factory.mktemp("order"), orgs={"acme": organization(after=limits)}, **options)
     one.partners.leaf("stranger", uri="spiffe://partners/stranger")
     assert one.ask(body=chat()).status == 200
     yield one
@@ -455,6 +458,7 @@ tokens_per_minute = 50_000
     lead = organization("lead", after="[limits]\nrequests_per_day = 1000\n").replace('"mock-*", "gpt-*", "claude-*"', '"mocks"')
     one = stage(orgs={"acme": acme, "lead": lead}, more=more)
     one.partners.leaf("lead", uri="spiffe://partners/lead")
+    today = datetime.datetime.now(datetime.timezone.utc).date()
     # Long enough for the model's own count to be near the gateway's, which disputes one far below it.
     body = chat("mock-tokens-10", messages=[{"role": "user", "content": "a question of some length " * 20}])
     assert one.ask(body=body).status == 200
@@ -467,7 +471,7 @@ tokens_per_minute = 50_000
         mine = next(limit for limit in answer.json["limits"] if limit["id"] == "tokens_per_day")
         return answer.json if mine["used"] == tokens and mine["reserved"] == 0 else None
 
-    usage = eventually(told, 3, what="the settled use")
+    usage = eventually(told, what="the settled use")
     assert list(usage) == ["organization", "limits", "totals"] and usage["organization"] == "acme"
     assert usage["totals"].keys() == {"day", "month"}
     mine = [limit for limit in usage["limits"] if limit["scope"]["organization"] == "acme"]
@@ -481,7 +485,7 @@ tokens_per_minute = 50_000
     day = plain["tokens_per_day"]
     assert (day["unit"], day["window"], day["limit"], day["remaining"]) == ("tokens", "day", 100_000, 100_000 - tokens)
     resets = datetime.datetime.fromisoformat(day["resets_at"])
-    assert resets == datetime.datetime.combine(TODAY + ONE_DAY, datetime.time(), datetime.timezone.utc)
+    assert resets == datetime.datetime.combine(today + ONE_DAY, datetime.time(), datetime.timezone.utc)
     assert (plain["concurrent_requests"]["window"], plain["concurrent_requests"]["resets_at"]) == (None, None)
     assert plain["concurrent_requests"]["used"] == 0
     cost = plain["cost_per_month"]

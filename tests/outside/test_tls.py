@@ -4,6 +4,7 @@ Certificates are real and made here; results are read from `portcullis_tls_hands
 one for each attempt.
 """
 
+import contextlib
 import datetime
 import json
 import os
@@ -249,7 +250,6 @@ TURNED_AWAY = [
 @pytest.mark.parametrize("make, result, expected", TURNED_AWAY, ids=[make.__name__ for make, *_ in TURNED_AWAY])
 def test_a_flawed_certificate_meets_an_alert_is_counted_and_recorded(shared, make, result, expected):
     make(shared)
-    recorded = len(refusals(shared))
     context = shared.tls(None)
     # Our own library must be willing to show what the gateway is to refuse.
     context.set_ciphers("DEFAULT:@SECLEVEL=0")
@@ -257,11 +257,12 @@ def test_a_flawed_certificate_meets_an_alert_is_counted_and_recorded(shared, mak
     with Counted(shared, result):
         said = alert(shared, context=context)
     assert "ALERT" in said and said == (expected or said)
-    lines = eventually(lambda: refusals(shared)[recorded:], what="the audit line")
+    tried = x509.load_pem_x509_certificate((shared.folder / "tried.pem").read_bytes())
+    # By what was shown: the line of another test's handshake may only come now.
+    lines = eventually(lambda: refusals(shared, tried), what="the audit line")
     assert [line["result"] for line in lines] == [result]
     assert lines[0]["peer"].startswith("127.0.0.1:") and "organization" not in lines[0] and "certificate" not in lines[0]
-    shown, tried = lines[0]["presented"], x509.load_pem_x509_certificate((shared.folder / "tried.pem").read_bytes())
-    assert shown["sha256"] == tried.fingerprint(hashes.SHA256()).hex()
+    shown = lines[0]["presented"]
     assert int(shown["serial"], 16) == tried.serial_number
     assert 0 < len(shown["issuer"]) <= 200 and shown["issuer"].isprintable()
     # Whose it is, is said only of what an authority signed.
@@ -273,8 +274,11 @@ def test_a_flawed_certificate_meets_an_alert_is_counted_and_recorded(shared, mak
     assert report["total"]["refused"] == 0
 
 
-def refusals(stage):
-    return [line for line in stage.audit() if line["kind"] == "handshake_refused"]
+def refusals(stage, certificate=None):
+    """The audit lines of refused handshakes, or of those in which this certificate was shown."""
+    lines = [line for line in stage.audit() if line["kind"] == "handshake_refused"]
+    digest = certificate and certificate.fingerprint(hashes.SHA256()).hex()
+    return [line for line in lines if not digest or line.get("presented", {}).get("sha256") == digest]
 
 
 @pytest.mark.parametrize("key", [
@@ -301,18 +305,19 @@ def test_a_certificate_without_its_key_is_worth_nothing(shared):
     key = part(b"\x30", part(b"\x02", b"\1") + part(b"\x04", own) + curve + part(b"\xa1", part(b"\x03", b"\0" + stolen)))
     (shared.folder / "stolen.key").write_text(ssl.DER_cert_to_PEM_cert(key).replace("CERTIFICATE", "EC PRIVATE KEY"))
     (shared.folder / "stolen.pem").write_bytes((shared.folder / "acme.pem").read_bytes())
-    for _ in range(2):
+    for times in (1, 2):
         with Counted(shared, "other"):
             assert alert(shared, "stolen") == "TLSV1_ALERT_DECRYPT_ERROR"
-        shown = eventually(lambda: refusals(shared)[-1].get("presented"), what="the certificate that was shown")
-        assert (shown["sha256"], shown["organization"]) == (shared.acme.fingerprint(hashes.SHA256()).hex(), "acme")
+        lines = eventually(lambda: (found := refusals(shared, shared.acme))[times - 1:] and found, what="the record")  # noqa: B023
+        assert [line["presented"]["organization"] for line in lines] == ["acme"] * times
         # The second time its verdict is known already.
         assert shared.ask("/portcullis/v1/whoami").status == 200
 
 
 def test_a_longest_lifetime_is_kept_where_it_is_set(stage):
     one = stage(client_auth='max_certificate_lifetime = "2h"')
-    one.partners.leaf("brief", uri=ACME, not_after=NOW + DAY / 24 / 2)
+    now = datetime.datetime.now(datetime.timezone.utc)
+    one.partners.leaf("brief", uri=ACME, not_after=now + DAY / 24 / 2)
     assert one.ask("/portcullis/v1/whoami", certificate="brief").status == 200
     with Counted(one, "bad_certificate"):
         assert "ALERT" in alert(one)
@@ -396,8 +401,10 @@ def test_silence_is_ended_and_counted_as_timeout(stage):
     with Counted(one, "timeout"), socket.create_connection(("127.0.0.1", one.port), timeout=5) as plain:
         assert plain.recv(1) == b""
     with Counted(one, "timeout"), socket.create_connection(("127.0.0.1", one.port), timeout=5) as plain:
-        plain.sendall(hello()[:40])
-        assert plain.recv(1) == b""
+        # Whoever is late with it finds a closed door, which resets the connection.
+        with contextlib.suppress(ConnectionError):
+            plain.sendall(hello()[:40])
+            assert plain.recv(1) == b""
 
 
 def test_more_connections_than_there_is_room_for_are_shed(stage):
@@ -434,7 +441,8 @@ WHOAMI = "GET /portcullis/v1/whoami HTTP/1.1\r\nhost: localhost\r\nconnection: c
 
 
 def test_the_partners_authorities_are_not_told_to_strangers(shared):
-    said = s_client(shared, certificate=None)
+    with Counted(shared, "no_certificate"):
+        said = s_client(shared, certificate=None)
     assert "No client certificate CA names sent" in said
     assert "partners" not in said
 
@@ -477,10 +485,12 @@ def hello(groups=((0x001D, bytes([9]) + bytes(31)),), ticket=False):
 
 def server_hello(stage, written):
     """The extensions of the ServerHello that answers these bytes."""
-    with socket.create_connection(("127.0.0.1", stage.port), timeout=10) as plain, plain.makefile("rb") as reader:
-        plain.sendall(written)
-        kind, _, size = struct.unpack(">BHH", reader.read(5))
-        message = reader.read(size)
+    # Who leaves after that is counted, too: before the next handshake, or that one's count is not what it should be.
+    with Counted(stage, "other"):
+        with socket.create_connection(("127.0.0.1", stage.port), timeout=10) as plain, plain.makefile("rb") as reader:
+            plain.sendall(written)
+            kind, _, size = struct.unpack(">BHH", reader.read(5))
+            message = reader.read(size)
     assert (kind, message[0]) == (22, 2), message[:50]
     # Type and length, version, random, session id, cipher suite, compression; then the extensions.
     rest = message[4 + 2 + 32:]
@@ -551,7 +561,7 @@ def test_explain_reads_no_body(explaining):
 def test_explain_closes_over_http2_too(explaining):
     with H2(explaining, None) as connection:
         assert_explained(connection.ask(body=chat()))
-        eventually(lambda: connection.over, 3, what="the end of the connection")
+        eventually(lambda: connection.over, what="the end of the connection")
 
 
 def test_explain_forgives_a_missing_certificate_and_nothing_else(explaining):
@@ -591,16 +601,18 @@ def test_a_new_server_certificate_takes_effect_without_touching_what_flows(stage
             seen.add(shown(one))
             return der(new) in seen
 
-        eventually(fresh, 3, what="the new certificate")
+        eventually(fresh, what="the new certificate")
         assert seen <= {old, der(new)}
         assert shown(one) == der(new), "no way back"
         before = [len(stream.pieces) for stream in streams]
-        eventually(lambda: all(len(s.pieces) > n + 5 for s, n in zip(streams, before)), 3, what="more of both streams")
+        eventually(lambda: all(len(s.pieces) > n + 5 for s, n in zip(streams, before)), what="more of both streams")
         assert idle.ask(body=chat()).status == 200
         assert second.ask(body=chat()).status == 200
         eventually(lambda: one.metric("portcullis_config_last_reload_successful") == 1, what="a successful reload")
         expiry = new.not_valid_after_utc.timestamp()
-        assert one.metric("portcullis_tls_server_cert_not_after_timestamp_seconds") == expiry
+        # Handshakes have the new policy a moment before its figures are told.
+        told = "portcullis_tls_server_cert_not_after_timestamp_seconds"
+        eventually(lambda: one.metric(told) == expiry, what="the end of the new certificate")
 
 
 def test_a_key_of_another_certificate_is_refused_and_nothing_changes(stage):
@@ -618,7 +630,7 @@ def test_a_key_of_another_certificate_is_refused_and_nothing_changes(stage):
     assert one.metric("portcullis_config_last_reload_successful") == 0
     assert (shown(one), one.status()["generation"]) == (good, generation)
     before = len(stream.pieces)
-    eventually(lambda: len(stream.pieces) > before + 5, 3, what="more of the stream")
+    eventually(lambda: len(stream.pieces) > before + 5, what="more of the stream")
     assert one.ask(body=chat()).status == 200
 
 

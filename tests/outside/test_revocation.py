@@ -256,15 +256,19 @@ class Clock:
     }
     """
 
-    def __init__(self, folder, left=8):
+    def __init__(self, folder):
         source, library = folder / "clock.c", folder / "clock.so"
         source.write_text(self.SOURCE)
         subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source], check=True)
+        self.env = {"LD_PRELOAD": str(library)}
+
+    def turn(self, left=8):
+        """So many seconds are left from now on."""
         begun = now()
         midnight = (begun + DAY).replace(hour=0, minute=0, second=0, microsecond=0)
         ahead = int((midnight - begun).total_seconds()) - left
         self.today, self.midnight = begun.date(), midnight - ahead * SECOND
-        self.env = {"LD_PRELOAD": str(library), "CLOCK_AHEAD": str(ahead)}
+        self.env["CLOCK_AHEAD"] = str(ahead)
 
 
 IN_TIME, BY_WATCH = 1.0, 1.5
@@ -296,10 +300,13 @@ BEFORE = {
 }  # fmt: skip
 
 
-def judge(scene, pulled, code, within):
-    """Acme is out everywhere, is told why where it can be told, and all of it is counted and recorded. Returns the code."""
+def judge(scene, pulled, code, within, spared=False):
+    """Acme is out everywhere, is told why where it can be told, and all of it is counted and recorded. Returns the code.
+
+    `spared`: but for its stream with another purpose and another model.
+    """
     stage = scene.stage
-    for stream in scene.streams:
+    for stream in scene.streams if spared else [*scene.streams, scene.spared]:
         stream.wait(within + 3)
     first, second = scene.streams
     assert first.ended == "cut", "no last chunk, no reset before the event"
@@ -318,20 +325,21 @@ def judge(scene, pulled, code, within):
         assert line["bytes_out"] in (sent, len(stream.text)), (line["bytes_out"], sent, len(stream.text))
     assert len(told) == 1 and told <= ({code} if code else {"organization_suspended", "certificate_revoked"}), told
     code = told.pop()
-    assert stage.metric("portcullis_severed_streams_total", cause=code) == stage.metric(
-        "portcullis_severed_streams_total", org="acme", cause=code)  # fmt: skip
+    # Only then is the last of them counted: it is measured once all have left.
     eventually(lambda: stage.metric("portcullis_revocation_seconds_count") == 1, what="the measurement")
     assert stage.metric("portcullis_revocation_seconds_sum") < 1
-    open_still = 1 if scene.spared.ended else 2
-    eventually(lambda: stage.ledger()["totals"]["open"] == open_still, 3, what="the end of the calls to the model")
-    assert stage.metric("portcullis_streams_active", org="acme") == (0 if scene.spared.ended else 1)
+    assert stage.metric("portcullis_severed_streams_total", cause=code) == stage.metric(
+        "portcullis_severed_streams_total", org="acme", cause=code)  # fmt: skip
+    eventually(lambda: stage.ledger()["totals"]["open"] == 1 + spared, what="the end of the calls to the model")
+    assert stage.metric("portcullis_streams_active", org="acme") == spared
+    assert spared is (scene.spared.ended is None)
     return code
 
 
 def untouched(stream, since, gap=1.0):
     """A stream that goes on as if nothing had happened."""
     count = len(stream.pieces)
-    eventually(lambda: len(stream.pieces) > count + 5, 3, what="more of the stream that is spared")
+    eventually(lambda: len(stream.pieces) > count + 5, what="more of the stream that is spared")
     assert stream.ended is None
     times = [came for came, _ in stream.pieces if came > since - 0.5]
     assert max(after - before for before, after in zip(times, times[1:])) < gap
@@ -376,7 +384,7 @@ def newcomer(stage, meets, code, certificate="acme", session=None):
     before = stage.metric("portcullis_tls_handshakes_total", result=meets)
     with connect() as connection, pytest.raises(ssl.SSLError, match="(?i)alert"):
         connection.recv(1)
-    eventually(lambda: stage.metric("portcullis_tls_handshakes_total", result=meets) == before + 1, 2, what="the count")
+    eventually(lambda: stage.metric("portcullis_tls_handshakes_total", result=meets) == before + 1, what="the count")
 
 
 @pytest.mark.parametrize("trigger", TRIGGERS)
@@ -404,7 +412,7 @@ def test_a_purpose_or_model_taken_away_ends_its_streams_and_no_others(place, opt
     one = place()
     with contextlib.closing(Scene(one)) as scene:
         pulled = by_command(option, target)(one)
-        assert judge(scene, pulled, code, IN_TIME) == code
+        assert judge(scene, pulled, code, IN_TIME, spared=True) == code
         assert one.metric("portcullis_severed_streams_total", cause=code) == 2
         untouched(scene.spared, pulled)
         untouched(scene.beside, pulled)
@@ -426,7 +434,7 @@ def test_a_grant_taken_out_of_the_file_ends_its_streams_and_no_others(place, cha
     with contextlib.closing(Scene(one)) as scene:
         one.write_org("acme", Stage.ACME.replace(before, after))
         pulled = time.monotonic()
-        assert judge(scene, pulled, code, BY_WATCH) == code
+        assert judge(scene, pulled, code, BY_WATCH, spared=True) == code
         untouched(scene.spared, pulled)
         untouched(scene.beside, pulled)
 
@@ -470,10 +478,16 @@ def short_anchor(stage, ends):
 
 @pytest.mark.parametrize("short", [short_leaf, short_anchor])
 def test_a_certificate_that_expires_takes_its_connections_with_it(place, short):
-    ends = (now() + 8 * SECOND).replace(microsecond=0)
-    one = place(before=lambda one: short(one, ends))
+    ends = []
+
+    def before(one):
+        # As late as can be: all that is between here and the scene takes its time from what is left.
+        ends.append((now() + 8 * SECOND).replace(microsecond=0))
+        short(one, ends[0])
+
+    one = place(before=before)
     with contextlib.closing(Scene(one)) as scene:
-        pulled = at(ends)(one)
+        pulled = at(ends[0])(one)
         judge(scene, pulled, "certificate_expired", BY_WATCH)
         out(scene, pulled, BY_WATCH)
         for session in (None, scene.session):
@@ -576,7 +590,7 @@ def test_a_newer_list_is_taken_though_the_files_are_rejected_and_an_older_one_is
     # With all of it mended, the files are what is in force again.
     one.write_org("globex", GLOBEX)
     one.partners.crl(number=newest + 2)
-    eventually(lambda: one.status()["reloads"][0]["result"] == "applied", 3, what="the files that were mended")
+    eventually(lambda: one.status()["reloads"][0]["result"] == "applied", what="the files that were mended")
     assert one.ask(body=chat()).status == 200
 
 
@@ -611,6 +625,7 @@ def test_a_grant_that_ends_takes_its_connections_with_it_and_one_that_begins_ope
     clock = Clock(tmp_path)
 
     def dated(one):
+        clock.turn()
         one.write_org("acme", Stage.ACME.replace("[[", f'valid = {{ until = "{clock.today}" }}\n[['))
         tomorrow = clock.today + datetime.timedelta(days=1)
         one.write_org("third", Stage.ACME.replace("acme", "third").replace("[[", f'valid = {{ from = "{tomorrow}" }}\n[['))
@@ -816,8 +831,15 @@ def test_nothing_reaches_the_model_once_the_command_has_returned(stage):
         thread.start()
     eventually(lambda: len(answered) > 200, what="a busy gateway")
     one.run("revoke", "--org", "acme", check=True)
-    returned = time.monotonic()
-    seen = one.ledger()["totals"]["requests"]
+    returned, looks = time.monotonic(), [-1]
+
+    def booked():
+        looks.append(one.ledger()["totals"]["requests"])
+        return looks[-2] == looks[-1]
+
+    # What was sent before the command may stand in the model's book a moment after it.
+    eventually(booked, what="the model's book")
+    seen = looks[-1]
     eventually(lambda: len([1 for asked, _ in answered if asked > returned]) > 50, what="more attempts")
     stop.set()
     for thread in threads:
@@ -954,7 +976,12 @@ def test_every_withdrawal_is_recorded_with_who_asked_and_why(stage):
     stream = Streaming(one)
     one.run("revoke", "--org", "acme", "--reason", "key on a bus", check=True)
     one.run("restore", "--org", "acme", "--reason", "key found", check=True)
-    lines = [line for line in one.audit() if line["kind"] in ("revoke", "restore")]
+
+    def recorded():
+        lines = [line for line in one.audit() if line["kind"] in ("revoke", "restore")]
+        return lines if len(lines) >= 2 else None
+
+    lines = eventually(recorded, what="the records")
     assert [(line["kind"], line["target"], line["reason"]) for line in lines] == [
         ("revoke", "acme", "key on a bus"), ("restore", "acme", "key found")]  # fmt: skip
     assert all(line["by"] for line in lines)
@@ -1046,9 +1073,10 @@ def test_a_list_that_cannot_be_believed_changes_nothing_and_says_so(steady, flaw
 
 def test_a_list_that_is_overdue_closes_its_own_authority_and_holds_up_no_other(stage):
     one = stage(start=False)
-    agency, ends = Authority(one.folder, "agency"), (now() + 6 * SECOND).replace(microsecond=0)
-    agency.crl(upcoming=ends)
+    agency = Authority(one.folder, "agency")
     gone = one.partners.leaf("gone", uri="spiffe://partners/acme")
+    ends = (now() + 6 * SECOND).replace(microsecond=0)
+    agency.crl(upcoming=ends)
     one.write_config(
         authorities='{ name = "partners", file = "partners.pem", crl = "partners.crl" }, '
         '{ name = "agency", file = "agency.pem", crl = "agency.crl" }'
@@ -1061,7 +1089,7 @@ def test_a_list_that_is_overdue_closes_its_own_authority_and_holds_up_no_other(s
     assert answer.status == 200 and one.metric("portcullis_config_last_reload_successful") == 1
     newcomer(one, "revoked", None, "gone")
     assert one.ask(body=chat()).status == 200
-    eventually(lambda: re.search(r"ERROR.*agency.* is stale since", one.gateway.log), 3, what="a loud word in the log")
+    eventually(lambda: re.search(r"ERROR.*agency.* is stale since", one.gateway.log), what="a loud word in the log")
     # One that is put there overdue already closes what depends on it.
     stale(one)
     assert fetch(one.admin + "/-/reload", method="POST").status == 200
@@ -1185,14 +1213,15 @@ def test_a_list_that_goes_stale_closes_the_door_loudly_and_its_successor_opens_i
     for request_id in (stream.headers["x-request-id"], headers["x-request-id"]):
         line = eventually(lambda: closed(one, request_id), what="the closing record")  # noqa: B023
         assert "stale" in line["detail"], line
-    refused = next(line for line in one.audit() if line["kind"] == "handshake_refused")
+    refusals = lambda: [line for line in one.audit() if line["kind"] == "handshake_refused"]
+    refused = eventually(refusals, what="the record of the refusal")[0]
     assert refused["result"] == "other" and "revocation list" in refused["detail"], refused
     waiting.close()
     stream.close()
-    eventually(lambda: re.search(r"(?i)(warn|error).*(crl|revocation)", one.gateway.log), 3, what="a loud word in the log")
+    eventually(lambda: re.search(r"(?i)(warn|error).*(crl|revocation)", one.gateway.log), what="a loud word in the log")
     one.partners.crl()
     applied = {"trigger": "watch", "result": "applied"}
-    eventually(lambda: one.metric("portcullis_config_reloads_total", **applied) == 1, 3, what="the new list")
+    eventually(lambda: one.metric("portcullis_config_reloads_total", **applied) == 1, what="the new list")
     assert one.ask(body=chat()).status == 200
 
 
@@ -1256,12 +1285,14 @@ def test_a_thousand_streams_are_cut_at_once_each_is_told_why_and_the_neighbours_
         eventually(lambda: all(len(gaps(stream, began, time.monotonic())) > 100 for stream in beside), what="a normal spread")
         pulled, waited = time.monotonic(), queued(one)
         assert fetch(one.admin + "/-/revoke", {"organization": "acme"}).status == 200
-        eventually(lambda: all(stream.ended for stream in streams), 5, what="the end of all")
+        eventually(lambda: all(stream.ended for stream in streams), what="the end of all")
+        # Until then its thread may have waited, too.
+        eventually(lambda: one.metric("portcullis_revocation_seconds_count") == 1, what="the measurement")
         waited = max(since - waited.get(thread, 0) for thread, since in queued(one).items())
         late = sorted(stream.ended_at - pulled for stream in streams)
         assert late[-1] < IN_TIME, [round(late[at], 3) for at in (0, 499, 989, 999)]
         over = pulled + late[-1] + 1
-        eventually(lambda: all(stream.times[-1] > over for stream in beside), 5, what="more of the neighbours' streams")
+        eventually(lambda: all(stream.times[-1] > over for stream in beside), what="more of the neighbours' streams")
         assert not any(stream.ended for stream in beside)
         usual = max(gap for stream in beside for gap in gaps(stream, began, pulled))
         longest = max(gap for stream in beside for gap in gaps(stream, pulled - 0.1, over))
@@ -1273,13 +1304,12 @@ def test_a_thousand_streams_are_cut_at_once_each_is_told_why_and_the_neighbours_
     assert one.metric("portcullis_severed_streams_total", org="acme", cause="organization_suspended") == 1000
     assert one.metric("portcullis_severed_streams_total") == 1000
     assert one.metric("portcullis_streams_total", org="acme", end="severed") == 1000
-    eventually(lambda: one.metric("portcullis_revocation_seconds_count") == 1, what="the measurement")
     took = one.metric("portcullis_revocation_seconds_sum")
     assert took - waited <= 0.25, (took, waited)
-    assert abs(took - late[-1]) < 0.5, "both clocks agree"
+    assert abs(took - late[-1]) - waited < 0.5, "both clocks agree"
 
     def endings():
         return [line["ending"] for line in one.audit() if line["kind"] == "closed" and line["organization"] == "acme"]
 
     eventually(lambda: endings() == ["severed"] * 1000, what="1,000 closing records")
-    eventually(lambda: one.metric("portcullis_connections_active", listener="partners") == 0, 3, what="their end")
+    eventually(lambda: one.metric("portcullis_connections_active", listener="partners") == 0, what="their end")

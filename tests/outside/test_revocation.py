@@ -1075,7 +1075,7 @@ def test_a_list_that_is_overdue_closes_its_own_authority_and_holds_up_no_other(s
     one = stage(start=False)
     agency = Authority(one.folder, "agency")
     gone = one.partners.leaf("gone", uri="spiffe://partners/acme")
-    ends = (now() + 6 * SECOND).replace(microsecond=0)
+    ends = (now() + 8 * SECOND).replace(microsecond=0)
     agency.crl(upcoming=ends)
     one.write_config(
         authorities='{ name = "partners", file = "partners.pem", crl = "partners.crl" }, '
@@ -1193,7 +1193,7 @@ def test_lists_reach_through_intermediates(stage):
 
 def test_a_list_that_goes_stale_closes_the_door_loudly_and_its_successor_opens_it(stage):
     one = stage(start=False)
-    ends = (now() + 6 * SECOND).replace(microsecond=0)
+    ends = (now() + 8 * SECOND).replace(microsecond=0)
     one.partners.crl(upcoming=ends)
     one.start()
     assert one.metric("portcullis_crl_next_update_timestamp_seconds") == ends.timestamp()
@@ -1201,6 +1201,7 @@ def test_a_list_that_goes_stale_closes_the_door_loudly_and_its_successor_opens_i
     stream = Streaming(one)
     waiting = H1(one.connect())
     waiting.send(waiting.head(body=chat("mock-1.ttft-60000")))
+    eventually(lambda: one.metric("portcullis_tls_handshakes_total", result="ok") == 3, what="the handshakes")
     at(ends)(one)
     newcomer(one, "other", None)
     assert one.metric("portcullis_tls_handshakes_total", result="ok") == 3

@@ -1280,10 +1280,10 @@ def test_a_thousand_streams_are_cut_at_once_each_is_told_why_and_the_neighbours_
         beside += readers.open(one, OTHER_MODEL, "globex", shared=4, **OTHERWISE)
         readers.start()
         assert len(streams) == 1000
-        eventually(lambda: all(stream.times for stream in streams + beside), 30, what="a first piece of each")
+        eventually(lambda: all(stream.times for stream in streams + beside), 120, what="a first piece of each")
         assert one.metric("portcullis_streams_active", org="acme") == 1000
         began = time.monotonic()
-        eventually(lambda: all(len(gaps(stream, began, time.monotonic())) > 100 for stream in beside), what="a normal spread")
+        eventually(lambda: all(len(gaps(stream, began, time.monotonic())) > 100 for stream in beside), 60, what="a normal spread")
         pulled, waited = time.monotonic(), queued(one)
         assert fetch(one.admin + "/-/revoke", {"organization": "acme"}).status == 200
         eventually(lambda: all(stream.ended for stream in streams), what="the end of all")

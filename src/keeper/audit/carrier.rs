@@ -82,9 +82,10 @@ impl Carriers {
                 }
             }
         }
-        // Who is not named any more sees it by this.
-        for carrier in &*all {
-            carrier.round.bell.notify_one();
+        // Who is not named any more sees it by this; whoever has looked already, and does not wait yet, holds its bag.
+        for Carrier { round, .. } in &*all {
+            let _bag = round.bag.lock();
+            round.bell.notify_one();
         }
     }
 
@@ -288,9 +289,8 @@ mod tests {
         carriers.inbox.follow(named(&[second]));
         load(&carriers, 2);
         eventually(|| has(other.path(), 2));
-        // Who carried to the first place is gone; when it is named again, somebody else does.
-        let gone = || carriers.all.lock().iter().any(|one| one.round.place == first && one.thread.is_finished());
-        eventually(gone);
+        // Who carried to the first place is gone, or is so already; when it is named again, somebody else does.
+        eventually(|| carriers.all.lock().iter().all(|one| one.round.place != first || one.thread.is_finished()));
         carriers.inbox.follow(named(std::slice::from_ref(&first)));
         load(&carriers, 3);
         eventually(|| has(one.path(), 3));

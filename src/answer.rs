@@ -309,7 +309,11 @@ fn message(shortfall: &Shortfall, code: Code, caller: &OrgId, name: &str) -> Str
         (Code::QuotaRequestTooLarge, _) if burst == 0 => {
             message.push_str(". Nothing passes this limit, however small: ask the gateway's operator.");
         }
-        (Code::QuotaRequestTooLarge, _) => message.push_str(". Ask for less output, or send less input."),
+        (Code::QuotaRequestTooLarge, _) => message.push_str(match shortfall.id.measure {
+            Measure::Metered(Unit::InputTokens, _) => ". Send less input.",
+            Measure::Metered(Unit::OutputTokens, _) => ". Ask for less output.",
+            _ => ". Ask for less output, or send less input.",
+        }),
         (_, Some(wait)) => {
             message.push_str(". Try again in ");
             spoken(&mut message, wait);
@@ -414,6 +418,29 @@ mod tests {
             let org = org.parse().unwrap();
             let shortfall = Shortfall { org, id, allowance, used, requested, wait, resets_at: Wall(0) };
             assert_eq!(message(&shortfall, shortfall.code(), &"acme".parse().unwrap(), "it"), wanted);
+        }
+    }
+
+    #[test]
+    fn a_request_that_never_fits_is_told_what_would_make_it_smaller() {
+        use Unit::{Cost, InputTokens, OutputTokens, Tokens};
+        for (unit, advice) in [
+            (InputTokens, "16. Send less input."),
+            (OutputTokens, "16. Ask for less output."),
+            (Tokens, "16. Ask for less output, or send less input."),
+            (Cost, "0.000000016. Ask for less output, or send less input."),
+        ] {
+            let shortfall = Shortfall {
+                org: "acme".parse().unwrap(),
+                id: Arc::new(LimitId { scope: Scope::default(), measure: Measure::Metered(unit, Window::Day) }),
+                allowance: Allowance::Budget(5),
+                used: 0,
+                requested: 16,
+                wait: None,
+                resets_at: Wall(0),
+            };
+            let told = message(&shortfall, shortfall.code(), &shortfall.org, "it");
+            assert!(told.ends_with(advice), "{told}");
         }
     }
 

@@ -359,7 +359,7 @@ fn refusal_step(stage: &Stage) -> Fallible<Turn> {
         let Verdict::Refused(shortfall) = ledger.admit(&demand, now) else { return };
         let refused = answer::short(&shortfall, &caller, &policy);
         let standings = ledger.standings(&plan, &timezone, now);
-        manner.short = Some(Short::of(&shortfall, &plan, &standings));
+        manner.short = Some(Short::of(&shortfall, &plan, (&demand.charge, &standings)));
         black_box(answer::refusal(&refused, "req_0123456789abcdef00000001", &manner, (&shelf, 1)));
     }))
 }

@@ -19,7 +19,7 @@ use crate::cut::BrokenOff;
 use crate::dialect::{self, Fixed, LimitView};
 use crate::guard::Underway;
 use crate::ledger::{Left, Shortfall, Standing};
-use crate::limits::{Allowance, Measure, Plan, Unit, Window};
+use crate::limits::{Allowance, Charge, Measure, Plan, Unit, Window};
 use crate::meter::Metered;
 use crate::names::{Hashing, OrgId};
 use crate::outcome::{Code, Refusal, Retry};
@@ -123,22 +123,28 @@ pub struct Short {
     plan: Arc<Plan>,
     /// What is left of its limits then.
     left: Vec<Left>,
-    /// Which of them refused.
-    violated: Option<usize>,
+    /// Which of them it does not fit, by their places.
+    violated: Vec<usize>,
 }
 
 impl Short {
-    /// Kept out by the limit that `shortfall` tells of, while those of `plan` stand so.
+    /// Kept out by the limit that `shortfall` tells of, while those of `plan` stand so before the charge.
     #[must_use]
-    pub fn of(shortfall: &Shortfall, plan: &Arc<Plan>, standings: &[Standing<'_>]) -> Short {
-        let refused = |standing: &Standing<'_>| *standing.org == shortfall.org && standing.limit.id == shortfall.id;
-        let left = standings.iter().map(|standing| standing.left).collect();
-        Short { plan: plan.clone(), left, violated: standings.iter().position(refused) }
+    pub fn of(shortfall: &Shortfall, plan: &Arc<Plan>, (charge, stand): (&Charge, &[Standing<'_>])) -> Short {
+        let told = |standing: &Standing<'_>| *standing.org == shortfall.org && standing.limit.id == shortfall.id;
+        let (mut left, mut violated) = (Vec::with_capacity(stand.len()), Vec::new());
+        for (place, standing) in stand.iter().enumerate() {
+            if standing.refuses(charge) || told(standing) {
+                violated.push(place);
+            }
+            left.push(standing.left);
+        }
+        Short { plan: plan.clone(), left, violated }
     }
 
-    fn policy_name(&self) -> Option<String> {
-        let LimitView { above, scope, measure, .. } = views(&self.plan).nth(self.violated?)?;
-        Some(dialect::policy_name(above, scope, measure))
+    fn policy_names(&self) -> Vec<String> {
+        let violated = views(&self.plan).enumerate().filter(|(place, _)| self.violated.contains(place));
+        violated.map(|(_, view)| dialect::policy_name(view.above, view.scope, view.measure)).collect()
     }
 }
 
@@ -147,13 +153,13 @@ impl Short {
 pub fn refusal(refusal: &Refusal, id: &str, manner: &Manner, (shelf, generation): (&Shelf, u64)) -> Response<GateBody> {
     let dialect = manner.route.map_or(Dialect::OpenAi, Route::dialect);
     let short = manner.short.as_ref();
-    let violated = short.filter(|_| manner.problem_json).and_then(Short::policy_name);
+    let violated = short.filter(|_| manner.problem_json).map(Short::policy_names).unwrap_or_default();
     let form = dialect::Form {
         dialect,
         request_id: id,
         problem_json: manner.problem_json,
         route: manner.route,
-        violated: violated.as_slice(),
+        violated: &violated,
         jitter: jitter(id),
     };
     let envelope = dialect::envelope(refusal, &form);
@@ -161,7 +167,7 @@ pub fn refusal(refusal: &Refusal, id: &str, manner: &Manner, (shelf, generation)
     *response.status_mut() = envelope.status;
     *response.headers_mut() = envelope.headers;
     if let Some(Short { plan, left, violated }) = short {
-        tell(response.headers_mut(), dialect, left, *violated, (shelf, generation, plan));
+        tell(response.headers_mut(), dialect, left, violated, (shelf, generation, plan));
     }
     if closes(refusal.code) {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
@@ -209,14 +215,14 @@ pub fn complete(headers: &mut HeaderMap, upstream_id: Option<HeaderValue>, id: &
 
 /// Adds what is left of the limits of one plan, of which the `standings` are.
 pub fn limits(headers: &mut HeaderMap, dialect: Dialect, standings: &[Standing<'_>], shelved: Shelved<'_>) {
-    tell(headers, dialect, standings, None, shelved);
+    tell(headers, dialect, standings, &[], shelved);
 }
 
 fn tell(
     headers: &mut HeaderMap,
     dialect: Dialect,
     left: &[impl AsRef<Left>],
-    violated: Option<usize>,
+    violated: &[usize],
     (shelf, generation, plan): Shelved<'_>,
 ) {
     let fixed = shelf.fixed(generation, plan);

@@ -247,7 +247,7 @@ impl Gateway {
                 }
                 let refused = answer::short(&shortfall, &caller.org().id, &snapshot.policy);
                 let standings = self.ledger.standings(plan, timezone, self.clock.now());
-                manner.short = Some(Short::of(&shortfall, plan, &standings));
+                manner.short = Some(Short::of(&shortfall, plan, (&reserved.charge, &standings)));
                 refused
             }
             Denial::StoreDown => {

@@ -138,12 +138,12 @@ impl LimitView<'_> {
 }
 
 /// Adds the limit headers of `dialect` and the IETF's to `headers`, for limits of which so much is `left`. `fixed` is that
-/// of their plan. Which one is `violated`, by its place, is told whatever else there is to tell.
+/// of their plan. Which are `violated`, by their places, is told whatever else there is to tell.
 pub fn limit_headers(
     dialect: Dialect,
     fixed: &Fixed,
     left: &[impl AsRef<Left>],
-    violated: Option<usize>,
+    violated: &[usize],
     headers: &mut HeaderMap,
 ) {
     let mut pen = Pen(Vec::with_capacity(fixed.most.min(ROOM)));
@@ -194,7 +194,7 @@ impl Told<'_> {
 fn nearest<'a>(
     fixed: &Fixed,
     left: &[impl AsRef<Left>],
-    violated: Option<usize>,
+    violated: &[usize],
     policies: &'a [Box<[u8]>],
 ) -> Option<Vec<Told<'a>>> {
     let mut pen = Pen(Vec::new());
@@ -205,7 +205,7 @@ fn nearest<'a>(
             let left = left.as_ref();
             let share = (u128::from(left.remaining) << 64) / u128::from(limit.number.max(1));
             let state = pen.apart(|pen| pen.state(limit, left));
-            Told { place, policy, state, rank: (violated != Some(place), share) }
+            Told { place, policy, state, rank: (!violated.contains(&place), share) }
         })
         .collect();
     if told.iter().map(Told::len).sum::<usize>() <= ROOM {

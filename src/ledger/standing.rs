@@ -87,6 +87,16 @@ impl Standing<'_> {
         cap(&self.limit.allowance)
     }
 
+    /// Whether `charge` has no room there, and the limit is a reason to refuse.
+    #[must_use]
+    pub fn refuses(&self, charge: &Charge) -> bool {
+        let cost = match self.limit.id.measure {
+            Measure::Metered(unit, _) => charge.get(unit),
+            Measure::Concurrent => 1,
+        };
+        !self.limit.shadow && self.used.saturating_add(self.reserved).saturating_add(cost) > self.most()
+    }
+
     /// Used and reserved, as a share of the most: above 1 in debt, 0 for a limit of zero that nobody has touched.
     #[must_use]
     #[expect(clippy::cast_precision_loss, reason = "a ratio for eyes and graphs")]

@@ -707,6 +707,17 @@ def test_a_problem_document_names_the_violated_policy(bounded):
     assert problem["violated-policies"] == ["requests-per-day"]
 
 
+def test_a_problem_document_names_every_policy_that_the_request_does_not_fit(bounded):
+    root = bounded.join("requests_per_month = 1\nrequests_per_day = 9")
+    org = bounded.join("requests_per_minute = 1\ntokens_per_day = 150\ntokens_per_hour = 10_000", parent=root)
+    assert bounded.ask(org, model=fresh("tokens-100"), maximum=100).status == 200
+    bounded.settled(org)
+    refused = bounded.ask(org, maximum=100, headers={"accept": "application/problem+json"})
+    problem = refused.json
+    assert "requests_per_month" in problem["detail"], "the one that keeps out longest"
+    assert problem["violated-policies"] == ["parent.requests-per-month", "requests-per-minute", "tokens-per-day"]
+
+
 # What may be written.
 
 

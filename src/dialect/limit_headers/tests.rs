@@ -28,7 +28,7 @@ fn rate(unit: Unit, window: Window, limit: u64, remaining: u64) -> Rate<'static>
 }
 
 /// What is told of limits, and what of it is fixed.
-fn headers_of(dialect: Dialect, rates: &[Rate<'_>], violated: Option<usize>) -> (Fixed, HeaderMap) {
+fn headers_of(dialect: Dialect, rates: &[Rate<'_>], violated: &[usize]) -> (Fixed, HeaderMap) {
     let (views, left): (Vec<_>, Vec<_>) = rates.iter().copied().unzip();
     let (fixed, mut headers) = (Fixed::of(&views), HeaderMap::new());
     limit_headers(dialect, &fixed, &left, violated, &mut headers);
@@ -36,7 +36,7 @@ fn headers_of(dialect: Dialect, rates: &[Rate<'_>], violated: Option<usize>) -> 
 }
 
 fn told(dialect: Dialect, rates: &[Rate<'_>]) -> Vec<(String, String)> {
-    let (_, headers) = headers_of(dialect, rates, None);
+    let (_, headers) = headers_of(dialect, rates, &[]);
     headers.iter().map(|(name, value)| (name.to_string(), value.to_str().unwrap().to_owned())).collect()
 }
 
@@ -151,7 +151,7 @@ fn a_crowd_of_limits_is_told_as_far_as_a_head_has_room_for_it() {
         // The further behind, the less is left; the one that refuses has all of it.
         let mut rates = crowd(&scopes[..count], |place| 999 - place as u64);
         rates[1].0.shadow = true;
-        let (_, headers) = headers_of(Dialect::OpenAi, &rates, Some(0));
+        let (_, headers) = headers_of(Dialect::OpenAi, &rates, &[0]);
         let size =
             headers.iter().map(|(name, value)| name.as_str().len() + value.len() + ": \r\n".len()).sum::<usize>();
         assert!(size <= 8 * 1024 && (all || size > 7000), "{count}: {size}");
@@ -171,7 +171,7 @@ fn what_fits_is_told_whole_whatever_the_figures_might_have_come_to() {
     let mut crowded = 0;
     for count in 1..=scopes.len() {
         let rates = crowd(&scopes[..count], |_| 7);
-        let (fixed, headers) = headers_of(Dialect::OpenAi, &rates, None);
+        let (fixed, headers) = headers_of(Dialect::OpenAi, &rates, &[]);
         let mut pen = Pen(Vec::new());
         rates.iter().zip(&fixed.limits).for_each(|((_, left), limit)| pen.state(limit, left));
         let whole = fixed.policy.as_ref().unwrap().len() + pen.0.len() + 4 <= ROOM;
@@ -204,7 +204,7 @@ proptest! {
         rates in proptest::collection::vec(any_rate(), 0..6), anthropic: bool,
     ) {
         let dialect = if anthropic { Dialect::Anthropic } else { Dialect::OpenAi };
-        let (_, headers) = headers_of(dialect, &rates, None);
+        let (_, headers) = headers_of(dialect, &rates, &[]);
         let told: Vec<_> = rates.iter().map(|(view, _)| view).filter(|view| !view.shadow).collect();
         for (header, parameter) in [(POLICY, "q"), (STATE, "r")] {
             let Some(value) = headers.get(&header) else {

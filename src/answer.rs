@@ -134,10 +134,13 @@ impl Short {
         let told = |standing: &Standing<'_>| *standing.org == shortfall.org && standing.limit.id == shortfall.id;
         let (mut left, mut violated) = (Vec::with_capacity(stand.len()), Vec::new());
         for (place, standing) in stand.iter().enumerate() {
+            let mut of_this = standing.left;
             if standing.refuses(charge) || told(standing) {
                 violated.push(place);
+                // `retry-after` tells of the one that keeps out longest: of none more may be told later than that.
+                of_this.next = of_this.next.min(shortfall.wait.unwrap_or(of_this.next));
             }
-            left.push(standing.left);
+            left.push(of_this);
         }
         Short { plan: plan.clone(), left, violated }
     }
@@ -309,6 +312,10 @@ fn message(shortfall: &Shortfall, code: Code, caller: &OrgId, name: &str) -> Str
     }
     message.push_str(", used ");
     amount(&mut message, shortfall, shortfall.used);
+    if shortfall.reserved > 0 {
+        message.push_str(", reserved by requests under way ");
+        amount(&mut message, shortfall, shortfall.reserved);
+    }
     message.push_str(", requested ");
     amount(&mut message, shortfall, shortfall.requested);
     match (code, shortfall.wait) {
@@ -362,11 +369,11 @@ mod tests {
         let tokens = Measure::Metered(Unit::Tokens, Window::Minute);
         let (cost, day) = (Measure::Metered(Unit::Cost, Window::Month), Duration::from_hours(24));
         let second = Duration::from_secs(1);
-        for (measure, allowance, (used, requested), wait, org, wanted) in [
+        for (measure, allowance, (used, reserved, requested), wait, org, wanted) in [
             (
                 tokens,
                 rate,
-                (14, 3),
+                (14, 0, 3),
                 Some(second / 3),
                 "acme",
                 "Limit reached for it: limit 10 (at most 15 at once), used 14, requested 3. Try again in 334 ms.",
@@ -374,7 +381,7 @@ mod tests {
             (
                 tokens,
                 rate,
-                (0, 16),
+                (0, 0, 16),
                 None,
                 "acme",
                 "This request alone does not fit it: limit 10 (at most 15 at once), used 0, requested 16. Ask for less output, or send less input.",
@@ -382,7 +389,7 @@ mod tests {
             (
                 tokens,
                 Allowance::Rate { rate: 0, burst: 0, since: Mono(0), slowest: 0 },
-                (0, 16),
+                (0, 0, 16),
                 None,
                 "acme",
                 "This request alone does not fit it: limit 0, used 0, requested 16. Nothing passes this limit, however small: ask the gateway's operator.",
@@ -390,7 +397,7 @@ mod tests {
             (
                 cost,
                 Allowance::Budget(2_500_000_000),
-                (1, 2_500_000_000),
+                (1, 0, 2_500_000_000),
                 Some(day),
                 "lead",
                 "Limit reached for it (shared with other organizations): limit 2.50, used 0.000000001, requested 2.50. Try again in 24 h.",
@@ -398,15 +405,23 @@ mod tests {
             (
                 cost,
                 Allowance::Budget(5),
-                (5, 1),
+                (5, 0, 1),
                 None,
                 "acme",
                 "Limit reached for it: limit 0.000000005, used 0.000000005, requested 0.000000001.",
             ),
             (
+                cost,
+                Allowance::Budget(5),
+                (0, 4, 2),
+                Some(second / 4),
+                "acme",
+                "Too many requests under way for it: limit 0.000000005, used 0.00, reserved by requests under way 0.000000004, requested 0.000000002. Try again in 250 ms.",
+            ),
+            (
                 Measure::Concurrent,
                 Allowance::Concurrent(2),
-                (2, 1),
+                (2, 0, 1),
                 Some(second),
                 "acme",
                 "Too many requests under way for it: limit 2, used 2, requested 1. Try again in 1 s.",
@@ -414,7 +429,7 @@ mod tests {
             (
                 Measure::Concurrent,
                 Allowance::Concurrent(0),
-                (0, 1),
+                (0, 0, 1),
                 None,
                 "acme",
                 "No request may be under way for it: limit 0, used 0, requested 1.",
@@ -422,7 +437,8 @@ mod tests {
         ] {
             let id = Arc::new(LimitId { scope: Scope::default(), measure });
             let org = org.parse().unwrap();
-            let shortfall = Shortfall { org, id, allowance, used, requested, wait, resets_at: Wall(0) };
+            let (guessed, resets_at) = (reserved > 0, Wall(0));
+            let shortfall = Shortfall { org, id, allowance, used, reserved, requested, wait, guessed, resets_at };
             assert_eq!(message(&shortfall, shortfall.code(), &"acme".parse().unwrap(), "it"), wanted);
         }
     }
@@ -441,8 +457,10 @@ mod tests {
                 id: Arc::new(LimitId { scope: Scope::default(), measure: Measure::Metered(unit, Window::Day) }),
                 allowance: Allowance::Budget(5),
                 used: 0,
+                reserved: 0,
                 requested: 16,
                 wait: None,
+                guessed: false,
                 resets_at: Wall(0),
             };
             let told = message(&shortfall, shortfall.code(), &shortfall.org, "it");

@@ -242,7 +242,7 @@ impl Gateway {
         let demand = Demand { plan, charge: reserved.charge, timezone };
         let denied = |denial| match denial {
             Denial::Short(mut shortfall) => {
-                if shortfall.code() == Code::ConcurrencyLimitExceeded {
+                if shortfall.guessed {
                     shortfall.wait = shortfall.wait.map(|wait| manner.patience(wait));
                 }
                 let refused = answer::short(&shortfall, &caller.org().id, &snapshot.policy);

@@ -91,7 +91,7 @@ words! {
         HeadersTooLarge = "headers_too_large",
         /// A rate (second, minute, hour) is used up.
         RateLimitExceeded = "rate_limit_exceeded",
-        /// Too many requests under way.
+        /// Too many requests under way, or what they have reserved leaves no room.
         ConcurrencyLimitExceeded = "concurrency_limit_exceeded",
         /// A budget (day, month) is used up.
         InsufficientQuota = "insufficient_quota",
@@ -238,12 +238,15 @@ impl Code {
     }
 }
 
+/// Longer waits are not worth keeping a program waiting for.
+pub const LONGEST_WAIT: Duration = Duration::from_secs(60);
+
 /// What a client is told about trying again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Retry {
     /// Waiting changes nothing (`x-should-retry: false`).
     Never,
-    /// After this exact wait; longer than a minute also says `x-should-retry: false`.
+    /// After this wait; longer than [`LONGEST_WAIT`] also says `x-should-retry: false`.
     After(Duration),
     /// Nothing is said.
     Unsaid,

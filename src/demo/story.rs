@@ -4,6 +4,7 @@
 
 use std::io;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -122,7 +123,10 @@ impl Stage {
     async fn over_the_token_budget(&self) -> Result<String, String> {
         for asked in 1..=30 {
             let answer = self.acme.ask(Some("triage"), &chat("mock", false, 64)).await.map_err(text)?;
-            if answer.status == 429 {
+            if answer.reason() == "concurrency_limit_exceeded" {
+                // Of the answer before, nobody knows yet what it used.
+                tokio::time::sleep(Duration::from_millis(250)).await;
+            } else if answer.status == 429 {
                 let pointless = header(&answer, "x-should-retry") == "false";
                 let reason = answer.reason().to_owned();
                 let held = reason == "insufficient_quota" && pointless && asked > 1;

@@ -4,8 +4,6 @@
 //! obey `x-should-retry`: so whatever is pointless, or longer than a minute, says `false` there and the truth in
 //! `retry-after`. Nothing of [`Refusal::operator`] is ever written.
 
-use std::time::Duration;
-
 use bytes::Bytes;
 use http::header::{ALLOW, CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
@@ -14,7 +12,7 @@ use serde::Serialize;
 use super::error_type;
 use super::limit_headers::{passing, whole_millis, whole_seconds};
 use crate::ask::{Dialect, Route};
-use crate::outcome::{Code, Refusal, Retry};
+use crate::outcome::{Code, LONGEST_WAIT, Refusal, Retry};
 
 const REASON: HeaderName = HeaderName::from_static("portcullis-reason");
 const REQUEST_IDS: [HeaderName; 2] = [HeaderName::from_static("x-request-id"), HeaderName::from_static("request-id")];
@@ -23,9 +21,6 @@ const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
 
 /// As many headers as a refusal by a limit has in the end, with those that tell of the limits.
 const HEADERS: usize = 16;
-
-/// Longer waits are not worth keeping a program waiting for.
-const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
 /// As many bytes as the body of a refusal has, most often.
 const BODY: usize = 512;
@@ -179,6 +174,8 @@ impl<'a> Problem<'a> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use proptest::prelude::*;
     use serde_json::{Value, json};
 

@@ -15,6 +15,7 @@ use super::tally::Tally;
 use super::window::Ends;
 use crate::clock::{Now, Wall};
 use crate::limits::{Allowance, Level, Limit, Measure, Scope, Unit, Window};
+use crate::outcome::LONGEST_WAIT;
 
 /// How long a request should wait for another one's end, which nobody can know: long enough not to storm.
 const A_STREAM_ENDS: Duration = Duration::from_millis(250);
@@ -88,6 +89,15 @@ impl Reading {
         }
     }
 
+    /// Units of `limit` that requests under way may give back. Requests count as used from their admission on.
+    fn reserved(&self, limit: &Limit) -> u64 {
+        match (self, limit.id.measure) {
+            (_, Measure::Concurrent | Measure::Metered(Unit::Requests, _)) => 0,
+            (Reading::Rate { reserved, .. } | Reading::Budget { reserved, .. }, _) => self.charged().min(*reserved),
+            _ => 0,
+        }
+    }
+
     /// Units that could be added now.
     pub(super) fn remaining(&self) -> u64 {
         self.most().saturating_sub(self.charged())
@@ -101,23 +111,36 @@ impl Reading {
     /// The shortfall of a `cost` that does not fit.
     #[cold]
     pub(super) fn shortfall(&self, level: &Level, limit: &Limit, cost: u64, now: Now) -> Shortfall {
+        let (charged, reserved) = (self.charged(), self.reserved(limit));
+        let (wait, guessed) = self.wait(cost, reserved, now);
         Shortfall {
             org: level.org.clone(),
             id: Arc::clone(&limit.id),
             allowance: limit.allowance,
-            used: self.charged(),
+            used: charged - reserved,
+            reserved,
             requested: cost,
-            wait: if cost > self.most() { None } else { self.wait(cost, now) },
-            resets_at: now.wall.plus(self.time_to_lose(self.charged().into(), now).unwrap_or(NEVER)),
+            wait,
+            guessed,
+            resets_at: now.wall.plus(self.time_to_lose(charged.into(), now).unwrap_or(NEVER)),
         }
     }
 
-    fn wait(&self, cost: u64, now: Now) -> Option<Duration> {
-        let excess = (u128::from(self.charged()) + u128::from(cost)).saturating_sub(u128::from(self.most()));
-        match self {
-            Reading::Streams { .. } => Some(A_STREAM_ENDS),
-            _ => self.time_to_lose(excess, now),
+    /// How long until `cost` fits (none: never), and whether that is a guess: what requests under way have `reserved` may be there
+    /// again at any moment. A rate's own time is certain, and told as long as it is worth waiting for.
+    pub(super) fn wait(&self, cost: u64, reserved: u64, now: Now) -> (Option<Duration>, bool) {
+        if cost > self.most() {
+            return (None, false);
         }
+        let excess = (u128::from(self.charged()) + u128::from(cost)).saturating_sub(u128::from(self.most()));
+        let (certain, may_come_back) = (self.time_to_lose(excess, now), excess <= reserved.into());
+        let guessed = match self {
+            Reading::Streams { .. } => return (Some(A_STREAM_ENDS), true),
+            Reading::Rate { .. } => may_come_back && certain.is_none_or(|certain| certain > LONGEST_WAIT),
+            Reading::Budget { .. } => may_come_back,
+            Reading::Closed => false,
+        };
+        if guessed { (Some(certain.unwrap_or(NEVER).min(A_STREAM_ENDS)), true) } else { (certain, false) }
     }
 
     /// Time until `units` less are charged; none when that never happens by itself.
@@ -132,13 +155,8 @@ impl Reading {
 
     /// The reading for those who want to know.
     pub(super) fn standing<'a>(&self, level: &'a Level, limit: &'a Limit, now: Now) -> Standing<'a> {
-        let charged = self.charged();
-        let reserved = match (self, limit.id.measure) {
-            (_, Measure::Concurrent | Measure::Metered(Unit::Requests, _)) => 0,
-            (Reading::Rate { reserved, .. } | Reading::Budget { reserved, .. }, _) => charged.min(*reserved),
-            _ => 0,
-        };
-        Standing { org: &level.org, limit, used: charged - reserved, reserved, left: self.left(now) }
+        let reserved = self.reserved(limit);
+        Standing { org: &level.org, limit, used: self.charged() - reserved, reserved, left: self.left(now) }
     }
 
     fn left(&self, now: Now) -> Left {

@@ -8,9 +8,10 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::lease::{Abroad, Moved};
+use super::reading::Reading;
 use super::standing::Shortfall;
 use super::window::Ends;
-use crate::clock::Wall;
+use crate::clock::{Mono, Now, Wall};
 use crate::limits::{Allowance, Charge, LimitId, Measure, Scope, Unit, Window};
 use crate::names::OrgId;
 
@@ -57,7 +58,11 @@ pub struct Denied {
     /// Of a month; else of a day.
     month: bool,
     most: u64,
+    /// Settled and reserved.
     used: u64,
+    /// How much of it is reserved.
+    #[serde(default)]
+    reserved: u64,
     requested: u64,
     resets_at: i64,
 }
@@ -127,9 +132,20 @@ impl Denied {
             return None;
         };
         let (purpose, model) = written(&short.id.scope);
-        let (used, requested, resets_at) = (short.used, short.requested, short.resets_at.0);
-        let (unit, month) = (unit as u8, window == Window::Month);
-        Some(Denied { plea, org: short.org.to_string(), purpose, model, unit, month, most, used, requested, resets_at })
+        let Shortfall { reserved, requested, .. } = *short;
+        Some(Denied {
+            plea,
+            org: short.org.to_string(),
+            purpose,
+            model,
+            unit: unit as u8,
+            month: window == Window::Month,
+            most,
+            used: short.used.saturating_add(reserved),
+            reserved,
+            requested,
+            resets_at: short.resets_at.0,
+        })
     }
 
     /// As if it had been found here.
@@ -137,14 +153,18 @@ impl Denied {
         let unit = *Unit::ALL.get(usize::from(self.unit))?;
         let scope = read(self.purpose.as_deref(), self.model.as_deref())?;
         let measure = Measure::Metered(unit, if self.month { Window::Month } else { Window::Day });
-        let resets_at = Wall(self.resets_at);
+        let (resets_at, used) = (Wall(self.resets_at), self.used.saturating_sub(self.reserved));
+        let reading = Reading::Budget { most: self.most, charged: self.used, reserved: self.reserved, ends: resets_at };
+        let (wait, guessed) = reading.wait(self.requested, self.reserved, Now { wall: now, mono: Mono(0) });
         Some(Shortfall {
             org: self.org.parse().ok()?,
             id: Arc::new(LimitId { scope, measure }),
             allowance: Allowance::Budget(self.most),
-            used: self.used,
+            used,
+            reserved: self.reserved,
             requested: self.requested,
-            wait: (self.requested <= self.most).then(|| now.until(resets_at)),
+            wait,
+            guessed,
             resets_at,
         })
     }

@@ -228,12 +228,16 @@ pub struct Shortfall {
     pub id: Arc<LimitId>,
     /// What it allows.
     pub allowance: Allowance,
-    /// Units used and reserved when the request came.
+    /// Units used and settled when the request came; see [`Standing::used`].
     pub used: u64,
+    /// Units that requests under way had reserved beyond that.
+    pub reserved: u64,
     /// Units that the request asked for.
     pub requested: u64,
     /// After which time it would fit, if nothing else came; none when it can never fit.
     pub wait: Option<Duration>,
+    /// Whether `wait` is a guess: the end of requests under way may make room, and nobody knows when they end.
+    pub guessed: bool,
     /// When the limit is whole again.
     pub resets_at: Wall,
 }
@@ -245,6 +249,7 @@ impl Shortfall {
         match self.id.measure {
             Measure::Concurrent => Code::ConcurrencyLimitExceeded,
             Measure::Metered(..) if self.requested > cap(&self.allowance) => Code::QuotaRequestTooLarge,
+            Measure::Metered(..) if self.guessed => Code::ConcurrencyLimitExceeded,
             Measure::Metered(_, window) if window.is_calendar() => Code::InsufficientQuota,
             Measure::Metered(..) => Code::RateLimitExceeded,
         }

@@ -179,9 +179,10 @@ def spent(requests):
 def words(answer):
     """The figures of a refusal's sentence."""
     message = answer.json["error"]["message"]
-    found = re.search(r"limit (\S*\d), used (\S*\d), requested (\S*\d)\b", message)
+    held = r"(?:, reserved by requests under way (\S*\d))?"
+    found = re.search(rf"limit (\S*\d), used (\S*\d){held}, requested (\S*\d)\b", message)
     assert found, message
-    return [float(one) for one in found.groups()], message
+    return [float(one) for one in found.groups() if one], message
 
 
 def until_cut(connection):

@@ -387,7 +387,7 @@ def test_hard_still_refuses_what_its_limits_can_not_hold(hard):
     ("requests_per_day = 10", "insufficient_quota"),
     ("requests_per_minute = { limit = 60, burst = 10 }", "rate_limit_exceeded"),
     ("concurrent_requests = 10", "concurrency_limit_exceeded"),
-    ("tokens_per_day = 2_000", "insufficient_quota"),
+    ("tokens_per_day = 2_000", "concurrency_limit_exceeded"),
 ])  # fmt: skip
 def test_of_1000_requests_at_once_exactly_10_pass(bounded, limits, reason):
     org, model = bounded.join(limits), fresh("tokens-1000.tps-1")
@@ -420,6 +420,24 @@ def test_a_place_under_the_concurrency_limit_is_free_again_when_an_answer_ends(b
     eventually(lambda: bounded.ask(org).status == 200, what="a free place")
     holding[1].close()
     eventually(lambda: bounded.stage.limit(org, "concurrent_requests")["used"] == 0, what="an empty gauge")
+
+
+@pytest.mark.parametrize("limit", ["tokens_per_day = 1_000", "tokens_per_hour = 1_000", 'cost_per_month = "0.015"'])
+def test_what_requests_under_way_have_reserved_is_told_apart_and_soon_there_again(bounded, limit):
+    org, model = bounded.join(limit, models='"priced"'), "gpt-priced-mock-tokens-1000.tps-10"
+    with bounded.connect(org) as first:
+        first.send(first.head(PATHS["chat"], body("chat", model, stream=True, max_tokens=900)))
+        assert first.read_head()[0] == 200
+        refused = bounded.ask(org, model="gpt-priced-mock-tokens-5", maximum=500)
+        assert (refused.status, refused.headers["portcullis-reason"]) == (429, "concurrency_limit_exceeded")
+        assert refused.json["error"]["type"] == "rate_limit_error"
+        (most, used, reserved, requested), message = words(refused)
+        assert used == 0 < requested <= most < reserved + requested, message
+        # Nobody knows when it ends, so nobody is sent away until midnight.
+        assert refused.headers["retry-after"] == "1" and "x-should-retry" not in refused.headers
+        assert 250 <= int(refused.headers["retry-after-ms"]) <= 275
+        assert re.fullmatch(r'"[a-z-]+";r=\d+;t=1', refused.headers["ratelimit"])
+    eventually(lambda: bounded.ask(org, model="gpt-priced-mock-tokens-5", maximum=500).status == 200, what="its room")
 
 
 @pytest.mark.parametrize("limit", ["requests_per_minute = { limit = 60", "requests_per_hour = { limit = 3600"])

@@ -196,7 +196,7 @@ impl Life {
             let counted = charged(&self.ledger, &plan, self.here());
             let limits = plan.levels.iter().flat_map(|level| (0..level.limits.len()).map(move |index| (level, index)));
             for ((level, index), counted) in limits.zip(counted) {
-                let (truth, ..) = self.truth.state(level, index, 0, self.now);
+                let truth = self.truth.state(level, index, 0, self.now).used;
                 let id = &level.limits[index].id;
                 assert!(counted >= truth, "{} {id:?}: {counted} counted, {truth} used", level.org);
                 excess.push((level.clone(), index, counted - truth));

@@ -16,6 +16,7 @@ use crate::ledger::marks::{Mark, Restored};
 use crate::ledger::report::Report;
 use crate::ledger::{Demand, Extension, Hold, Ledger, Verdict};
 use crate::limits::{Allowance, Charge, Plan, Scope, Unit, Window};
+use crate::outcome::Code;
 
 #[derive(Debug, Clone, Copy)]
 enum Step {
@@ -174,8 +175,8 @@ impl Two {
         let counted = charged(ledger, &self.plan, self.now);
         let plan = self.plan.clone();
         let limits = plan.levels.iter().flat_map(|level| (0..level.limits.len()).map(move |index| (level, index)));
-        let truth =
-            limits.map(|(level, index)| (self.truth.state(level, index, 0, self.now).0, level.limits[index].allowance));
+        let truth = limits
+            .map(|(level, index)| (self.truth.state(level, index, 0, self.now).used, level.limits[index].allowance));
         counted.into_iter().zip(truth).map(|(counted, (truth, allowance))| (counted, truth, allowance)).collect()
     }
 }
@@ -278,8 +279,9 @@ fn what_a_budget_of_the_new_ledger_refuses_is_refused_in_the_old_one_and_counted
     assert!(matches!(hold.extend(&two.plan, &more, &TimeZone::UTC, two.now), Extension::NeedsStore(_)));
     two.tell();
     let Extension::Refused(short) = hold.extend(&two.plan, &more, &TimeZone::UTC, two.now) else { panic!("{hold:?}") };
-    assert_eq!((short.org.as_str(), short.used, short.requested), ("acme", 1180, 21));
-    assert_eq!(short.allowance, Allowance::Budget(1200));
+    // What the new one's own request has reserved may come back; what the old one's has is all used, as far as it knows.
+    assert_eq!((short.org.as_str(), short.used, short.reserved, short.requested), ("acme", 10, 1170, 21));
+    assert_eq!((short.allowance, short.code()), (Allowance::Budget(1200), Code::ConcurrencyLimitExceeded));
     let mut plea = None;
     let demand = Demand { plan: &two.plan, charge: tokens(21), timezone: &TimeZone::UTC };
     assert!(matches!(two.old.0.admit_pleaded(&demand, &mut plea, two.now), Verdict::NeedsStore(_)));

@@ -24,6 +24,10 @@ type MeterId = (OrgId, Scope, Unit, Window);
 struct Counted {
     meters: HashMap<(Unit, Window), Meter>,
     tallies: HashMap<(Unit, Window), u64>,
+    /// What of the tallies requests under way have reserved.
+    reserved: HashMap<(Unit, Window), u64>,
+    /// What requests under way have reserved, whenever that was.
+    under_way: HashMap<Unit, u64>,
     live: u64,
 }
 
@@ -32,6 +36,28 @@ struct Account {
     ends: [(Window, Wall); 2],
     scopes: HashMap<Scope, Counted>,
 }
+
+/// How a limit stands, and what a cost that does not fit is told.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Stands {
+    /// Settled and reserved.
+    pub(super) used: u64,
+    pub(super) reserved: u64,
+    pub(super) most: u64,
+    /// Nanoseconds until the cost fits; none for never.
+    pub(super) wait: Option<u128>,
+    pub(super) guessed: bool,
+}
+
+impl Stands {
+    /// Whether all that keeps `cost` out is what requests under way have reserved.
+    fn may_fit(&self, cost: u64) -> bool {
+        cost <= self.most && self.used - self.reserved + cost <= self.most
+    }
+}
+
+/// A quarter of a second, for what nobody knows.
+const GUESS: u128 = 250_000_000;
 
 /// A reservation of the model: what it charged, by window.
 #[derive(Debug, Clone)]
@@ -82,7 +108,10 @@ impl Model {
         for (window, ends) in &mut account.ends {
             if now.wall >= *ends {
                 *ends = end(*window, now.wall);
-                account.scopes.values_mut().for_each(|counted| counted.tallies.retain(|(_, w), _| w != window));
+                for counted in account.scopes.values_mut() {
+                    counted.tallies.retain(|(_, w), _| w != window);
+                    counted.reserved.retain(|(_, w), _| w != window);
+                }
             }
         }
         account
@@ -92,8 +121,8 @@ impl Model {
         plan.levels.iter().map(|level| self.account(&level.org, now).ends.map(|(_, ends)| ends)).collect()
     }
 
-    /// Charged against a limit, the most of it, and how long until `cost` fits (none: never).
-    pub(super) fn state(&mut self, level: &Level, index: usize, cost: u64, now: Now) -> (u64, u64, Option<u128>) {
+    /// How a limit stands, and how long until `cost` fits.
+    pub(super) fn state(&mut self, level: &Level, index: usize, cost: u64, now: Now) -> Stands {
         let limit = &level.limits[index];
         let scope = level.scopes[usize::from(limit.scope)].1.clone();
         let account = self.account(&level.org, now);
@@ -116,34 +145,51 @@ impl Model {
                     Some(u128::try_from(excess.max(0)).unwrap().div_ceil(u128::from(rate.max(1))))
                 };
                 let used = u128::try_from(meter.level).unwrap().div_ceil(nanos(window).try_into().unwrap());
-                (used.try_into().unwrap(), burst, wait)
+                let used = used.try_into().unwrap();
+                let reserved = counted.under_way.get(&unit).copied().filter(|_| unit != Unit::Requests);
+                let reserved = reserved.unwrap_or(0).min(used);
+                let stands = Stands { used, reserved, most: burst, wait, guessed: false };
+                if stands.may_fit(cost) && wait.is_none_or(|wait| wait > 60_000_000_000) {
+                    return Stands { wait: Some(GUESS), guessed: true, ..stands };
+                }
+                stands
             }
             (Measure::Metered(unit, window), Allowance::Budget(most)) => {
                 let used = counted.tallies.get(&(unit, window)).copied().unwrap_or(0);
                 let ends = ends.iter().find(|(w, _)| *w == window).unwrap().1;
-                (used, most, (cost <= most).then(|| now.wall.until(ends).as_nanos()))
+                let reserved = counted.reserved.get(&(unit, window)).copied().filter(|_| unit != Unit::Requests);
+                let wait = (cost <= most).then(|| now.wall.until(ends).as_nanos());
+                let stands = Stands { used, reserved: reserved.unwrap_or(0), most, wait, guessed: false };
+                if stands.may_fit(cost) {
+                    return Stands { wait: wait.map(|wait| wait.min(GUESS)), guessed: true, ..stands };
+                }
+                stands
             }
             (Measure::Concurrent, Allowance::Concurrent(most)) => {
-                (counted.live, most, (cost <= most).then_some(250_000_000))
+                let wait = (cost <= most).then_some(GUESS);
+                Stands { used: counted.live, reserved: 0, most, wait, guessed: wait.is_some() }
             }
             other => panic!("no such limit {other:?}"),
         }
     }
 
-    /// Admits, or says for how long the worst of the violated limits keeps the request out.
-    pub(super) fn admit(&mut self, plan: &Plan, charge: &Charge, now: Now) -> Result<Held, Option<u128>> {
-        let mut waits: Vec<Option<u128>> = Vec::new();
+    /// Admits, or says for how long the worst of the violated limits keeps the request out, and whether any of them only
+    /// guesses.
+    pub(super) fn admit(&mut self, plan: &Plan, charge: &Charge, now: Now) -> Result<Held, (Option<u128>, bool)> {
+        let mut violated: Vec<Stands> = Vec::new();
         for level in &plan.levels {
             for (index, limit) in level.limits.iter().enumerate() {
                 let cost = cost(limit.id.measure, charge);
-                let (used, most, wait) = self.state(level, index, cost, now);
-                if used + cost > most && !limit.shadow {
-                    waits.push(wait);
+                let stands = self.state(level, index, cost, now);
+                if stands.used + cost > stands.most && !limit.shadow {
+                    violated.push(stands);
                 }
             }
         }
-        if !waits.is_empty() {
-            return Err(waits.into_iter().collect::<Option<Vec<_>>>().map(|waits| waits.into_iter().max().unwrap()));
+        if !violated.is_empty() {
+            let waits: Option<Vec<u128>> = violated.iter().map(|stands| stands.wait).collect();
+            let guessed = violated.iter().any(|stands| stands.guessed);
+            return Err((waits.map(|waits| waits.into_iter().max().unwrap()), guessed));
         }
         Ok(self.charge(plan, charge, now))
     }
@@ -182,7 +228,7 @@ impl Model {
         for level in &held.plan.levels {
             for (index, limit) in level.limits.iter().enumerate() {
                 let cost = cost(limit.id.measure, more);
-                let (used, most, _) = self.state(level, index, cost, now);
+                let Stands { used, most, .. } = self.state(level, index, cost, now);
                 let budget = matches!(limit.allowance, Allowance::Budget(_));
                 if budget && !limit.shadow && cost > 0 && used + cost > most {
                     return false;
@@ -217,6 +263,9 @@ impl Model {
             for (_, scope) in level.scopes.iter() {
                 let counted = account.scopes.entry(scope.clone()).or_default();
                 counted.live -= 1;
+                for (unit, units) in &mut counted.under_way {
+                    *units -= reserved.get(*unit);
+                }
                 for ((unit, window), meter) in &mut counted.meters {
                     let id = (level.org.clone(), scope.clone(), *unit, *window);
                     if !held.moved.contains(&id) {
@@ -243,6 +292,7 @@ impl Model {
                         parts.fold(Charge::ZERO, |sum, (part, _)| sum.plus(part))
                     };
                     for unit in Unit::ALL {
+                        *counted.reserved.entry((unit, window)).or_default() -= sum(true).get(unit);
                         let tally = counted.tallies.entry((unit, window)).or_default();
                         *tally -= sum(true).get(unit);
                         // What was not used had been reserved before.
@@ -286,8 +336,10 @@ fn add(counted: &mut Counted, level: &Level, scope: &Scope, number: u64, charge:
         meter.added.push((number, charge.get(unit).into()));
     }
     for unit in Unit::ALL {
+        *counted.under_way.entry(unit).or_default() += charge.get(unit);
         for window in [Window::Day, Window::Month] {
             *counted.tallies.entry((unit, window)).or_default() += charge.get(unit);
+            *counted.reserved.entry((unit, window)).or_default() += charge.get(unit);
         }
     }
 }

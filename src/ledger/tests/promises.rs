@@ -7,7 +7,7 @@ use proptest::prelude::*;
 
 use super::plans::*;
 use crate::ledger::{Extension, Ledger};
-use crate::limits::{Allowance, Charge, Limit, Plan, Scope, Seat, Unit, Window};
+use crate::limits::{Allowance, Charge, Limit, Measure, Plan, Scope, Seat, Unit, Window};
 use crate::outcome::Code;
 
 const SECOND: u64 = 1_000_000_000;
@@ -18,23 +18,58 @@ fn extend(hold: &mut crate::ledger::Hold, plan: &Plan, more: u64, nanos: u64) ->
 
 #[test]
 fn a_refusal_says_what_a_partner_must_know() {
+    use Code::{ConcurrencyLimitExceeded, InsufficientQuota, QuotaRequestTooLarge, RateLimitExceeded};
     use Unit::Tokens;
-    let table: [(Limit, u64, u64, Code, Option<Duration>); 7] = [
-        (rate(0, Tokens, Window::Minute, 60, 100), 100, 1, Code::RateLimitExceeded, Some(Duration::from_secs(1))),
-        (rate(0, Tokens, Window::Minute, 60, 100), 0, 101, Code::QuotaRequestTooLarge, None),
-        (rate(0, Tokens, Window::Minute, 0, 100), 100, 1, Code::RateLimitExceeded, None),
-        (budget(0, Tokens, Window::Day, 100), 100, 1, Code::InsufficientQuota, Some(Duration::from_secs(43_200))),
-        (budget(0, Tokens, Window::Day, 0), 0, 1, Code::QuotaRequestTooLarge, None),
-        (concurrent(1), 0, 1, Code::ConcurrencyLimitExceeded, Some(Duration::from_millis(250))),
-        (concurrent(0), 0, 1, Code::ConcurrencyLimitExceeded, None),
+    let (minute, day) = (|per| rate(0, Tokens, Window::Minute, per, 100), || budget(0, Tokens, Window::Day, 100));
+    let (soon, noon) = (Some(Duration::from_millis(250)), Some(Duration::from_hours(12)));
+    let seconds = |seconds| Some(Duration::from_secs(seconds));
+    // What was used, what a request under way has reserved, and what is asked for then.
+    let table: [(Limit, [u64; 3], Code, Option<Duration>); 18] = [
+        (minute(60), [100, 0, 1], RateLimitExceeded, seconds(1)),
+        (minute(60), [0, 0, 101], QuotaRequestTooLarge, None),
+        (minute(0), [100, 0, 1], RateLimitExceeded, None),
+        (day(), [100, 0, 1], InsufficientQuota, noon),
+        (budget(0, Tokens, Window::Day, 0), [0, 0, 1], QuotaRequestTooLarge, None),
+        (concurrent(1), [0, 0, 1], ConcurrencyLimitExceeded, soon),
+        (concurrent(0), [0, 0, 1], ConcurrencyLimitExceeded, None),
+        // A budget is used up only where it would be so without those under way too.
+        (day(), [0, 95, 50], ConcurrencyLimitExceeded, soon),
+        (day(), [50, 45, 50], ConcurrencyLimitExceeded, soon),
+        (day(), [51, 44, 50], InsufficientQuota, noon),
+        (day(), [0, 95, 101], QuotaRequestTooLarge, None),
+        // Requests never come back.
+        (budget(0, Unit::Requests, Window::Day, 1), [0, 95, 1], InsufficientQuota, noon),
+        // What a rate makes room for by itself within a minute is certain, and otherwise those under way may be sooner.
+        (minute(60), [0, 100, 60], RateLimitExceeded, seconds(60)),
+        (minute(60), [0, 100, 61], ConcurrencyLimitExceeded, soon),
+        (minute(60), [39, 61, 61], ConcurrencyLimitExceeded, soon),
+        (minute(60), [40, 60, 61], RateLimitExceeded, seconds(61)),
+        (minute(0), [0, 100, 1], ConcurrencyLimitExceeded, soon),
+        (minute(0), [100, 0, 100], RateLimitExceeded, None),
     ];
-    for (limit, before, cost, code, wait) in table {
+    for (limit, [used, reserved, cost], code, wait) in table {
+        let told = format!("{limit:?} {used} {reserved} {cost}");
         let (ledger, plan) = (Ledger::new(), alone(vec![limit]));
-        let _first = ask(&ledger, &plan, tokens(before), at(0));
+        if used > 0 {
+            ask(&ledger, &plan, tokens(used), at(0)).unwrap().settle(&tokens(used));
+        }
+        let _under_way = ask(&ledger, &plan, tokens(reserved), at(0));
         let refused = ask(&ledger, &plan, tokens(cost), at(0)).unwrap_err();
-        assert_eq!((refused.code(), refused.wait), (code, wait), "{refused:?}");
+        assert_eq!((refused.code(), refused.wait), (code, wait), "{told}: {refused:?}");
         assert_eq!(refused.org.as_str(), "acme");
+        if matches!(refused.id.measure, Measure::Metered(Tokens, _)) && reserved > 0 {
+            assert_eq!((refused.used, refused.reserved, refused.requested), (used, reserved, cost), "{told}");
+        }
     }
+}
+
+#[test]
+fn a_guess_ends_with_the_window() {
+    let (ledger, plan) = (Ledger::new(), alone(vec![budget(0, Unit::Tokens, Window::Day, 100)]));
+    let late = at(12 * 3600 * SECOND - 100_000_000);
+    let _under_way = ask(&ledger, &plan, tokens(95), late).unwrap();
+    let refused = ask(&ledger, &plan, tokens(50), late).unwrap_err();
+    assert_eq!((refused.guessed, refused.wait), (true, Some(Duration::from_millis(100))));
 }
 
 #[test]
@@ -71,9 +106,9 @@ fn an_extension_is_cut_by_budgets_and_is_debt_for_rates() {
     let (ledger, plan) = (Ledger::new(), alone(vec![rated, budget(0, Unit::Tokens, Window::Day, 150)]));
     let mut hold = ask(&ledger, &plan, tokens(100), at(0)).unwrap();
     let Extension::Debt(debt) = extend(&mut hold, &plan, 40, 0) else { panic!("a rate never stops what runs") };
-    assert_eq!((debt.used, debt.requested, debt.wait), (100, 40, Some(Duration::from_secs(40))));
+    assert_eq!((debt.used, debt.reserved, debt.requested, debt.wait), (0, 100, 40, Some(Duration::from_secs(40))));
     let Extension::Refused(short) = extend(&mut hold, &plan, 20, 0) else { panic!("a budget does") };
-    assert_eq!((short.used, short.requested), (140, 20));
+    assert_eq!((short.used, short.reserved, short.requested), (0, 140, 20));
     assert_eq!(charged(&ledger, &plan, at(0)), [140, 140]);
     assert!(matches!(extend(&mut hold, &plan, 10, 0), Extension::Debt(_)));
     hold.settle(&tokens(149));

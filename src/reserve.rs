@@ -1,9 +1,9 @@
 //! How much to reserve for a request, before anybody knows how much it will use.
 //!
 //! Pure: the request, its model's group, the quota settings and how the limits stand decide. What the gateway itself
-//! assumes (the output of a client that names no maximum) never keeps a request out that would otherwise fit: of a
-//! budget it takes what is left at most, of a rate what can ever be there. What it only estimates (input, except in
-//! `hard`) may let a request wait until a limit is whole again, but refuses none for its size that may well fit.
+//! assumes (the output of a client that names no maximum) takes what is left at most: of a budget whatever that is, of a
+//! rate no less than is worth an answer, for which it waits. What it only estimates (input, except in `hard`) may let a
+//! request wait until a limit is whole again, but refuses none for its size that may well fit.
 
 use std::num::NonZeroU64;
 
@@ -17,6 +17,9 @@ use crate::usage::{Calibration, Gauge, upper_bound};
 
 /// The least output maximum that OpenAI's Responses take.
 const LEAST_TOLD: u64 = 16;
+
+/// So many output tokens are worth beginning an answer that goes on as debt, where a rate has no more.
+const LEAST_BEGUN: u64 = 64;
 
 /// What is reserved, and how it was measured.
 #[derive(Debug, Clone, Copy)]
@@ -142,7 +145,12 @@ pub fn reserve<'a>(
         likely_input(&gauge, plan, &rates, (least, all))
     };
     if !ask.own_maximum && each > 0 {
-        let room = Room::of(&stand(), &charge(&Usage { input, ..Usage::default() }), &rates);
+        let worth = |most: u64| match quota.enforce {
+            // What is put into the body cuts the answer short.
+            Enforce::Hard => quota.default_output_reserve.get().saturating_mul(answers).min(most / 2),
+            Enforce::Bounded | Enforce::Post => LEAST_BEGUN.saturating_mul(answers).min(most),
+        };
+        let room = Room::of(&stand(), &charge(&Usage { input, ..Usage::default() }), &rates, worth);
         // An answer in one piece cannot be cut, so a budget is safe only when all that it can cost is reserved.
         if quota.enforce == Enforce::Bounded && !ask.stream && room.budgeted && cap != u64::MAX {
             all = all.max(cap.saturating_mul(answers).min(room.now));
@@ -150,7 +158,7 @@ pub fn reserve<'a>(
         // What the vendor would refuse is not put in: such a request is one that the budget has no room for.
         let least =
             if hard && ask.route == Route::Responses { LEAST_TOLD.min(each).saturating_mul(answers) } else { 1 };
-        all = all.min(room.ever.max(least)).max(named.saturating_mul(answers));
+        all = all.min(room.assumed.max(least)).max(named.saturating_mul(answers));
     }
     let held_to = (hard && each > 0).then(|| (all / answers.max(1)).max(1));
     let usage = Usage { input, output: held_to.map_or(all, |each| each.saturating_mul(answers)), ..Usage::default() };
@@ -244,17 +252,18 @@ fn room_for_input(plan: &Plan, rates: &Rates, output: u64) -> u64 {
 /// How much output fits beside the input.
 #[derive(Debug, Clone, Copy)]
 struct Room {
-    /// Before a request would be refused for its size, or by a budget: at least one token.
-    ever: u64,
-    /// Before a rate would make it wait.
+    /// Before an assumption would take more than there is, or than is worth waiting for: at least one token.
+    assumed: u64,
+    /// Before a budget would refuse it, or a rate make it wait.
     now: u64,
     /// Whether a budget is concerned.
     budgeted: bool,
 }
 
 impl Room {
-    fn of(standings: &[Standing<'_>], input: &Charge, rates: &Rates) -> Room {
-        let mut room = Room { ever: u64::MAX, now: u64::MAX, budgeted: false };
+    /// The room that limits have as they stand. Of what a rate can ever hold, some is `worth` waiting for.
+    fn of(standings: &[Standing<'_>], input: &Charge, rates: &Rates, worth: impl Fn(u64) -> u64) -> Room {
+        let mut room = Room { assumed: u64::MAX, now: u64::MAX, budgeted: false };
         for standing in standings.iter().filter(|standing| !standing.limit.shadow) {
             let output = |units: u64| match standing.limit.id.measure {
                 Measure::Metered(Unit::Tokens, _) => units.saturating_sub(input.get(Unit::Tokens)),
@@ -265,10 +274,10 @@ impl Room {
             let now = output(standing.left.remaining);
             let budget = matches!(standing.limit.allowance, Allowance::Budget(_));
             room.budgeted |= budget && now != u64::MAX;
-            room.ever = room.ever.min(if budget { now } else { output(standing.most()) });
+            room.assumed = room.assumed.min(if budget { now } else { now.max(worth(output(standing.most()))) });
             room.now = room.now.min(now);
         }
-        Room { ever: room.ever.max(1), ..room }
+        Room { assumed: room.assumed.max(1), ..room }
     }
 }
 
@@ -538,6 +547,47 @@ mod tests {
     }
 
     #[test]
+    fn of_a_rate_an_assumption_takes_what_is_there_and_waits_only_for_what_is_worth_an_answer() {
+        use Enforce::{Bounded, Hard, Post};
+        use Unit::{OutputTokens, Tokens};
+        use Window::{Day, Hour, Minute};
+        let (one, three) = (r#"{"model":"m"}"#, r#"{"model":"m","n":3}"#);
+        // mode, body, limits, what they have seen already; the output reserved, and whether that fits now
+        let table: [(_, _, &[_], _, _, _); 14] = [
+            (Bounded, one, &[(OutputTokens, Hour, 1000)], 30, 970, true),
+            (Post, one, &[(OutputTokens, Hour, 1000)], 30, 970, true),
+            (Bounded, one, &[(OutputTokens, Minute, 2000)], 1024, 976, true),
+            (Bounded, one, &[(OutputTokens, Minute, 2000)], 1936, 64, true),
+            (Bounded, one, &[(OutputTokens, Minute, 2000)], 1937, 64, false),
+            (Bounded, three, &[(OutputTokens, Minute, 2000)], 1809, 192, false),
+            (Bounded, one, &[(OutputTokens, Minute, 50)], 1, 50, false),
+            (Bounded, one, &[(OutputTokens, Minute, 2000), (OutputTokens, Day, 1950)], 1940, 10, true),
+            // 29 of input.
+            (Hard, one, &[(Tokens, Hour, 1000)], 30, 941, true),
+            (Hard, one, &[(Tokens, Hour, 1000)], 486, 485, true),
+            (Hard, one, &[(Tokens, Hour, 1000)], 487, 485, false),
+            (Hard, one, &[(OutputTokens, Minute, 9000)], 7976, 1024, true),
+            (Hard, one, &[(OutputTokens, Minute, 9000)], 7977, 1024, false),
+            (Hard, three, &[(OutputTokens, Minute, 9000)], 5929, 3072, false),
+        ];
+        for (enforce, body, limits, seen, output, admitted) in table {
+            let (ledger, plan) = (Ledger::new(), plan(limits));
+            let before = Charge::ZERO.with(Tokens, seen).with(OutputTokens, seen);
+            let demand = Demand { plan: &plan, charge: before, timezone: &TimeZone::UTC };
+            if let Verdict::Admitted(hold) = ledger.admit(&demand, NOW) {
+                hold.settle(&before);
+            }
+            let ask = crate::dialect::read(Route::Chat, body.as_bytes()).unwrap();
+            let stand = || ledger.standings(&plan, &TimeZone::UTC, NOW);
+            let reserved = reserve(&ask, None, &quota(enforce), &Calibration::new(), &plan, stand).unwrap();
+            assert_eq!(reserved.usage.output, output, "{enforce:?} {body} {limits:?} {seen}");
+            let demand = Demand { charge: reserved.charge, ..demand };
+            let verdict = ledger.admit(&demand, NOW);
+            assert_eq!(matches!(verdict, Verdict::Admitted(_)), admitted, "{enforce:?} {body} {limits:?} {seen}");
+        }
+    }
+
+    #[test]
     fn what_is_assumed_keeps_nobody_out_and_covers_an_answer_in_one_piece() {
         use Unit::{Cost, OutputTokens, Tokens};
         use Window::{Day, Minute};
@@ -553,7 +603,7 @@ mod tests {
             (stream, &[(OutputTokens, Day, 2000)], 1900, 100),
             (whole, &[(OutputTokens, Day, 2000)], 1900, 100),
             (whole, &[(OutputTokens, Day, 2000)], 2000, 1),
-            (stream, &[(OutputTokens, Minute, 500)], 400, 500),
+            (stream, &[(OutputTokens, Minute, 500)], 400, 100),
             // Beyond what is assumed anyway, nothing is taken from a rate that is not there at once.
             (whole, &[(OutputTokens, Day, 100_000), (OutputTokens, Minute, 9000)], 2000, 7000),
             (stream, &[(Cost, Day, 5_000_000)], 0, 498),

@@ -177,6 +177,8 @@ pub fn reserve<'a>(
     let most = rates.most(&Usage { input, output: usage.output.saturating_add(rest), ..usage });
     // What comes in one piece cannot be cut; nor can what was thought and is only reported in the end.
     let beyond = if hard { Charge::ZERO } else { unreserved(&most, &charge) };
+    // Debt keeps out only those who take something: whoever may come to use a unit does.
+    let charge = Charge::of_each(|unit| charge.get(unit).max(beyond.get(unit).min(1)));
     Ok(Reserve { usage, charge, gauge, held_to, rates, beyond })
 }
 
@@ -488,6 +490,38 @@ mod tests {
             assert_eq!(matches!(ledger.admit(&demand, NOW), Verdict::Admitted(_)), admitted, "{told:?}");
             let more = reserved.beyond.get(InputTokens);
             assert_eq!(more, if enforce == Hard { 0 } else { 3032 - input }, "{told:?}");
+        }
+    }
+
+    #[test]
+    fn whatever_a_request_may_use_it_takes_something_of() {
+        use Enforce::{Bounded, Hard, Post};
+        let price = |input, cached_input, output| {
+            Some(Price {
+                input: Nano(input),
+                cached_input: Nano(cached_input),
+                output: Nano(output),
+                ..Price::default()
+            })
+        };
+        let units = [Unit::InputTokens, Unit::OutputTokens, Unit::Cost];
+        // route, price; of which units something is reserved
+        for (route, price, takes) in [
+            (Route::Chat, price(0, 0, 0), [true, true, false]),
+            (Route::Chat, price(0, 0, 1), [true, true, true]),
+            (Route::Embeddings, price(1, 0, 1), [true, false, true]),
+            (Route::Embeddings, price(0, 0, 1), [true, false, false]),
+            // A free input that is dear to read from a cache.
+            (Route::Embeddings, price(0, 1, 0), [true, false, true]),
+            (Route::CountTokens, price(1, 1, 1), [false, false, false]),
+        ] {
+            for enforce in [Bounded, Hard, Post] {
+                let ask = crate::dialect::read(route, br#"{"model":"m","input":"hi"}"#).unwrap();
+                let group = Group { price, ..group() };
+                let reserved =
+                    reserve(&ask, Some(&group), &quota(enforce), &Calibration::new(), &plan(&[]), Vec::new).unwrap();
+                assert_eq!(units.map(|unit| reserved.charge.get(unit) > 0), takes, "{route:?} {price:?} {enforce:?}");
+            }
         }
     }
 

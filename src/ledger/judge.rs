@@ -30,7 +30,7 @@ pub(super) const SCOPES: usize = 4;
 /// For which of its two occasions a charge is judged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Occasion {
-    /// A new request: every limit is asked, whether the request uses its unit or not; debt keeps everybody out.
+    /// A new request: every limit is asked, and debt keeps out whoever takes something of it.
     Admission,
     /// More of a request that runs: only limits on what is added.
     Extension,
@@ -167,7 +167,8 @@ impl Step<'_> {
             let Some(cost) = occasion.cost(limit, charge) else { continue };
             moved |= seats.meter_of(limit);
             let mut counters = reading::counters(&mut self.state, level, limit);
-            if !Reading::of(counters.as_deref_mut(), ends, limit, now).fits(cost) {
+            // What takes nothing of a unit may pass its debt; its meters go on all the same.
+            if !Reading::of(counters.as_deref_mut(), ends, limit, now).fits(cost) && cost > 0 {
                 found(limit, shortfall(counters, ends, (level, limit, cost), now));
             }
         }

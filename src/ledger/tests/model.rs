@@ -181,7 +181,7 @@ impl Model {
             for (index, limit) in level.limits.iter().enumerate() {
                 let cost = cost(limit.id.measure, charge);
                 let stands = self.state(level, index, cost, now);
-                if stands.used + cost > stands.most && !limit.shadow {
+                if cost > 0 && stands.used + cost > stands.most && !limit.shadow {
                     violated.push(stands);
                 }
             }

@@ -118,6 +118,32 @@ fn an_extension_is_cut_by_budgets_and_is_debt_for_rates() {
 }
 
 #[test]
+fn debt_keeps_out_only_those_who_take_something_of_its_unit() {
+    use Unit::{Cost, OutputTokens, Requests, Tokens};
+    let limits = vec![
+        budget(0, Tokens, Window::Day, 500),
+        rate(0, OutputTokens, Window::Minute, 60, 100),
+        budget(0, Cost, Window::Month, 7),
+        budget(0, Requests, Window::Day, 4),
+    ];
+    let (ledger, plan) = (Ledger::new(), alone(limits));
+    let indebted = charge(&[(Tokens, 501), (OutputTokens, 103), (Cost, 8), (Requests, 1)]);
+    ask(&ledger, &plan, charge(&[(Requests, 1)]), at(0)).unwrap().settle(&indebted);
+    for unit in [Tokens, OutputTokens, Cost] {
+        let refused = ask(&ledger, &plan, charge(&[(Requests, 1), (unit, 1)]), at(0)).unwrap_err();
+        assert_eq!(refused.id.measure.unit(), Some(unit));
+    }
+    ask(&ledger, &plan, charge(&[(Requests, 1)]), at(0)).unwrap().settle(&charge(&[(Requests, 1)]));
+    // What was not foreseen is charged nevertheless, and what had passed by then has drained.
+    let surprise = charge(&[(Requests, 1), (OutputTokens, 5)]);
+    ask(&ledger, &plan, charge(&[(Requests, 1)]), at(2 * SECOND)).unwrap().settle(&surprise);
+    assert_eq!(charged(&ledger, &plan, at(2 * SECOND)), [501, 106, 8, 3]);
+    ask(&ledger, &plan, charge(&[(Requests, 1)]), at(2 * SECOND)).unwrap().settle(&charge(&[(Requests, 1)]));
+    let refused = ask(&ledger, &plan, charge(&[(Requests, 1)]), at(2 * SECOND)).unwrap_err();
+    assert_eq!(refused.id.measure.unit(), Some(Requests));
+}
+
+#[test]
 fn an_extension_obeys_the_plan_in_force_and_spares_those_that_left() {
     let with = |most| level("acme", 0, vec![budget(0, Unit::Tokens, Window::Day, most)]);
     let lead = level("lead", 1, vec![budget(0, Unit::Tokens, Window::Day, 100)]);

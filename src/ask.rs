@@ -135,6 +135,9 @@ pub struct Ask {
     /// Whether one of them stands where the route takes it, and holds for every model that may answer; an upstream may
     /// overlook all others.
     pub own_maximum: bool,
+    /// How many tokens the model may think (`thinking.budget_tokens`; 0 where the body does not say): its vendor takes no
+    /// output maximum that is not more.
+    pub thinking: u64,
     /// How many answers (`n`; 1 where the body does not say).
     pub answers: u32,
     /// Bytes of the body.

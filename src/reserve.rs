@@ -123,19 +123,20 @@ pub fn reserve<'a>(
         let beyond = Charge::ZERO;
         return Ok(Reserve { usage, charge: rates.charge(1, &usage), gauge, held_to: None, rates, beyond });
     }
+    let cap = group.and_then(|group| group.max_output_tokens).map_or(u64::MAX, NonZeroU64::get);
     if hard {
         at_its_price(ask, plan)?;
+        thought_within(ask, cap)?;
     }
     let charge = |usage: &Usage| if hard { rates.most(usage) } else { rates.charge(1, usage) };
     let answers = u64::from(ask.answers);
-    let cap = group.and_then(|group| group.max_output_tokens).map_or(u64::MAX, NonZeroU64::get);
     // A maximum in another route's member can only raise what is assumed.
     let named = ask.output_maximum.map_or(0, |maximum| maximum.min(cap));
     let each = match ask.route {
         Route::Embeddings => 0,
         _ if ask.own_maximum => named,
         _ if hard && cap != u64::MAX => cap,
-        _ => quota.default_output_reserve.get().min(cap).max(named),
+        _ => quota.default_output_reserve.get().max(ask.thinking.saturating_add(1)).min(cap).max(named),
     };
     let mut all = each.saturating_mul(answers);
     let input = if hard {
@@ -155,9 +156,8 @@ pub fn reserve<'a>(
         if quota.enforce == Enforce::Bounded && !ask.stream && room.budgeted && cap != u64::MAX {
             all = all.max(cap.saturating_mul(answers).min(room.now));
         }
-        // What the vendor would refuse is not put in: such a request is one that the budget has no room for.
-        let least =
-            if hard && ask.route == Route::Responses { LEAST_TOLD.min(each).saturating_mul(answers) } else { 1 };
+        // What the vendor would refuse is not put in: such a request is one that the limit has no room for.
+        let least = if hard { least_told(ask).min(each).saturating_mul(answers) } else { 1 };
         all = all.min(room.assumed.max(least)).max(named.saturating_mul(answers));
     }
     let held_to = (hard && each > 0).then(|| (all / answers.max(1)).max(1));
@@ -188,6 +188,25 @@ fn unreserved(most: &Charge, reserved: &Charge) -> Charge {
         u64::MAX => u64::MAX,
         most => most.saturating_sub(reserved.get(unit)),
     })
+}
+
+/// The least output maximum that the vendor takes with this request.
+fn least_told(ask: &Ask) -> u64 {
+    if ask.route == Route::Responses { LEAST_TOLD } else { ask.thinking.saturating_add(1) }
+}
+
+/// A model's cap may leave no more than what is to be thought: the vendor would speak of numbers that nobody sent it.
+fn thought_within(ask: &Ask, cap: u64) -> Result<(), Refusal> {
+    let asked = ask.output_maximum.filter(|_| ask.own_maximum).unwrap_or(u64::MAX);
+    if ask.thinking == 0 || ask.thinking < cap || ask.thinking >= asked {
+        return Ok(());
+    }
+    let message = format!(
+        "Answers of this model are held to {cap} tokens here, what is thought included, and `thinking.budget_tokens` is {}: \
+         set it below {cap}, or leave `thinking` out.",
+        ask.thinking
+    );
+    Err(Refusal::new(Code::QuotaRequestTooLarge, message).at("thinking"))
 }
 
 /// One price is known of a model: what a dearer tier comes to is not.
@@ -443,6 +462,62 @@ mod tests {
                 assert_eq!(shortfall.code(), Code::InsufficientQuota);
             }
             assert_eq!(matches!(verdict, Verdict::Admitted(_)), admitted, "{route:?} {seen}");
+        }
+    }
+
+    #[test]
+    fn hard_leaves_no_maximum_that_does_not_exceed_what_is_to_be_thought() {
+        use Enforce::{Bounded, Hard};
+        let (capped, day) = (group(), &[(Unit::OutputTokens, Window::Day, 20_000)]);
+        // members, group, mode, what the day has seen; the output held, or the code of the refusal
+        let table: [(_, _, _, _, Result<_, Code>); 12] = [
+            (r#""max_tokens":20000,"thinking":{"budget_tokens":16383}"#, Some(&capped), Hard, 0, Ok(Some(16_384))),
+            (
+                r#""max_tokens":20000,"thinking":{"budget_tokens":16384}"#,
+                Some(&capped),
+                Hard,
+                0,
+                Err(Code::QuotaRequestTooLarge),
+            ),
+            (
+                r#""thinking":{"type":"enabled","budget_tokens":16384}"#,
+                Some(&capped),
+                Hard,
+                0,
+                Err(Code::QuotaRequestTooLarge),
+            ),
+            (r#""max_tokens":20000,"thinking":{"budget_tokens":16384}"#, Some(&capped), Bounded, 0, Ok(None)),
+            (r#""max_tokens":20000,"thinking":{"budget_tokens":16384}"#, None, Hard, 0, Ok(Some(20_000))),
+            // The client's own contradiction is its vendor's to tell.
+            (r#""max_tokens":9000,"thinking":{"budget_tokens":9000}"#, Some(&capped), Hard, 0, Ok(Some(9000))),
+            (r#""max_tokens":17000,"thinking":{"budget_tokens":17000}"#, Some(&capped), Hard, 0, Ok(Some(16_384))),
+            (r#""thinking":{"type":"adaptive"}"#, None, Hard, 0, Ok(Some(1024))),
+            (r#""thinking":{"budget_tokens":1024}"#, None, Hard, 0, Ok(Some(1025))),
+            (r#""thinking":{"budget_tokens":9000}"#, Some(&capped), Hard, 10_000, Ok(Some(10_000))),
+            (r#""thinking":{"budget_tokens":9000}"#, Some(&capped), Hard, 10_999, Ok(Some(9001))),
+            (r#""thinking":{"budget_tokens":9000}"#, Some(&capped), Hard, 11_000, Err(Code::InsufficientQuota)),
+        ];
+        for (members, group, enforce, seen, held) in table {
+            let (ledger, plan) = (Ledger::new(), plan(day));
+            let before = Charge::ZERO.with(Unit::OutputTokens, seen);
+            let demand = Demand { plan: &plan, charge: before, timezone: &TimeZone::UTC };
+            if let Verdict::Admitted(hold) = ledger.admit(&demand, NOW) {
+                hold.settle(&before);
+            }
+            let ask =
+                crate::dialect::read(Route::Messages, format!(r#"{{"model":"m",{members}}}"#).as_bytes()).unwrap();
+            let stand = || ledger.standings(&plan, &TimeZone::UTC, NOW);
+            let got = match reserve(&ask, group, &quota(enforce), &Calibration::new(), &plan, stand) {
+                Err(refusal) => {
+                    assert_eq!(refusal.param.as_deref(), Some("thinking"), "{members}");
+                    Err(refusal.code)
+                }
+                Ok(reserved) => match ledger.admit(&Demand { charge: reserved.charge, ..demand }, NOW) {
+                    Verdict::Refused(short) => Err(short.code()),
+                    _ => Ok(reserved.held_to),
+                },
+            };
+            assert_eq!(got, held, "{members} {enforce:?} {seen}");
         }
     }
 

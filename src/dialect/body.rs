@@ -68,6 +68,7 @@ struct Draft<'a> {
     output_maximum: Option<u64>,
     own_maximum: bool,
     maximum_spans: Vec<Range<usize>>,
+    thinking: u64,
     answers: u64,
     prompts: u32,
     /// Bytes of a completion's prompts, and whether they are to come back.
@@ -139,6 +140,7 @@ impl<'a> Draft<'a> {
                 _,
             ) => self.content.reference(cursor),
             ("thread", _) => self.content.thread(cursor),
+            ("thinking", Route::Messages) => self.thinking(cursor),
             ("moderation", _) => {
                 self.content.models_within(cursor)?;
                 self.names_models("moderation");
@@ -231,6 +233,20 @@ impl<'a> Draft<'a> {
         self.output_maximum = self.output_maximum.max(number);
         self.own_maximum |= number.is_some() && takes_maximum(route, name);
         Ok(())
+    }
+
+    /// How many tokens may be thought. What it says otherwise is the upstream's to judge.
+    fn thinking(&mut self, cursor: &mut Cursor<'a>) -> Result<(), Fault> {
+        if cursor.kind()? != Kind::Object {
+            return cursor.skip();
+        }
+        cursor.object(|cursor, key| {
+            if key.decoded() != "budget_tokens" || cursor.kind()? != Kind::Number {
+                return cursor.skip();
+            }
+            self.thinking = self.thinking.max(cursor.number()?.parse().unwrap_or(0));
+            Ok(())
+        })
     }
 
     /// A choice of how dear the answer is; null is the same as none.
@@ -344,6 +360,7 @@ impl<'a> Draft<'a> {
             stream: self.stream,
             output_maximum: self.output_maximum,
             own_maximum: self.own_maximum && !self.content.overridden,
+            thinking: self.thinking,
             answers: u32::try_from(answers).unwrap_or(u32::MAX),
             body_bytes,
             text_bytes: body_bytes.saturating_sub(self.content.media_bytes),

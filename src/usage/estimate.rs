@@ -204,6 +204,7 @@ mod tests {
             stream: true,
             output_maximum: None,
             own_maximum: false,
+            thinking: 0,
             answers: 1,
             body_bytes: text_bytes,
             text_bytes,

@@ -600,3 +600,19 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn what_is_to_be_thought_is_read_where_it_stands() {
+    for (route, thinking, tokens) in [
+        (Route::Messages, r#"{"type":"enabled","budget_tokens":8000}"#, 8000),
+        (Route::Messages, r#"{"budget_t\u006fkens":8000,"budget_tokens":7}"#, 8000),
+        (Route::Messages, r#"{"type":"adaptive","deep":{"budget_tokens":8000}}"#, 0),
+        (Route::Messages, r#"{"budget_tokens":"8000"}"#, 0),
+        (Route::Messages, r#"{"budget_tokens":-1}"#, 0),
+        (Route::Messages, "null", 0),
+        (Route::Chat, r#"{"budget_tokens":8000}"#, 0),
+    ] {
+        let ask = read(route, format!(r#"{{"model":"m","thinking":{thinking}}}"#).as_bytes()).unwrap();
+        assert_eq!((ask.thinking, ask.unknown), (tokens, None), "{route:?} {thinking}");
+    }
+}

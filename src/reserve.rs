@@ -139,12 +139,10 @@ pub fn reserve<'a>(
         _ => quota.default_output_reserve.get().max(ask.thinking.saturating_add(1)).min(cap).max(named),
     };
     let mut all = each.saturating_mul(answers);
-    let input = if hard {
-        bounded_input(ask, nontext)?
-    } else {
+    let input = if hard { bounded_input(ask, nontext, plan)? } else { None }.unwrap_or_else(|| {
         let least = if ask.own_maximum { all } else { named.saturating_mul(answers).max(each.min(1)) };
         likely_input(&gauge, plan, &rates, (least, all))
-    };
+    });
     if !ask.own_maximum && each > 0 {
         let worth = |most: u64| match quota.enforce {
             // What is put into the body cuts the answer short.
@@ -176,7 +174,7 @@ pub fn reserve<'a>(
     let input = upper_bound(ask, nontext).unwrap_or(u64::MAX).max(input);
     let most = rates.most(&Usage { input, output: usage.output.saturating_add(rest), ..usage });
     // What comes in one piece cannot be cut; nor can what was thought and is only reported in the end.
-    let beyond = if hard { Charge::ZERO } else { unreserved(&most, &charge) };
+    let beyond = unreserved(&most, &charge);
     // Debt keeps out only those who take something: whoever may come to use a unit does.
     let charge = Charge::of_each(|unit| charge.get(unit).max(beyond.get(unit).min(1)));
     Ok(Reserve { usage, charge, gauge, held_to, rates, beyond })
@@ -211,9 +209,8 @@ fn thought_within(ask: &Ask, cap: u64) -> Result<(), Refusal> {
 
 /// One price is known of a model: what a dearer tier comes to is not.
 fn at_its_price(ask: &Ask, plan: &Plan) -> Result<(), Refusal> {
-    let is_of_cost = |limit: &Limit| !limit.shadow && matches!(limit.id.measure, Measure::Metered(Unit::Cost, _));
     match ask.dearer {
-        Some(name) if plan.levels.iter().flat_map(|level| level.limits.iter()).any(is_of_cost) => {
+        Some(name) if is_limited(plan, &[Unit::Cost]) => {
             let message = format!(
                 "`{name}` asks for service whose price is not known here, and the cost of this request is limited. \
                  Leave `{name}` out."
@@ -224,7 +221,14 @@ fn at_its_price(ask: &Ask, plan: &Plan) -> Result<(), Refusal> {
     }
 }
 
-fn bounded_input(ask: &Ask, nontext: Option<u64>) -> Result<u64, Refusal> {
+/// Whether a limit that refuses counts one of `units`.
+fn is_limited(plan: &Plan, units: &[Unit]) -> bool {
+    let counts = |limit: &Limit| !limit.shadow && limit.id.measure.unit().is_some_and(|unit| units.contains(&unit));
+    plan.levels.iter().flat_map(|level| level.limits.iter()).any(counts)
+}
+
+/// The most that the input can come to; none where nothing bounds what is no text in it, and no limit counts it.
+fn bounded_input(ask: &Ask, nontext: Option<u64>, plan: &Plan) -> Result<Option<u64>, Refusal> {
     if let Some(name) = &ask.unknown {
         let message = format!(
             "The gateway does not know what `{name}` may cost, and this model's budgets are held exactly: send the \
@@ -233,16 +237,19 @@ fn bounded_input(ask: &Ask, nontext: Option<u64>) -> Result<u64, Refusal> {
         let operator = format!("`{name}` is unknown, and `quota.enforce` is \"hard\"");
         return Err(Refusal::new(Code::QuotaRequestTooLarge, message).for_operator(operator));
     }
-    upper_bound(ask, nontext).ok_or_else(|| {
-        let message = if ask.unbounded {
+    let message = match upper_bound(ask, nontext) {
+        // Whatever is limited: what is stored at the vendor's may be another partner's.
+        None if ask.unbounded => {
             "This request refers to input that is not in its body (earlier responses, URLs, files or \
              server tools), whose size cannot be bounded here. Send the input itself."
-        } else {
+        }
+        None if is_limited(plan, &[Unit::Tokens, Unit::InputTokens, Unit::Cost]) => {
             "This request holds images, sounds or files, and the gateway's operator has set no `nontext_tokens` for \
              this model, without which their size cannot be bounded here. Send text alone."
-        };
-        Refusal::new(Code::QuotaRequestTooLarge, message)
-    })
+        }
+        bound => return Ok(bound),
+    };
+    Err(Refusal::new(Code::QuotaRequestTooLarge, message))
 }
 
 /// Input to reserve by estimate, beside output of which the last is wanted and the first needed. Where the limits could
@@ -630,6 +637,7 @@ mod tests {
 
     #[test]
     fn what_is_no_text_has_a_bound_only_where_one_is_set() {
+        let plan = plan(&[(Unit::InputTokens, Window::Day, 1 << 40)]);
         let body = br#"{"model":"m","messages":[{"role":"user","content":[{"type":"image_url","image_url":{"url":"x"}}]}],"max_tokens":9}"#;
         let ask = crate::dialect::read(Route::Chat, body).unwrap();
         let unset = Group { nontext_tokens: None, ..group() };
@@ -640,7 +648,7 @@ mod tests {
             (Some(&unset), Enforce::Bounded, Some(u64::MAX), false),
             (None, Enforce::Post, Some(u64::MAX), false),
         ] {
-            let reserved = reserve(&ask, group, &quota(enforce), &Calibration::new(), &plan(&[]), Vec::new);
+            let reserved = reserve(&ask, group, &quota(enforce), &Calibration::new(), &plan, Vec::new);
             assert_eq!(reserved.is_err(), refused, "{enforce:?}");
             match reserved {
                 Ok(reserved) => {
@@ -650,6 +658,42 @@ mod tests {
                 Err(refusal) => {
                     assert_eq!(refusal.code, Code::QuotaRequestTooLarge);
                     assert!(refusal.message.contains("`nontext_tokens`"), "{}", refusal.message);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn hard_refuses_what_is_no_text_only_where_a_limit_counts_it() {
+        use Unit::{Cost, InputTokens, OutputTokens, Requests, Tokens};
+        let image = r#""input":[{"type":"input_image","image_url":"data:image/png;base64,AAAA"}]"#;
+        // What a vendor keeps may be another partner's, and what it does may be put out.
+        let always = [r#""tools":[{"type":"web_search"}]"#, r#""previous_response_id":"r""#, r#""enable_search":true"#];
+        let of = |unit, shadow| {
+            let mut plan = plan(&[(unit, Window::Day, 1 << 40)]);
+            let limits = plan.levels[0].limits.iter().cloned();
+            plan.levels[0].limits = limits.map(|limit| Limit { shadow, ..limit }).collect();
+            plan
+        };
+        for (plan, refused) in [
+            (plan(&[]), false),
+            (of(Requests, false), false),
+            (of(OutputTokens, false), false),
+            (of(Tokens, true), false),
+            (of(InputTokens, false), true),
+            (of(Tokens, false), true),
+            (of(Cost, false), true),
+        ] {
+            let unset = Group { nontext_tokens: None, ..group() };
+            for (members, refused) in [(image, refused)].into_iter().chain(always.map(|members| (members, true))) {
+                let ask = crate::dialect::read(Route::Responses, format!(r#"{{"model":"m",{members}}}"#).as_bytes());
+                let (ask, quota) = (ask.unwrap(), quota(Enforce::Hard));
+                let reserved = reserve(&ask, Some(&unset), &quota, &Calibration::new(), &plan, Vec::new);
+                assert_eq!(reserved.is_err(), refused, "{members} {plan:?}");
+                if let Ok(reserved) = reserved {
+                    let beyond = [OutputTokens, InputTokens].map(|unit| reserved.beyond.get(unit));
+                    assert_eq!((reserved.held_to, beyond), (Some(16_384), [0, u64::MAX]), "output is held as ever");
+                    assert!(reserved.usage.input >= 2000, "something is assumed");
                 }
             }
         }

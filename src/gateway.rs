@@ -178,7 +178,7 @@ async fn exchange(
     drop(whole);
     let (mut head, answer) = match sent {
         Ok(response) => response,
-        Err(failure) => return Err(fail(failure, tab, story, manner)),
+        Err(failure) => return Ok(visit.unanswered(&fail(failure, tab, story, manner), manner, policy, plan)),
     };
     let mut record = story.take().ok_or_else(lost)?;
     record.facts().status = head.status.as_u16();

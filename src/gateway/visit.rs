@@ -12,19 +12,21 @@ use http::HeaderMap;
 use http::request::Parts;
 use http_body::Body;
 use http_body_util::BodyExt;
+use hyper::Response;
 use hyper::body::Incoming;
 use tokio::time::{sleep, timeout};
 
 use super::Gateway;
 use crate::admit::{Choice, Permitted};
-use crate::answer::Shelf;
-use crate::ask::Ask;
+use crate::answer::{self, GateBody, Manner, Shelf};
+use crate::ask::{Ask, Dialect, Route};
 use crate::body;
 use crate::cut::unless_cut;
 use crate::failure::Failure;
 use crate::gate::{self, Doors, Gated};
 use crate::guard::Watch;
 use crate::identify::{self, Barred, Caller};
+use crate::limits::Plan;
 use crate::meter::{Progress, Tab};
 use crate::names::OrgId;
 use crate::outcome::{Code, Refusal, Retry};
@@ -303,6 +305,23 @@ impl Visit {
             beyond: reserved.beyond,
         };
         self.gateway().registry.open(&self.connection, facts, record.opened())
+    }
+
+    /// The gateway's own answer to a request that was admitted and got none: its limits are told as with any other.
+    pub(super) fn unanswered(
+        &self,
+        refusal: &Refusal,
+        manner: &Manner,
+        policy: &Policy,
+        plan: &Arc<Plan>,
+    ) -> Response<GateBody> {
+        let shelved = (&self.station.shelf, policy.generation);
+        let mut response = answer::refusal(refusal, manner.id.as_deref().unwrap_or_default(), manner, shelved);
+        let gateway = self.gateway();
+        let standings = gateway.ledger.standings(plan, &policy.quota.timezone, gateway.clock.now());
+        let dialect = manner.route.map_or(Dialect::OpenAi, Route::dialect);
+        answer::limits(response.headers_mut(), dialect, &standings, (shelved.0, shelved.1, plan));
+        response
     }
 
     /// Sends the request, unless access is withdrawn meanwhile. Once the upstream has all of it, the tab and the record

@@ -12,6 +12,7 @@ import hashlib
 import json
 import pathlib
 import random
+import re
 import socket
 import ssl
 import struct
@@ -1381,10 +1382,15 @@ def test_a_head_that_does_not_come_is_upstream_timeout_and_costs_the_input(play,
         began = time.monotonic()
         late = client.ask(body=chat("hasty-1", max_tokens=500))
         assert (late.status, late.headers["portcullis-reason"]) == (504, "upstream_timeout"), late.body
+        left = [int(re.search(r'"requests-per-day";r=(\d+)', late.headers["ratelimit"])[1])]
+        assert "ratelimit-policy" in late.headers
         assert 1 <= time.monotonic() - began < 5
         eventually(lambda: play.raw.calls[0].left_at, within=3, what="the end of the upstream call")
         play.raw.script = answer(whole())
-        assert client.ask(body=chat("hasty-1")).status == 200
+        good = client.ask(body=chat("hasty-1"))
+        assert good.status == 200
+        left += [int(re.search(r'"requests-per-day";r=(\d+)', good.headers["ratelimit"])[1])]
+        assert left[0] - left[1] == 1, "its own answer tells the limits, too"
     assert play.raw.calls[0].connection != play.raw.calls[1].connection
     tokens, requests = play.used()
     assert requests - before[1] == 2

@@ -217,6 +217,39 @@ fn oddities_are_told_at_their_lines() {
     );
 }
 
+#[test]
+fn a_limit_above_that_of_a_longer_window_is_told_at_its_line() {
+    for (limits, odd) in [
+        ("tokens_per_day = 100\ntokens_per_month = 10", Some("tokens_per_day is above tokens_per_month")),
+        ("tokens_per_minute = 100\ntokens_per_day = 99", Some("tokens_per_minute is above tokens_per_day")),
+        ("cost_per_day = \"9.01\"\ncost_per_month = \"9\"", Some("cost_per_day is above cost_per_month")),
+        // The lowest of the longer ones is told.
+        (
+            "tokens_per_hour = 100\ntokens_per_day = 10\ntokens_per_month = 9",
+            Some("tokens_per_hour is above tokens_per_month"),
+        ),
+        ("tokens_per_day = 100\ntokens_per_month = 100", None),
+        ("tokens_per_day = 100\ninput_tokens_per_month = 10", None),
+        ("tokens_per_day = 100\ntokens_per_month = { limit = 10, shadow = true }", None),
+        ("requests_per_minute = { limit = 100, burst = 5 }\nrequests_per_hour = 99", None),
+        ("tokens_per_day = 100\n[purpose.incident-response.limits]\ntokens_per_month = 10", None),
+    ] {
+        let dir = example();
+        let lone =
+            format!("id = \"lone\"\npurposes = [\"incident-response\"]\nmodels = [\"frontier\"]\n[limits]\n{limits}\n");
+        let file = dir.path().join("config/orgs.d/lone.toml");
+        std::fs::write(&file, &lone).unwrap();
+        let policy = reload(&dir, None, at(0)).unwrap_or_else(|mistakes| panic!("{}", mistakes.render(false)));
+        let mistakes = Mistakes { sources: policy.sources.clone(), found: Vec::new() };
+        let told = policy.warnings.iter().find(|warning| warning.message.contains("never reached"));
+        let line = told.map(|warning| mistakes.line_of(warning.place.as_ref().unwrap()).unwrap().1);
+        let first =
+            odd.map(|odd| lone.lines().position(|line| odd.starts_with(line.split(' ').next().unwrap())).unwrap() + 1);
+        assert_eq!(line, first, "{limits}");
+        assert!(odd.is_none_or(|odd| told.unwrap().message.starts_with(odd)), "{told:?}");
+    }
+}
+
 /// The seat and the allowance of acme's requests a minute.
 fn rate(policy: &Policy) -> Option<(u32, u64, u64, u64)> {
     let org = policy.org("acme")?;

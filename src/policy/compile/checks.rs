@@ -52,6 +52,7 @@ impl Checked<'_> {
             }
             self.grants(draft);
             self.scopes(draft);
+            self.windows(draft);
             self.parent(draft, &by_id);
             if let (_, Some(until)) = draft.valid {
                 let place = draft.valid_place.as_ref().unwrap_or(&draft.id.place);
@@ -135,6 +136,17 @@ impl Checked<'_> {
             {
                 let what = format!("a cost limit covers models without a price ({unpriced})");
                 self.sink.wrong(Some(&at.place), what, Some(hint));
+            }
+        }
+    }
+
+    /// A limit may allow more than one of a longer window does: then it is never reached.
+    fn windows(&self, draft: &Draft) {
+        for at in &draft.limits.written {
+            let longer = draft.limits.written.iter().filter(|held| is_lower_for_longer(&held.value, &at.value));
+            if let Some(held) = longer.min_by_key(|held| held.value.amount) {
+                let (mine, theirs) = (named(&at.value.id, self.purposes), named(&held.value.id, self.purposes));
+                self.sink.odd(Some(&at.place), format!("{mine} is above {theirs}, so it is never reached"));
             }
         }
     }
@@ -294,4 +306,13 @@ fn is_lower(held: &Written, mine: &Written) -> bool {
         && (wide.model.is_none() || wide.model == narrow.model)
         && !held.shadow
         && held.amount < mine.amount
+}
+
+/// Whether `held` counts what `mine` does, over a longer window, and allows less even so.
+fn is_lower_for_longer(held: &Written, mine: &Written) -> bool {
+    let (Measure::Metered(unit, long), Measure::Metered(mine_unit, short)) = (held.id.measure, mine.id.measure) else {
+        return false;
+    };
+    let longer = held.id.scope == mine.id.scope && unit == mine_unit && short < long;
+    longer && !held.shadow && held.amount < mine.amount && held.burst <= mine.burst
 }

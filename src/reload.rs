@@ -58,8 +58,8 @@ impl Trigger {
 pub enum Outcome {
     /// A new policy is in force.
     Applied(Diff),
-    /// The files say what they said before.
-    Unchanged,
+    /// The files say what they said before; some of it waits for a restart.
+    Unchanged(Diff),
     /// Nothing changed, because of these.
     Rejected(Told),
 }
@@ -162,7 +162,7 @@ impl Reloader {
         }
         let outcome = match loaded {
             Ok(Some(loaded)) => self.publish(loaded, &old, now).await,
-            Ok(None) => Ok(Outcome::Unchanged),
+            Ok(None) => Ok(Outcome::Unchanged(Diff::waiting(&old.policy))),
             Err(mistakes) => Err(mistakes),
         };
         let outcome = match outcome {
@@ -250,7 +250,7 @@ impl Reloader {
         let metrics = &self.gateway.recorder.metrics;
         let (result, text) = match outcome {
             Outcome::Applied(diff) => ("applied", diff.render()),
-            Outcome::Unchanged => ("unchanged", String::new()),
+            Outcome::Unchanged(_) => ("unchanged", String::new()),
             Outcome::Rejected(told) => ("rejected", told.text.clone()),
         };
         let fresh = (result == "rejected").then(|| text.clone());
@@ -264,10 +264,10 @@ impl Reloader {
             Outcome::Applied(_) => {
                 tracing::info!(trigger = trigger.as_str(), "configuration applied:\n{}", text.trim_end());
             }
-            Outcome::Unchanged if before.is_some() => {
+            Outcome::Unchanged(_) if before.is_some() => {
                 tracing::info!(trigger = trigger.as_str(), "the files say again what is in force");
             }
-            Outcome::Unchanged => tracing::info!(trigger = trigger.as_str(), "configuration unchanged"),
+            Outcome::Unchanged(_) => tracing::info!(trigger = trigger.as_str(), "configuration unchanged"),
             Outcome::Rejected(told) => {
                 tracing::error!(
                     trigger = trigger.as_str(),
@@ -428,7 +428,11 @@ fn mistake(message: &str) -> Mistakes {
 pub fn to_json(outcome: &Outcome) -> serde_json::Value {
     match outcome {
         Outcome::Applied(diff) => json!({"result": "applied", "text": diff.render(), "changes": diff.changes}),
-        Outcome::Unchanged => json!({"result": "unchanged", "text": "nothing changed\n", "changes": []}),
+        Outcome::Unchanged(waiting) => {
+            let waiting: Vec<&str> = waiting.changes.iter().map(|change| change.text.as_str()).collect();
+            let still: String = waiting.iter().map(|text| format!("still waiting for a restart: {text}\n")).collect();
+            json!({"result": "unchanged", "text": format!("nothing changed\n{still}"), "changes": [], "waiting": waiting})
+        }
         Outcome::Rejected(Told { text, mistakes, number }) => {
             json!({"result": "rejected", "text": text, "mistakes": mistakes, "number": number})
         }

@@ -173,6 +173,7 @@ fn gather(desk: &Desk) -> Status {
         time: now.wall.to_string(),
         draining: gateway.drain.phase() > Phase::Serving,
         shared_names: policy.shared_names().map(str::to_owned).collect(),
+        waiting_for_restart: policy::Diff::waiting(policy).changes.into_iter().map(|change| change.text).collect(),
         organizations: policy.orgs().map(organization).collect(),
         streams: streams.iter().map(live).collect(),
         refusals: Code::ALL

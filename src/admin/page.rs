@@ -148,6 +148,9 @@ fn strip(into: &mut String, status: &Status, rows: &[Row<'_>]) {
         }
         (None, None) => item(into, "good", "reloads", "Configuration", "as at the start", ""),
     }
+    if !status.waiting_for_restart.is_empty() {
+        item(into, "warn", "reloads", "Waiting for a restart", &status.waiting_for_restart.join(", "), "");
+    }
     let (silent, all) = glance::silent(status);
     match silent.as_slice() {
         [] => item(into, "good", "upstreams", "Upstreams", &format!("{all} of {all} answer"), ""),

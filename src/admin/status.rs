@@ -29,6 +29,9 @@ pub struct Status {
     /// Names that a purpose and a model group share; most often there is none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub shared_names: Vec<String>,
+    /// What the files say that takes effect only at a restart.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub waiting_for_restart: Vec<String>,
     /// Organizations, by id.
     pub organizations: Vec<Organization>,
     /// Live streams.

@@ -47,7 +47,9 @@ fn cut(line: &str, width: usize) -> String {
 }
 
 fn whole(status: &Status, rows: &[Row<'_>]) -> Vec<String> {
-    let mut text = vec![title(status), upstreams(status), String::new()];
+    let mut text = vec![title(status), upstreams(status)];
+    text.extend(waiting(status));
+    text.push(String::new());
     let columns = Columns::of(rows);
     text.push(columns.heading("LIMITS"));
     for row in rows {
@@ -81,6 +83,7 @@ fn fitted(status: &Status, rows: &[Row<'_>], height: usize) -> Vec<String> {
         let (kind, name, mark) = (&next.kind, &next.name, mark(status, next));
         text.push(format!("ends next: {kind} {name} {}{mark}", when(status, &next.ends)));
     }
+    text.extend(waiting(status));
     text.extend(counts(status));
     let mut revoked = revoked(status);
     if let [_, more @ ..] = revoked.as_slice()
@@ -141,6 +144,12 @@ fn configuration(status: &Status) -> String {
         (_, Some(brought)) => format!("policy {} applied {}", status.generation, when(status, part(brought, "at"))),
         _ => format!("policy {}, since the start", status.generation),
     }
+}
+
+/// What was edited and is not live yet, in one line.
+fn waiting(status: &Status) -> Option<String> {
+    let waiting = &status.waiting_for_restart;
+    (!waiting.is_empty()).then(|| format!("WAITING FOR A RESTART: {}", waiting.join(", ")))
 }
 
 fn first_line(text: &str) -> &str {

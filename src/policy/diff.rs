@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use super::direction::{listed, loosens};
 use super::models::Upstream;
-use super::summary::{Summary, needs_restart, places};
+use super::summary::{Summary, fixed, needs_restart, places};
 use super::{Catalog, Identity, Org, Policy, renamed};
 use crate::limits::{LimitId, Scope};
 use crate::trust::Secret;
@@ -61,6 +61,18 @@ impl Diff {
         for name in secrets(old, new) {
             let restart = needs_restart(&name);
             diff.changes.push(Change { text: format!("{name}: replaced"), loosens: false, restart });
+        }
+        diff
+    }
+
+    /// What the files say that takes effect only at a restart, of a process that runs.
+    #[must_use]
+    pub fn waiting(policy: &Policy) -> Diff {
+        let mut diff = Diff::default();
+        let Some(found) = &policy.fixed else { return diff };
+        let said = fixed(policy);
+        for name in found.keys().chain(said.keys()).collect::<BTreeSet<_>>() {
+            diff.rule(name, found.get(name).map(String::as_str), said.get(name).map(String::as_str));
         }
         diff
     }

@@ -565,6 +565,12 @@ def test_what_waits_for_a_restart_does_not_run(tmp_path):
         assert f"would change:\n  {waits}\n\nvalid" in checked.stdout, checked.stdout
         rules = fetch(one.admin + "/policy.json").json["rules"]
         assert (rules["listen.workers"], rules["listen.max_body"]) == ("2", "1KiB")
+        # Whoever asks again, because the file watch was faster, is told of it again, and so is whoever looks.
+        waits = "listen.workers 2 → 3"
+        assert one.run("reload").stdout == f"nothing changed\nstill waiting for a restart: {waits}\n"
+        assert one.status()["waiting_for_restart"] == [waits]
+        assert f"\nWAITING FOR A RESTART: {waits}\n" in one.run("status").stdout
+        assert f"Waiting for a restart</small> <strong>{waits}</strong>" in fetch(one.admin + "/").body.decode()
     finally:
         one.close()
 

@@ -173,10 +173,12 @@ fn what_needs_a_restart_stays_in_force_as_the_process_found_it() {
         assert_eq!(runs.rules.get("listen.address").unwrap(), "0.0.0.0:8443");
         assert_eq!(runs.rules.get("listen.max_body").unwrap(), "1KiB");
         assert_eq!(Diff::of(&runs, &Summary::of(policy)).render(), later);
+        assert_eq!(Diff::waiting(policy).render(), later);
     }
     assert!(Diff::between(&first, &second).render().contains(later));
     assert_eq!(Diff::between(&second, &third).render(), later);
     edit(&dir, "portcullis.toml", "0.0.0.0:9999", "0.0.0.0:8443");
     let fourth = reload(&dir, Some(&third), at(3)).unwrap();
     assert_eq!(Diff::between(&third, &fourth).render(), "nothing changed in meaning\n");
+    assert_eq!(Diff::waiting(&fourth), Diff::default());
 }

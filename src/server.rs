@@ -198,6 +198,7 @@ impl Server {
             started: now.wall,
             writing: tokio::sync::Mutex::default(),
             left: AtomicBool::new(false),
+            under_way: Arc::default(),
             stop: ask_to_stop,
         });
         let partners_at = partners.local_addr().map_err(unusable)?;
@@ -247,6 +248,7 @@ impl Server {
             estate.elder.iter().for_each(Elder::serving);
             let ending = wind_down(&desk, &mut estate, &mut stop, &mut shutdown, &mut patience);
             let (ended, ()) = tokio::join!(ending, door::open(listener, &gateway, &crews));
+            admin::answered(&desk.under_way).await;
             Ok::<_, io::Error>(ended.and(admin::settle(&desk).await))
         })?;
         withdraw::end_all(&gateway);

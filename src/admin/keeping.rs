@@ -15,6 +15,21 @@ const BEAT: Duration = Duration::from_secs(1);
 /// How many vain beats go by before they are told of again.
 const SILENT: u32 = 60;
 
+/// How long the end waits for operators who are still to be answered, and how often it looks.
+const ANSWERED_WITHIN: Duration = Duration::from_secs(2);
+const LOOK: Duration = Duration::from_millis(5);
+
+/// Waits until whoever acts on an operator's wish has been answered, for a moment: what was withdrawn may be what ends the
+/// process, and whoever withdrew it would see a broken connection instead of its answer.
+pub async fn answered(under_way: &Arc<()>) {
+    let over = async {
+        while Arc::strong_count(under_way) > 1 {
+            tokio::time::sleep(LOOK).await;
+        }
+    };
+    let _ = tokio::time::timeout(ANSWERED_WITHIN, over).await;
+}
+
 /// Writes down what is withdrawn now. What others withdrew meanwhile is in it, so an older state never comes last.
 ///
 /// # Errors
@@ -75,4 +90,27 @@ fn complain(error: &io::Error) {
         %error,
         "what was revoked or restored is in force and not on disk: a restart would forget it; it is tried again"
     );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn the_end_waits_for_who_is_still_to_be_answered_and_never_for_long() {
+        for (lasts, waited) in [(None, 0), (Some(700), 700), (Some(60_000), 2000)] {
+            let under_way = Arc::default();
+            if let Some(lasts) = lasts {
+                let acting = Arc::clone(&under_way);
+                tokio::spawn(async move {
+                    tokio::time::sleep(Duration::from_millis(lasts)).await;
+                    drop(acting);
+                });
+            }
+            let began = tokio::time::Instant::now();
+            answered(&under_way).await;
+            let over = began.elapsed().saturating_sub(Duration::from_millis(waited));
+            assert!(began.elapsed() >= Duration::from_millis(waited) && over <= LOOK, "{lasts:?}");
+        }
+    }
 }

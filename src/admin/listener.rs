@@ -191,7 +191,12 @@ async fn answer(desk: &Arc<Desk>, scope: Scope, visitor: &Visitor, request: Requ
             visitor.seat.work();
             // What was begun is finished, though the operator be gone by then.
             let (desk, path, by) = (desk.clone(), path.to_owned(), by.clone());
-            let acting = async move { act::act(&desk, &path, &by, &body.to_bytes()).await };
+            // The end waits for both: what is carried out, and what carries the answer away.
+            let _answering = desk.under_way.clone();
+            let acting = async move {
+                let _acting = desk.under_way.clone();
+                act::act(&desk, &path, &by, &body.to_bytes()).await
+            };
             tokio::task::spawn_local(acting).await.unwrap_or_else(|error| {
                 tracing::error!(%error, "an operator's wish was not carried out");
                 told(StatusCode::INTERNAL_SERVER_ERROR, "the gateway failed on this: its log says more\n")

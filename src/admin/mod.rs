@@ -16,7 +16,7 @@ mod socket;
 pub mod status;
 pub mod terminal;
 
-pub use keeping::{keep_trying, settle};
+pub use keeping::{answered, keep_trying, settle};
 pub use listener::{Listener, Scope, serve};
 pub use socket::UnixSocket;
 
@@ -47,6 +47,8 @@ pub struct Desk {
     pub writing: tokio::sync::Mutex<bool>,
     /// Another process serves operators by now: nothing may change here any more.
     pub left: AtomicBool,
+    /// Held, in a copy, by whoever carries out what an operator asked for, and by whoever answers it.
+    pub under_way: Arc<()>,
     /// Asks for the stop after a drain.
     pub stop: tokio::sync::mpsc::UnboundedSender<()>,
 }

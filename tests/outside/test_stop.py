@@ -1,6 +1,7 @@
 """Stopping: nobody is cut who could have finished, everybody knows what comes next, and so does what runs it."""
 
 import contextlib
+import http.client
 import json
 import os
 import pathlib
@@ -621,3 +622,21 @@ def test_a_stale_admin_socket_does_not_hinder_the_next_start(stage):
         one.gateway.printed(r"(admin on unix:)")
         eventually(lambda: one.run("status", "--json").returncode == 0, what="the socket")
         end(one.gateway)
+
+
+def test_operators_who_act_when_the_last_stream_of_a_drain_is_cut_are_answered(stage):
+    many = {f"org-{n}": f'id = "org-{n}"\nname = "{n}"\npurposes = []\nmodels = []\n' for n in range(1000)}
+    one = stage(listen=drain(), orgs={"acme": Stage.ACME} | many)
+    stream = Streaming(one, ENDLESS)
+    address = one.admin.removeprefix("http://")
+    with contextlib.closing(http.client.HTTPConnection(address, timeout=20)) as slow:
+        slow.request("GET", "/livez")
+        assert slow.getresponse().read() == b"ok\n"
+        assert one.run("drain").returncode == 0
+        # It reads a thousand files, and the revocation leaves nobody to wait for meanwhile.
+        slow.request("POST", "/-/reload", b"{}")
+        told = fetch(one.admin + "/-/revoke", data={"organization": "acme"}, method="POST")
+        assert (told.status, told.json["streams"]) == (200, 1)
+        assert json.load(slow.getresponse())["result"] == "unchanged"
+    assert ends(one, stream) == 0
+    assert [line["target"] for line in lines(one, "revoke")] == ["acme"]

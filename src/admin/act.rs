@@ -147,8 +147,11 @@ async fn change(desk: &Arc<Desk>, by: &str, body: &Bytes, revoke: bool) -> Answe
     let (kind_of_target, reason) = (kind.as_str(), reason.as_deref());
     let fields = Withdrawal { kind_of_target, target: &target, reason, by, streams, connections };
     let event = if revoke { Event::Revoke } else { Event::Restore };
-    gateway.recorder.journal.event(event, Fields::of(&fields));
-    if let Err(error) = keep(desk).await {
+    let written = gateway.recorder.journal.heeded(event, Fields::of(&fields));
+    let kept = keep(desk).await;
+    // Whoever looks it up next finds it.
+    written.await;
+    if let Err(error) = kept {
         let message = format!(
             "in force, but it could not be written to disk ({error}): it would be forgotten at a restart, and is tried again \
              until it is written\n"

@@ -105,7 +105,7 @@ impl Courier {
 fn is_wanted(entry: &Entry) -> bool {
     match &entry.told {
         Told::Accepted(ticket) => !ticket.is_unwanted(),
-        Told::Plain(kind) => *kind != Kind::Reload,
+        Told::Plain(kind) | Told::Heeded(kind, _) => *kind != Kind::Reload,
         Told::Closed(_) => true,
     }
 }
@@ -114,7 +114,7 @@ fn line(entry: &Entry) -> Line {
     let (kind, accepted) = match &entry.told {
         Told::Accepted(_) => (Kind::Accepted, None),
         Told::Closed(accepted) => (Kind::Closed, Some(*accepted)),
-        Told::Plain(kind) => (*kind, None),
+        Told::Plain(kind) | Told::Heeded(kind, _) => (*kind, None),
     };
     Line { kind, accepted, fields: raw(&entry.fields) }
 }

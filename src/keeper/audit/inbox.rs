@@ -11,6 +11,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use parking_lot::{Condvar, Mutex};
 use serde::Serialize;
+use tokio::sync::oneshot;
 
 use super::Rules;
 use super::handoff::Ticket;
@@ -54,6 +55,9 @@ pub(super) enum Told {
     Closed(u64),
     /// Anything else.
     Plain(Kind),
+    /// The same, and somebody hears when it is written: the entry is dropped then, and this with it.
+    #[expect(dead_code, reason = "nothing is sent: it is dropped")]
+    Heeded(Kind, oneshot::Sender<()>),
 }
 
 /// Lines that could not be kept, by kind; it becomes a `dropped` line of its own.
@@ -242,6 +246,13 @@ impl Inbox {
         }
         drop(queue);
         self.put(Entry { at: now.wall, told: Told::Plain(event.into()), fields });
+    }
+
+    /// Queues an event of an operator's; what is given back resolves when the line is written.
+    pub(super) fn heed(&self, event: Event, fields: Fields) -> oneshot::Receiver<()> {
+        let (written, heard) = oneshot::channel();
+        self.put(Entry { at: self.clock.wall(), told: Told::Heeded(event.into(), written), fields });
+        heard
     }
 
     /// Counts an accepted line, and the closing line that cannot follow it, for a `dropped` line

@@ -19,6 +19,9 @@ use crate::clock::Wall;
 use crate::names::OrgId;
 use crate::outcome::{Code, Ending};
 
+/// How long an operator waits for the line of what it did.
+const LOOKED_UP: Duration = Duration::from_secs(1);
+
 /// The audit line could not be written in time: the request must not be forwarded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AuditUnavailable;
@@ -89,6 +92,19 @@ impl Journal {
         self.inbox.tell(event, fields);
         if !event.floods() {
             self.inbox.order(Orders { checkpoint: true, ..Orders::default() });
+        }
+    }
+
+    /// As [`Journal::event`], for what an operator does and may look up at once: what is given back resolves when the line is
+    /// written. Where that takes long, or fails, nobody waits for it: what was done is in force all the same.
+    pub fn heeded(&self, event: Event, fields: Fields) -> impl Future<Output = ()> + use<> {
+        let heard = self.inbox.heed(event, fields);
+        self.inbox.order(Orders { checkpoint: true, ..Orders::default() });
+        let inbox = Arc::clone(&self.inbox);
+        async move {
+            if inbox.passes() {
+                let _ = tokio::time::timeout(LOOKED_UP, heard).await;
+            }
         }
     }
 

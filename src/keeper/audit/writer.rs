@@ -203,7 +203,7 @@ impl<D: Disk> Writer<D> {
                 }
                 Told::Accepted(_) => (Kind::Accepted, None),
                 Told::Closed(accepted) => (Kind::Closed, Some(*accepted)),
-                Told::Plain(kind) => (*kind, None),
+                Told::Plain(kind) | Told::Heeded(kind, _) => (*kind, None),
             };
             self.numbers.push(Some(self.draft.push(kind, entry.at, accepted, &entry.fields)));
         }

@@ -173,6 +173,23 @@ fn a_stuck_disk_refuses_within_the_bound_and_what_it_wrote_late_is_closed() {
 }
 
 #[test]
+fn what_an_operator_did_is_there_to_be_looked_up_and_no_disk_holds_its_answer_up() {
+    let place = tempfile::tempdir().unwrap();
+    let (disk, log) = faulty(i64::MAX / 2, options(place.path()));
+    worker(log.journal().heeded(Event::Revoke, fields("seen")));
+    let (_, seen) = records(place.path());
+    assert_eq!(seen.last().map(|record| record["kind"].as_str()), Some(Some("revoke")));
+    let hang = disk.0.hung.lock();
+    worker(async {
+        let told = tokio::time::timeout(Duration::from_secs(5), log.journal().heeded(Event::Restore, fields("late")));
+        told.await.unwrap();
+    });
+    drop(hang);
+    log.stop();
+    assert!(kinds(&records(place.path()).1).contains(&"restore"));
+}
+
+#[test]
 fn an_open_log_lets_requests_pass_and_counts_them() {
     let place = tempfile::tempdir().unwrap();
     let (disk, log) = faulty(2000, options(place.path()));

@@ -93,8 +93,20 @@ fn outlive_file_limits() -> std::io::Result<()> {
     signal(SignalKind::from_raw(rustix::process::Signal::XFSZ.as_raw())).map(drop)
 }
 
-/// How long what is said once may wait for a service manager that has not read what came before.
+/// How long what is said once may wait for a reader, be it a service manager, that has not read what came before.
 const HEARD_WITHIN: Duration = Duration::from_secs(1);
+
+/// Prints where the gateway listens, from a thread of its own: whoever started us may have closed the pipe since, or never
+/// reads from it, and neither is a reason not to run. Who reads has the lines before it hears of readiness.
+fn announce(addresses: String) -> std::io::Result<()> {
+    let (printed, heard) = std::sync::mpsc::channel();
+    std::thread::Builder::new().name("stdout".into()).spawn(move || {
+        let _ = print(addresses);
+        let _ = printed.send(());
+    })?;
+    let _ = heard.recv_timeout(HEARD_WITHIN);
+    Ok(())
+}
 
 /// Tells the service manager; without one there is nobody to tell.
 fn notify(state: &[NotifyState<'_>]) {
@@ -196,8 +208,7 @@ impl Shutdown for Signals {
     fn ready(&mut self, addresses: &Addresses) -> std::io::Result<()> {
         // Before anybody is told that we run: a signal that comes at once is heard.
         self.0 = Some(Sources::open()?);
-        // Who started us may have closed the pipe since: no reason not to run.
-        let _ = print(addresses);
+        announce(addresses.to_string())?;
         notify(&[NotifyState::Ready, NotifyState::Status(&format!("partners on {}", addresses.partners))]);
         Ok(())
     }

@@ -640,3 +640,28 @@ def test_operators_who_act_when_the_last_stream_of_a_drain_is_cut_are_answered(s
         assert json.load(slow.getresponse())["result"] == "unchanged"
     assert ends(one, stream) == 0
     assert [line["target"] for line in lines(one, "revoke")] == ["acme"]
+
+
+def test_an_output_that_nobody_reads_holds_up_no_start_and_no_stop(stage, manager):
+    one = stage(start=False)
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(writer, b"x" * 4096)
+    os.set_blocking(writer, True)
+    environment = os.environ | {"UPSTREAM_KEY": KEY, "NOTIFY_SOCKET": manager.path}
+    with (one.folder / "stderr.log").open("w") as log:
+        run = [BINARY, "run", "-c", "portcullis.toml"]
+        program = subprocess.Popen(
+            run, cwd=one.folder, env=environment, stdin=subprocess.DEVNULL, stdout=writer, stderr=log
+        )
+    try:
+        manager.hear("READY=1")
+        program.send_signal(signal.SIGTERM)
+        assert program.wait(20) == 0
+    finally:
+        program.kill()
+        program.wait()
+        os.close(reader)
+        os.close(writer)

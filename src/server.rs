@@ -416,7 +416,7 @@ fn suspect(marks: &Marks, settings: &Settings) {
             "quotas begin at nothing beside an audit log that does not: if the state was lost, so is what was used"
         );
     }
-    if !marks.is_fresh() && log.is_none() && !Kept::checkpoint(&settings.state).exists() {
+    if marks.is_used() && log.is_none() && !Kept::checkpoint(&settings.state).exists() {
         tracing::error!(
             %state, %audit,
             "the audit log begins at nothing beside quotas that do not: if it was lost, so is what was done until now"

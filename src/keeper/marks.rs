@@ -37,6 +37,7 @@ pub struct Marks {
     bell: Arc<Bell>,
     thread: Option<JoinHandle<Result<(), MarksError>>>,
     fresh: bool,
+    used: bool,
     closed: Option<Wall>,
     bequest: Arc<Mutex<Option<Bequest>>>,
 }
@@ -63,6 +64,7 @@ impl Marks {
             store.read()?.into_iter().partition(|mark| mark.is_history(opened.wall));
         store.forget(&history)?;
         let closed = store.take_closed()?;
+        let used = !(marks.is_empty() && history.is_empty());
         let bell = Arc::new(Bell::new(opened.wall));
         let ledger = Arc::new(Ledger::durable(Restored::new(marks, opened), Arc::clone(&bell)));
         let bequest: Arc<Mutex<Option<Bequest>>> = Arc::default();
@@ -81,13 +83,19 @@ impl Marks {
         let thread = std::thread::Builder::new().name("quota-marks".into());
         let failed = store.error(Trouble::NoThread);
         let thread = thread.spawn(move || keeper.run(store)).map_err(|_| failed)?;
-        Ok((ledger, Marks { bell, thread: Some(thread), fresh, closed, bequest }))
+        Ok((ledger, Marks { bell, thread: Some(thread), fresh, used, closed, bequest }))
     }
 
     /// Whether there was nothing to go on from: the file was made now.
     #[must_use]
     pub fn is_fresh(&self) -> bool {
         self.fresh
+    }
+
+    /// Whether the file held any mark: one that was made by a start which then failed holds none.
+    #[must_use]
+    pub fn is_used(&self) -> bool {
+        self.used
     }
 
     /// When the file was closed in good order by whoever had it last; none where that was killed, or handed it over.

@@ -1019,3 +1019,17 @@ def test_a_refused_line_says_what_was_refused(stage):
     one.run("revoke", "--purpose", "research", check=True)
     (line,) = told(one, one.ask(body=chat()).headers["request-id"], ["refused"])
     assert (line["purpose"], line["detail"]) == ("research", "revoked by command")
+
+
+def test_a_first_start_that_failed_leaves_nothing_that_the_next_takes_for_a_loss(stage):
+    one = stage(start=False)
+    path = one.folder / "portcullis.toml"
+    text = path.read_text()
+    path.write_text(text.replace('directory = "audit"', 'directory = "/proc/none/audit"'))
+    failed = Program(one.folder, "failed", "run", "-c", "portcullis.toml")
+    assert failed.wait() == 2, failed.log
+    path.write_text(text)
+    one.start()
+    assert one.ask(body=chat()).status == 200
+    assert one.gateway.end() == 0
+    assert "ERROR" not in one.gateway.log, one.gateway.log

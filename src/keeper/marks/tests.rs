@@ -119,6 +119,16 @@ fn an_organization_that_was_away_comes_back_to_what_it_used_until_its_month_is_o
 }
 
 #[test]
+fn a_file_without_a_mark_is_not_one_that_was_used() {
+    let (directory, clock) = (tempfile::tempdir().unwrap(), clock());
+    for _ in 0..2 {
+        assert!(!Marks::open(directory.path(), &clock).unwrap().1.is_used());
+    }
+    kept(directory.path(), &clock);
+    assert!(Marks::open(directory.path(), &clock).unwrap().1.is_used());
+}
+
+#[test]
 fn a_second_process_is_told_that_there_is_a_first() {
     let directory = tempfile::tempdir().unwrap();
     let (_ledger, marks) = Marks::open(directory.path(), &clock()).unwrap();

@@ -8,16 +8,12 @@ use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use parking_lot::Mutex;
 
 use super::read::{KEYS, LOCK, invalid, named};
 use crate::audit::VerifyingKey;
-use crate::keeper::identity;
-
-/// How often the lock is tried: a reader may hold it for a moment.
-const LOCK_ATTEMPTS: u32 = 10;
+use crate::keeper::{identity, locked};
 
 /// The lock that keeps other processes out, until it is dropped.
 pub(super) type Lock = Arc<Mutex<Option<File>>>;
@@ -63,15 +59,14 @@ pub(super) fn lock(directory: &Path) -> io::Result<File> {
     let path = directory.join(LOCK);
     let open = OpenOptions::new().write(true).create(true).truncate(false).mode(0o640).open(&path);
     let file = open.map_err(|error| named(&path, &error))?;
-    for _ in 0..LOCK_ATTEMPTS {
-        match file.try_lock() {
-            Ok(()) => return Ok(file),
-            Err(TryLockError::WouldBlock) => std::thread::sleep(Duration::from_millis(50)),
-            Err(TryLockError::Error(error)) => return Err(named(&path, &error)),
+    match locked(&file) {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => {
+            let what = "another process writes this audit log";
+            Err(named(&path, &io::Error::new(io::ErrorKind::WouldBlock, what)))
         }
+        Err(TryLockError::Error(error)) => Err(named(&path, &error)),
     }
-    let what = "another process writes this audit log";
-    Err(named(&path, &io::Error::new(io::ErrorKind::WouldBlock, what)))
 }
 
 /// The keys that lie beside the log.

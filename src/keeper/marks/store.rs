@@ -14,7 +14,7 @@ use std::str::FromStr;
 use redb::{Builder, Database, DatabaseError, ReadableDatabase, ReadableTable, Table, TableDefinition};
 
 use crate::clock::Wall;
-use crate::keeper::identity;
+use crate::keeper::{identity, locked};
 use crate::ledger::marks::Mark;
 use crate::limits::Scope;
 
@@ -314,7 +314,7 @@ fn named(file: &Path) -> Option<(u64, u64)> {
 fn lock(file: &Path) -> Result<File, Trouble> {
     let lock = OpenOptions::new().create(true).truncate(false).write(true).mode(0o640).open(file);
     let lock = lock.map_err(Trouble::disk)?;
-    match lock.try_lock() {
+    match locked(&lock) {
         Ok(()) => Ok(lock),
         Err(TryLockError::WouldBlock) => Err(Trouble::InUse),
         Err(TryLockError::Error(error)) => Err(Trouble::disk(error)),

@@ -119,6 +119,19 @@ fn an_organization_that_was_away_comes_back_to_what_it_used_until_its_month_is_o
 }
 
 #[test]
+fn who_starts_while_the_one_before_lets_go_waits_a_moment() {
+    let directory = tempfile::tempdir().unwrap();
+    let held = fs::File::create(directory.path().join("quota.lock")).unwrap();
+    held.lock().unwrap();
+    std::thread::scope(|scope| {
+        let opening = scope.spawn(|| Marks::open(directory.path(), &clock()).map(drop));
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        drop(held);
+        assert!(opening.join().unwrap().is_ok());
+    });
+}
+
+#[test]
 fn a_file_without_a_mark_is_not_one_that_was_used() {
     let (directory, clock) = (tempfile::tempdir().unwrap(), clock());
     for _ in 0..2 {

@@ -180,18 +180,16 @@ async fn occasion(
 ) -> Occasion {
     let mut knock = Box::pin(successor(estate));
     loop {
-        tokio::select! {
+        match heard(stop, shutdown, &mut knock).await {
             // Who asked on the admin side is on record already.
-            _ = stop.recv() => return Occasion::Operator,
-            wish = shutdown.next() => match wish {
-                Wish::Stop => return Occasion::Signal,
-                // What it reads and judges may take its time; what else is wished is heard meanwhile.
-                Wish::Reload => {
-                    let reloader = desk.reloader.clone();
-                    tokio::task::spawn_local(async move { reloader.reload(Trigger::Signal, "signal").await });
-                }
-            },
-            who = &mut knock => {
+            Heard::Operator => return Occasion::Operator,
+            Heard::Wish(Wish::Stop) => return Occasion::Signal,
+            // What it reads and judges may take its time; what else is wished is heard meanwhile.
+            Heard::Wish(Wish::Reload) => {
+                let reloader = desk.reloader.clone();
+                tokio::task::spawn_local(async move { reloader.reload(Trigger::Signal, "signal").await });
+            }
+            Heard::Knock(who) => {
                 let pid = who.pid;
                 match hand_over(desk, estate, who).await {
                     Ok(heir) => return Occasion::Replaced(heir, pid),
@@ -200,6 +198,29 @@ async fn occasion(
                 knock = Box::pin(successor(estate));
             }
         }
+    }
+}
+
+/// What is heard next.
+#[derive(Debug, PartialEq)]
+enum Heard<K> {
+    Operator,
+    Wish(Wish),
+    Knock(K),
+}
+
+/// Waits for what ends the service, or does not. An operator's drain is heard before a signal that came straight after it,
+/// which joins in: heard first, it would be a drain of its own.
+async fn heard<K>(
+    stop: &mut UnboundedReceiver<()>,
+    shutdown: &mut impl Shutdown,
+    knock: &mut (impl Future<Output = K> + Unpin),
+) -> Heard<K> {
+    tokio::select! {
+        biased;
+        _ = stop.recv() => Heard::Operator,
+        wish = shutdown.next() => Heard::Wish(wish),
+        who = knock => Heard::Knock(who),
     }
 }
 
@@ -285,6 +306,16 @@ mod tests {
             let began = tokio::time::Instant::now();
             while_patient(|| over, &mut Patience(needed), &mut Wishes(come)).await;
             assert_eq!(began.elapsed(), waited, "{over} {needed} {come}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_signal_straight_after_an_operators_drain_is_no_drain_of_its_own() {
+        for _ in 0..32 {
+            let (ask, mut stop) = tokio::sync::mpsc::unbounded_channel();
+            ask.send(()).unwrap();
+            let heard = heard(&mut stop, &mut Wishes(1), &mut std::future::ready(())).await;
+            assert_eq!(heard, Heard::Operator);
         }
     }
 }

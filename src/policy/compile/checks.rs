@@ -189,15 +189,17 @@ impl Checked<'_> {
         let (mut next, mut above) = (Some(at), Vec::new());
         while let Some(at) = next {
             if line.contains(&at.value.as_str()) {
-                self.sink.wrong(
-                    Some(&at.place),
-                    format!("parents go in a circle: {} → {}", line.join(" → "), at.value),
-                    None,
-                );
+                // A circle is one mistake, however many are in it or lead into it.
+                let first = line.first().copied();
+                if first == Some(at.value.as_str()) && first == line.iter().min().copied() {
+                    let circle = format!("parents go in a circle: {} → {}", line.join(" → "), at.value);
+                    self.sink.wrong(Some(&at.place), circle, None);
+                }
                 return;
             }
             let Some(parent) = by_id.get(at.value.as_str()) else {
-                if !self.known.orgs {
+                // Whoever names it is told so; its descendants have not written this.
+                if !self.known.orgs || line.len() > 1 {
                     return;
                 }
                 let meant = closest(&at.value, by_id.keys().copied());

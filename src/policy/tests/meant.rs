@@ -252,3 +252,21 @@ fn a_mark_that_is_wrong_is_one_mistake() {
     let found = reload(&dir, None, at(0)).unwrap_err().found;
     assert!(found.len() == 1 && found[0].message.contains("64 hexadecimal digits"), "{found:?}");
 }
+
+#[test]
+fn a_wrong_parent_is_told_once_however_many_descend_from_it() {
+    for (parents, said) in [
+        (&[("top", "nobody"), ("a", "top"), ("b", "a")][..], "there is no organization \"nobody\""),
+        (&[("top", "top"), ("a", "top"), ("b", "a")][..], "parents go in a circle: top → top"),
+        (&[("x", "y"), ("y", "z"), ("z", "x"), ("a", "y"), ("b", "a")][..], "parents go in a circle: x → y → z → x"),
+    ] {
+        let dir = example();
+        for (id, parent) in parents {
+            let org = format!("id = \"{id}\"\nparent = \"{parent}\"\npurposes = []\nmodels = []\n");
+            std::fs::write(dir.path().join(format!("config/orgs.d/{id}.toml")), org).unwrap();
+        }
+        let mistakes = reload(&dir, None, at(0)).unwrap_err();
+        let messages: Vec<&str> = mistakes.found.iter().map(|mistake| mistake.message.as_str()).collect();
+        assert_eq!(messages, [said]);
+    }
+}

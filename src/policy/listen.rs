@@ -283,6 +283,14 @@ fn operators(table: &Table<'_>, files: &Files, now: Wall) -> AdminSettings {
         let what = "the admin side can revoke and reload: it may not be open to a network without admin.tls";
         table.sink().wrong(place, what, Some(hint.into()));
     }
+    if let AdminAddress::Unix(path) = &address
+        && let Some(directory) =
+            path.parent().filter(|directory| !directory.as_os_str().is_empty() && !directory.is_dir())
+    {
+        // Service managers make it only for the service: that it is not there now is no mistake of the configuration's.
+        let what = format!("there is no directory {}: no start can make its socket there", directory.display());
+        table.sink().odd(place, what);
+    }
     AdminSettings { address, tls, token, metrics }
 }
 
@@ -309,9 +317,11 @@ pub(super) fn apart(root: &Table<'_>, partners: Option<SocketAddr>, admin: &Admi
         AdminAddress::Tcp(address) => Some(address),
         AdminAddress::Unix(_) => None,
     };
-    let holds = |one: SocketAddr, other: SocketAddr| one.ip().is_unspecified() && one.is_ipv4() == other.is_ipv4();
+    // All of IPv6 takes IPv4 as well.
+    let holds = |one: IpAddr, other: IpAddr| one.is_unspecified() && (one.is_ipv6() || other.is_ipv4());
     let meet = |(one, other): (SocketAddr, SocketAddr)| {
-        let same = one.ip() == other.ip() || holds(one, other) || holds(other, one);
+        let (here, there) = (one.ip().to_canonical(), other.ip().to_canonical());
+        let same = here == there || holds(here, there) || holds(there, here);
         same && one.port() == other.port() && one.port() != 0
     };
     for (table, key, one, whose, other) in [

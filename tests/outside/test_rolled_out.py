@@ -142,11 +142,14 @@ def test_the_mounted_configuration_is_accepted(objects, container, tmp_path):
     mounted = {one["name"]: one["mountPath"] for one in container["volumeMounts"]}
     places = {mounted["config"]: contents["portcullis"], mounted["orgs"]: contents["portcullis-orgs"]}
     places |= {mounted["tls"]: tmp_path / "tls", mounted["state"]: tmp_path / "state", mounted["audit"]: tmp_path / "audit"}
+    places[mounted["run"]] = tmp_path / "run"
+    # What is mounted is there, whoever writes into it.
+    (tmp_path / "run").mkdir()
     for name, folder in contents.items():
         folder.mkdir()
         for file, text in objects["ConfigMap", name]["data"].items():
             for inside, outside in places.items():
-                text = re.sub(rf'"{inside}(?=["/])', f'"{outside}', text)
+                text = re.sub(rf'"(unix:)?{inside}(?=["/])', rf'"\g<1>{outside}', text)
             (folder / file).write_text(text)
     env = {one["name"]: "something" for one in container["env"]}
     done = subprocess.run([BINARY, "check", "-c", tmp_path / "config/portcullis.toml"], env=env, capture_output=True, text=True)

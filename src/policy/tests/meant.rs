@@ -106,6 +106,8 @@ fn no_two_listeners_want_one_port_and_no_socket_is_where_none_can_be() {
     for (from, to, at, said) in [
         (partners, "\"127.0.0.1:9443\"", "address      =", "`address` is the admin side's address as well"),
         (partners, "\"0.0.0.0:9443\"", "address      =", "`address` is the admin side's address as well"),
+        (partners, "\"[::]:9443\"", "address      =", "`address` is the admin side's address as well"),
+        (partners, "\"[::ffff:127.0.0.1]:9443\"", "address      =", "`address` is the admin side's address as well"),
         (operators, "\"unix:\"", "address =", "names no file"),
         (operators, "\"unix:orgs.d\"", "address =", "orgs.d is a directory"),
         (operators, "\"unix:portcullis.toml\"", "address =", "portcullis.toml is a file, not a socket"),
@@ -251,6 +253,17 @@ fn a_mark_that_is_wrong_is_one_mistake() {
     std::fs::write(&acme, without.join("\n")).unwrap();
     let found = reload(&dir, None, at(0)).unwrap_err().found;
     assert!(found.len() == 1 && found[0].message.contains("64 hexadecimal digits"), "{found:?}");
+}
+
+#[test]
+fn a_socket_without_a_directory_is_told() {
+    for (socket, odd) in [("unix:nowhere/admin.sock", true), ("unix:orgs.d/admin.sock", false), ("unix:none", false)] {
+        let dir = example();
+        edit(&dir, "portcullis.toml", "\"127.0.0.1:9443\"", &format!("\"{socket}\""));
+        let policy = reload(&dir, None, at(0)).unwrap_or_else(|mistakes| panic!("{}", mistakes.render(false)));
+        let told = |warning: &Mistake| warning.place.is_some() && warning.message.contains("there is no directory");
+        assert_eq!(policy.warnings.iter().any(told), odd, "{socket}");
+    }
 }
 
 #[test]

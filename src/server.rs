@@ -21,6 +21,7 @@ use crate::audit::Fields;
 use crate::audit::told::Started;
 use crate::body::Room;
 use crate::clock::{Clock, Wall};
+use crate::descriptors;
 use crate::door;
 use crate::drain::Drain;
 use crate::gateway::Gateway;
@@ -244,6 +245,7 @@ impl Server {
             tokio::task::spawn_local(watch_time(gateway.clone()));
             tokio::task::spawn_local(admin::keep_trying(desk.clone()));
             let listener = adopt(partners)?;
+            descriptors::suffice(&listener)?;
             shutdown.ready(&addresses)?;
             estate.elder.iter().for_each(Elder::serving);
             let ending = wind_down(&desk, &mut estate, &mut stop, &mut shutdown, &mut patience);

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use tokio::runtime::{Builder, LocalOptions};
+use tokio::runtime::{Builder, LocalOptions, LocalRuntime};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use crate::answer::Shelf;
@@ -50,8 +50,18 @@ impl Crew {
         let (arrivals, queue) = unbounded_channel();
         let load = Arc::new(AtomicUsize::new(0));
         let mine = load.clone();
-        let thread =
-            thread::Builder::new().name(format!("worker-{number}")).spawn(move || run(gateway, queue, &mine))?;
+        let (made, is_made) = std::sync::mpsc::channel();
+        let thread = thread::Builder::new().name(format!("worker-{number}")).spawn(move || {
+            let built = Builder::new_current_thread().enable_all().build_local(LocalOptions::default());
+            match built {
+                Ok(runtime) => {
+                    let _ = made.send(Ok(()));
+                    run(&runtime, gateway, queue, &mine);
+                }
+                Err(error) => _ = made.send(Err(error)),
+            }
+        })?;
+        is_made.recv().map_err(std::io::Error::other).flatten()?;
         Ok(Crew { arrivals, load, thread })
     }
 
@@ -76,14 +86,7 @@ impl Crew {
     }
 }
 
-fn run(gateway: Arc<Gateway>, queue: UnboundedReceiver<(Arrival, Permit)>, load: &AtomicUsize) {
-    let runtime = match Builder::new_current_thread().enable_all().build_local(LocalOptions::default()) {
-        Ok(runtime) => runtime,
-        Err(error) => {
-            tracing::error!(%error, "a worker has no runtime");
-            return;
-        }
-    };
+fn run(runtime: &LocalRuntime, gateway: Arc<Gateway>, queue: UnboundedReceiver<(Arrival, Permit)>, load: &AtomicUsize) {
     let recorder = gateway.recorder.for_worker();
     let station = Rc::new(Station { gateway, pools: Pools::default(), recorder, shelf: Shelf::default() });
     runtime.block_on(receive(station, queue, load));

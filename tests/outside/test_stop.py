@@ -5,6 +5,8 @@ import http.client
 import json
 import os
 import pathlib
+import re
+import resource
 import signal
 import socket
 import ssl
@@ -665,3 +667,16 @@ def test_an_output_that_nobody_reads_holds_up_no_start_and_no_stop(stage, manage
         program.wait()
         os.close(reader)
         os.close(writer)
+
+
+def test_too_few_descriptors_for_one_request_are_no_start_and_as_many_as_it_says_are_enough(stage):
+    one = stage(start=False)
+
+    def limited(most):
+        return lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+    refused = Program(one.folder, "refused", "run", "-c", "portcullis.toml", preexec_fn=limited(64))
+    assert refused.wait() == 2
+    needed = int(re.search(r"64 open files are too few .* at least (\d+) are needed", refused.log).group(1))
+    one.start(preexec_fn=limited(needed))
+    assert one.ask(body=chat()).status == 200

@@ -58,6 +58,10 @@ fn measure(key: &str) -> Option<Measure> {
 pub(super) fn read(table: &Table<'_>, scope: &Scope, into: &mut Limits) {
     for (name, entry) in table.entries() {
         if name.value == CONNECTIONS && *scope == Scope::default() {
+            if entry.as_table().is_some() {
+                entry.wrong("`connections` is a number: it has no table form, and no shadow".into());
+                continue;
+            }
             into.connections = entry.number().map(|value| At { value, place: name.place });
             continue;
         }

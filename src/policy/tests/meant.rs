@@ -267,6 +267,15 @@ fn a_socket_without_a_directory_is_told() {
 }
 
 #[test]
+fn connections_have_no_table_form_and_the_message_says_so() {
+    let dir = example();
+    edit(&dir, "orgs.d/acme.toml", "connections = 64", "connections = { limit = 64, shadow = true }");
+    let mistakes = reload(&dir, None, at(0)).unwrap_err();
+    let messages: Vec<&str> = mistakes.found.iter().map(|mistake| mistake.message.as_str()).collect();
+    assert_eq!(messages, ["`connections` is a number: it has no table form, and no shadow"]);
+}
+
+#[test]
 fn a_wrong_parent_is_told_once_however_many_descend_from_it() {
     for (parents, said) in [
         (&[("top", "nobody"), ("a", "top"), ("b", "a")][..], "there is no organization \"nobody\""),

@@ -72,7 +72,7 @@ impl Running {
         if peer == Peer::Direct {
             return Ok(Running { child: None, address: upstream, admin: None });
         }
-        let (address, admin) = (free_address()?, free_address()?);
+        let [address, admin] = free_addresses()?;
         let fill = |template: &str| {
             template
                 .replace("@FOLDER@", &place.folder().display().to_string())
@@ -175,7 +175,9 @@ pub fn two_organizations(place: &Place) -> io::Result<()> {
     place.write("orgs.d/acme.toml", include_str!("peers/acme.toml"))
 }
 
-/// A port that is free now.
-fn free_address() -> io::Result<SocketAddr> {
-    TcpListener::bind("127.0.0.1:0")?.local_addr()
+/// Two ports that are free now; each is held until both are known, or they might be one.
+fn free_addresses() -> io::Result<[SocketAddr; 2]> {
+    let bound = || TcpListener::bind("127.0.0.1:0");
+    let (one, other) = (bound()?, bound()?);
+    Ok([one.local_addr()?, other.local_addr()?])
 }

@@ -9,7 +9,6 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -192,16 +191,7 @@ impl Server {
         gateway.recorder.metrics.started(now.wall);
         let reloader = Reloader::new(&config, gateway.clone(), numbers, log);
         let (ask_to_stop, stop) = unbounded_channel();
-        let desk = Arc::new(Desk {
-            gateway: gateway.clone(),
-            reloader: reloader.clone(),
-            withdrawn,
-            started: now.wall,
-            writing: tokio::sync::Mutex::default(),
-            left: AtomicBool::new(false),
-            under_way: Arc::default(),
-            stop: ask_to_stop,
-        });
+        let desk = Arc::new(Desk::new(gateway.clone(), reloader.clone(), withdrawn, now.wall, ask_to_stop));
         let partners_at = partners.local_addr().map_err(unusable)?;
         let addresses = Addresses { partners: partners_at, admin: admin_url, metrics: scraped };
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);

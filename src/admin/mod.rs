@@ -53,6 +53,21 @@ pub struct Desk {
     pub stop: tokio::sync::mpsc::UnboundedSender<()>,
 }
 
+impl Desk {
+    /// The desk of a process that `started` then; a wish to `stop` is heard at the other end.
+    #[must_use]
+    pub fn new(
+        gateway: Arc<Gateway>,
+        reloader: Arc<Reloader>,
+        withdrawn: Kept,
+        started: Wall,
+        stop: tokio::sync::mpsc::UnboundedSender<()>,
+    ) -> Desk {
+        let (writing, left, under_way) = (tokio::sync::Mutex::default(), AtomicBool::new(false), Arc::default());
+        Desk { gateway, reloader, withdrawn, started, writing, left, under_way, stop }
+    }
+}
+
 /// An answer of the admin side.
 pub type Answer = Response<Full<Bytes>>;
 

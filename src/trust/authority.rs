@@ -14,7 +14,7 @@ use x509_parser::certificate::X509Certificate;
 use x509_parser::prelude::FromDer;
 
 use super::crl::{self, Against, Crl};
-use super::{Believed, Flaw, Subject, certificates, wall};
+use super::{Believed, Flaw, Subject, certificates, signed, wall};
 use crate::clock::Wall;
 use crate::names::AuthorityName;
 use crate::peer::{Leaf, Sha256};
@@ -326,10 +326,8 @@ fn unfit_anchor(der: &CertificateDer<'_>, now: Wall) -> Vec<Flaw> {
     if begins > now {
         flaws.push(format!("{name} is valid only from {begins}"));
     }
-    let (content, signature) = (anchor.tbs_certificate.as_ref(), &anchor.signature_value.data);
     // Old anchors are signed with what nobody else may sign with any more; nothing rests on that signature.
-    let signed = crl::checked(content, &anchor.signature_algorithm.algorithm, signature, anchor.public_key().raw);
-    if signed == Some(false) {
+    if signed::checked(der, anchor.public_key().raw) == Some(false) {
         flaws.push(format!("{name} names itself as its issuer, but is not signed by its own key"));
     }
     flaws.into_iter().map(|message| Flaw::new(Subject::Authority, message)).collect()

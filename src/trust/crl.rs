@@ -2,19 +2,17 @@
 
 use std::panic::catch_unwind;
 
-use aws_lc_rs::signature::{self, UnparsedPublicKey, VerificationAlgorithm};
 use rustls_pki_types::CertificateRevocationListDer;
 use rustls_pki_types::pem::PemObject;
 use webpki::{CertRevocationList, OwnedCertRevocationList};
-use x509_parser::der_parser::Oid;
 use x509_parser::extensions::ParsedExtension;
 use x509_parser::oid_registry::OID_X509_EXT_ISSUER_DISTRIBUTION_POINT;
 use x509_parser::prelude::FromDer;
 use x509_parser::revocation_list::CertificateRevocationList;
-use x509_parser::x509::SubjectPublicKeyInfo;
 
 use super::authority::Issuer;
 use super::believed::digits;
+use super::signed::{self, TAKEN};
 use super::{Believed, Flaw, Subject, wall};
 use crate::clock::Wall;
 use crate::peer::Sha256;
@@ -229,7 +227,7 @@ fn one(der: &[u8], against: Against<'_>) -> Result<Crl, Flaw> {
     }
     let raw = parsed.issuer().as_raw();
     let named = parsed.issuer().to_string();
-    let issuer = signer(&parsed, issuers)?;
+    let issuer = signer(der, &parsed, issuers)?;
     let scope = Scope::of(&parsed)
         .ok_or_else(|| flaw(format!("the CRL of {named} does not say what it covers (issuingDistributionPoint)")))?;
     let this_update = wall(parsed.last_update());
@@ -274,7 +272,7 @@ fn revoked(crl: &CertificateRevocationList<'_>) -> Vec<String> {
 }
 
 /// The one that signed a list. Several may have its name: a key that was replaced, a certificate that was renewed.
-fn signer<'a>(crl: &CertificateRevocationList<'_>, issuers: &'a [Issuer]) -> Result<&'a Issuer, Flaw> {
+fn signer<'a>(der: &[u8], crl: &CertificateRevocationList<'_>, issuers: &'a [Issuer]) -> Result<&'a Issuer, Flaw> {
     let named = crl.issuer().to_string();
     let same: Vec<&Issuer> = issuers.iter().filter(|issuer| issuer.subject == crl.issuer().as_raw()).collect();
     if same.is_empty() {
@@ -285,49 +283,26 @@ fn signer<'a>(crl: &CertificateRevocationList<'_>, issuers: &'a [Issuer]) -> Res
         return Err(flaw(format!("{named} may not sign CRLs (keyUsage cRLSign)")));
     }
     keys.dedup_by(|one, other| one.spki == other.spki);
-    keys.into_iter()
-        .find(|issuer| is_signed_by(crl, &issuer.spki))
-        .ok_or_else(|| flaw(format!("the CRL says it is issued by {named}, but is not signed by its key")))
+    let mut is_checked = false;
+    let signs = |issuer: &&Issuer| {
+        let signed = signed::checked(der, &issuer.spki);
+        is_checked |= signed.is_some();
+        signed == Some(true)
+    };
+    let signer = keys.into_iter().find(signs);
+    signer.ok_or_else(|| {
+        flaw(if is_checked {
+            format!("the CRL says it is issued by {named}, but is not signed by its key")
+        } else {
+            format!("the CRL of {named} is signed in a way that is not taken ({TAKEN})")
+        })
+    })
 }
 
 /// Lists of one key number themselves, and so does each partition of them (issuingDistributionPoint).
 fn series(spki: &[u8], crl: &CertificateRevocationList<'_>) -> Sha256 {
     let scope = crl.extensions().iter().find(|extension| extension.oid == OID_X509_EXT_ISSUER_DISTRIBUTION_POINT);
     Sha256::of(&[spki, scope.map(|extension| extension.value).unwrap_or_default()].concat())
-}
-
-fn is_signed_by(crl: &CertificateRevocationList<'_>, spki: &[u8]) -> bool {
-    let signature = &crl.signature_value.data;
-    verifies(crl.tbs_cert_list.as_ref(), &crl.signature_algorithm.algorithm, signature, spki)
-}
-
-/// Whether the key `spki` signed `content`.
-pub(super) fn verifies(content: &[u8], oid: &Oid<'_>, signature: &[u8], spki: &[u8]) -> bool {
-    checked(content, oid, signature, spki).unwrap_or(false)
-}
-
-/// The same; `None` where the algorithm is not one that an authority may sign with here.
-pub(super) fn checked(content: &[u8], oid: &Oid<'_>, signature: &[u8], spki: &[u8]) -> Option<bool> {
-    let (_, key) = SubjectPublicKeyInfo::from_der(spki).ok()?;
-    let algorithm = algorithm(&oid.to_id_string(), &key)?;
-    Some(UnparsedPublicKey::new(algorithm, &*key.subject_public_key.data).verify(content, signature).is_ok())
-}
-
-/// The algorithms that an authority may sign with, by object identifier.
-fn algorithm(oid: &str, key: &SubjectPublicKeyInfo<'_>) -> Option<&'static dyn VerificationAlgorithm> {
-    // An uncompressed point has one byte more than two coordinates.
-    let wide = key.subject_public_key.data.len() > 65;
-    Some(match (oid, wide) {
-        ("1.2.840.10045.4.3.2", false) => &signature::ECDSA_P256_SHA256_ASN1,
-        ("1.2.840.10045.4.3.3", false) => &signature::ECDSA_P256_SHA384_ASN1,
-        ("1.2.840.10045.4.3.2", true) => &signature::ECDSA_P384_SHA256_ASN1,
-        ("1.2.840.10045.4.3.3", true) => &signature::ECDSA_P384_SHA384_ASN1,
-        ("1.3.101.112", _) => &signature::ED25519,
-        ("1.2.840.113549.1.1.11", _) => &signature::RSA_PKCS1_2048_8192_SHA256,
-        ("1.2.840.113549.1.1.12", _) => &signature::RSA_PKCS1_2048_8192_SHA384,
-        ("1.2.840.113549.1.1.13", _) => &signature::RSA_PKCS1_2048_8192_SHA512,
-        _ => return None,
-    })
 }
 
 fn flaw(message: impl Into<String>) -> Flaw {

@@ -14,6 +14,7 @@ mod refused;
 pub mod regular;
 mod secret;
 mod server;
+mod signed;
 
 pub use authority::{Authority, Refused, Rules, Verified, fits_any};
 pub use believed::Believed;
@@ -98,10 +99,17 @@ pub fn leaf_sha256(file: &[u8]) -> Result<Sha256, &'static str> {
 #[must_use]
 pub fn is_issued_by(certificate: &[u8], authority: &[u8]) -> bool {
     let parsed = (X509Certificate::from_der(certificate), X509Certificate::from_der(authority));
-    let (Ok((_, certificate)), Ok((_, authority))) = parsed else { return false };
-    let (content, signature) = (certificate.tbs_certificate.as_ref(), &certificate.signature_value.data);
-    certificate.issuer().as_raw() == authority.subject().as_raw()
-        && crl::verifies(content, &certificate.signature_algorithm.algorithm, signature, authority.public_key().raw)
+    let (Ok((_, parsed)), Ok((_, authority))) = parsed else { return false };
+    parsed.issuer().as_raw() == authority.subject().as_raw()
+        && signed::verifies(certificate, authority.public_key().raw)
+}
+
+/// Whether a certificate of a PEM file may have issued others, or is of its own making and stands for itself.
+#[must_use]
+pub fn vouches(pem: &[u8]) -> bool {
+    let found = certificates(pem, Subject::Authority).unwrap_or_default();
+    let may = |read: &X509Certificate<'_>| read.is_ca() || read.issuer().as_raw() == read.subject().as_raw();
+    found.iter().any(|der| X509Certificate::from_der(der).is_ok_and(|(_, read)| may(&read)))
 }
 
 /// When the first of the certificates in a PEM file ends.

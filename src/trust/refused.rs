@@ -2,6 +2,7 @@
 
 use rustls_pki_types::UnixTime;
 
+use super::signed::TAKEN;
 use crate::clock::Wall;
 
 /// What webpki has against a certificate, for a sentence that begins with it.
@@ -21,7 +22,7 @@ pub fn words(error: &webpki::Error) -> String {
         Error::UnsupportedSignatureAlgorithmContext(_)
         | Error::UnsupportedSignatureAlgorithmForPublicKeyContext(_)
         | Error::SignatureAlgorithmMismatch => {
-            "is signed in a way that is not taken (ECDSA, Ed25519 and RSA are, with SHA-256 or more)".into()
+            format!("is signed in a way that is not taken ({TAKEN})")
         }
         Error::NameConstraintViolation => "has a name that its authority may not certify (nameConstraints)".into(),
         Error::PathLenConstraintViolated | Error::MaximumPathDepthExceeded => {

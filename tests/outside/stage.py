@@ -98,9 +98,9 @@ def replace(path, content):
 class Authority:
     """A certificate authority in memory. `leaf` and `crl` write PEM files into its folder."""
 
-    def __init__(self, folder, name, parent=None, path_length=None):
+    def __init__(self, folder, name, parent=None, path_length=None, key=None, digest=None):
         self.folder, self.name = pathlib.Path(folder), name
-        self.key = ec.generate_private_key(ec.SECP256R1())
+        self.key, self.digest = key or ec.generate_private_key(ec.SECP256R1()), digest or hashes.SHA256()
         signer = parent or self
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         now = datetime.datetime.now(datetime.timezone.utc)
@@ -115,7 +115,7 @@ class Authority:
             .add_extension(x509.BasicConstraints(True, path_length), True)
             .add_extension(x509.KeyUsage(key_cert_sign=True, crl_sign=True, **usage), True)
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(self.key.public_key()), False)
-            .sign(signer.key, hashes.SHA256())
+            .sign(signer.key, signer.digest)
         )  # fmt: skip
         self.pem = self.certificate.public_bytes(serialization.Encoding.PEM)
         (self.folder / f"{name}.pem").write_bytes(self.pem)
@@ -148,7 +148,7 @@ class Authority:
             builder = builder.add_extension(x509.SubjectAlternativeName(names), False)
         for extension, critical in extensions:
             builder = builder.add_extension(extension, critical)
-        certificate = builder.sign(self.key, hashes.SHA256())
+        certificate = builder.sign(self.key, self.digest)
         own = certificate.public_bytes(serialization.Encoding.PEM)
         (self.folder / f"{file}.pem").write_bytes(own + b"".join(one.pem for one in chain))
         secret = self.folder / f"{file}.key"
@@ -173,7 +173,7 @@ class Authority:
             entry = x509.RevokedCertificateBuilder().serial_number(certificate.serial_number).revocation_date(now)
             builder = builder.add_revoked_certificate(entry.build())
         path = self.folder / (file or f"{self.name}.crl")
-        signed = builder.sign(key or self.key, hashes.SHA256())
+        signed = builder.sign(key or self.key, self.digest)
         replace(path, signed.public_bytes(serialization.Encoding.PEM))
         return path
 

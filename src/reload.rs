@@ -219,9 +219,6 @@ impl Reloader {
         if snapshot.policy.audit != old.policy.audit {
             self.gateway.recorder.journal.follow(audit_rules(&snapshot.policy));
         }
-        for list in snapshot.policy.overdue() {
-            tracing::error!("{}", list.overdue());
-        }
         let filter = &snapshot.policy.log.filter;
         if *filter != old.policy.log.filter
             && let Err(error) = self.set_filter(filter)
@@ -347,6 +344,7 @@ pub fn put_in_force(gateway: &Gateway, snapshot: &Arc<Snapshot>) {
     gateway.snapshot.store(snapshot.clone());
     let metrics = &gateway.recorder.metrics;
     let policy = &snapshot.policy;
+    policy.closed().for_each(|what| tracing::error!("{what}"));
     metrics.in_force(policy.generation, &policy.hash.to_string());
     let orgs: Vec<_> = policy.orgs().map(|org| org.id.clone()).collect();
     let purposes: Vec<_> = policy.purposes.keys().cloned().collect();

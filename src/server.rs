@@ -306,8 +306,11 @@ async fn watch_time(gateway: Arc<Gateway>) {
                 );
                 due = true;
             }
-            if ends(authority.not_after()) {
-                tracing::error!(authority = %authority.name(), "an authority's certificate has expired");
+            for (certificate, _) in authority.ends().filter(|(_, at)| ends(*at)) {
+                tracing::error!(
+                    authority = %authority.name(), certificate,
+                    "an authority's certificate has expired: nobody is let in by it any more"
+                );
                 due = true;
             }
         }

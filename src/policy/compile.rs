@@ -14,7 +14,7 @@ use http::HeaderName;
 use self::build::build;
 use self::checks::{Checked, Known};
 use super::audited;
-use super::ends::{warn_of_lists, warn_soon};
+use super::ends::{ended, warn_of_authority, warn_of_lists, warn_soon};
 use super::file::{At, Table, parse};
 use super::listen;
 use super::logged;
@@ -26,7 +26,7 @@ use super::summary::fixed;
 use super::{Catalog, Files, Policy, Purpose};
 use crate::clock::Now;
 use crate::names::{AuthorityName, PurposeId};
-use crate::trust::{Authority, Believed, Flaw, Rules, ServerIdentity, Subject};
+use crate::trust::{Authority, Believed, Crl, Flaw, Rules, ServerIdentity, Subject};
 
 /// Reads the main file and everything it leads to.
 pub(super) fn compile(path: &Path, files: &Files, sink: &Sink, previous: Option<&Policy>, now: Now) -> Option<Policy> {
@@ -245,8 +245,7 @@ impl Compiler<'_> {
         let Some(table) = self.root.required_table("client_auth") else { return (none, nothing) };
         let auth = listen::client_auth(&table);
         self.note("client_auth", table.place());
-        let rules =
-            Rules { revocation_required: auth.required, overdue_closes: self.previous.is_some(), server_auth: false };
+        let rules = Rules { revocation_required: auth.required, server_auth: false };
         let tables = table.tables("authorities");
         if tables.is_empty() {
             self.sink.wrong(Some(table.place()), "`authorities` is missing or empty: nobody could connect", None);
@@ -270,8 +269,7 @@ impl Compiler<'_> {
             let (name, now) = (authority.name(), self.now.wall);
             let place = |rule: String| self.places.borrow().get(&rule).cloned();
             if let Some(file) = place(format!("authority/{name}")) {
-                let what = format!("a certificate of the authority {name}");
-                warn_soon(self.sink, &file, &what, authority.not_after(), now);
+                warn_of_authority(self.sink, &file, &authority, now);
             }
             if let Some(crl) = place(format!("authority/{name}/crl")) {
                 warn_of_lists(self.sink, &crl, authority.crls(), now);
@@ -280,7 +278,35 @@ impl Compiler<'_> {
         }
         table.finish();
         let whole = !tables.is_empty() && loaded.len() == tables.len();
+        if whole {
+            self.somebody_gets_in(&loaded);
+        }
         (Authorities { loaded, lists, whole }, auth)
+    }
+
+    /// An authority that has ended, or whose list is overdue, holds nothing up but its own partners; but where no other is
+    /// left, a gateway would only seem to run. One that runs goes on with overdue lists: what takes somebody else's place
+    /// away must not wait for them.
+    fn somebody_gets_in(&self, authorities: &[Arc<Authority>]) {
+        let now = self.now.wall;
+        let is_shut = |authority: &Authority| match self.previous {
+            None => authority.is_shut(now),
+            Some(_) => authority.has_ended(now),
+        };
+        if !authorities.iter().all(|authority| is_shut(authority)) {
+            return;
+        }
+        let places = self.places.borrow();
+        for authority in authorities {
+            let (file, list) =
+                (format!("authority/{}", authority.name()), format!("authority/{}/crl", authority.name()));
+            let overdue = authority.crls().iter().filter(|list| list.next_update() <= now).map(Crl::overdue);
+            let told = ended(authority, now).map(|what| (&file, what)).chain(overdue.map(|what| (&list, what)));
+            for (place, what) in told {
+                let hint = "no authority is left that could let anybody in".to_owned();
+                self.sink.wrong(places.get(place), what, Some(hint));
+            }
+        }
     }
 
     /// One authority, and where its revocation lists are read.

@@ -55,9 +55,7 @@ impl Diff {
             |org: &Org, other: &Policy| other.org(org.id.as_str()).is_some_and(|other| other.says_the_same_as(org));
         let runs = Summary::only(old, |org| !stays(org, new)).with_what_started(old);
         let mut diff = Diff::of(&runs, &Summary::only(new, |org| !stays(org, old)));
-        for list in new.overdue() {
-            diff.say(list.overdue(), false);
-        }
+        new.closed().for_each(|what| diff.say(what, false));
         for name in secrets(old, new) {
             let restart = needs_restart(&name);
             diff.changes.push(Change { text: format!("{name}: replaced"), loosens: false, restart });

@@ -1,13 +1,14 @@
 //! What ends: certificates, grants, revocation lists. Each is noted while there is still time to replace it.
 //!
-//! Notes are warnings; what has ended and must not have is a mistake, and is found where it is loaded.
+//! Notes are warnings, also of an authority that has ended, which closes its own door alone; what has ended and must not
+//! have is a mistake, and is found where it is loaded.
 
 use std::time::Duration;
 
 use super::mistake::Place;
 use super::sink::Sink;
 use crate::clock::Wall;
-use crate::trust::Crl;
+use crate::trust::{Authority, Crl};
 
 /// Seconds.
 const DAY: u64 = 86_400;
@@ -23,6 +24,22 @@ pub(super) fn warn_soon(sink: &Sink, place: &Place, what: &str, ends: Wall, now:
     } else if left < AHEAD {
         sink.odd(Some(place), format!("{what} expires in {} ({ends})", span(left)));
     }
+}
+
+/// Notes the certificates of an authority that have ended, and the first of the others that soon will.
+pub(super) fn warn_of_authority(sink: &Sink, place: &Place, authority: &Authority, now: Wall) {
+    ended(authority, now).for_each(|what| sink.odd(Some(place), what));
+    if let Some(first) = authority.ends().map(|(_, ends)| ends).filter(|ends| *ends > now).min() {
+        warn_soon(sink, place, &format!("a certificate of the authority {}", authority.name()), first, now);
+    }
+}
+
+/// What is told of an authority's certificates that have ended.
+pub(super) fn ended(authority: &Authority, now: Wall) -> impl Iterator<Item = String> {
+    let of = authority.name();
+    authority.ends().filter(move |(_, ends)| *ends <= now).map(move |(name, ends)| {
+        format!("{name} of the authority {of} expired on {ends}: nobody is let in by it; put its successor here")
+    })
 }
 
 /// Notes revocation lists whose next one should be here soon. A list that lives for days is fresh with less before it

@@ -223,10 +223,14 @@ impl Policy {
         Ok(self)
     }
 
-    /// Revocation lists that were overdue when they were loaded.
-    pub fn overdue(&self) -> impl Iterator<Item = &Crl> {
-        let lists = self.authorities.iter().flat_map(|authority| authority.crls());
-        lists.filter(|list| list.next_update() <= self.loaded_at)
+    /// What nobody is let in by, in words: certificates of authorities that had ended when they were loaded, and
+    /// revocation lists that were overdue.
+    pub fn closed(&self) -> impl Iterator<Item = String> {
+        let now = self.loaded_at;
+        self.authorities.iter().flat_map(move |authority| {
+            let overdue = authority.crls().iter().filter(move |list| list.next_update() <= now);
+            ends::ended(authority, now).chain(overdue.map(Crl::overdue))
+        })
     }
 
     /// `file:line:column` of a rule.

@@ -24,9 +24,6 @@ use crate::peer::{Leaf, Sha256};
 pub struct Rules {
     /// Every issuing certificate must have a fresh CRL.
     pub revocation_required: bool,
-    /// A list of which only the date has passed is taken: it closes the door to those who depend on it, and to nobody
-    /// else. What is in force already must not wait for it.
-    pub overdue_closes: bool,
     /// Its certificates may be for servers as well as for clients.
     pub server_auth: bool,
 }
@@ -73,7 +70,8 @@ type Further<'a> = &'a dyn Fn(&VerifiedPath<'_>) -> Result<(), Refused>;
 
 impl Authority {
     /// Loads an authority's certificates (the anchor and its intermediates, PEM) and its CRLs (PEM or DER, one or many).
-    /// No list may have a lower number than one that was `believed` before.
+    /// No list may have a lower number than one that was `believed` before. What has ended is no flaw, be it a certificate
+    /// or a list: it closes the door to those who depend on it, and to nobody else, who must not wait for it.
     ///
     /// # Errors
     /// Every flaw of both files.
@@ -89,7 +87,7 @@ impl Authority {
         let mut flaws = Vec::new();
         let mut issuers = Vec::new();
         for der in &found {
-            match issuer(der, now) {
+            match issuer(der) {
                 Ok(issuer) => issuers.push(issuer),
                 Err(mut wrong) => flaws.append(&mut wrong),
             }
@@ -112,7 +110,7 @@ impl Authority {
                 return Err(flaws);
             }
         };
-        let against = Against { issuers: &issuers, believed, overdue: rules.overdue_closes, now };
+        let against = Against { issuers: &issuers, believed, now };
         // A list of a certificate that is unfit itself would be called a stranger's.
         let crl_of_the_fit = crl.filter(|_| issuers.len() == intermediates.len() + 1);
         let crls = match crl_of_the_fit.map(|bytes| crl::load(bytes, against)).transpose() {
@@ -123,7 +121,7 @@ impl Authority {
             }
         };
         if rules.revocation_required && flaws.is_empty() {
-            flaws.extend(without_crl(&issuers, &crls, crl.is_some()));
+            flaws.extend(without_crl(&issuers, &crls, crl.is_some(), now));
         }
         if !flaws.is_empty() {
             return Err(flaws);
@@ -141,7 +139,7 @@ impl Authority {
     /// # Errors
     /// Every flaw of the file.
     pub fn with_newer_lists(&self, crl: &[u8], believed: &Believed, now: Wall) -> Result<Option<Authority>, Vec<Flaw>> {
-        let against = Against { issuers: &self.issuers, believed, overdue: true, now };
+        let against = Against { issuers: &self.issuers, believed, now };
         let crls = crl::load(crl, against)?;
         let stays = |list: &Crl| crls.iter().any(|newer| newer.series == list.series);
         if believed.clone().with(&crls) == *believed || !self.crls.iter().all(stays) {
@@ -188,6 +186,26 @@ impl Authority {
     #[must_use]
     pub fn not_after(&self) -> Wall {
         self.issuers.iter().map(|issuer| issuer.not_after).min().unwrap_or_default()
+    }
+
+    /// Its certificates, for people, and when each ends.
+    pub fn ends(&self) -> impl Iterator<Item = (&str, Wall)> {
+        self.issuers.iter().map(|issuer| (issuer.name.as_str(), issuer.not_after))
+    }
+
+    /// Whether its anchor has ended by `now`, and with it every chain.
+    #[must_use]
+    pub fn has_ended(&self, now: Wall) -> bool {
+        end_of(&self.issuers, &self.anchor_der) <= now
+    }
+
+    /// Whether nobody at all can be let in by it at `now`: its anchor has ended, or the list that covers whatever that
+    /// has signed is overdue.
+    #[must_use]
+    pub fn is_shut(&self, now: Wall) -> bool {
+        let anchor = self.issuers.iter().find(|issuer| issuer.der == self.anchor_der);
+        let of_all = |crl: &&Crl| crl.is_whole() && anchor.is_some_and(|anchor| crl.issued_by(anchor));
+        self.has_ended(now) || self.crls.iter().filter(of_all).any(|crl| crl.next_update() <= now)
     }
 
     /// Whether this authority vouches for a client certificate at `now`: path, dates, usage and revocation.
@@ -353,7 +371,7 @@ fn too_deep(anchor: &CertificateDer<'_>, intermediates: &[CertificateDer<'_>]) -
 }
 
 /// Holds an issuing certificate against the anchor profile.
-fn issuer(der: &CertificateDer<'static>, now: Wall) -> Result<Issuer, Vec<Flaw>> {
+fn issuer(der: &CertificateDer<'static>) -> Result<Issuer, Vec<Flaw>> {
     let flaw = |message: String| Flaw::new(Subject::Authority, message);
     let Ok((_, certificate)) = X509Certificate::from_der(der) else {
         return Err(vec![flaw("a certificate of the file cannot be read".into())]);
@@ -361,9 +379,6 @@ fn issuer(der: &CertificateDer<'static>, now: Wall) -> Result<Issuer, Vec<Flaw>>
     let name = certificate.subject().to_string();
     let not_after = wall(certificate.validity().not_after);
     let mut flaws = Vec::new();
-    if not_after <= now {
-        flaws.push(flaw(format!("{name} expired on {not_after}; put its successor here")));
-    }
     if !certificate.is_ca() {
         flaws.push(flaw(format!("{name} is not a certificate authority (basicConstraints CA)")));
     }
@@ -396,9 +411,16 @@ fn issuer(der: &CertificateDer<'static>, now: Wall) -> Result<Issuer, Vec<Flaw>>
     })
 }
 
-fn without_crl<'a>(issuers: &'a [Issuer], crls: &'a [Crl], configured: bool) -> impl Iterator<Item = Flaw> + 'a {
-    let covered = |issuer: &&Issuer| crls.iter().any(|crl| crl.issued_by(issuer) && !crl.is_partition());
-    issuers.iter().filter(move |issuer| !covered(issuer)).map(move |issuer| {
+/// The issuing certificates whose list is missing. One that has ended needs none: many authorities sign none for it.
+fn without_crl<'a>(
+    issuers: &'a [Issuer],
+    crls: &'a [Crl],
+    configured: bool,
+    now: Wall,
+) -> impl Iterator<Item = Flaw> + 'a {
+    let covered = |issuer: &Issuer| crls.iter().any(|crl| crl.issued_by(issuer) && !crl.is_partition());
+    let lacks = move |issuer: &&Issuer| issuer.not_after > now && !covered(issuer);
+    issuers.iter().filter(lacks).map(move |issuer| {
         let what = match (configured, crls.iter().any(|crl| crl.issued_by(issuer))) {
             (false, _) => "no `crl` is configured for",
             (true, false) => "the file holds no CRL of",

@@ -113,6 +113,12 @@ impl Crl {
         self.issuer_raw == issuer.subject && self.issuer_spki == issuer.spki
     }
 
+    /// Whether it covers every certificate of its issuer.
+    pub(super) fn is_whole(&self) -> bool {
+        let Scope { point, users, authorities } = self.scope;
+        !point && !users && !authorities
+    }
+
     /// Whether it is only one of the parts that an issuer's list was cut into.
     pub(super) fn is_partition(&self) -> bool {
         self.scope.point
@@ -170,8 +176,6 @@ impl Scope {
 pub(super) struct Against<'a> {
     pub issuers: &'a [Issuer],
     pub believed: &'a Believed,
-    /// Whether a list that is overdue is taken all the same.
-    pub overdue: bool,
     pub now: Wall,
 }
 
@@ -220,7 +224,7 @@ fn lists(bytes: &[u8]) -> Result<Vec<Vec<u8>>, Flaw> {
 }
 
 fn one(der: &[u8], against: Against<'_>) -> Result<Crl, Flaw> {
-    let Against { issuers, believed, overdue, now } = against;
+    let Against { issuers, believed, now } = against;
     let (rest, parsed) = CertificateRevocationList::from_der(der).map_err(|_| flaw("the CRL cannot be read"))?;
     if !rest.is_empty() {
         return Err(flaw("the CRL is followed by other bytes"));
@@ -234,12 +238,9 @@ fn one(der: &[u8], against: Against<'_>) -> Result<Crl, Flaw> {
     if this_update > now {
         return Err(flaw(format!("the CRL of {named} is valid only from {this_update}")));
     }
+    // webpki holds it against every chain that depends on the list.
     let next_update =
         parsed.next_update().map(wall).ok_or_else(|| flaw(format!("the CRL of {named} has no nextUpdate")))?;
-    // webpki holds the date against every chain that depends on the list.
-    if next_update <= now && !overdue {
-        return Err(flaw(format!("the CRL of {named} is stale since {next_update}; fetch the next one")));
-    }
     let number = parsed.crl_number().map(x509_parser::num_bigint::BigUint::to_bytes_be);
     let number = number.ok_or_else(|| flaw(format!("the CRL of {named} has no number")))?;
     let owned = OwnedCertRevocationList::from_der(der).map_err(|error| flaw(format!("the CRL of {named}: {error}")))?;

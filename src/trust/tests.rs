@@ -12,7 +12,7 @@ mod chains;
 
 const NOW: Wall = Wall(1_795_000_000_000_000_000);
 const DAY: Duration = Duration::from_secs(86_400);
-const RULES: Rules = Rules { revocation_required: true, overdue_closes: false, server_auth: false };
+const RULES: Rules = Rules { revocation_required: true, server_auth: false };
 
 fn made() -> DevAuthority {
     DevAuthority::create("partners", NOW, DAY * 30).unwrap()

@@ -75,7 +75,7 @@ static SIGNER: LazyLock<Signer> = LazyLock::new(|| {
 });
 
 fn load(made: &DevAuthority, crl: &[u8], known: Option<&Authority>) -> Result<Authority, String> {
-    let rules = Rules { revocation_required: true, overdue_closes: false, server_auth: false };
+    let rules = Rules { revocation_required: true, server_auth: false };
     let known = Believed::default().with(known.into_iter().flat_map(Authority::crls));
     let loaded =
         Authority::load("partners".parse().unwrap(), made.certificate().as_bytes(), Some(crl), rules, &known, NOW);

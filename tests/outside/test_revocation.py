@@ -22,6 +22,7 @@ import h2.exceptions
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from http2 import H2
 from many import Readers
@@ -465,15 +466,19 @@ def short_leaf(stage, ends):
 
 def short_anchor(stage, ends):
     """The authority itself ends; its leaves would be good for days."""
-    old = stage.partners.certificate
+    shorten(stage.partners, ends)
+
+
+def shorten(authority, ends):
+    old = authority.certificate
     builder = (
         x509.CertificateBuilder().subject_name(old.subject).issuer_name(old.subject).public_key(old.public_key())
         .serial_number(old.serial_number).not_valid_before(old.not_valid_before_utc).not_valid_after(ends)
     )  # fmt: skip
     for extension in old.extensions:
         builder = builder.add_extension(extension.value, extension.critical)
-    signed = builder.sign(stage.partners.key, hashes.SHA256())
-    replace(stage.folder / "partners.pem", signed.public_bytes(serialization.Encoding.PEM))
+    signed = builder.sign(authority.key, hashes.SHA256())
+    replace(authority.folder / f"{authority.name}.pem", signed.public_bytes(serialization.Encoding.PEM))
 
 
 @pytest.mark.parametrize("short", [short_leaf, short_anchor])
@@ -1090,15 +1095,70 @@ def test_a_list_that_is_overdue_closes_its_own_authority_and_holds_up_no_other(s
     newcomer(one, "revoked", None, "gone")
     assert one.ask(body=chat()).status == 200
     eventually(lambda: re.search(r"ERROR.*agency.* is stale since", one.gateway.log), what="a loud word in the log")
+    assert fetch(one.admin + "/readyz").status == 200, "the others are served"
     # One that is put there overdue already closes what depends on it.
     stale(one)
     assert fetch(one.admin + "/-/reload", method="POST").status == 200
     # The file watch may have been quicker, so what was told stands in the history.
     assert any("stale since" in reload["text"] for reload in one.status()["reloads"])
     newcomer(one, "other", None)
+    assert b"[-] crl" in fetch(one.admin + "/readyz").body
     one.partners.crl()
     assert fetch(one.admin + "/-/reload", method="POST").status == 200
     assert one.ask(body=chat()).status == 200
+
+
+def test_an_authority_that_ends_closes_its_own_door_and_holds_up_no_reload_and_no_start(stage):
+    one = stage(start=False)
+    agency = Authority(one.folder, "agency")
+    agency.leaf("agent", uri="spiffe://agency/acme")
+    ends = (now() + 8 * SECOND).replace(microsecond=0)
+    shorten(agency, ends)
+    agency.crl(upcoming=ends + DAY)
+    one.write_config(
+        authorities='{ name = "partners", file = "partners.pem", crl = "partners.crl" }, '
+        '{ name = "agency", file = "agency.pem", crl = "agency.crl" }'
+    )
+    agent = '[[identity]]\nauthority = "agency"\nuri = "spiffe://agency/acme"\n\n[[identity]]'
+    one.write_org("acme", Stage.ACME.replace("[[identity]]", agent, 1))
+    one.start()
+    assert one.ask(body=chat(), certificate="agent").status == 200
+    at(ends)(one)
+    eventually(lambda: re.search(r"ERROR.*has expired.*agency", one.gateway.log), what="a loud word in the log")
+    newcomer(one, "expired", None, "agent")
+    one.write_org("globex", Stage.GLOBEX.replace("[[identity]]", 'status = "suspended"\n\n[[identity]]', 1))
+    assert fetch(one.admin + "/-/reload", method="POST").status == 200
+    assert one.ask(body=chat(), certificate="globex").headers["portcullis-reason"] == "organization_suspended"
+    assert one.ask(body=chat()).status == 200
+    assert fetch(one.admin + "/readyz").status == 200
+    # A start is told as loudly, and goes on; so it does where the list ended as well.
+    for upcoming in (ends + DAY, now() - DAY / 24):
+        agency.crl(last=now() - 2 * DAY, upcoming=upcoming)
+        one.gateway.end()
+        checked = one.run("check", "-c", "portcullis.toml")
+        assert checked.returncode == 0
+        assert re.search(r"warning: CN=agency.* expired on .*nobody is let in by it", checked.stdout + checked.stderr)
+        one.start()
+        eventually(lambda: re.search(r"ERROR.*CN=agency.* expired on ", one.gateway.log), what="a loud word of a start")
+        assert one.ask(body=chat()).status == 200
+        newcomer(one, "expired" if upcoming > now() else "other", None, "agent")
+
+
+@pytest.mark.parametrize(
+    ("curve", "digest"),
+    [(ec.SECP256R1, hashes.SHA512), (ec.SECP384R1, hashes.SHA512), (ec.SECP521R1, hashes.SHA512),
+     (ec.SECP521R1, hashes.SHA256)],
+    ids=lambda one: one.name if hasattr(one, "name") else None,
+)  # fmt: skip
+def test_an_authority_may_sign_its_list_with_whatever_it_may_sign_certificates_with(stage, curve, digest):
+    one = stage(start=False)
+    made = Authority(one.folder, "partners", key=ec.generate_private_key(curve()), digest=digest())
+    made.leaf("acme", uri="spiffe://partners/acme")
+    gone = made.leaf("gone", uri="spiffe://partners/acme")
+    made.crl(revoked=[gone])
+    one.start()
+    assert one.ask(body=chat()).status == 200
+    newcomer(one, "revoked", None, "gone")
 
 
 @pytest.mark.parametrize("flaw", FLAWED)

@@ -146,6 +146,33 @@ fn a_renewed_intermediate_carries_on_and_a_verdict_ends_with_its_path() {
 }
 
 #[test]
+fn an_intermediate_that_has_ended_closes_its_own_door_whoever_else_signed_its_key() {
+    let (root, other, key) = (made(), made(), KeyPair::generate().unwrap());
+    let ended = below(&root, SUB, &key, (0, 2));
+    let late = NOW.plus(DAY * 3);
+    let load = |chain: &[&DevAuthority]| {
+        let pem: String = chain.iter().map(|made| made.certificate()).collect();
+        // Nobody signs a list for what has ended.
+        let lists: String =
+            chain.iter().filter(|made| made.certificate() != ended.certificate()).map(|made| fresh(made)).collect();
+        let believed = Believed::default();
+        Authority::load("partners".parse().unwrap(), pem.as_bytes(), Some(lists.as_bytes()), RULES, &believed, late)
+    };
+    let (leaf, direct) = (long(&ended), long(&root));
+    let closed = load(&[&root, &ended]).unwrap();
+    assert!(!closed.has_ended(late) && !closed.is_shut(late));
+    assert!(closed.verify(&direct, late).is_ok());
+    let verdict = closed.verify(&leaf, late);
+    assert!(matches!(verdict, Err(webpki::Error::CertExpired { .. })), "{verdict:?}");
+    // The same key with a certificate that lasts, of the same root or of another, is another path.
+    for chain in
+        [[&root, &below(&root, SUB, &key, (0, 20)), &ended], [&other, &below(&other, SUB, &key, (0, 20)), &ended]]
+    {
+        assert_eq!(load(&chain).unwrap().verify(&leaf, late).unwrap().not_after, NOW.plus(DAY * 20));
+    }
+}
+
+#[test]
 fn an_intermediate_may_change_its_key_and_keep_its_name() {
     let (root, key) = (made(), || KeyPair::generate().unwrap());
     let (first, second) = (below(&root, SUB, &key(), (0, 20)), below(&root, SUB, &key(), (0, 20)));
@@ -216,13 +243,13 @@ fn no_more_authorities_stand_below_an_anchor_than_it_lets() {
 fn an_overdue_list_is_taken_where_only_its_date_is_wrong_and_closes_what_depends_on_it() {
     let made = made();
     let then = Wall(NOW.0 - 172_800_000_000_000);
-    let (stale, lenient) = (made.crl(&[], 3, then, DAY).unwrap(), Rules { overdue_closes: true, ..RULES });
-    assert!(together(&[&made], &stale, RULES).unwrap_err().contains("stale since"));
+    let stale = made.crl(&[], 3, then, DAY).unwrap();
     for required in [true, false] {
-        let authority = together(&[&made], &stale, Rules { revocation_required: required, ..lenient }).unwrap();
+        let authority = together(&[&made], &stale, Rules { revocation_required: required, ..RULES }).unwrap();
+        assert!(authority.is_shut(NOW) && !authority.is_shut(then) && !authority.has_ended(NOW));
         let verdict = authority.verify(&partner(&made), NOW);
         assert!(matches!(verdict, Err(webpki::Error::CrlExpired { .. })), "{verdict:?}");
     }
     let foreign = self::made().crl(&[], 3, then, DAY).unwrap();
-    assert!(together(&[&made], &foreign, lenient).unwrap_err().contains("not signed"));
+    assert!(together(&[&made], &foreign, RULES).unwrap_err().contains("not signed"));
 }

@@ -127,7 +127,7 @@ impl Compiler<'_> {
         let (audit, audit_directory) = audited::audit(self.root, self.files, |rule, at| self.note(rule, at));
         let log = logged::log(self.root);
         let (purpose_header, purposes) = self.purposes();
-        let (models, models_known) = models::read(self.root, self.files);
+        let (models, models_known) = models::read(self.root, self.files, self.now.wall);
         let orgs = self.root.text("orgs");
         let orgs_place = orgs.as_ref().map(|at| &at.place);
         let directory = self.files.resolve(orgs.as_ref().map_or("orgs.d", |at| at.value.as_str()));

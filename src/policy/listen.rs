@@ -10,13 +10,13 @@ use http::HeaderValue;
 use jiff::tz::TimeZone;
 
 use super::Files;
-use super::ends::warn_soon;
 use super::file::{At, Table};
 use super::mistake::Place;
+use super::sides::{self, Side};
 use super::sink::Sink;
 use crate::clock::Wall;
 use crate::limits::Enforce;
-use crate::trust::{Secret, ends};
+use crate::trust::{Secret, roots, vouches};
 
 /// What needs a restart.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -245,24 +245,7 @@ fn operators(table: &Table<'_>, files: &Files, now: Wall) -> AdminSettings {
         Some(path) => socket(path, files).map(AdminAddress::Unix),
         None => at.value.parse().map(AdminAddress::Tcp).map_err(|_| "`address` is not an address".to_owned()),
     });
-    let tls = table.table("tls").and_then(|tls| {
-        let file = |key: &'static str, what: &str| {
-            let at = tls.required(key)?;
-            let pem = files.read(&at, tls.sink())?;
-            if let Some(ends) = ends(&pem) {
-                warn_soon(tls.sink(), &at.place, what, ends, now);
-            }
-            Some(pem)
-        };
-        let key = tls.required("private_key").and_then(|at| files.key(&at, tls.sink()));
-        let certificate = file("certificate", "the admin side's certificate");
-        let read = (certificate, key, file("client_authority", "the authority of the operators' certificates"));
-        tls.finish();
-        match read {
-            (Some(certificate), Some(key), Some(authority)) => Some((certificate, key, authority)),
-            _ => None,
-        }
-    });
+    let tls = table.table("tls").and_then(|tls| operators_tls(&tls, files, now));
     let token = files.secret(table, "token");
     let is_sent_whole = |token: &str| token == token.trim() && HeaderValue::from_str(token).is_ok();
     if token.as_ref().is_some_and(|token| !is_sent_whole(token.expose())) {
@@ -292,6 +275,32 @@ fn operators(table: &Table<'_>, files: &Files, now: Wall) -> AdminSettings {
         table.sink().odd(place, what);
     }
     AdminSettings { address, tls, token, metrics }
+}
+
+/// Certificate, key and authority, all PEM.
+fn operators_tls(tls: &Table<'_>, files: &Files, now: Wall) -> Option<(Vec<u8>, Secret, Vec<u8>)> {
+    let file = |key: &'static str, what: &str| {
+        let pem = tls.required(key).and_then(|at| files.read(&at, tls.sink()))?;
+        sides::note_end(tls, key, &pem, what, now);
+        Some(pem)
+    };
+    let key = tls.required("private_key").and_then(|at| files.key(&at, tls.sink()));
+    let certificate = file("certificate", "the admin side's certificate");
+    let authority = file("client_authority", "the authority of the operators' certificates");
+    tls.finish();
+    let side = Side {
+        authority: ("client_authority", authority.as_deref()),
+        certificate: "certificate",
+        key: "private_key",
+        identity: certificate.as_deref().zip(key.as_ref().map(|key| key.expose().as_bytes())),
+    };
+    sides::check(tls, &side);
+    if authority.as_deref().is_some_and(|pem| roots(pem).is_ok() && !vouches(pem)) {
+        let at = tls.text("client_authority");
+        let what = "`client_authority` is no authority's certificate (basicConstraints CA): no operator could connect";
+        tls.sink().odd(at.as_ref().map(|at| &at.place), what);
+    }
+    Some((certificate?, key?, authority?))
 }
 
 /// Where a socket's file goes, if one can be bound there.
@@ -372,9 +381,9 @@ pub(super) fn quota(root: &Table<'_>, files: &Files) -> (Quota, At<PathBuf>) {
     let (default_output_reserve, extend) = (number("default_output_reserve", OUTPUT_RESERVE), number("extend", EXTEND));
     let currency = table.text("currency").map_or_else(|| "USD".into(), |at| at.value);
     let zone = table.parsed("timezone", |name| {
-        TimeZone::get(name)
-            .map(|zone| (zone, name.to_owned()))
-            .map_err(|_| "must be an IANA time zone such as \"Europe/Paris\"")
+        // One name is that of no zone in particular.
+        let zone = TimeZone::get(name).ok().filter(|zone| !zone.is_unknown());
+        zone.map(|zone| (zone, name.to_owned())).ok_or("must be an IANA time zone such as \"Europe/Paris\"")
     });
     let (timezone, timezone_name) = zone.map_or((TimeZone::UTC, "UTC".into()), |at| at.value);
     table.finish();

@@ -24,6 +24,7 @@ mod quantity;
 mod renamed;
 mod resolved;
 mod revocations;
+mod sides;
 mod sink;
 mod summary;
 

@@ -10,11 +10,13 @@ use super::file::{At, Table};
 use super::mistake::Place;
 use super::pattern::Pattern;
 use super::quantity::money;
+use super::sides::{self, Side};
 use super::sink::Sink;
 use crate::ask::Dialect;
+use crate::clock::Wall;
 use crate::names::{GroupId, ModelName, UNLISTED, UpstreamName};
 use crate::tokens::{Nano, Price, Weights};
-use crate::trust::{Secret, SecretRef, private_key};
+use crate::trust::{Secret, SecretRef};
 
 /// `[model.<group>]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -159,7 +161,7 @@ fn literal(pattern: &Pattern) -> Option<String> {
 }
 
 /// Reads `[model.*]` and `[[upstream]]`; and whether each of them was understood.
-pub(super) fn read(root: &Table<'_>, files: &super::Files) -> (Models, bool) {
+pub(super) fn read(root: &Table<'_>, files: &super::Files, now: Wall) -> (Models, bool) {
     let mut whole = true;
     let mut groups = Vec::new();
     let mut places: Vec<(Pattern, GroupId, Place)> = Vec::new();
@@ -183,7 +185,7 @@ pub(super) fn read(root: &Table<'_>, files: &super::Files) -> (Models, bool) {
         root.sink().wrong(Some(root.place()), "there is no [[upstream]]: nothing could be forwarded", None);
     }
     let upstreams: Vec<Arc<Upstream>> =
-        tables.iter().filter_map(|table| upstream(table, files).map(Arc::new)).collect();
+        tables.iter().filter_map(|table| upstream(table, files, now).map(Arc::new)).collect();
     for (index, table) in tables.iter().enumerate().skip(1) {
         let name = |index: usize| tables.get(index).and_then(|table| table.text("name")).map(|at| at.value);
         if (0..index).any(|earlier| name(earlier).is_some() && name(earlier) == name(index)) {
@@ -283,7 +285,7 @@ fn read_weights(table: &Table<'_>) -> Weights {
     weights
 }
 
-fn upstream(table: &Table<'_>, files: &super::Files) -> Option<Upstream> {
+fn upstream(table: &Table<'_>, files: &super::Files, now: Wall) -> Option<Upstream> {
     let name = table.required("name").and_then(|at| match at.value.parse::<UpstreamName>() {
         Ok(name) => Some(name),
         Err(error) => {
@@ -327,12 +329,19 @@ fn upstream(table: &Table<'_>, files: &super::Files) -> Option<Upstream> {
         table.sink().wrong(Some(table.place()), "client_certificate and client_key belong together", None);
     }
     table.finish();
-    let (tls, host, port, base_path) = url?;
     let identity = certificate.zip(key);
-    let pem = identity.as_ref().map(|(certificate, key)| (certificate.as_slice(), key.expose().as_bytes()));
-    if authority.is_some() || pem.is_some() {
-        check_tls(table, authority.as_deref(), pem);
+    let side = Side {
+        authority: ("ca_file", authority.as_deref()),
+        certificate: "client_certificate",
+        key: "client_key",
+        identity: identity.as_ref().map(|(certificate, key)| (certificate.as_slice(), key.expose().as_bytes())),
+    };
+    sides::check(table, &side);
+    if let (Some(name), Some((certificate, _))) = (&name, side.identity) {
+        let what = format!("the client certificate of the upstream {name}");
+        sides::note_end(table, side.certificate, certificate, &what, now);
     }
+    let (tls, host, port, base_path) = url?;
     Some(Upstream {
         name: name?,
         tls,
@@ -348,22 +357,6 @@ fn upstream(table: &Table<'_>, files: &super::Files) -> Option<Upstream> {
         authority,
         identity,
     })
-}
-
-/// PEM files are looked at here, so that a mistake in one is a mistake in the configuration.
-fn check_tls(table: &Table<'_>, authority: Option<&[u8]>, identity: Option<(&[u8], &[u8])>) {
-    use rustls_pki_types::CertificateDer;
-    use rustls_pki_types::pem::PemObject;
-    let holds = |pem: &[u8]| matches!(CertificateDer::pem_slice_iter(pem).next(), Some(Ok(_)));
-    if authority.is_some_and(|pem| !holds(pem)) {
-        table.sink().wrong(Some(table.place()), "ca_file holds no PEM certificate", None);
-    }
-    if identity.is_some_and(|(pem, _)| !holds(pem)) {
-        table.sink().wrong(Some(table.place()), "client_certificate holds no PEM certificate", None);
-    }
-    if identity.is_some_and(|(_, key)| private_key(key).is_none()) {
-        table.sink().wrong(Some(table.place()), "client_key is no PEM private key", None);
-    }
 }
 
 type Url = (bool, String, u16, String);

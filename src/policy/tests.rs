@@ -10,6 +10,7 @@ use crate::trust::issue::{DevAuthority, Holder};
 mod identities;
 mod meant;
 mod renames;
+mod sides;
 mod told;
 
 const NOW: Wall = Wall(1_795_000_000_000_000_000);

@@ -3,15 +3,12 @@
 use std::fmt;
 use std::sync::Arc;
 
-use rustls::crypto::aws_lc_rs::sign::any_supported_type;
 use rustls::server::WebPkiClientVerifier;
-use rustls::sign::{CertifiedKey, SingleCertAndKey};
+use rustls::sign::SingleCertAndKey;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
-use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
 use super::provider;
-use crate::trust::private_key;
+use crate::trust::{Flaw, certified, roots};
 
 /// Why no connection can be made with what was given.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,12 +31,12 @@ pub fn connector(authority: Option<&[u8]>, identity: Option<(&[u8], &[u8])>) -> 
     let builder = ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(|error| Unusable(error.to_string()))?
-        .with_root_certificates(roots(authority)?);
+        .with_root_certificates(trusted(authority)?);
     let mut config = match identity {
         None => builder.with_no_client_auth(),
         Some((certificate, key)) => {
-            let certified = certified(certificate, key).map_err(|Unusable(what)| Unusable(format!("client {what}")))?;
-            builder.with_client_cert_resolver(Arc::new(certified))
+            let certified = certified(certificate, key).map_err(unusable)?;
+            builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(certified)))
         }
     };
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
@@ -52,10 +49,10 @@ pub fn connector(authority: Option<&[u8]>, identity: Option<(&[u8], &[u8])>) -> 
 /// [`Unusable`] when a file is not what it should be.
 pub fn operators(certificate: &[u8], key: &[u8], authority: &[u8]) -> Result<Arc<ServerConfig>, Unusable> {
     let wrong = |error: &dyn fmt::Display| Unusable(error.to_string());
-    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots(Some(authority))?), provider())
+    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(trusted(Some(authority))?), provider())
         .build()
         .map_err(|error| wrong(&error))?;
-    let certified = certified(certificate, key)?;
+    let certified = SingleCertAndKey::from(certified(certificate, key).map_err(unusable)?);
     let mut config = ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(|error| wrong(&error))?
@@ -66,31 +63,20 @@ pub fn operators(certificate: &[u8], key: &[u8], authority: &[u8]) -> Result<Arc
     Ok(Arc::new(config))
 }
 
-/// A chain with its key, both PEM. Nothing that the key passes through is left unwiped.
-fn certified(certificate: &[u8], key: &[u8]) -> Result<SingleCertAndKey, Unusable> {
-    let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(certificate).collect();
-    let chain = chain.map_err(|error| Unusable(format!("certificate: {error}")))?;
-    let key = private_key(key)
-        .and_then(|der| any_supported_type(&PrivateKeyDer::try_from(der.as_slice()).ok()?).ok())
-        .ok_or_else(|| Unusable("key: it is no usable PEM private key".into()))?;
-    let certified = CertifiedKey::new(chain, key);
-    certified.keys_match().map_err(|error| Unusable(format!("key: it does not belong to the certificate: {error}")))?;
-    Ok(SingleCertAndKey::from(certified))
+/// Loading has looked at the same files already, and said where they are named.
+fn unusable(flaws: Vec<Flaw>) -> Unusable {
+    let told: Vec<String> = flaws.into_iter().map(|flaw| flaw.message).collect();
+    Unusable(told.join("; "))
 }
 
-fn roots(authority: Option<&[u8]>) -> Result<RootCertStore, Unusable> {
-    let mut roots = RootCertStore::empty();
-    let Some(pem) = authority else {
-        let native = rustls_native_certs::load_native_certs();
-        roots.add_parsable_certificates(native.certs);
-        if roots.is_empty() {
-            return Err(Unusable("the system has no trusted roots; set `ca_file`".into()));
-        }
-        return Ok(roots);
-    };
-    for certificate in CertificateDer::pem_slice_iter(pem) {
-        let certificate = certificate.map_err(|error| Unusable(format!("the authority's file is not PEM: {error}")))?;
-        roots.add(certificate).map_err(|error| Unusable(error.to_string()))?;
+fn trusted(authority: Option<&[u8]>) -> Result<RootCertStore, Unusable> {
+    if let Some(pem) = authority {
+        return roots(pem).map_err(|flaw| unusable(vec![flaw]));
     }
-    if roots.is_empty() { Err(Unusable("the authority's file holds no certificate".into())) } else { Ok(roots) }
+    let mut roots = RootCertStore::empty();
+    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    if roots.is_empty() {
+        return Err(Unusable("the system has no trusted roots; set `ca_file`".into()));
+    }
+    Ok(roots)
 }

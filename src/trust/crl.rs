@@ -13,7 +13,7 @@ use x509_parser::revocation_list::CertificateRevocationList;
 use super::authority::Issuer;
 use super::believed::digits;
 use super::signed::{self, TAKEN};
-use super::{Believed, Flaw, Subject, wall};
+use super::{Believed, Flaw, MARKED, Subject, is_marked, wall};
 use crate::clock::Wall;
 use crate::peer::Sha256;
 
@@ -204,6 +204,9 @@ pub(super) fn load(bytes: &[u8], against: Against<'_>) -> Result<Vec<Crl>, Vec<F
 
 /// Every list of the file: one that is damaged may be the one that counts, so it is never passed over.
 fn lists(bytes: &[u8]) -> Result<Vec<Vec<u8>>, Flaw> {
+    if is_marked(bytes) {
+        return Err(flaw(MARKED));
+    }
     let marked = MARKERS.map(|marker| memchr::memmem::find_iter(bytes, marker).count());
     // What is not PEM is taken for DER, and refused later if it is neither.
     if marked == [0, 0] {

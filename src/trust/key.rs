@@ -9,8 +9,7 @@ use zeroize::Zeroizing;
 const LABELS: [&str; 3] = ["PRIVATE KEY", "RSA PRIVATE KEY", "EC PRIVATE KEY"];
 
 /// The private key in a PEM file, as DER; `None` where there is none, or it is encrypted.
-#[must_use]
-pub fn private_key(pem: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
+pub(super) fn private_key(pem: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
     let pem = std::str::from_utf8(pem).ok()?;
     let (body, _) = LABELS.iter().find_map(|label| {
         let (_, rest) = pem.split_once(&format!("-----BEGIN {label}-----"))?;
@@ -25,12 +24,23 @@ pub fn private_key(pem: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
     Some(der)
 }
 
+/// Why there is no key in a PEM file: `otherwise`, unless it is encrypted.
+pub(super) fn without_key(pem: &[u8], otherwise: &'static str) -> &'static str {
+    // PKCS#8 says so in its first line, and older forms in a header below it (RFC 1421).
+    if memchr::memmem::find(pem, b"ENCRYPTED").is_some() {
+        "the private key is encrypted, and nobody can be asked for its passphrase: `openssl pkey -in FILE -out NEW` \
+         writes it without one"
+    } else {
+        otherwise
+    }
+}
+
 /// The key in a PEM file that signs checkpoints, as `openssl genpkey -algorithm ed25519` makes it.
 ///
 /// # Errors
 /// What is wrong with it, for people; never the key's bytes.
 pub fn signing_key(pem: &[u8]) -> Result<Ed25519KeyPair, &'static str> {
-    let der = private_key(pem).ok_or("it is not a private key in PEM")?;
+    let der = private_key(pem).ok_or_else(|| without_key(pem, "it is not a private key in PEM"))?;
     Ed25519KeyPair::from_pkcs8(&der).map_err(|_| "it is not an Ed25519 private key in PKCS#8")
 }
 

@@ -10,6 +10,7 @@ mod crl;
 pub mod issue;
 mod key;
 pub mod leaf;
+mod pair;
 mod refused;
 pub mod regular;
 mod secret;
@@ -19,13 +20,14 @@ mod signed;
 pub use authority::{Authority, Refused, Rules, Verified, fits_any};
 pub use believed::Believed;
 pub use crl::Crl;
-pub use key::{private_key, signing_key};
+pub use key::signing_key;
+pub use pair::{certified, roots};
 pub use refused::words;
 pub use secret::{PEM, Secret, SecretRef, Unresolved, is_pasted};
 pub use server::ServerIdentity;
 
 use rustls_pki_types::CertificateDer;
-use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::pem::{self, PemObject};
 use x509_parser::certificate::X509Certificate;
 use x509_parser::prelude::FromDer;
 
@@ -62,11 +64,34 @@ impl Flaw {
 
 /// All certificates of a PEM file.
 fn certificates(pem: &[u8], subject: Subject) -> Result<Vec<CertificateDer<'static>>, Flaw> {
+    if is_marked(pem) {
+        return Err(Flaw::new(subject, MARKED));
+    }
     let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
     match found {
         Ok(found) if !found.is_empty() => Ok(found),
         Ok(_) => Err(Flaw::new(subject, "the file holds no PEM certificate")),
-        Err(error) => Err(Flaw::new(subject, format!("the file is not PEM: {error}"))),
+        Err(error) => Err(Flaw::new(subject, format!("the file is not PEM: {}", in_words(&error)))),
+    }
+}
+
+/// What is told of a file that begins with a byte order mark.
+const MARKED: &str = "the file begins with a byte order mark: save it without one";
+
+/// Whether a byte order mark hides the first thing of a PEM file, which readers would pass over for what comes after.
+fn is_marked(pem: &[u8]) -> bool {
+    pem.strip_prefix("\u{feff}".as_bytes()).is_some_and(|rest| rest.starts_with(PEM.as_bytes()))
+}
+
+/// What is wrong with PEM: the parser shows lines as lists of bytes.
+fn in_words(error: &pem::Error) -> String {
+    match error {
+        pem::Error::MissingSectionEnd { end_marker } => {
+            let what = String::from_utf8_lossy(end_marker);
+            format!("no line begins with -----END {}-----", what.trim_matches(['-', ' ', '\r', '\n']))
+        }
+        pem::Error::IllegalSectionStart { .. } => "a line that begins a section does not end with -----".into(),
+        other => other.to_string(),
     }
 }
 

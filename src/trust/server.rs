@@ -2,14 +2,12 @@
 
 use std::sync::Arc;
 
-use rustls::crypto::aws_lc_rs::sign::any_supported_type;
 use rustls::sign::CertifiedKey;
-use rustls_pki_types::PrivateKeyDer;
 use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::FromDer;
 
-use super::{Flaw, Subject, certificates, private_key, wall};
+use super::{Flaw, Subject, certificates, certified, wall};
 use crate::clock::Wall;
 
 /// A certificate chain and the key that fits it.
@@ -26,31 +24,19 @@ impl ServerIdentity {
     /// # Errors
     /// Every flaw of both files.
     pub fn load(certificate: &[u8], key: &[u8], now: Wall) -> Result<ServerIdentity, Vec<Flaw>> {
-        let chain = certificates(certificate, Subject::Certificate).map_err(|flaw| vec![flaw]);
-        let key = private_key(key)
-            .and_then(|der| any_supported_type(&PrivateKeyDer::try_from(der.as_slice()).ok()?).ok())
-            .ok_or_else(|| vec![Flaw::new(Subject::PrivateKey, "the file holds no usable PEM private key")]);
-        let (chain, key) = match (chain, key) {
-            (Ok(chain), Ok(key)) => (chain, key),
-            (chain, key) => return Err([chain.err(), key.err()].into_iter().flatten().flatten().collect()),
-        };
-        let unreadable = || vec![Flaw::new(Subject::Certificate, "the certificate cannot be read")];
-        let leaf = chain.first().ok_or_else(unreadable)?;
-        let (_, parsed) = X509Certificate::from_der(leaf).map_err(|_| unreadable())?;
-        let not_after = wall(parsed.validity().not_after);
-        let names = names(&parsed);
-        let certified = CertifiedKey::new(chain.clone(), key);
-        let mut flaws = Vec::new();
-        if certified.keys_match().is_err() {
-            flaws.push(Flaw::new(Subject::PrivateKey, "the key does not belong to the certificate"));
+        let made = certified(certificate, key);
+        let chain = certificates(certificate, Subject::Certificate).unwrap_or_default();
+        let leaf = chain.first().and_then(|leaf| X509Certificate::from_der(leaf).ok());
+        let leaf = leaf.map(|(_, leaf)| (wall(leaf.validity().not_after), names(&leaf)));
+        let ended = leaf.as_ref().filter(|(not_after, _)| *not_after <= now).map(|(not_after, _)| {
+            Flaw::new(Subject::Certificate, format!("the certificate expired on {not_after}; renew it"))
+        });
+        match (made, leaf, ended) {
+            (Ok(certified), Some((not_after, names)), None) => {
+                Ok(ServerIdentity { certified: Arc::new(certified), not_after, names })
+            }
+            (made, _, ended) => Err(made.err().into_iter().flatten().chain(ended).collect()),
         }
-        if not_after <= now {
-            flaws.push(Flaw::new(Subject::Certificate, format!("the certificate expired on {not_after}; renew it")));
-        }
-        if !flaws.is_empty() {
-            return Err(flaws);
-        }
-        Ok(ServerIdentity { certified: Arc::new(certified), not_after, names })
     }
 
     /// What rustls serves.

@@ -40,7 +40,8 @@ impl Endpoint {
         let tls = if upstream.tls {
             let identity = upstream.identity.as_ref();
             let identity = identity.map(|(certificate, key)| (certificate.as_slice(), key.expose().as_bytes()));
-            let config = tls::connector(upstream.authority.as_deref(), identity)?;
+            let config = tls::connector(upstream.authority.as_deref(), identity);
+            let config = config.map_err(|Unusable(what)| unusable(&what))?;
             let name = ServerName::try_from(upstream.host.clone()).map_err(|_| unusable("its host is no name"))?;
             Some((config, name))
         } else {

@@ -19,7 +19,7 @@ use crate::metrics::{AuditCounters, QuotaSample};
 use crate::names::OrgId;
 use crate::outcome::{Code, Handshake};
 use crate::policy::{self, RevocationKind};
-use crate::trust::Authority;
+use crate::trust::{Authority, ends};
 
 /// Answers a GET.
 pub(super) fn look(desk: &Arc<Desk>, scope: Scope, path: &str, query: Option<&str>) -> Answer {
@@ -217,6 +217,15 @@ fn certificates(policy: &policy::Policy, partners: &[(OrgId, Wall)]) -> Vec<stat
             certificates.push(status::Certificate { kind: "crl".into(), name, ends });
         }
     }
+    let certificate = |kind: &str, name: &str, pem: &[u8]| {
+        ends(pem).map(|ends| status::Certificate { kind: kind.into(), name: name.into(), ends: ends.to_string() })
+    };
+    for upstream in policy.models.upstreams() {
+        let shown = upstream.identity.as_ref();
+        certificates.extend(shown.and_then(|(pem, _)| certificate("upstream", upstream.name.as_str(), pem)));
+    }
+    let admin = policy.settings.admin.tls.as_ref();
+    certificates.extend(admin.and_then(|(pem, ..)| certificate("admin", "admin.tls", pem)));
     certificates.extend(partners.iter().map(|(org, ends)| status::Certificate {
         kind: "partner".into(),
         name: org.to_string(),

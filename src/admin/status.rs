@@ -88,7 +88,8 @@ pub struct LiveStream {
 /// Something that expires.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Certificate {
-    /// `server`, `authority`, `crl`, or `partner`: the earliest of those that an organization used within a day.
+    /// `server`, `authority`, `crl`, `upstream` (what is shown to it), `admin` (what operators are shown), or `partner`: the
+    /// earliest of those that an organization used within a day.
     pub kind: String,
     /// Its name.
     pub name: String,

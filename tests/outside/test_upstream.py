@@ -517,6 +517,9 @@ def test_an_upstream_that_demands_a_certificate_gets_the_operators(play):
     play.mutual.script = script
     assert play.stage.ask(body=chat("mutual-1")).status == 200
     assert shown == [((("commonName", "operator"),),)]
+    # When that ends, is told where everything is that ends.
+    told = [entry for entry in play.stage.status()["certificates"] if entry["kind"] == "upstream"]
+    assert [entry["name"] for entry in told] == ["mutual"] and told[0]["ends"] > play.stage.status()["time"]
 
 
 @pytest.mark.parametrize("model", ["refused", "deaf", "mute", "anonymous", "foreign", "misnamed", "downgraded"])

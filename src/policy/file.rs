@@ -130,6 +130,15 @@ impl<'a> Table<'a> {
         }
     }
 
+    /// A string that is shown to people; odd where it is empty, for it is shown all the same.
+    pub fn shown(&self, key: &'static str) -> Option<String> {
+        let at = self.text(key)?;
+        if at.value.trim().is_empty() {
+            self.sink.odd(Some(&at.place), format!("`{key}` is empty, and shown as it is: leave it out"));
+        }
+        Some(at.value)
+    }
+
     /// A string.
     pub fn text(&self, key: &'static str) -> Option<At<String>> {
         self.take(key, "a string", |value| value.as_str().map(str::to_owned))

@@ -262,7 +262,7 @@ pub(super) fn read(table: &Table<'_>, timezone: &TimeZone) -> Option<Draft> {
         let hint = format!("in metrics `{NOBODY}` is everybody who belongs to no organization");
         sink.wrong(Some(&at.place), format!("no organization may be called {NOBODY:?}"), Some(hint));
     }
-    let name = table.text("name").map(|at| at.value);
+    let name = table.shown("name");
     let status_at = table.text("status");
     let status = match status_at.as_ref().map(|at| at.value.as_str()) {
         None | Some("active") => Status::Active,
@@ -353,8 +353,10 @@ fn identity(table: &Table<'_>) -> Option<IdentityDraft> {
         |key: &'static str| table.parsed(key, |text| Sha256::parse(text).ok_or("must be 64 hexadecimal digits"));
     let name = |key: &'static str| {
         table.parsed(key, |text| {
-            let fine = !text.is_empty() && text.len() <= 2048 && text.bytes().all(|byte| byte.is_ascii_graphic());
-            if fine { Ok(Arc::<str>::from(text)) } else { Err("must be printable ASCII without white space") }
+            if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
+                return Err("must be printable ASCII without white space");
+            }
+            if text.len() > 2048 { Err("may have 2,048 characters at most") } else { Ok(Arc::<str>::from(text)) }
         })
     };
     let marks = [

@@ -81,6 +81,7 @@ fn what_could_not_be_used_later_is_a_mistake_now() {
         (state, audit, "state", "may not lie in one directory"),
         (audit, "\"orgs.d\"", "directory", "of the organizations' files"),
         (state, "\"orgs.d\"", "state", "of the organizations' files"),
+        ("\"UTC\"", "\"Etc/Unknown\"", "timezone", "must be an IANA time zone"),
         (filter, "filter = \"inof\"", "filter", "names no level in \"inof\""),
         (filter, "filter = \"info,portcullis::record\"", "filter", "names no level in \"portcullis::record\""),
         (filter, "filter = \"warn,portcullis=\"", "filter", "names no level in \"portcullis=\""),

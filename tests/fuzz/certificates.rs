@@ -162,7 +162,8 @@ fn profiled(der: &[u8]) -> Verdict {
     Ok("profile ".into())
 }
 
-/// A list that is taken is fresh, this authority's, and not rolled back; every other is refused with a reason.
+/// A list that is taken is this authority's and not rolled back; every other is refused with a reason. One that is overdue
+/// lets nobody in.
 pub fn crl(input: &[u8]) -> Verdict {
     let made = &SIGNER.authority;
     let unsigned = load(made, input, Some(&SIGNER.loaded)).err().ok_or("a list of somebody else was taken")?;
@@ -173,7 +174,6 @@ pub fn crl(input: &[u8]) -> Verdict {
         Err(flaws) => return Ok(flaws.split(|c: char| c.is_ascii_digit()).next().unwrap_or_default().to_owned()),
     };
     let [list] = loaded.crls() else { return Err(format!("{} lists are in it", loaded.crls().len())) };
-    must!(list.next_update() > NOW, "it is stale since {}", list.next_update());
     let (rest, parsed) = CertificateRevocationList::from_der(&der).map_err(|error| format!("it was taken: {error}"))?;
     must!(rest.is_empty(), "{} bytes follow it", rest.len());
     let number = parsed.crl_number().map(ToString::to_string).ok_or("it has no number")?;
@@ -183,5 +183,6 @@ pub fn crl(input: &[u8]) -> Verdict {
     let named = parsed.iter_revoked_certificates().any(|entry| entry.raw_serial() == partner.raw_serial());
     let verdict = loaded.verify(&SIGNER.partner, NOW);
     must!(!named || verdict.is_err(), "a partner on the list is let in");
+    must!(list.next_update() > NOW || verdict.is_err(), "it is stale since {} and lets in", list.next_update());
     Ok(format!("taken; {} revoked; {verdict:?}", parsed.iter_revoked_certificates().count().min(3)))
 }

@@ -416,7 +416,7 @@ mod tests {
                 (0, 4, 2),
                 Some(second / 4),
                 "acme",
-                "Too many requests under way for it: limit 0.000000005, used 0.00, reserved by requests under way 0.000000004, requested 0.000000002. Try again in 250 ms.",
+                "Limit reached for it: limit 0.000000005, used 0.00, reserved by requests under way 0.000000004, requested 0.000000002. Try again in 250 ms.",
             ),
             (
                 Measure::Concurrent,

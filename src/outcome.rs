@@ -91,7 +91,7 @@ words! {
         HeadersTooLarge = "headers_too_large",
         /// A rate (second, minute, hour) is used up.
         RateLimitExceeded = "rate_limit_exceeded",
-        /// Too many requests under way, or what they have reserved leaves no room.
+        /// Too many requests under way.
         ConcurrencyLimitExceeded = "concurrency_limit_exceeded",
         /// A budget (day, month) is used up.
         InsufficientQuota = "insufficient_quota",

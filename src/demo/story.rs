@@ -123,13 +123,13 @@ impl Stage {
     async fn over_the_token_budget(&self) -> Result<String, String> {
         for asked in 1..=30 {
             let answer = self.acme.ask(Some("triage"), &chat("mock", false, 64)).await.map_err(text)?;
-            if answer.reason() == "concurrency_limit_exceeded" {
+            let pointless = header(&answer, "x-should-retry") == "false";
+            if answer.status == 429 && !pointless {
                 // Of the answer before, nobody knows yet what it used.
                 tokio::time::sleep(Duration::from_millis(250)).await;
             } else if answer.status == 429 {
-                let pointless = header(&answer, "x-should-retry") == "false";
                 let reason = answer.reason().to_owned();
-                let held = reason == "insufficient_quota" && pointless && asked > 1;
+                let held = reason == "insufficient_quota" && asked > 1;
                 return expect(held, format!("429 {reason} at request {asked}, no retry"), reason);
             }
         }

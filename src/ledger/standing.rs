@@ -249,7 +249,6 @@ impl Shortfall {
         match self.id.measure {
             Measure::Concurrent => Code::ConcurrencyLimitExceeded,
             Measure::Metered(..) if self.requested > cap(&self.allowance) => Code::QuotaRequestTooLarge,
-            Measure::Metered(..) if self.guessed => Code::ConcurrencyLimitExceeded,
             Measure::Metered(_, window) if window.is_calendar() => Code::InsufficientQuota,
             Measure::Metered(..) => Code::RateLimitExceeded,
         }

@@ -387,7 +387,7 @@ def test_hard_still_refuses_what_its_limits_can_not_hold(hard):
     ("requests_per_day = 10", "insufficient_quota"),
     ("requests_per_minute = { limit = 60, burst = 10 }", "rate_limit_exceeded"),
     ("concurrent_requests = 10", "concurrency_limit_exceeded"),
-    ("tokens_per_day = 2_000", "concurrency_limit_exceeded"),
+    ("tokens_per_day = 2_000", "insufficient_quota"),
 ])  # fmt: skip
 def test_of_1000_requests_at_once_exactly_10_pass(bounded, limits, reason):
     org, model = bounded.join(limits), fresh("tokens-1000.tps-1")
@@ -429,8 +429,9 @@ def test_what_requests_under_way_have_reserved_is_told_apart_and_soon_there_agai
         first.send(first.head(PATHS["chat"], body("chat", model, stream=True, max_tokens=900)))
         assert first.read_head()[0] == 200
         refused = bounded.ask(org, model="gpt-priced-mock-tokens-5", maximum=500)
-        assert (refused.status, refused.headers["portcullis-reason"]) == (429, "concurrency_limit_exceeded")
-        assert refused.json["error"]["type"] == "rate_limit_error"
+        # Which code it is, the kind of limit says; that it is no end of the budget, how long to wait.
+        code, kind = ("rate_limit_exceeded", "rate_limit_error") if "hour" in limit else ("insufficient_quota",) * 2
+        assert (refused.status, refused.headers["portcullis-reason"], refused.json["error"]["type"]) == (429, code, kind)
         (most, used, reserved, requested), message = words(refused)
         assert used == 0 < requested <= most < reserved + requested, message
         # Nobody knows when it ends, so nobody is sent away until midnight.

@@ -281,7 +281,7 @@ fn what_a_budget_of_the_new_ledger_refuses_is_refused_in_the_old_one_and_counted
     let Extension::Refused(short) = hold.extend(&two.plan, &more, &TimeZone::UTC, two.now) else { panic!("{hold:?}") };
     // What the new one's own request has reserved may come back; what the old one's has is all used, as far as it knows.
     assert_eq!((short.org.as_str(), short.used, short.reserved, short.requested), ("acme", 10, 1170, 21));
-    assert_eq!((short.allowance, short.code()), (Allowance::Budget(1200), Code::ConcurrencyLimitExceeded));
+    assert_eq!((short.allowance, short.code()), (Allowance::Budget(1200), Code::InsufficientQuota));
     let mut plea = None;
     let demand = Demand { plan: &two.plan, charge: tokens(21), timezone: &TimeZone::UTC };
     assert!(matches!(two.old.0.admit_pleaded(&demand, &mut plea, two.now), Verdict::NeedsStore(_)));

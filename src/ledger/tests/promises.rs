@@ -33,18 +33,18 @@ fn a_refusal_says_what_a_partner_must_know() {
         (concurrent(1), [0, 0, 1], ConcurrencyLimitExceeded, soon),
         (concurrent(0), [0, 0, 1], ConcurrencyLimitExceeded, None),
         // A budget is used up only where it would be so without those under way too.
-        (day(), [0, 95, 50], ConcurrencyLimitExceeded, soon),
-        (day(), [50, 45, 50], ConcurrencyLimitExceeded, soon),
+        (day(), [0, 95, 50], InsufficientQuota, soon),
+        (day(), [50, 45, 50], InsufficientQuota, soon),
         (day(), [51, 44, 50], InsufficientQuota, noon),
         (day(), [0, 95, 101], QuotaRequestTooLarge, None),
         // Requests never come back.
         (budget(0, Unit::Requests, Window::Day, 1), [0, 95, 1], InsufficientQuota, noon),
         // What a rate makes room for by itself within a minute is certain, and otherwise those under way may be sooner.
         (minute(60), [0, 100, 60], RateLimitExceeded, seconds(60)),
-        (minute(60), [0, 100, 61], ConcurrencyLimitExceeded, soon),
-        (minute(60), [39, 61, 61], ConcurrencyLimitExceeded, soon),
+        (minute(60), [0, 100, 61], RateLimitExceeded, soon),
+        (minute(60), [39, 61, 61], RateLimitExceeded, soon),
         (minute(60), [40, 60, 61], RateLimitExceeded, seconds(61)),
-        (minute(0), [0, 100, 1], ConcurrencyLimitExceeded, soon),
+        (minute(0), [0, 100, 1], RateLimitExceeded, soon),
         (minute(0), [100, 0, 100], RateLimitExceeded, None),
     ];
     for (limit, [used, reserved, cost], code, wait) in table {

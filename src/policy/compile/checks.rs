@@ -184,16 +184,16 @@ impl Checked<'_> {
     }
 
     fn parent(&self, draft: &Draft, by_id: &HashMap<&str, &Draft, Hashing>) {
-        let Some(at) = &draft.parent else { return };
+        let Some(own) = &draft.parent else { return };
         let mut line = vec![draft.id.value.as_str()];
-        let (mut next, mut above) = (Some(at), Vec::new());
+        let (mut next, mut above) = (Some(own), Vec::new());
         while let Some(at) = next {
             if line.contains(&at.value.as_str()) {
                 // A circle is one mistake, however many are in it or lead into it.
                 let first = line.first().copied();
                 if first == Some(at.value.as_str()) && first == line.iter().min().copied() {
                     let circle = format!("parents go in a circle: {} → {}", line.join(" → "), at.value);
-                    self.sink.wrong(Some(&at.place), circle, None);
+                    self.sink.wrong(Some(&own.place), circle, None);
                 }
                 return;
             }

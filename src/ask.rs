@@ -136,7 +136,7 @@ pub struct Ask {
     /// overlook all others.
     pub own_maximum: bool,
     /// How many tokens the model may think (`thinking.budget_tokens`; 0 where the body does not say): its vendor takes no
-    /// output maximum that is not more.
+    /// output maximum that is not more, unless thinking is interleaved with the use of tools.
     pub thinking: u64,
     /// How many answers (`n`; 1 where the body does not say).
     pub answers: u32,
@@ -170,6 +170,15 @@ pub struct Ask {
     pub maximum_spans: Vec<Range<usize>>,
     /// Offset just after the body's opening brace, where a member can be put in.
     pub open_brace: usize,
+}
+
+impl Ask {
+    /// Where thinking `is_interleaved` with the use of tools, what may be thought is no bound for one answer's maximum.
+    #[must_use]
+    pub fn interleaved(self, is_interleaved: impl FnOnce() -> bool) -> Ask {
+        let thinking = if self.thinking > 0 && is_interleaved() { 0 } else { self.thinking };
+        Ask { thinking, ..self }
+    }
 }
 
 /// The client's wish about `stream_options.include_usage`, and where it stands in the body.

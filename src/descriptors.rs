@@ -11,8 +11,8 @@ use rustix::process::{Resource, getrlimit};
 const RESERVE: u64 = 64;
 /// What calls to upstreams leave to it, of which there may be many to one connection.
 const LAST: u64 = 32;
-/// What is opened soon after a start, such as the watch of the files.
-const FEW: u64 = 4;
+/// What is opened soon after a start, such as the watch of the files, and now and then for a moment.
+const FEW: u64 = 8;
 /// A request's connection, and that of its upstream.
 const ONE: u64 = 2;
 

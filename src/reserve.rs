@@ -144,11 +144,11 @@ pub fn reserve<'a>(
         likely_input(&gauge, plan, &rates, (least, all))
     });
     if !ask.own_maximum && each > 0 {
-        let worth = |most: u64| match quota.enforce {
-            // What is put into the body cuts the answer short.
-            Enforce::Hard => quota.default_output_reserve.get().saturating_mul(answers).min(most / 2),
-            Enforce::Bounded | Enforce::Post => LEAST_BEGUN.saturating_mul(answers).min(most),
-        };
+        // What is put into the body cuts the answer short; and one in one piece cannot be cut any more when it comes, so
+        // that a budget beside the rate is safe only by what is reserved.
+        let at_once = hard || quota.enforce == Enforce::Bounded && !ask.stream && is_budgeted(plan);
+        let (enough, share) = if at_once { (quota.default_output_reserve.get(), 2) } else { (LEAST_BEGUN, 1) };
+        let worth = |most: u64| enough.saturating_mul(answers).min(most / share);
         let room = Room::of(&stand(), &charge(&Usage { input, ..Usage::default() }), &rates, worth);
         // An answer in one piece cannot be cut, so a budget is safe only when all that it can cost is reserved.
         if quota.enforce == Enforce::Bounded && !ask.stream && room.budgeted && cap != u64::MAX {
@@ -224,6 +224,15 @@ fn at_its_price(ask: &Ask, plan: &Plan) -> Result<(), Refusal> {
 /// Whether a limit that refuses counts one of `units`.
 fn is_limited(plan: &Plan, units: &[Unit]) -> bool {
     let counts = |limit: &Limit| !limit.shadow && limit.id.measure.unit().is_some_and(|unit| units.contains(&unit));
+    plan.levels.iter().flat_map(|level| level.limits.iter()).any(counts)
+}
+
+/// Whether a budget that refuses counts what comes out.
+fn is_budgeted(plan: &Plan) -> bool {
+    let counts = |limit: &Limit| {
+        let of_output = matches!(limit.id.measure.unit(), Some(Unit::Tokens | Unit::OutputTokens | Unit::Cost));
+        of_output && !limit.shadow && matches!(limit.allowance, Allowance::Budget(_))
+    };
     plan.levels.iter().flat_map(|level| level.limits.iter()).any(counts)
 }
 

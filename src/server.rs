@@ -235,7 +235,13 @@ impl Server {
             tokio::task::spawn_local(watch_time(gateway.clone()));
             tokio::task::spawn_local(admin::keep_trying(desk.clone()));
             let listener = adopt(partners)?;
-            descriptors::suffice(&listener)?;
+            // Whoever took over has to serve as well as it can: nobody else does.
+            if let Err(error) = descriptors::suffice(&listener) {
+                if estate.elder.is_none() {
+                    return Err(error);
+                }
+                tracing::error!(%error, "serving all the same");
+            }
             shutdown.ready(&addresses)?;
             estate.elder.iter().for_each(Elder::serving);
             let ending = wind_down(&desk, &mut estate, &mut stop, &mut shutdown, &mut patience);

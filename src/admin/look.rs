@@ -19,7 +19,7 @@ use crate::metrics::{AuditCounters, QuotaSample};
 use crate::names::OrgId;
 use crate::outcome::{Code, Handshake};
 use crate::policy::{self, RevocationKind};
-use crate::trust::{Authority, ends};
+use crate::trust::ends;
 
 /// Answers a GET.
 pub(super) fn look(desk: &Arc<Desk>, scope: Scope, path: &str, query: Option<&str>) -> Answer {
@@ -56,12 +56,11 @@ fn ready(desk: &Desk, verbose: bool) -> Answer {
     let policy = &gateway.current().policy;
     let (listen, now) = (&policy.listen, gateway.clock.wall());
     let living: Vec<_> = policy.authorities.iter().filter(|authority| !authority.has_ended(now)).collect();
-    let is_fresh = |authority: &Authority| authority.crls().iter().all(|crl| crl.next_update() > now);
     let checks = [
         ("serving", gateway.drain.phase() == Phase::Serving),
         // One authority closes its own door; whoever sends the others elsewhere would close theirs as well.
         ("certificate", policy.identity.not_after() > now && !living.is_empty()),
-        ("crl", living.is_empty() || living.iter().any(|authority| is_fresh(authority))),
+        ("crl", living.is_empty() || living.iter().any(|authority| !authority.is_shut(now))),
         ("audit", gateway.recorder.journal.healthy() || !policy.audit.closed),
         ("quota", gateway.ledger.store_health().is_none_or(|health| health.up)),
         ("capacity", !is_nearly(gateway.registry.connection_count() as u64, places(listen.max_connections) as u64)),

@@ -15,7 +15,6 @@ use super::tally::Tally;
 use super::window::Ends;
 use crate::clock::{Now, Wall};
 use crate::limits::{Allowance, Level, Limit, Measure, Scope, Unit, Window};
-use crate::outcome::LONGEST_WAIT;
 
 /// How long a request should wait for another one's end, which nobody can know: long enough not to storm.
 const A_STREAM_ENDS: Duration = Duration::from_millis(250);
@@ -127,7 +126,7 @@ impl Reading {
     }
 
     /// How long until `cost` fits (none: never), and whether that is a guess: what requests under way have `reserved` may be there
-    /// again at any moment. A rate's own time is certain, and told as long as it is worth waiting for.
+    /// again at any moment. A rate's own time is certain, as what drains of it may be what they have reserved.
     pub(super) fn wait(&self, cost: u64, reserved: u64, now: Now) -> (Option<Duration>, bool) {
         if cost > self.most() {
             return (None, false);
@@ -136,7 +135,7 @@ impl Reading {
         let (certain, may_come_back) = (self.time_to_lose(excess, now), excess <= reserved.into());
         let guessed = match self {
             Reading::Streams { .. } => return (Some(A_STREAM_ENDS), true),
-            Reading::Rate { .. } => may_come_back && certain.is_none_or(|certain| certain > LONGEST_WAIT),
+            Reading::Rate { .. } => may_come_back && certain.is_none(),
             Reading::Budget { .. } => may_come_back,
             Reading::Closed => false,
         };

@@ -87,14 +87,14 @@ impl Standing<'_> {
         cap(&self.limit.allowance)
     }
 
-    /// Whether `charge` has no room there, and the limit is a reason to refuse.
+    /// Whether `charge` has no room there, and the limit is a reason to refuse; what takes nothing of it always has.
     #[must_use]
     pub fn refuses(&self, charge: &Charge) -> bool {
         let cost = match self.limit.id.measure {
             Measure::Metered(unit, _) => charge.get(unit),
             Measure::Concurrent => 1,
         };
-        !self.limit.shadow && self.used.saturating_add(self.reserved).saturating_add(cost) > self.most()
+        cost > 0 && !self.limit.shadow && self.used.saturating_add(self.reserved).saturating_add(cost) > self.most()
     }
 
     /// Used and reserved, as a share of the most: above 1 in debt, 0 for a limit of zero that nobody has touched.

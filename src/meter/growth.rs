@@ -53,13 +53,22 @@ pub(super) fn grow(tab: &mut Tab, observed: &Observed, reach: Reach) -> Growth {
     }
     let plan = if reach == Reach::Asked { (tab.plan)() } else { None };
     let nobody = Plan { levels: Box::default() };
-    match hold.extend(plan.as_deref().unwrap_or(&nobody), &more, &tab.timezone, tab.clock.now()) {
+    let now = tab.clock.now();
+    let mut extend = |by| hold.extend(plan.as_deref().unwrap_or(&nobody), by, &tab.timezone, now);
+    let (mut taken, mut extension) = (output, extend(&more));
+    if beyond == 0 && matches!(extension, Extension::Refused(_)) {
+        // An answer that uses a budget up to the last token, and ends there, is whole.
+        if missing.is_zero() {
+            return Growth::Enough;
+        }
+        // What is due may fit where a step ahead of it does not.
+        (taken, extension) = (0, extend(&missing));
+    }
+    match extension {
         Extension::Extended | Extension::Debt(_) => {
-            tab.reserved.output = tab.reserved.output.saturating_add(output);
+            tab.reserved.output = tab.reserved.output.saturating_add(taken);
             Growth::Enough
         }
-        // An answer that uses a budget up to the last token, and ends there, is whole.
-        Extension::Refused(_) if beyond == 0 && missing.is_zero() => Growth::Enough,
         Extension::Refused(_) => Growth::Refused,
         Extension::NeedsStore(wait) => Growth::Waits(wait),
     }
@@ -130,16 +139,16 @@ mod tests {
             Begun { ledger, bell, tab }
         }
 
-        /// How the reservation grows when so much output was reported, and whether the marks had to rise for it.
-        fn grow(&mut self, output: u64, reach: Reach) -> (bool, bool) {
-            let usage = Some(Usage { output, ..Usage::default() });
+        /// How the reservation grows when so much was reported, and whether the marks had to rise for it.
+        fn grow(&mut self, input: u64, output: u64, reach: Reach) -> (bool, bool) {
+            let usage = Some(Usage { input, output, ..Usage::default() });
             let observed = Observed { usage, usage_final: true, events: 1, ..Observed::default() };
             match grow(&mut self.tab, &observed, reach) {
                 Growth::Enough => (true, false),
                 Growth::Refused => (false, false),
                 Growth::Waits(_) => {
                     self.ledger.gather(&self.bell, NOW).decide(&self.bell, true);
-                    (self.grow(output, reach).0, true)
+                    (self.grow(input, output, reach).0, true)
                 }
             }
         }
@@ -165,8 +174,18 @@ mod tests {
             (110, Reach::Passed, 3000, true, true, 3000),
         ] {
             let mut begun = Begun::new(most);
-            assert_eq!(begun.grow(output, reach), (on, marked), "{most} {reach:?} {output}");
+            assert_eq!(begun.grow(0, output, reach), (on, marked), "{most} {reach:?} {output}");
             assert_eq!(begun.reserved(), reserved, "{most} {reach:?} {output}");
+        }
+    }
+
+    #[test]
+    fn an_answer_that_ends_at_its_maximum_is_whole_if_what_was_reported_fits() {
+        // Beside the 100 reserved there is room for 10, which is less than a step.
+        for (input, on) in [(0, true), (10, true), (11, false)] {
+            let mut begun = Begun::new(110);
+            assert_eq!(begun.grow(input, 100, Reach::Asked).0, on, "{input}");
+            assert_eq!(begun.reserved(), 100, "{input}");
         }
     }
 }

@@ -38,7 +38,7 @@ pub(super) fn warn_of_authority(sink: &Sink, place: &Place, authority: &Authorit
 pub(super) fn ended(authority: &Authority, now: Wall) -> impl Iterator<Item = String> {
     let of = authority.name();
     authority.ends().filter(move |(_, ends)| *ends <= now).map(move |(name, ends)| {
-        format!("{name} of the authority {of} expired on {ends}: nobody is let in by it; put its successor here")
+        format!("{name} of the authority {of} expired on {ends}: nobody is let in by it; replace it, or take it out")
     })
 }
 

@@ -271,7 +271,7 @@ fn operators(table: &Table<'_>, files: &Files, now: Wall) -> AdminSettings {
             path.parent().filter(|directory| !directory.as_os_str().is_empty() && !directory.is_dir())
     {
         // Service managers make it only for the service: that it is not there now is no mistake of the configuration's.
-        let what = format!("there is no directory {}: no start can make its socket there", directory.display());
+        let what = format!("there is no directory {} now: a start needs it", directory.display());
         table.sink().odd(place, what);
     }
     AdminSettings { address, tls, token, metrics }
@@ -297,7 +297,7 @@ fn operators_tls(tls: &Table<'_>, files: &Files, now: Wall) -> Option<(Vec<u8>, 
     sides::check(tls, &side);
     if authority.as_deref().is_some_and(|pem| roots(pem).is_ok() && !vouches(pem)) {
         let at = tls.text("client_authority");
-        let what = "`client_authority` is no authority's certificate (basicConstraints CA): no operator could connect";
+        let what = "`client_authority` does not say that it is an authority's certificate (basicConstraints CA): operators may be turned away";
         tls.sink().odd(at.as_ref().map(|at| &at.place), what);
     }
     Some((certificate?, key?, authority?))

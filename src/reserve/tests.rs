@@ -384,7 +384,7 @@ fn of_a_rate_an_assumption_takes_what_is_there_and_waits_only_for_what_is_worth_
     use Window::{Day, Hour, Minute};
     let (one, three) = (r#"{"model":"m"}"#, r#"{"model":"m","n":3}"#);
     // mode, body, limits, what they have seen already; the output reserved, and whether that fits now
-    let table: [(_, _, &[_], _, _, _); 14] = [
+    let table: [(_, _, &[_], _, _, _); 15] = [
         (Bounded, one, &[(OutputTokens, Hour, 1000)], 30, 970, true),
         (Post, one, &[(OutputTokens, Hour, 1000)], 30, 970, true),
         (Bounded, one, &[(OutputTokens, Minute, 2000)], 1024, 976, true),
@@ -393,6 +393,8 @@ fn of_a_rate_an_assumption_takes_what_is_there_and_waits_only_for_what_is_worth_
         (Bounded, three, &[(OutputTokens, Minute, 2000)], 1809, 192, false),
         (Bounded, one, &[(OutputTokens, Minute, 50)], 1, 50, false),
         (Bounded, one, &[(OutputTokens, Minute, 2000), (OutputTokens, Day, 1950)], 1940, 10, true),
+        // In one piece, it is the budget that a small reservation would not keep.
+        (Bounded, one, &[(OutputTokens, Minute, 2000), (OutputTokens, Day, 100_000)], 1900, 1000, false),
         // 29 of input.
         (Hard, one, &[(Tokens, Hour, 1000)], 30, 941, true),
         (Hard, one, &[(Tokens, Hour, 1000)], 486, 485, true),

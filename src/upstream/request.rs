@@ -50,6 +50,13 @@ impl Crossing {
         }
         Crossing(lines)
     }
+
+    /// Whether it asks for thinking between the uses of tools (`anthropic-beta: interleaved-thinking-…`): its budget spans
+    /// a whole turn then, and may be more than the output maximum of one answer.
+    #[must_use]
+    pub fn interleaves_thinking(&self) -> bool {
+        self.0.split(|byte| b":, \r\n".contains(byte)).any(|word| word.starts_with(b"interleaved-thinking"))
+    }
 }
 
 fn line(into: &mut Vec<u8>, name: &str, value: &[u8]) {
@@ -103,5 +110,16 @@ mod tests {
             client.append(name, value);
         });
         assert_eq!(Crossing::of(&client).0, b"tracestate: c\r\n");
+    }
+
+    #[test]
+    fn interleaved_thinking_is_one_word_of_many() {
+        let of = |beta: &'static str| {
+            let mut client = HeaderMap::new();
+            client.insert("anthropic-beta", HeaderValue::from_static(beta));
+            Crossing::of(&client).interleaves_thinking()
+        };
+        assert!(of("interleaved-thinking-2025-05-14") && of("context-1m,interleaved-thinking-2025-05-14"));
+        assert!(!of("context-1m") && !of("not-interleaved-thinking"));
     }
 }

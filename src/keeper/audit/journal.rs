@@ -20,7 +20,7 @@ use crate::names::OrgId;
 use crate::outcome::{Code, Ending};
 
 /// How long an operator waits for the line of what it did.
-const LOOKED_UP: Duration = Duration::from_secs(1);
+const LOOKED_UP: Duration = Duration::from_secs(2);
 
 /// The audit line could not be written in time: the request must not be forwarded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

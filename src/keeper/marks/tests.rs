@@ -125,7 +125,7 @@ fn who_starts_while_the_one_before_lets_go_waits_a_moment() {
     held.lock().unwrap();
     std::thread::scope(|scope| {
         let opening = scope.spawn(|| Marks::open(directory.path(), &clock()).map(drop));
-        std::thread::sleep(std::time::Duration::from_millis(100));
+        std::thread::sleep(std::time::Duration::from_millis(10));
         drop(held);
         assert!(opening.join().unwrap().is_ok());
     });

@@ -149,7 +149,7 @@ impl Model {
                 let reserved = counted.under_way.get(&unit).copied().filter(|_| unit != Unit::Requests);
                 let reserved = reserved.unwrap_or(0).min(used);
                 let stands = Stands { used, reserved, most: burst, wait, guessed: false };
-                if stands.may_fit(cost) && wait.is_none_or(|wait| wait > 60_000_000_000) {
+                if stands.may_fit(cost) && wait.is_none() {
                     return Stands { wait: Some(GUESS), guessed: true, ..stands };
                 }
                 stands

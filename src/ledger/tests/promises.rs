@@ -39,10 +39,10 @@ fn a_refusal_says_what_a_partner_must_know() {
         (day(), [0, 95, 101], QuotaRequestTooLarge, None),
         // Requests never come back.
         (budget(0, Unit::Requests, Window::Day, 1), [0, 95, 1], InsufficientQuota, noon),
-        // What a rate makes room for by itself within a minute is certain, and otherwise those under way may be sooner.
+        // When a rate makes room by itself is certain, if it ever does.
         (minute(60), [0, 100, 60], RateLimitExceeded, seconds(60)),
-        (minute(60), [0, 100, 61], RateLimitExceeded, soon),
-        (minute(60), [39, 61, 61], RateLimitExceeded, soon),
+        (minute(60), [0, 100, 61], RateLimitExceeded, seconds(61)),
+        (minute(60), [39, 61, 61], RateLimitExceeded, seconds(61)),
         (minute(60), [40, 60, 61], RateLimitExceeded, seconds(61)),
         (minute(0), [0, 100, 1], RateLimitExceeded, soon),
         (minute(0), [100, 0, 100], RateLimitExceeded, None),

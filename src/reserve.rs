@@ -146,12 +146,12 @@ pub fn reserve<'a>(
     if !ask.own_maximum && each > 0 {
         // What is put into the body cuts the answer short; and one in one piece cannot be cut any more when it comes, so
         // that a budget beside the rate is safe only by what is reserved.
-        let at_once = hard || quota.enforce == Enforce::Bounded && !ask.stream && is_budgeted(plan);
-        let (enough, share) = if at_once { (quota.default_output_reserve.get(), 2) } else { (LEAST_BEGUN, 1) };
+        let uncut = quota.enforce == Enforce::Bounded && !ask.stream && is_budgeted(plan, &rates);
+        let (enough, share) = if hard || uncut { (quota.default_output_reserve.get(), 2) } else { (LEAST_BEGUN, 1) };
         let worth = |most: u64| enough.saturating_mul(answers).min(most / share);
         let room = Room::of(&stand(), &charge(&Usage { input, ..Usage::default() }), &rates, worth);
         // An answer in one piece cannot be cut, so a budget is safe only when all that it can cost is reserved.
-        if quota.enforce == Enforce::Bounded && !ask.stream && room.budgeted && cap != u64::MAX {
+        if uncut && cap != u64::MAX {
             all = all.max(cap.saturating_mul(answers).min(room.now));
         }
         // What the vendor would refuse is not put in: such a request is one that the limit has no room for.
@@ -228,9 +228,13 @@ fn is_limited(plan: &Plan, units: &[Unit]) -> bool {
 }
 
 /// Whether a budget that refuses counts what comes out.
-fn is_budgeted(plan: &Plan) -> bool {
+fn is_budgeted(plan: &Plan, rates: &Rates) -> bool {
     let counts = |limit: &Limit| {
-        let of_output = matches!(limit.id.measure.unit(), Some(Unit::Tokens | Unit::OutputTokens | Unit::Cost));
+        let of_output = match limit.id.measure.unit() {
+            Some(Unit::Tokens | Unit::OutputTokens) => true,
+            Some(Unit::Cost) => rates.output_for(0) == 0,
+            _ => false,
+        };
         of_output && !limit.shadow && matches!(limit.allowance, Allowance::Budget(_))
     };
     plan.levels.iter().flat_map(|level| level.limits.iter()).any(counts)
@@ -293,14 +297,12 @@ struct Room {
     assumed: u64,
     /// Before a budget would refuse it, or a rate make it wait.
     now: u64,
-    /// Whether a budget is concerned.
-    budgeted: bool,
 }
 
 impl Room {
     /// The room that limits have as they stand. Of what a rate can ever hold, some is `worth` waiting for.
     fn of(standings: &[Standing<'_>], input: &Charge, rates: &Rates, worth: impl Fn(u64) -> u64) -> Room {
-        let mut room = Room { assumed: u64::MAX, now: u64::MAX, budgeted: false };
+        let mut room = Room { assumed: u64::MAX, now: u64::MAX };
         for standing in standings.iter().filter(|standing| !standing.limit.shadow) {
             let output = |units: u64| match standing.limit.id.measure {
                 Measure::Metered(Unit::Tokens, _) => units.saturating_sub(input.get(Unit::Tokens)),
@@ -310,7 +312,6 @@ impl Room {
             };
             let now = output(standing.left.remaining);
             let budget = matches!(standing.limit.allowance, Allowance::Budget(_));
-            room.budgeted |= budget && now != u64::MAX;
             room.assumed = room.assumed.min(if budget { now } else { now.max(worth(output(standing.most()))) });
             room.now = room.now.min(now);
         }

@@ -242,7 +242,7 @@ fn a_limit_above_that_of_a_longer_window_is_told_at_its_line() {
         std::fs::write(&file, &lone).unwrap();
         let policy = reload(&dir, None, at(0)).unwrap_or_else(|mistakes| panic!("{}", mistakes.render(false)));
         let mistakes = Mistakes { sources: policy.sources.clone(), found: Vec::new() };
-        let mut told = policy.warnings.iter().filter(|warning| warning.message.contains("never reached"));
+        let mut told = policy.warnings.iter().filter(|warning| warning.message.contains("which is reached first"));
         let told = told.find(|warning| odd.is_none_or(|odd| warning.message.starts_with(odd)));
         let line = told.map(|warning| mistakes.line_of(warning.place.as_ref().unwrap()).unwrap().1);
         let first =

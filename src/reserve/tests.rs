@@ -49,6 +49,15 @@ fn plan(limits: &[(Unit, Window, u64)]) -> Plan {
     Plan { levels: [Level { org: "acme".parse().unwrap(), account: Seat(0), scopes, limits }].into() }
 }
 
+/// A ledger that has seen so many tokens, all of them output, if the plan took them.
+fn which_saw(seen: u64, plan: &Plan) -> Ledger {
+    let (ledger, before) = (Ledger::new(), Charge::ZERO.with(Unit::Tokens, seen).with(Unit::OutputTokens, seen));
+    if let Verdict::Admitted(hold) = ledger.admit(&Demand { plan, charge: before, timezone: &TimeZone::UTC }, NOW) {
+        hold.settle(&before);
+    }
+    ledger
+}
+
 fn quota(enforce: Enforce) -> Quota {
     Quota {
         enforce,
@@ -153,7 +162,7 @@ fn no_maximum_is_put_in_that_the_vendor_refuses() {
         let stand = || ledger.standings(&plan, &TimeZone::UTC, NOW);
         let reserved = reserve(&ask, None, &quota(Enforce::Hard), &Calibration::new(), &plan, stand).unwrap();
         assert_eq!((reserved.usage.input, reserved.held_to), (29, Some(output)), "{route:?} {seen}");
-        let verdict = ledger.admit(&Demand { charge: reserved.charge, ..demand }, NOW);
+        let verdict = ledger.admit(&Demand { plan: &plan, charge: reserved.charge, timezone: &TimeZone::UTC }, NOW);
         if let Verdict::Refused(shortfall) = &verdict {
             assert_eq!(shortfall.code(), Code::InsufficientQuota);
         }
@@ -194,12 +203,8 @@ fn hard_leaves_no_maximum_that_does_not_exceed_what_is_to_be_thought() {
         (r#""thinking":{"budget_tokens":9000}"#, Some(&capped), Hard, 11_000, Err(Code::InsufficientQuota)),
     ];
     for (members, group, enforce, seen, held) in table {
-        let (ledger, plan) = (Ledger::new(), plan(day));
-        let before = Charge::ZERO.with(Unit::OutputTokens, seen);
-        let demand = Demand { plan: &plan, charge: before, timezone: &TimeZone::UTC };
-        if let Verdict::Admitted(hold) = ledger.admit(&demand, NOW) {
-            hold.settle(&before);
-        }
+        let plan = plan(day);
+        let ledger = which_saw(seen, &plan);
         let ask = crate::dialect::read(Route::Messages, format!(r#"{{"model":"m",{members}}}"#).as_bytes()).unwrap();
         let stand = || ledger.standings(&plan, &TimeZone::UTC, NOW);
         let got = match reserve(&ask, group, &quota(enforce), &Calibration::new(), &plan, stand) {
@@ -207,10 +212,12 @@ fn hard_leaves_no_maximum_that_does_not_exceed_what_is_to_be_thought() {
                 assert_eq!(refusal.param.as_deref(), Some("thinking"), "{members}");
                 Err(refusal.code)
             }
-            Ok(reserved) => match ledger.admit(&Demand { charge: reserved.charge, ..demand }, NOW) {
-                Verdict::Refused(short) => Err(short.code()),
-                _ => Ok(reserved.held_to),
-            },
+            Ok(reserved) => {
+                match ledger.admit(&Demand { plan: &plan, charge: reserved.charge, timezone: &TimeZone::UTC }, NOW) {
+                    Verdict::Refused(short) => Err(short.code()),
+                    _ => Ok(reserved.held_to),
+                }
+            }
         };
         assert_eq!(got, held, "{members} {enforce:?} {seen}");
     }
@@ -404,17 +411,13 @@ fn of_a_rate_an_assumption_takes_what_is_there_and_waits_only_for_what_is_worth_
         (Hard, three, &[(OutputTokens, Minute, 9000)], 5929, 3072, false),
     ];
     for (enforce, body, limits, seen, output, admitted) in table {
-        let (ledger, plan) = (Ledger::new(), plan(limits));
-        let before = Charge::ZERO.with(Tokens, seen).with(OutputTokens, seen);
-        let demand = Demand { plan: &plan, charge: before, timezone: &TimeZone::UTC };
-        if let Verdict::Admitted(hold) = ledger.admit(&demand, NOW) {
-            hold.settle(&before);
-        }
+        let plan = plan(limits);
+        let ledger = which_saw(seen, &plan);
         let ask = crate::dialect::read(Route::Chat, body.as_bytes()).unwrap();
         let stand = || ledger.standings(&plan, &TimeZone::UTC, NOW);
         let reserved = reserve(&ask, None, &quota(enforce), &Calibration::new(), &plan, stand).unwrap();
         assert_eq!(reserved.usage.output, output, "{enforce:?} {body} {limits:?} {seen}");
-        let demand = Demand { charge: reserved.charge, ..demand };
+        let demand = Demand { plan: &plan, charge: reserved.charge, timezone: &TimeZone::UTC };
         let verdict = ledger.admit(&demand, NOW);
         assert_eq!(matches!(verdict, Verdict::Admitted(_)), admitted, "{enforce:?} {body} {limits:?} {seen}");
     }
@@ -443,18 +446,14 @@ fn what_is_assumed_keeps_nobody_out_and_covers_an_answer_in_one_piece() {
         (named, &[(OutputTokens, Day, 2000)], 0, 3000),
     ];
     for (body, limits, seen, output) in table {
-        let (ledger, plan) = (Ledger::new(), plan(limits));
-        let before = Charge::ZERO.with(Tokens, seen).with(OutputTokens, seen);
-        let demand = Demand { plan: &plan, charge: before, timezone: &TimeZone::UTC };
-        if let Verdict::Admitted(hold) = ledger.admit(&demand, NOW) {
-            hold.settle(&before);
-        }
+        let plan = plan(limits);
+        let ledger = which_saw(seen, &plan);
         let ask = crate::dialect::read(Route::Chat, body.as_bytes()).unwrap();
         let stand = || ledger.standings(&plan, &TimeZone::UTC, NOW);
         let quota = quota(Enforce::Bounded);
         let reserved = reserve(&ask, Some(&group()), &quota, &Calibration::new(), &plan, stand).unwrap();
         assert_eq!(reserved.usage.output, output, "{body} {limits:?} {seen}");
-        let demand = Demand { charge: reserved.charge, ..demand };
+        let demand = Demand { plan: &plan, charge: reserved.charge, timezone: &TimeZone::UTC };
         let roomy = limits.iter().all(|(_, window, n)| window.is_calendar() && seen < *n) && body != named;
         assert!(!roomy || matches!(ledger.admit(&demand, NOW), Verdict::Admitted(_)), "{body} {limits:?} {seen}");
     }

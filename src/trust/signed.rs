@@ -6,7 +6,7 @@
 use x509_parser::asn1_rs::{Any, FromDer};
 
 /// What is taken, in words.
-pub(super) const TAKEN: &str = "ECDSA, Ed25519 and RSA are, with SHA-256 or more";
+pub(super) const TAKEN: &str = "ECDSA, Ed25519 and RSA are, with SHA-256 or more, and ML-DSA";
 
 /// A certificate or a list, as X.509 puts everything together that is signed.
 struct Signed<'a> {

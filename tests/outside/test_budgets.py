@@ -12,7 +12,7 @@ from place import (
     HUNDRED, MAXIMUM, ORG, PATHS, STEP, STREAMED, body, crowd, every_flow, every_stream, fresh, place, spent, text_of,
     until_cut, words,
 )  # fmt: skip
-from stage import eventually, fetch
+from stage import chat, eventually, fetch
 
 hard_place, hard = place("hard")
 bounded_place, bounded = place("bounded")
@@ -723,6 +723,16 @@ def test_a_problem_document_names_the_violated_policy(bounded):
     assert problem["type"] == "https://iana.org/assignments/http-problem-types#quota-exceeded"
     assert (problem["status"], problem["code"]) == (429, "insufficient_quota")
     assert problem["violated-policies"] == ["requests-per-day"]
+
+
+def test_a_policy_in_debt_of_what_the_request_does_not_take_is_not_violated_by_it(bounded):
+    org = bounded.join("requests_per_minute = 1\ntokens_per_minute = 300")
+    assert bounded.ask(org, model=fresh("tokens-1000"), stream=True).status == 200
+    eventually(lambda: bounded.stage.limit(org, "tokens_per_minute")["used"] > 900, what="the debt")
+    with bounded.connect(org) as client:
+        counted = client.ask("/v1/messages/count_tokens", chat("claude-mock-1"), accept="application/problem+json")
+    assert counted.status == 429
+    assert counted.json["violated-policies"] == ["requests-per-minute"]
 
 
 def test_a_problem_document_names_every_policy_that_the_request_does_not_fit(bounded):

@@ -5,6 +5,7 @@ The same binary takes over from itself, by `run --replace` or on SIGUSR2; what i
 
 import pathlib
 import re
+import resource
 import signal
 import subprocess
 import threading
@@ -31,13 +32,14 @@ def one(stage):
     )
 
 
-def replace(one, how="--replace", meanwhile=lambda: None):
+def replace(one, how="--replace", meanwhile=lambda: None, **successor):
     """Another process takes over; returns the one before, which still finishes what it carries. `meanwhile` is done when
     that one has handed everything over, and the other may not serve yet."""
     before, number = one.gateway, getattr(one, "replaced", 0) + 1
     one.replaced = number
     if how == "--replace":
-        one.gateway = Program(one.folder, f"gateway-{number}", "run", "-c", "portcullis.toml", "--replace")
+        one.gateway = Program(one.folder, f"gateway-{number}", "run", "-c", "portcullis.toml", "--replace",
+                              **successor)  # fmt: skip
         before.printed(r"(draining)")
         meanwhile()
         one.port = int(one.gateway.printed(r"partners on https://\S+:(\d+)"))
@@ -257,6 +259,17 @@ def test_what_is_revoked_at_the_new_process_is_cut_at_the_old_one(one):
     assert closed_once(one) == 2
     (cut,) = [line for line in one.audit() if line.get("severed_by")]
     assert cut["organization"] == "acme"
+
+
+def test_a_successor_that_has_too_few_descriptors_serves_all_the_same(one):
+    """Nobody else does any more: the process before it has handed everything over."""
+    stream = Streaming(one, STREAM)
+    before = replace(one, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64)))
+    assert stream.wait(20) == "complete"
+    stream.close()
+    assert before.wait(20) == 0, before.log
+    assert fetch(one.admin + "/livez").status == 200
+    eventually(lambda: "64 open files are too few" in one.gateway.log, what="a loud word in the log")
 
 
 def test_the_deadline_of_the_old_process_holds_and_its_last_word_is_counted(stage):

@@ -140,13 +140,13 @@ impl Checked<'_> {
         }
     }
 
-    /// A limit may allow more than one of a longer window does: then it is never reached.
+    /// A limit may allow more than one of a longer window does: then that one is reached first.
     fn windows(&self, draft: &Draft) {
         for at in &draft.limits.written {
             let longer = draft.limits.written.iter().filter(|held| is_lower_for_longer(&held.value, &at.value));
             if let Some(held) = longer.min_by_key(|held| held.value.amount) {
                 let (mine, theirs) = (named(&at.value.id, self.purposes), named(&held.value.id, self.purposes));
-                self.sink.odd(Some(&at.place), format!("{mine} is above {theirs}, so it is never reached"));
+                self.sink.odd(Some(&at.place), format!("{mine} is above {theirs}, which is reached first"));
             }
         }
     }

@@ -7,9 +7,11 @@ use crate::clock::Mono;
 use crate::limits::Allowance;
 use crate::trust::issue::{DevAuthority, Holder};
 
+mod ends;
 mod identities;
 mod meant;
 mod renames;
+mod secrets;
 mod sides;
 mod told;
 
@@ -314,63 +316,6 @@ fn every_rule_of_an_organization_is_found_where_it_is_written() {
 }
 
 #[test]
-fn a_secret_is_not_shown_however_it_was_written_instead_of_a_reference() {
-    for written in [
-        "api_key = \"\"\"\nsk-canary-9\"\"\"",
-        "api_key = [\n\"sk-canary-9\"]",
-        "api_key.value = \"sk-canary-9\"",
-        "api_key = \"sk-canary-9",
-        "api-key = 'sk-canary-9'",
-        "secret = \"sk-canary-9\"",
-        "api_key = \"env:sk-canary-9\"",
-        "api_key =\n\"sk-canary-9\"",
-        "api_key: sk-canary-9",
-        "api_key = \"file:-----BEGIN PRIVATE KEY-----\\ncanary\\n\"",
-        "ca_file = \"\"\"-----BEGIN PRIVATE KEY-----\ncanary\n-----END PRIVATE KEY-----\"\"\"",
-    ] {
-        let dir = example();
-        edit(&dir, "portcullis.toml", "api_key = \"file:key\"", written);
-        let mistakes = reload(&dir, None, at(0)).unwrap_err();
-        let text = mistakes.render(false) + &mistakes.to_json().to_string();
-        assert!(!text.contains("canary"), "{text}");
-    }
-}
-
-#[test]
-fn what_stands_beside_a_reference_or_in_a_url_is_not_shown_either() {
-    for (from, to) in [
-        ("api_key = \"file:key\"", "api_key = \"file:key\" sk-canary-9"),
-        ("[audit]\n", "[audit]\nbody_hmac_secret = \"sk-canary-9\"\n"),
-        ("[audit]\n", "[audit]\nbody_hmac_secret = 'sk-canary-9\n"),
-        ("private_key  = \"../certs/server.key\"", "private_key = \"-----BEGIN PRIVATE KEY-----canary\""),
-        ("private_key  = \"../certs/server.key\"", "private_key = \"\"\"\ncanary\ncanary\"\"\""),
-        ("private_key  = \"../certs/server.key\"", "private_key = \"\"\"-----BEGIN PRIVATE KEY-----\ncanary\ncanary"),
-        ("[audit]\n", "[admin.tls]\nprivate_key = \"-----BEGIN PRIVATE KEY-----\\ncanary\"\n[audit]\n"),
-        ("[audit]\n", "[audit]\ncheckpoints = [\"https://user:sk-canary-9@host\"]\n"),
-        ("api_key = \"file:key\"", "url = \"http://user:sk-canary-9@10.0.0.1\"\napi_key = \"file:key\""),
-        ("api_key = \"file:key\"", "odd = \"https://host/?key=sk-canary-9\"\napi_key = \"file:key\""),
-    ] {
-        let dir = example();
-        edit(&dir, "portcullis.toml", from, to);
-        let mistakes = reload(&dir, None, at(0)).unwrap_err();
-        let text = mistakes.render(false) + &mistakes.to_json().to_string();
-        assert!(!text.contains("canary"), "{text}");
-    }
-}
-
-#[test]
-fn the_query_of_a_place_for_checkpoints_is_not_shown_and_a_new_one_is_told() {
-    let dir = example();
-    edit(&dir, "portcullis.toml", "[audit]\n", "[audit]\ncheckpoints = [\"https://host/x?sig=canary-1\"]\n");
-    let first = reload(&dir, None, at(0)).unwrap_or_else(|mistakes| panic!("{}", mistakes.render(false)));
-    let shown = Summary::of(&first).render();
-    assert!(shown.contains("https://host/x?") && !shown.contains("canary"), "{shown}");
-    edit(&dir, "portcullis.toml", "canary-1", "canary-2");
-    let told = Diff::between(&first, &reload(&dir, Some(&first), at(1)).unwrap()).render();
-    assert_eq!(told, "audit.checkpoints: replaced\n");
-}
-
-#[test]
 fn a_purpose_is_declared_in_no_header_that_means_something_else_or_is_refused() {
     let read = |name: &str| {
         let dir = example();
@@ -433,64 +378,5 @@ fn under_a_cost_limit_input_and_output_both_have_a_price() {
         let told = reload(&dir, None, at(0)).unwrap_err().render(false);
         assert!(told.contains("a cost limit covers models without a price (frontier)"), "{told}");
         assert!(told.contains(missing) && told.contains("[model.frontier]"), "{told}");
-    }
-}
-
-#[test]
-fn an_overdue_list_stops_no_reload_and_a_start_only_where_nobody_else_is_left() {
-    let dir = example();
-    let policy = reload(&dir, None, at(0)).unwrap();
-    let late = Now { wall: NOW.plus(Duration::from_secs(2 * 86_400)), ..at(1) };
-    let pem = std::fs::read_to_string(dir.path().join("certs/partners-ca.pem")).unwrap();
-    let key = std::fs::read_to_string(dir.path().join("certs/partners-ca.key")).unwrap();
-    let list = DevAuthority::load(&pem, &key).unwrap().crl(&[], 2, NOW, Duration::from_secs(86_400)).unwrap();
-    std::fs::write(dir.path().join("certs/partners.crl"), list).unwrap();
-    edit(&dir, "orgs.d/acme.toml", "requests_per_minute = 600", "requests_per_minute = 500");
-    let told = reload(&dir, None, late).unwrap_err().render(false);
-    assert!(told.contains("is stale since"), "{told}");
-    let next = reload(&dir, Some(&policy), late).unwrap_or_else(|mistakes| panic!("{}", mistakes.render(false)));
-    let (changes, warnings) = (Diff::between(&policy, &next).render(), &next.warnings);
-    assert!(changes.contains("is stale since") && changes.contains("500"), "{changes}");
-    assert!(warnings.iter().any(|warning| warning.place.is_some() && warning.message.contains("is stale since")));
-    second_authority(&dir, NOW.plus(YEAR));
-    let start = reload(&dir, None, late).unwrap_or_else(|mistakes| panic!("{}", mistakes.render(false)));
-    assert!(start.closed().any(|what| what.contains("is stale since")));
-}
-
-/// Adds an authority `others` that ends then, with a list that is fresh for long.
-fn second_authority(dir: &tempfile::TempDir, ends: Wall) {
-    let began = Wall(ends.0 - 400 * 86_400_000_000_000);
-    let others = DevAuthority::create("others", began, began.until(ends)).unwrap();
-    std::fs::write(dir.path().join("certs/others-ca.pem"), others.certificate()).unwrap();
-    std::fs::write(dir.path().join("certs/others.crl"), others.crl(&[], 1, began, YEAR * 2).unwrap()).unwrap();
-    let both = "crl = \"../certs/partners.crl\" },\n  { name = \"others\", file = \"../certs/others-ca.pem\", \
-                crl = \"../certs/others.crl\" }";
-    edit(dir, "portcullis.toml", "crl = \"../certs/partners.crl\" }", both);
-}
-
-#[test]
-fn an_authority_that_has_ended_holds_up_no_reload_and_no_start_while_another_lasts() {
-    let dir = example();
-    second_authority(&dir, NOW.plus(Duration::from_secs(86_400)));
-    let policy = reload(&dir, None, at(0)).unwrap_or_else(|mistakes| panic!("{}", mistakes.render(false)));
-    let late = |days: u64| Now { wall: NOW.plus(Duration::from_secs(days * 86_400)), ..at(1) };
-    edit(&dir, "orgs.d/acme.toml", "requests_per_minute = 600", "requests_per_minute = 500");
-    let next = reload(&dir, Some(&policy), late(2)).unwrap_or_else(|mistakes| panic!("{}", mistakes.render(false)));
-    let changes = Diff::between(&policy, &next).render();
-    assert!(changes.contains("500") && changes.contains("CN=others of the authority others expired on"), "{changes}");
-    let start = reload(&dir, None, late(2)).unwrap_or_else(|mistakes| panic!("{}", mistakes.render(false)));
-    for loaded in [&start, &next] {
-        let told = Mistakes { sources: loaded.sources.clone(), found: Vec::new() };
-        let warning =
-            loaded.warnings.iter().find(|warning| warning.message.contains("nobody is let in by it")).unwrap();
-        let (file, line, _) = told.line_of(warning.place.as_ref().unwrap()).unwrap();
-        assert!(std::fs::read_to_string(file).unwrap().lines().nth(line - 1).unwrap().contains("others-ca.pem"));
-    }
-    // Once none is left, what is there is refused, with every place.
-    for previous in [None, Some(&next)] {
-        let told = reload(&dir, previous, late(400)).unwrap_err();
-        let ended = told.found.iter().filter(|mistake| mistake.message.contains("nobody is let in by it"));
-        assert_eq!(ended.filter(|mistake| mistake.place.is_some()).count(), 2, "{}", told.render(false));
-        assert!(told.render(false).contains("no authority is left that could let anybody in"));
     }
 }

@@ -187,8 +187,8 @@ async fn exchange(
     let shelved = (&visit.station.shelf, policy.generation, plan);
     answer::limits(&mut head.headers, gated.route().dialect(), &standings, shelved);
     let figures = gateway.recorder.metrics.model(&tab.ask.model);
-    let told = Told { record, entry, leash: leash.clone(), figures };
-    let body = metered(answer, &head, tab, told);
+    let mut body = metered(answer, &head, tab, Told { record, entry, leash: leash.clone(), figures });
+    poll_fn(|cx| body.poll_begun(cx)).await;
     let mut response = Response::new(GateBody::metered(body));
     (*response.status_mut(), *response.headers_mut()) = (head.status, head.headers);
     Ok(response)
@@ -363,11 +363,10 @@ fn metered(answer: AnswerBody, head: &Head, tab: Box<Tab>, told: Told) -> Box<Me
         Route::CountTokens => Charged::Nothing,
         _ => Charged::Observed,
     };
-    // What the answer is, is the upstream's word; what was asked for may differ.
     let kind = head.headers.get(http::header::CONTENT_TYPE).filter(|_| status.is_success());
-    let form = kind.map_or(Form::Whole, |kind| Form::of(kind.as_bytes()));
+    let named = kind.map_or(Form::Whole, |kind| Form::of(kind.as_bytes()));
     let strip = edits_usage(&tab.ask);
-    placed(|| Metered::new(answer, form, strip, charged, tab, told))
+    placed(|| Metered::new(answer, named, strip, charged, tab, told))
 }
 
 fn edits_usage(ask: &Ask) -> bool {

@@ -45,7 +45,6 @@ pub struct Metered {
     scanner: Option<Scanner>,
     ready: VecDeque<Bytes>,
     over: bool,
-    form: Form,
     tab: Option<Box<Tab>>,
     charged: Charged,
     record: Option<Record>,
@@ -68,18 +67,19 @@ pub struct Metered {
 }
 
 impl Metered {
-    /// Takes over an answer whose head was accepted. `strip` says that the usage chunk is to be taken out.
+    /// Takes over an answer whose head was accepted, and is `named` so by it. Heads of streams are often wrong: where one
+    /// was asked for, the first byte decides. `strip` says that the usage chunk is to be taken out.
     #[must_use]
-    pub fn new(answer: AnswerBody, form: Form, strip: bool, charged: Charged, tab: Box<Tab>, told: Told) -> Metered {
+    pub fn new(answer: AnswerBody, named: Form, strip: bool, charged: Charged, tab: Box<Tab>, told: Told) -> Metered {
+        let form = if tab.ask.stream { Form::Events } else { named };
         let scanner = (charged == Charged::Observed).then(|| Scanner::new(tab.ask.route, form, strip));
-        let exact = if form == Form::Whole { answer.exact() } else { None };
+        let exact = if named == Form::Whole { answer.exact() } else { None };
         let Told { record, entry, leash, figures } = told;
         Metered {
             answer: Some(answer),
             scanner,
             ready: VecDeque::new(),
             over: false,
-            form,
             tab: Some(tab),
             charged,
             record: Some(record),
@@ -98,7 +98,22 @@ impl Metered {
         }
     }
 
-    /// The length, where the upstream said it and nothing is taken out.
+    /// Ready when it is known whether the length may be told: of what may be a stream, with its first piece.
+    pub fn poll_begun(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let may_be_events = self.scanner.as_ref().is_some_and(|scanner| scanner.form() == Form::Events);
+        let (true, Some(_), Some(answer)) = (may_be_events, self.exact, &mut self.answer) else {
+            return Poll::Ready(());
+        };
+        if self.entry.stream().cut().poll_cause(cx).is_none() {
+            let next = std::task::ready!(answer.poll_piece(cx));
+            self.take(next);
+        }
+        let is_whole = self.over || Form::begun(&self.rest) == Some(Form::Whole);
+        self.exact = self.exact.filter(|_| is_whole);
+        Poll::Ready(())
+    }
+
+    /// The length, where the upstream said it of an answer in one piece.
     #[must_use]
     pub fn size_hint(&self) -> SizeHint {
         self.exact.map_or_else(SizeHint::default, |exact| SizeHint::with_exact(exact.saturating_sub(self.bytes_out)))
@@ -156,26 +171,32 @@ impl Metered {
                 self.end();
                 continue;
             };
-            match next {
-                Some(Ok(piece)) => self.rest = piece,
-                None if answer.ends_by_closing() && self.scanner.as_ref().is_some_and(Scanner::is_torn) => {
-                    self.broken("the connection ended within an event or a document".into());
-                }
-                None => {
-                    if let Some(scanner) = &mut self.scanner {
-                        scanner.finish(&mut |piece| self.ready.push_back(piece));
-                    }
-                    self.over = true;
-                }
-                Some(Err(BodyFailed::Silent)) => self.cut(Code::UpstreamTimeout, Ending::UpstreamTimeout),
-                Some(Err(BodyFailed::Broken(why))) => self.broken(why),
+            self.take(next);
+        }
+    }
+
+    /// Takes what comes next from the upstream.
+    fn take(&mut self, next: Option<Result<Bytes, BodyFailed>>) {
+        let by_closing = self.answer.as_ref().is_some_and(AnswerBody::ends_by_closing);
+        match next {
+            Some(Ok(piece)) => self.rest = piece,
+            None if by_closing && self.scanner.as_ref().is_some_and(Scanner::is_torn) => {
+                self.broken("the connection ended within an event or a document".into());
             }
+            None => {
+                if let Some(scanner) = &mut self.scanner {
+                    scanner.finish(&mut |piece| self.ready.push_back(piece));
+                }
+                self.over = true;
+            }
+            Some(Err(BodyFailed::Silent)) => self.cut(Code::UpstreamTimeout, Ending::UpstreamTimeout),
+            Some(Err(BodyFailed::Broken(why))) => self.broken(why),
         }
     }
 
     /// Whether the stream has said its end, between two events: whatever happens now breaks nothing off.
     fn has_ended(&self) -> bool {
-        self.form == Form::Events && self.scanner.as_ref().is_some_and(Scanner::has_ended)
+        self.scanner.as_ref().is_some_and(Scanner::has_ended)
     }
 
     /// Ends an answer that has said its end, whether its upstream keeps to the framing or not.
@@ -206,12 +227,12 @@ impl Metered {
             self.ready.push_back(std::mem::take(&mut self.rest));
             return;
         };
-        let piece = match self.form {
+        let piece = match scanner.form() {
             Form::Whole => std::mem::take(&mut self.rest),
             Form::Events => self.rest.split_to(events_within(&self.rest, PIECE)),
         };
         scanner.feed(&piece, &mut |piece| self.ready.push_back(piece));
-        if self.form == Form::Whole {
+        if scanner.form() == Form::Whole {
             return self.grow();
         }
         let observed = scanner.observed();
@@ -234,7 +255,7 @@ impl Metered {
     /// Lets the reservation grow to what has passed, or cuts where a budget refuses and the mode says so.
     fn grow(&mut self) {
         let (Some(tab), Some(scanner)) = (&mut self.tab, &self.scanner) else { return };
-        let reach = match (self.form, tab.enforce) {
+        let reach = match (scanner.form(), tab.enforce) {
             // Cutting an answer in one piece saves nothing: it is made.
             (Form::Whole, _) => Reach::Passed,
             _ if self.refused => Reach::Passed,
@@ -273,8 +294,7 @@ impl Metered {
 
     /// The event that tells the client why, where it can stand: between two events of a stream.
     fn error_event(&self, code: Code) -> Option<Bytes> {
-        let scanner =
-            self.scanner.as_ref().filter(|scanner| self.form == Form::Events && scanner.at_event_boundary())?;
+        let scanner = self.scanner.as_ref().filter(|scanner| scanner.at_event_boundary())?;
         let (tab, record) = (self.tab.as_ref()?, self.record.as_ref()?);
         let events = scanner.observed().events;
         let said = self.note(code).map_or_else(|| sentence(code), Note::sentence);

@@ -37,6 +37,8 @@ pub struct Script {
     pub carriage_returns: bool,
     /// Puts a comment line before each event.
     pub comments: bool,
+    /// Calls a stream `text/plain`.
+    pub plain: bool,
     /// Compresses the body, although nobody asked.
     pub gzip: bool,
 }
@@ -57,6 +59,7 @@ impl Default for Script {
             piece: None,
             carriage_returns: false,
             comments: false,
+            plain: false,
             gzip: false,
         }
     }
@@ -130,6 +133,7 @@ impl Script {
     /// | `big-event-BYTES` | the first delta's text has so many bytes (1 MiB) |
     /// | `piece-N` | frames of N bytes (1) |
     /// | `crlf`, `comments`, `gzip` | forms of the body |
+    /// | `plain` | a stream whose head calls it `text/plain` |
     #[must_use]
     pub fn named(self, model: &str) -> Script {
         match model.split_once("mock-") {
@@ -166,6 +170,7 @@ impl Script {
             "piece" => self.piece = size(number).and_then(NonZeroUsize::new).or(Some(NonZeroUsize::MIN)),
             "crlf" => self.carriage_returns = true,
             "comments" => self.comments = true,
+            "plain" => self.plain = true,
             "gzip" => self.gzip = true,
             other => {
                 if let Some(bytes) = raw::named(other) {

@@ -192,7 +192,8 @@ fn streamed(answer: Answer, entry: Entry) -> Response<Reply> {
         return compressed("text/event-stream", &all.concat(), tokens, entry);
     }
     let reply = Reply::stream(events, failure, &script, entry);
-    let mut response = respond(StatusCode::OK, "text/event-stream; charset=utf-8", reply);
+    let kind = if script.plain { "text/plain; charset=utf-8" } else { "text/event-stream; charset=utf-8" };
+    let mut response = respond(StatusCode::OK, kind, reply);
     response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
     response
 }

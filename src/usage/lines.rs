@@ -12,7 +12,7 @@ const DATA: &[u8] = b"data:";
 const NAME: &[u8] = b"event:";
 
 /// U+FEFF in UTF-8, which may stand at the very beginning of a stream and is no part of it.
-const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+pub(super) const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
 /// Where in a line the splitter stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

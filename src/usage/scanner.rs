@@ -8,7 +8,7 @@
 use bytes::{Bytes, BytesMut};
 
 use super::json::Reader;
-use super::lines::{Lines, Stop};
+use super::lines::{BYTE_ORDER_MARK, Lines, Stop};
 use super::nesting::{Choices, Document};
 use super::words::Says;
 use crate::ask::{Dialect, Route};
@@ -34,6 +34,13 @@ impl Form {
         const EVENTS: &[u8] = b"text/event-stream";
         let named = content_type.get(..EVENTS.len()).is_some_and(|kind| kind.eq_ignore_ascii_case(EVENTS));
         if named { Form::Events } else { Form::Whole }
+    }
+
+    /// The form of a body that begins so, and may be either; `None` before its first byte that is no white space or mark.
+    #[must_use]
+    pub fn begun(piece: &[u8]) -> Option<Form> {
+        let first = piece.iter().find(|byte| !byte.is_ascii_whitespace() && !BYTE_ORDER_MARK.contains(byte))?;
+        Some(if b"{[".contains(first) { Form::Whole } else { Form::Events })
     }
 
     /// Whether a body of this form may begin so; `None` where that cannot be told yet.
@@ -86,8 +93,8 @@ pub struct Scanner {
     route: Route,
     form: Form,
     strip: bool,
-    /// Whether the stream begins as JSON does and no event can; unknown until its first byte.
-    misnamed: Option<bool>,
+    /// What the stream begins as, which may be JSON; unknown before its first byte that says so.
+    begun: Option<Form>,
     reader: Reader,
     lines: Lines,
     /// The beginning of an event that may be the extra usage chunk.
@@ -152,7 +159,7 @@ impl Scanner {
             route,
             form,
             strip: strip_usage_chunk && form == Form::Events && matches!(route, Route::Chat | Route::Completions),
-            misnamed: None,
+            begun: None,
             reader: Reader::new(),
             lines: Lines::new(),
             held: BytesMut::new(),
@@ -165,13 +172,18 @@ impl Scanner {
         }
     }
 
+    /// The form of what came so far. What was taken for events, and does not begin so, is whole.
+    #[must_use]
+    pub fn form(&self) -> Form {
+        self.form
+    }
+
     /// Reads the next piece and hands `forward` what may go on to the client, in order; nothing it is handed is empty.
     pub fn feed(&mut self, piece: &Bytes, forward: &mut impl FnMut(Bytes)) {
         self.bytes = self.bytes.saturating_add(piece.len() as u64);
-        if self.misnamed.is_none() && self.form == Form::Events {
-            let first = piece.iter().find(|byte| !byte.is_ascii_whitespace());
-            self.misnamed = first.map(|byte| matches!(byte, b'{' | b'['));
-            if self.misnamed == Some(true) {
+        if self.begun.is_none() && self.form == Form::Events {
+            self.begun = Form::begun(piece);
+            if self.begun == Some(Form::Whole) {
                 self.form = Form::Whole;
                 self.foreign = Some(false);
                 self.release(forward);
@@ -287,11 +299,8 @@ impl Scanner {
     /// stops between two events is not known to be torn: compatible servers leave out `[DONE]`.
     #[must_use]
     pub fn is_torn(&self) -> bool {
-        let within = match self.form {
-            Form::Events => self.lines.length() > 0,
-            Form::Whole => self.foreign == Some(false),
-        };
-        within && !self.verdict().finished
+        let within = self.form == Form::Whole || self.lines.length() > 0;
+        within && self.foreign == Some(false) && !self.verdict().finished
     }
 
     /// The piece is used up; an event that began at `begin`, or before the piece, is not.

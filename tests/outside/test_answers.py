@@ -48,7 +48,8 @@ class Odd:
                 asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
                 kind, answer = answers[asked["model"]]
                 self.send_response(200)
-                self.send_header("content-type", kind)
+                if kind:
+                    self.send_header("content-type", kind)
                 self.send_header("content-length", str(len(answer)))
                 self.end_headers()
                 self.wfile.write(answer)
@@ -197,10 +198,26 @@ def test_text_without_usage_is_charged_once_in_every_shape(bounded, route, kind,
     assert text <= line["usage"]["output"] <= text + 30
 
 
-def test_a_report_in_json_that_is_called_a_stream_is_read(bounded):
-    answer = ANSWER | {"usage": usage(900, 20)}
-    _, line = bounded.ask(bounded.join(), "chat", answer, SSE, stream=True)
-    assert (line["settlement"], line["usage"]["input"], line["usage"]["output"]) == ("reported", 900, 20)
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf", b" \n"], ids=["plain", "mark", "white-space"])
+@pytest.mark.parametrize("kind", [SSE, JSON, None])
+def test_a_report_in_json_in_place_of_a_stream_is_read(bounded, kind, mark):
+    answer = mark + json.dumps(ANSWER | {"usage": usage(900, 20)}).encode()
+    for options in ({}, {"stream_options": {"include_usage": True}}):
+        reply, line = bounded.ask(bounded.join(), "chat", answer, kind, stream=True, **options)
+        assert (reply.body, reply.headers.get("content-type")) == (answer, kind)
+        assert (line["settlement"], line["usage"]["input"], line["usage"]["output"]) == ("reported", 900, 20)
+        assert reply.headers.get("content-length") == (None if kind == SSE else str(len(answer)))
+
+
+@pytest.mark.parametrize("kind", [None, "text/plain; charset=utf-8", JSON, "application/octet-stream"])
+def test_a_stream_is_one_whatever_its_head_says(bounded, kind):
+    said = [{"choices": [{"delta": {"content": "word"}}]}] * 20
+    answer = events(*said, {"choices": [], "usage": usage(900, 20)})
+    reply, line = bounded.ask(bounded.join(), "chat", answer, kind, stream=True)
+    assert (reply.body, reply.headers.get("content-type")) == (events(*said), kind)
+    assert (line["settlement"], line["ending"], line["usage"]["output"]) == ("reported", "complete", 20)
+    reply, _ = bounded.ask(bounded.join(), "chat", answer, kind, stream=True, stream_options={"include_usage": True})
+    assert (reply.body, reply.headers.get("content-length")) == (answer, None)
 
 
 OVERLOADED = {"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded"}}

@@ -199,7 +199,8 @@ def test_an_answer_that_nothing_bounds_is_exported_as_that(post):
 
 
 @pytest.mark.parametrize(
-    "frames", ["", ".piece-50", ".piece-1000", ".crlf"], ids=["events", "smaller", "larger", "crlf"]
+    "frames", ["", ".piece-50", ".piece-1000", ".crlf", ".plain"],
+    ids=["events", "smaller", "larger", "crlf", "called-plain"],
 )
 @every_stream
 def test_a_stream_that_uses_up_a_budget_is_cut_with_its_dialects_error_event(bounded, route, frames):

@@ -110,7 +110,8 @@ def test_a_client_that_leaves_before_the_head_is_charged_its_input(bounded):
     assert sent["ended"] == "client_gone"
 
 
-@pytest.mark.parametrize("script", ["hang", "tokens-60.tps-10", "die-20.tokens-40", "no-done.no-usage.tokens-20"])
+@pytest.mark.parametrize("script", ["hang", "tokens-60.tps-10", "tokens-60.tps-10.plain", "die-20.tokens-40",
+                                    "die-20.tokens-40.plain", "no-done.no-usage.tokens-20"])  # fmt: skip
 def test_hard_charges_all_that_was_reserved_where_nobody_saw_the_end(hard, script):
     """What a model thought and would have reported in the end is in no byte that passed."""
     org, model = hard.join("tokens_per_day = 100_000"), fresh(script)
@@ -232,7 +233,7 @@ def plain(stream):
 @pytest.mark.parametrize("route", ["chat", "completions"])
 @pytest.mark.parametrize("script", [
     "tokens-5", "piece-1.tokens-3", "piece-7.tokens-5", "crlf.tokens-3", "crlf.piece-1.tokens-3", "comments.tokens-3",
-    "no-done.tokens-3", "usage-every-chunk.tokens-3", "big-event-40000",
+    "no-done.tokens-3", "usage-every-chunk.tokens-3", "big-event-40000", "tokens-5.plain",
 ])  # fmt: skip
 def test_who_did_not_ask_for_the_usage_chunk_sees_everything_but_it(bounded, route, script):
     org, model = bounded.join(), fresh(script)

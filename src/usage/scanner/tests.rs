@@ -348,7 +348,7 @@ fn what_nobody_knows_is_strange_and_what_is_empty_is_not() {
 
 #[test]
 fn json_that_is_called_a_stream_is_read_as_what_it_is() {
-    for before in ["", "\r\n\n  "] {
+    for before in ["", "\r\n\n  ", "\u{feff}", "\u{feff} \n"] {
         let json = format!("{before}{{\"choices\":[{{\"text\":\"hello\"}}],\"usage\":{{\"prompt_tokens\":4}}}}\n");
         for pieces in [1, 2, 1000] {
             let outcome = run(Route::Chat, Form::Events, true, json.as_bytes(), &[pieces]);
@@ -422,6 +422,7 @@ fn what_does_not_begin_as_its_head_says_is_foreign() {
         (Form::Events, b"{\"error\":{}}", false),
         (Form::Events, b" \r\n[]", false),
         (Form::Events, b" data: {}\n\n", true),
+        (Form::Events, b"<html>", true),
         (Form::Events, b"data: {}\n\n", false),
         (Form::Events, b"event: x\n", false),
         (Form::Events, b": hello\n", false),
@@ -442,6 +443,7 @@ fn what_does_not_begin_as_its_head_says_is_foreign() {
             }
             let bytes = foreign.then_some(body.len() as u64);
             assert_eq!(scanner.foreign_bytes(), bytes, "{form:?} {body:?}");
+            assert!(!foreign || !scanner.is_torn(), "nobody knows where it ends");
         }
     }
 }

@@ -105,6 +105,8 @@ pub struct Scanner {
     took_out: bool,
     events: u64,
     verdict: Verdict,
+    /// How much of the answer there was when an event told its use as if for the last time.
+    told_at: Option<u64>,
     /// It did not begin as such an answer does; not known before its first byte.
     foreign: Option<bool>,
     bytes: u64,
@@ -113,7 +115,6 @@ pub struct Scanner {
 /// What complete documents have said.
 #[derive(Debug, Clone, Copy, Default)]
 struct Verdict {
-    usage_final: bool,
     finished: bool,
     error: bool,
     /// Something was understood.
@@ -124,14 +125,10 @@ struct Verdict {
 
 impl Verdict {
     fn of(document: Document, form: Form) -> Verdict {
-        // In a stream, a usage object beside choices may be repeated, and grow, in later chunks; a message's own at
-        // its start certainly does.
-        let last_word = document.usage && (form == Form::Whole || document.choices != Choices::Filled);
         let terminal = matches!(document.says, Says::Finished | Says::Failed);
         let underway = document.says == Says::UnderWay;
         let error = document.error || matches!(document.says, Says::Failed | Says::Error);
         Verdict {
-            usage_final: document.closed && (last_word || (document.held_usage && terminal)),
             finished: document.done || terminal || (form == Form::Whole && document.closed),
             error,
             known: document.known,
@@ -141,7 +138,6 @@ impl Verdict {
 
     fn or(self, other: Verdict) -> Verdict {
         Verdict {
-            usage_final: self.usage_final || other.usage_final,
             finished: self.finished || other.finished,
             error: self.error || other.error,
             known: self.known || other.known,
@@ -167,6 +163,7 @@ impl Scanner {
             took_out: false,
             events: 0,
             verdict: Verdict::default(),
+            told_at: None,
             foreign: None,
             bytes: 0,
         }
@@ -240,6 +237,17 @@ impl Scanner {
         self.verdict.or(Verdict::of(Document { error, ..document }, self.form))
     }
 
+    /// Whether what was reported counts as the last word: whatever is made behind it takes that back.
+    fn is_told(&self) -> bool {
+        self.told_at == Some(self.made()) || is_last_word(self.reader.document(), self.form)
+    }
+
+    /// How much of the answer there is.
+    fn made(&self) -> u64 {
+        let data = self.reader.sealed_bytes().saturating_add(self.reader.media_bytes());
+        self.reader.texts().bytes().saturating_add(data)
+    }
+
     /// What is known so far.
     #[must_use]
     pub fn observed(&self) -> Observed {
@@ -248,7 +256,7 @@ impl Scanner {
         Observed {
             usage,
             undivided,
-            usage_final: verdict.usage_final,
+            usage_final: self.is_told(),
             text_bytes: self.reader.texts().bytes(),
             repeating_bytes: self.reader.texts().repeating(),
             sealed_bytes: self.reader.sealed_bytes(),
@@ -325,6 +333,9 @@ impl Scanner {
         if let Some(document) = document {
             self.events += 1;
             self.verdict = self.verdict.or(Verdict::of(document, self.form));
+            if is_last_word(document, self.form) {
+                self.told_at = Some(self.made());
+            }
             self.took_out = self.strip && self.lines.last_length() <= MOST_HELD && is_usage_chunk(document);
         }
         self.inside = false;
@@ -335,6 +346,15 @@ impl Scanner {
         self.took_out = false;
         pass(self.held.split().freeze(), forward);
     }
+}
+
+/// Whether a document tells its use as if for the last time. In a stream, a usage object beside choices may be repeated, and
+/// grow, in later chunks; a message's own at its start certainly does.
+fn is_last_word(document: Document, form: Form) -> bool {
+    let alone = document.choices != Choices::Filled && document.says != Says::UnderWay;
+    let terminal = matches!(document.says, Says::Finished | Says::Failed);
+    let of_its_own = document.usage && (form == Form::Whole || alone);
+    document.closed && (of_its_own || document.held_usage && terminal)
 }
 
 /// The chunk that `stream_options.include_usage` adds: no choices, however that is said, but usage. An event of another

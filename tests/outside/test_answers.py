@@ -220,6 +220,17 @@ def test_a_stream_is_one_whatever_its_head_says(bounded, kind):
     assert (reply.body, reply.headers.get("content-length")) == (answer, None)
 
 
+def test_a_message_that_goes_on_behind_what_looked_like_its_last_report_is_disputed_by_nobody(bounded):
+    """Its upstream broke off: what it had reported by then is old, and no lie."""
+    begun = [{"type": "message_start", "message": {"usage": {"input_tokens": 900, "output_tokens": 1}}},
+             {"type": "message_delta", "delta": {}, "usage": {"output_tokens": 5}},
+             {"type": "content_block_delta", "delta": {"type": "text_delta", "text": SAID}}]  # fmt: skip
+    org = bounded.join()
+    _, line = bounded.ask(org, "messages", events(*begun, done=False), SSE, stream=True, maximum=5000)
+    assert line["settlement"] == "estimated"
+    assert bounded.place.stage.metric("portcullis_usage_disputed_total", org=org) == 0
+
+
 OVERLOADED = {"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded"}}
 DELTA = {"choices": [{"delta": {"content": SAID}}]}
 SEALED = {"type": "content_block_start", "content_block": {"type": "redacted_thinking", "data": "A" * 2 * len(SAID)}}

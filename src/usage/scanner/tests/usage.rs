@@ -117,6 +117,39 @@ fn a_message_start_alone_is_not_the_last_word() {
 }
 
 #[test]
+fn more_of_the_answer_takes_a_last_word_back() {
+    let chunk = "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":9,\"completion_tokens\":1}}\n\n";
+    let delta = r#"data: {"type":"message_delta","delta":{},"usage":{"output_tokens":5}}"#.to_owned() + "\n\n";
+    let ping = r#"data: {"type":"ping","usage":{"output_tokens":5}}"#.to_owned() + "\n\n";
+    let text = r#"data: {"choices":[{"delta":{"content":"abc"}}]}"#.to_owned() + "\n\n";
+    let sealed = r#"data: {"choices":[{"delta":{"encrypted_content":"abc"}}]}"#.to_owned() + "\n\n";
+    let image = r#"data: {"type":"x","partial_image_b64":"abc"}"#.to_owned() + "\n\n";
+    let retold = r#"data: {"type":"x","part":{"text":"abc"}}"#.to_owned() + "\n\n";
+    let half = r#"data: {"choices":[{"delta":{"content":"a"#;
+    for (body, is_final) in [
+        ([chunk, ""], true),
+        ([&*delta, ""], true),
+        ([&*ping, ""], false),
+        ([chunk, &text], false),
+        ([chunk, &sealed], false),
+        ([chunk, &image], false),
+        ([chunk, half], false),
+        ([&*delta, &text], false),
+        ([&*text, chunk], true),
+        ([&*(text.clone() + chunk), &retold], true),
+        ([chunk, "data: [DONE]\n\n"], true),
+        ([&*(chunk.to_owned() + &text), chunk], true),
+    ]
+    .map(|(parts, is_final)| (parts.concat(), is_final))
+    {
+        for pieces in [1, 1000] {
+            let observed = run(Route::Chat, Form::Events, true, body.as_bytes(), &[pieces]).observed;
+            assert_eq!(observed.usage_final, is_final, "{body}");
+        }
+    }
+}
+
+#[test]
 fn what_other_runs_than_the_answers_own_used_is_counted_once() {
     let run = |kind: &str, input: u64, cached: u64, written: u64, output: u64| {
         format!(

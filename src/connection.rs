@@ -227,7 +227,7 @@ async fn end<C: Graceful>(
         visit.gateway().drain.reached(Phase::Draining).await;
         sleep(last_call).await;
     });
-    let (mut waits, mut drains, mut finishes) = (false, false, false);
+    let (mut waits, mut drains, mut told, mut finishes) = (false, false, false, false);
     let (mut grace, mut farewell): (Option<Grace>, Option<Grace>) = (None, None);
     poll_fn(|cx| {
         loop {
@@ -239,6 +239,9 @@ async fn end<C: Graceful>(
                 connection.as_mut().finish();
             }
             let withdrawn = visit.connection().cut().poll_cause(cx).is_some();
+            if withdrawn && !std::mem::replace(&mut told, true) {
+                visit.withdrawn();
+            }
             if grace.is_none() && (withdrawn || cut()) {
                 grace = Some(Grace::begin());
             }

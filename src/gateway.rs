@@ -10,6 +10,7 @@ pub use visit::{Station, Visit};
 use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
@@ -107,7 +108,7 @@ pub async fn serve(visit: Rc<Visit>, leash: Rc<Leash>, request: Request<Incoming
     visit.introduce(response.headers_mut());
     visit.slow_down(refused).await;
     visit.over.set(visit.connection.peer().is_none());
-    let closes = visit::leave_unread(body, old, waits).await;
+    let closes = visit.leave_unread(body, old, waits).await;
     if old && (closes || visit.gateway().drain.phase() >= Phase::Draining) {
         response.headers_mut().insert(http::header::CONNECTION, http::HeaderValue::from_static("close"));
     }
@@ -161,7 +162,8 @@ async fn exchange(
     let stand = |now| gateway.ledger.standings(plan, &policy.quota.timezone, now);
     let calibration = gateway.calibrations.of(org);
     let reserved = reserve(&ask, choice.group.as_deref(), &policy.quota, &calibration, plan, || stand(now))?;
-    let (hold, judged) = gateway.reserve(&caller, plan, snapshot, &reserved, manner, now).await?;
+    let (hold, judged) =
+        visit.unless_withdrawn(pin!(gateway.reserve(&caller, plan, snapshot, &reserved, manner, now))).await??;
     let standings = stand(judged);
     let entry = visit.enter(&caller, &permitted, &choice, &ask, &reserved, record);
     gateway.may_stay(&entry, snapshot, &revoked)?;
@@ -169,8 +171,7 @@ async fn exchange(
     let mut tab = gateway.tab(&caller, &permitted, &choice, ask, hold, (&reserved, calibration), snapshot);
     tab.told = record.reserves(reserved.usage, &reserved.charge, &standings);
     record.facts().upstream = Some(choice.upstream.name.clone());
-    tab.progress = Progress::Underway;
-    let accepted = record.accept().await.inspect_err(|_| tab.progress = Progress::Admitted)?;
+    let accepted = visit::accept(&entry, &mut tab, record).await?;
 
     leash.tie(entry.stream().clone());
     let outgoing = Outgoing { route: gated.route(), query, crossing, body: spliced };

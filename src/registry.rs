@@ -32,10 +32,14 @@ pub struct Cause {
 }
 
 impl Cause {
-    /// What a request is told that was not answered yet; `otherwise` is the sentence where the code says it all.
+    /// What a request is told that was not answered yet; `otherwise` is the sentence where access was withdrawn and the
+    /// code says why.
     #[must_use]
     pub fn refusal(self, otherwise: &str) -> Refusal {
         match self.note {
+            None if self.code == Code::Draining => {
+                Refusal::new(self.code, "The gateway is stopping, and could not wait for this request. Send it again.")
+            }
             None => Refusal::new(self.code, otherwise),
             Some(note) => {
                 let retry = if note == Note::StaleList { Retry::Unsaid } else { Retry::Never };

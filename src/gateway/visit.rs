@@ -3,9 +3,11 @@
 //! Nothing here decides: verdicts come from the floors below.
 
 use std::cell::Cell;
-use std::pin::pin;
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use http::HeaderMap;
@@ -14,6 +16,7 @@ use http_body::Body;
 use http_body_util::BodyExt;
 use hyper::Response;
 use hyper::body::Incoming;
+use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 
 use super::Gateway;
@@ -33,7 +36,7 @@ use crate::outcome::{Code, Refusal, Retry};
 use crate::peer::Peer;
 use crate::policy::{Listen, Policy, Revocations};
 use crate::record::{Accepted, Party, Record, Recorder};
-use crate::registry::{Connection, StreamEntry, StreamFacts};
+use crate::registry::{Cause, Connection, StreamEntry, StreamFacts};
 use crate::reserve::Reserve;
 use crate::snapshot::Snapshot;
 use crate::upstream::{self, AnswerBody, Crossing, Head, Outgoing, Pools};
@@ -63,6 +66,8 @@ pub struct Visit {
     pub(super) short: Cell<u32>,
     /// It has had an answer.
     pub(super) answered: Cell<bool>,
+    /// Who waits for something else, and is to be told that the connection is being cut.
+    waiting: Notify,
 }
 
 /// So many requests in a row may meet a limit before answers to them come more slowly …
@@ -75,34 +80,25 @@ const SLOWEST: Duration = Duration::from_millis(50);
 const UNREAD: u64 = 64 * 1024;
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// Deals with a request body that nobody read. It is read to its end before anything is answered: a client that sees a
-/// refusal in the middle of its body may stop there, HTTP/2 resets the stream of an unread body, for which some clients
-/// throw the answer away, and HTTP/1.1 loses the connection. `true`: it is too long for that, or still waits to be asked
-/// for, and the connection (HTTP/1.1, `old`) ends with the answer.
-pub(super) async fn leave_unread(body: Option<Incoming>, old: bool, waits: bool) -> bool {
-    let Some(mut body) = body.filter(|body| !body.is_end_stream()) else { return false };
-    if old && (waits || body.size_hint().lower() > UNREAD) {
-        return true;
-    }
-    let mut room = UNREAD;
-    // By itself in memory, as every exchange holds the room for what only few come to.
-    let reading = Box::pin(timeout(PATIENCE, async move {
-        while let Some(Ok(frame)) = body.frame().await {
-            let length = frame.data_ref().map_or(0, |data| data.len() as u64);
-            let Some(left) = room.checked_sub(length) else { return false };
-            room = left;
-        }
-        true
-    }));
-    let whole = reading.await.unwrap_or(false);
-    old && !whole
-}
-
 /// What is kept of a judged head while its body comes: the length it states, the headers that cross, the query. The rest
 /// goes.
 #[expect(clippy::needless_pass_by_value, reason = "nobody needs it any more")]
 pub(super) fn kept(head: Parts, gated: &Gated) -> (Option<u64>, Crossing, Option<String>) {
     (body::stated(&head.headers), Crossing::of(&head.headers), gated.query().map(str::to_owned))
+}
+
+/// Writes the accepted line, unless access is withdrawn first: that is an end like any other of what was admitted. A line
+/// that cannot be written refuses.
+pub(super) async fn accept(
+    entry: &StreamEntry,
+    tab: &mut Tab,
+    record: &mut Record,
+) -> Result<Result<Accepted, Failure>, Refusal> {
+    tab.progress = Progress::Underway;
+    match unless_cut(entry.stream().cut(), pin!(record.accept())).await {
+        Ok(written) => Ok(Ok(written.inspect_err(|_| tab.progress = Progress::Admitted)?)),
+        Err(cause) => Ok(Err(Failure::Cut(cause))),
+    }
 }
 
 impl Visit {
@@ -119,6 +115,7 @@ impl Visit {
             over: Cell::new(false),
             short: Cell::new(0),
             answered: Cell::new(false),
+            waiting: Notify::new(),
         }
     }
 
@@ -183,6 +180,32 @@ impl Visit {
         }
     }
 
+    /// Deals with a request body that nobody read. It is read to its end before anything is answered: a client that sees a
+    /// refusal in the middle of its body may stop there, HTTP/2 resets the stream of an unread body, for which some
+    /// clients throw the answer away, and HTTP/1.1 loses the connection. `true`: it is too long for that, or still waits
+    /// to be asked for, and the connection (HTTP/1.1, `old`) ends with the answer.
+    pub(super) async fn leave_unread(&self, body: Option<Incoming>, old: bool, waits: bool) -> bool {
+        let Some(mut body) = body.filter(|body| !body.is_end_stream()) else { return false };
+        if old && (waits || body.size_hint().lower() > UNREAD) {
+            return true;
+        }
+        let mut room = UNREAD;
+        // By itself in memory, as every exchange holds the room for what only few come to.
+        let reading = Box::pin(async move {
+            let read = pin!(timeout(PATIENCE, async move {
+                while let Some(Ok(frame)) = body.frame().await {
+                    let length = frame.data_ref().map_or(0, |data| data.len() as u64);
+                    let Some(left) = room.checked_sub(length) else { return false };
+                    room = left;
+                }
+                true
+            }));
+            // A connection that is being cut has no second left for it.
+            self.unless_withdrawn(read).await.is_ok_and(|read| read.unwrap_or(false))
+        });
+        old && !reading.await
+    }
+
     pub(super) fn peer(&self) -> Result<&crate::peer::Peer, Refusal> {
         self.connection.peer().ok_or_else(|| {
             let message = "Connect with a client certificate: this gateway knows its partners by nothing else.";
@@ -217,6 +240,33 @@ impl Visit {
             .map_or(Ok(()), |cause| Err(cause.refusal("Access was withdrawn: this connection ends.")))
     }
 
+    /// Tells the exchanges that wait that the connection is being cut: its cord wakes the task that drives it, and over
+    /// HTTP/2 each exchange has a task of its own.
+    pub fn withdrawn(&self) {
+        self.waiting.notify_waiters();
+    }
+
+    /// Runs a step that may wait for the client, or for room, unless access is withdrawn meanwhile: the connection ends
+    /// soon after that, and who waited on would be told nothing. The caller keeps the step, so that it lies in memory
+    /// once.
+    ///
+    /// # Errors
+    /// The cause, as a refusal.
+    pub(super) async fn unless_withdrawn<F: Future>(&self, mut step: Pin<&mut F>) -> Result<F::Output, Refusal> {
+        let mut told = pin!(self.waiting.notified());
+        poll_fn(|cx| {
+            if let Poll::Ready(done) = step.as_mut().poll(cx) {
+                return Poll::Ready(Ok(done));
+            }
+            // Woken for nothing else, and so never without a cause.
+            let _ = told.as_mut().poll(cx);
+            let cause = self.connection.cut().cause();
+            let refusal = |cause: Cause| cause.refusal("Access was withdrawn while this request was on its way.");
+            cause.map_or(Poll::Pending, |cause| Poll::Ready(Err(refusal(cause))))
+        })
+        .await
+    }
+
     /// The guard's verdict on the bytes, then the gate's on the head.
     pub(super) fn gate(&self, head: &Parts, snapshot: &Snapshot) -> Result<Gated, Refusal> {
         if let Some(refusal) = self.watch.withheld(head.uri.path()) {
@@ -226,7 +276,8 @@ impl Visit {
         gate::judge(head, Doors { server_names: &policy.server_names, purpose_header: &policy.purpose_header })
     }
 
-    /// The whole body. What its client took its time for is not counted as ours.
+    /// The whole body, unless access is withdrawn before it is here. What its client took its time for is not counted as
+    /// ours.
     pub(super) async fn whole(
         &self,
         stated: Option<u64>,
@@ -237,7 +288,10 @@ impl Visit {
         let Listen { max_body, body_memory, body_idle_timeout, .. } = *listen;
         let limits = body::Limits { largest: max_body, memory: body_memory, patience: body_idle_timeout };
         let (gateway, began) = (self.gateway(), self.gateway().clock.mono());
-        let whole = body::read(stated, body, limits, (&gateway.bodies, whose)).await?;
+        let whole = {
+            let reading = pin!(body::read(stated, body, limits, (&gateway.bodies, whose)));
+            self.unless_withdrawn(reading).await??
+        };
         *body = None;
         record.facts().awaited = gateway.clock.mono().since(began);
         Ok(whole)
@@ -332,10 +386,10 @@ impl Visit {
         choice: &Choice,
         outgoing: Outgoing,
         entry: &StreamEntry,
-        accepted: Accepted,
+        accepted: Result<Accepted, Failure>,
         (tab, record): (&mut Tab, &mut Record),
     ) -> Result<(Head, AnswerBody), Failure> {
-        let clock = &self.gateway().clock;
+        let (accepted, clock) = (accepted?, &self.gateway().clock);
         let forwarded = clock.now();
         record.facts().forwarded = Some(forwarded);
         let endpoint = snapshot.endpoint(&choice.upstream).ok_or(Failure::Lost)?;

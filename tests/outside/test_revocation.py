@@ -18,7 +18,6 @@ import threading
 import time
 
 import h2.connection
-import h2.exceptions
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -762,32 +761,68 @@ WITHDRAWN = [
 
 
 @pytest.mark.parametrize("option, target, code", WITHDRAWN)
-@pytest.mark.parametrize("protocol", ["h1", "h2"])
-def test_a_request_whose_body_is_still_on_its_way_is_not_forwarded(stage, protocol, option, target, code):
+@pytest.mark.parametrize("protocol", ["h1", "h1 continued", "h2"])
+def test_a_request_whose_body_is_still_on_its_way_is_told_why_and_not_forwarded(stage, protocol, option, target, code):
     """It was judged by its head already when access was withdrawn."""
     one = stage()
     body = chat(MODEL, max_tokens=5)
-    connection = H1(one.connect()) if protocol == "h1" else H2(one)
+    connection = H2(one) if protocol == "h2" else H1(one.connect())
+    # Whoever loses its connection is not waited for; what else is withdrawn is told once the body is here.
+    loses_all = option in ("--org", "--cert", "--authority")
     with contextlib.closing(connection):
-        if protocol == "h1":
-            written = connection.head(body=body)
-            connection.send(written[:-20])
-        else:
+        if protocol == "h2":
             exchange = connection.send(body=body, hold=20)
+        else:
+            written = connection.head(body=body, expect="100-continue" if "continued" in protocol else None)
+            head = written.index(b"\r\n\r\n") + 4
+            connection.send(written[:head])
+            if "continued" in protocol:
+                assert connection.read_head()[0] == 100
+            connection.send(written[head:-20])
         eventually(lambda: one.metric("portcullis_connections_active", listener="partners") == 1, what="the connection")
-        time.sleep(0.1)  # Nothing tells from outside that the head was judged.
+        time.sleep(0.1)  # Only "continued" tells from outside that the head was judged.
+        began = time.monotonic()
         one.run("revoke", option, target, check=True)
-        status = None
-        with contextlib.suppress(OSError, EOFError, h2.exceptions.ProtocolError):
-            if protocol == "h1":
-                connection.send(written[-20:])
-                status, headers = connection.read_head()
-            else:
+        if protocol == "h2":
+            if not loses_all:
                 connection.finish(exchange)
-                exchange.wait(3)
-                status, headers = exchange.status, exchange.headers
-        assert status is None or (status, headers["portcullis-reason"]) == (403, code)
+            exchange.wait(3)
+            status, headers, told = exchange.status, exchange.headers, exchange.json
+        else:
+            if not loses_all:
+                connection.send(written[-20:])
+            status, headers = connection.read_head()
+            told = json.loads(connection.read_body(headers))
+        assert time.monotonic() - began < IN_TIME + 1
+        assert (status, headers["portcullis-reason"], told["error"]["code"]) == (403, code, code)
+    (line,) = eventually(lambda: [line for line in one.audit() if line["kind"] == "refused"], what="the record")
+    assert line["request_id"] == headers["x-request-id"]
+    assert (line["reason"], line["status"], line["ending"]) == (code, 403, "refused")
+    assert one.metric("portcullis_request_refusals_total") == one.metric("portcullis_request_refusals_total", reason=code) == 1
     assert one.ledger()["totals"]["requests"] == 0
+
+
+@pytest.mark.parametrize("protocol", ["h1", "h2"])
+def test_a_refusal_that_waits_for_the_rest_of_a_body_is_told_before_the_cut(stage, protocol):
+    one = stage()
+    connection = H2(one) if protocol == "h2" else H1(one.connect())
+    refused = {"body": chat(MODEL), "portcullis_purpose": "leisure"}
+    with contextlib.closing(connection):
+        if protocol == "h2":
+            exchange = connection.send(hold=20, **refused)
+        else:
+            connection.send(connection.head(**refused)[:-20])
+        # It is on record, and up to a second is left for the body.
+        eventually(lambda: one.metric("portcullis_request_refusals_total"), what="the refusal", every=0.001)
+        began = time.monotonic()
+        fetch(one.admin + "/-/revoke", data={"organization": "acme"})
+        if protocol == "h2":
+            exchange.wait(3)
+            status, headers = exchange.status, exchange.headers
+        else:
+            status, headers = connection.read_head()
+        assert time.monotonic() - began < 0.8, "it was cut, and did not come to its second's end"
+    assert (status, headers["portcullis-reason"]) == (400, "purpose_unknown")
 
 
 @pytest.mark.parametrize("option, target, code", WITHDRAWN)

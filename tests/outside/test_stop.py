@@ -174,7 +174,7 @@ class H2:
     def send(self, *frames):
         self.socket.sendall(b"".join(one.serialize() for one in frames))
 
-    def ask(self, body):
+    def ask(self, body, whole=True):
         stream, self.next = self.next, self.next + 2
         fields = [
             (":method", "POST"),
@@ -184,7 +184,8 @@ class H2:
             ("content-type", "application/json"),
             ("portcullis-purpose", "research"),
         ]
-        content = frame.DataFrame(stream, json.dumps(body).encode(), flags=["END_STREAM"])
+        data = json.dumps(body).encode()
+        content = frame.DataFrame(stream, data if whole else data[:20], flags=["END_STREAM"] if whole else [])
         self.send(frame.HeadersFrame(stream, hpack.Encoder().encode(fields), flags=["END_HEADERS"]), content)
         return stream
 
@@ -269,6 +270,28 @@ def test_what_remains_at_the_deadline_is_cut_and_told_why(stage):
     assert ends(one) == 0
     assert time.monotonic() - began < 10
     assert len([line for line in lines(one, "closed") if "drained" in str(line)]) == 13
+
+
+def test_who_is_still_sending_at_the_deadline_is_told_too(stage):
+    one = stage(listen=drain(deadline="600ms"))
+    body = chat("mock-1")
+    plain, framed = H1(one.connect()), H2(one)
+    plain.send(plain.head(body=body, expect="100-continue")[: -len(json.dumps(body))])
+    assert plain.read_head()[0] == 100
+    plain.send(json.dumps(body).encode()[:20])
+    unended = framed.ask(body, whole=False)
+    # What came behind it on the same connection was read after it.
+    framed.ask(chat("mock-1"))
+    framed.read(lambda: framed.is_over(unended + 2))
+    one.gateway.signal(signal.SIGTERM)
+    status, headers = plain.read_head()
+    assert (status, headers["portcullis-reason"], headers["connection"]) == (503, "draining", "close")
+    assert b"stopping" in plain.read_body(headers)
+    framed.read(lambda: framed.is_over(unended))
+    assert framed.is_over(unended) and '"draining"' in framed.text(unended)
+    assert ends(one) == 0
+    told = [(line["reason"], line["status"], line["ending"]) for line in lines(one, "refused")]
+    assert told == [("draining", 503, "refused")] * 2
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 //! The one body that is collected: the request's, within its bounds, because admission must read it.
 
+use std::error::Error;
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -110,25 +112,61 @@ impl Limits {
     }
 }
 
+/// Why a body is not here.
+#[derive(Debug)]
+pub enum Missing {
+    /// It may not be read.
+    Refused(Refusal),
+    /// Its client left inside it.
+    Left,
+}
+
+impl From<Refusal> for Missing {
+    fn from(refusal: Refusal) -> Missing {
+        Missing::Refused(refusal)
+    }
+}
+
+/// What is told of a body that ends before its end.
+#[must_use]
+pub fn broken_off() -> Refusal {
+    Refusal::new(Code::RequestInvalid, "The body broke off, or its framing is wrong.")
+}
+
+impl From<hyper::Error> for Missing {
+    /// A client leaves when it closes or loses the connection, or takes the request back. What is wrong in what it sent is
+    /// neither: the guards and the HTTP library find that, and say so by the kind of their error.
+    fn from(error: hyper::Error) -> Missing {
+        let lost =
+            |error: &io::Error| !matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput);
+        let cause = error.source();
+        let left = match cause.and_then(|cause| cause.downcast_ref::<h2::Error>()) {
+            Some(stream) => stream.is_remote() || stream.get_io().is_some_and(lost),
+            None => cause.and_then(|cause| cause.downcast_ref::<io::Error>()).is_some_and(lost),
+        };
+        if left { Missing::Left } else { Missing::Refused(broken_off()) }
+    }
+}
+
 /// Reads a body of an organization's. It is taken from where it lies only to its end: what a refusal leaves unread stays there.
 ///
 /// # Errors
-/// `body_too_large`, `overloaded`, or `request_invalid` when its framing breaks or it stops.
+/// `body_too_large`, `overloaded`, or `request_invalid` when its framing breaks or it stops; or its client left.
 pub async fn read(
     stated: Option<u64>,
     body: &mut Option<Incoming>,
     limits: Limits,
     (room, whose): (&Room, &OrgId),
-) -> Result<Whole, Refusal> {
+) -> Result<Whole, Missing> {
     let Limits { largest, patience, .. } = limits;
     let too_large = || Refusal::new(Code::BodyTooLarge, format!("A body may have {largest} bytes here."));
     if stated.is_some_and(|stated| stated > largest) {
-        return Err(too_large());
+        return Err(too_large().into());
     }
     let mut taken = room.take(whose);
     // Not taken ahead: clients that only say so would hold all of it.
     if stated.is_some_and(|stated| !taken.could_grow(stated, &limits)) {
-        return Err(no_room());
+        return Err(no_room().into());
     }
     let Some(body) = body else { return Ok(Whole { bytes: Bytes::new(), taken }) };
     let mut first: Option<Bytes> = None;
@@ -138,18 +176,18 @@ pub async fn read(
         let frame = timeout(patience, body.frame()).await;
         let stalled = |_| Refusal::new(Code::RequestInvalid, "The body stood still for too long.");
         let Some(frame) = frame.map_err(stalled)? else { break };
-        let broken = |_| Refusal::new(Code::RequestInvalid, "The body broke off, or its framing is wrong.");
-        let data = match frame.map_err(broken)?.into_data() {
+        let data = match frame?.into_data() {
             Ok(data) => data,
             // The HTTP library drops pseudo-header fields from trailers, where they are malformed (RFC 9113 §8.1).
             Err(trailers) if trailers.trailers_ref().is_some_and(HeaderMap::is_empty) => {
-                return Err(Refusal::new(Code::RequestInvalid, "The trailers hold what may not stand in trailers."));
+                let refusal = Refusal::new(Code::RequestInvalid, "The trailers hold what may not stand in trailers.");
+                return Err(refusal.into());
             }
             Err(_) => continue,
         };
         taken.grow(data.len() as u64, &limits)?;
         if taken.bytes > largest {
-            return Err(too_large());
+            return Err(too_large().into());
         }
         match first.take() {
             None if joined.is_empty() => first = Some(data),

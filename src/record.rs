@@ -258,6 +258,11 @@ impl Record {
         self.story.count(&self.recorder.metrics, false, Ending::Complete, None, now);
     }
 
+    /// Closes the record of a client that left before anything was decided; whatever is answered now reaches nobody.
+    pub fn left(&mut self) {
+        self.finish(Ending::ClientGone, None);
+    }
+
     fn finish(&mut self, ending: Ending, reason: Option<Code>) {
         if !std::mem::replace(&mut self.open, false) {
             return;

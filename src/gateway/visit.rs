@@ -23,7 +23,7 @@ use super::Gateway;
 use crate::admit::{Choice, Permitted};
 use crate::answer::{self, GateBody, Manner, Shelf};
 use crate::ask::{Ask, Dialect, Route};
-use crate::body;
+use crate::body::{self, Missing};
 use crate::cut::unless_cut;
 use crate::failure::Failure;
 use crate::gate::{self, Doors, Gated};
@@ -290,8 +290,16 @@ impl Visit {
         let (gateway, began) = (self.gateway(), self.gateway().clock.mono());
         let whole = {
             let reading = pin!(body::read(stated, body, limits, (&gateway.bodies, whose)));
-            self.unless_withdrawn(reading).await??
+            self.unless_withdrawn(reading).await?
         };
+        let whole = whole.map_err(|missing| match missing {
+            Missing::Refused(refusal) => refusal,
+            Missing::Left => {
+                record.left();
+                // For whom it may concern: HTTP/1.1 cannot tell who has closed one direction from who has closed both.
+                body::broken_off()
+            }
+        })?;
         *body = None;
         record.facts().awaited = gateway.clock.mono().since(began);
         Ok(whole)

@@ -3,17 +3,21 @@
 import contextlib
 import datetime
 import http.client
+import json
 import random
 import re
 import shutil
 import socket
 import statistics
 import string
+import struct
 import subprocess
 import threading
 import time
 
 import pytest
+from frames import H2, fields
+from hyperframe.frame import RstStreamFrame
 from stage import H1, Authority, Stage, Streaming, chat, eventually, fetch, midday
 
 SERIES = re.compile(r'([a-zA-Z_:][a-zA-Z0-9_:]*)(?:\{(.*)\})? (\S+)')
@@ -566,6 +570,36 @@ def test_a_client_that_left_before_its_answer_is_no_failure_of_ours(stage):
     eventually(lambda: one.metric("portcullis_streams_total", end="client_gone") == 1)
     assert one.metric("portcullis_request_duration_seconds_count", code_class="5xx") == 0
     assert one.metric("portcullis_requests_total", code="499") == 1
+
+
+@pytest.mark.parametrize("protocol, how", [("h1", "close"), ("h1", "reset"), ("h2", "close"), ("h2", "reset"), ("h2", "cancel")])
+def test_a_client_that_left_inside_its_body_is_no_refusal(stage, protocol, how):
+    """It is refused nothing: it counts as gone, in figures and on record."""
+    one = stage()
+    body = json.dumps(chat()).encode()
+    if protocol == "h1":
+        client = H1(one.connect())
+        client.send(client.head(body=body, expect="100-continue")[: -len(body)])
+        assert client.read_head()[0] == 100
+        client.send(body[:20])
+    else:
+        client = H2(one.connect(alpn=("h2",)))
+        unended = client.request(fields(body=body), body[:20], end=False)
+        # What came behind it on the same connection was read after it.
+        assert client.finish(client.request(fields("/v1/models"))).status == 200
+        if how == "cancel":
+            client.send(RstStreamFrame(1, 8))
+            assert client.finish(client.request(fields("/v1/models"))).status == 200
+            assert not unended.over
+    if how == "reset":
+        client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    if how != "cancel":
+        client.socket.close()
+    (line,) = eventually(lambda: [line for line in one.audit() if line["kind"] == "refused"], what="the record")
+    assert (line["reason"], line["ending"], line["status"]) == ("client_gone", "client_gone", 499)
+    assert one.metric("portcullis_requests_total", code="499", org="acme") == 1
+    assert one.metric("portcullis_request_refusals_total") == one.metric("portcullis_requests_total", code="400") == 0
+    client.socket.close()
 
 
 def test_an_upstream_that_was_never_called_is_not_said_to_be_ill(stage):

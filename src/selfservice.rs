@@ -8,9 +8,10 @@ use crate::answer::{self, GateBody};
 use crate::ask::Route;
 use crate::clock::Now;
 use crate::dialect::{self, Page};
-use crate::gate::Gated;
+use crate::gate::{self, Gated};
 use crate::identify::Caller;
 use crate::ledger::Ledger;
+use crate::names::ModelName;
 use crate::peer::Peer;
 use crate::policy::{self, Org};
 use crate::record::Record;
@@ -48,10 +49,12 @@ fn models(snapshot: &Snapshot, caller: &Caller, query: Option<&str>) -> Bytes {
             query.into_iter().flat_map(|query| query.split('&')).filter_map(|member| member.split_once('='));
         members.find(|(name, _)| *name == key).map(|(_, value)| value)
     };
+    let cursor = |key| value(key).and_then(gate::cursor);
+    let (after, before) = (cursor("after").or_else(|| cursor("after_id")), cursor("before_id"));
     let page = Page {
         limit: value("limit").and_then(|limit| limit.parse().ok()),
-        after: value("after").or_else(|| value("after_id")),
-        before: value("before_id"),
+        after: after.as_ref().map(ModelName::as_str),
+        before: before.as_ref().map(ModelName::as_str),
         backwards: value("order") == Some("desc"),
     };
     dialect::models_list(&names, snapshot.policy.loaded_at, &page)

@@ -10,7 +10,7 @@ mod target;
 
 pub use declared::{Declared, declared};
 pub use headers::connection_options;
-pub use target::is_method;
+pub use target::{cursor, is_method};
 
 use http::request::Parts;
 use http::{HeaderName, HeaderValue};

@@ -5,6 +5,7 @@ use http::{HeaderValue, Method, Version};
 
 use super::invalid;
 use crate::ask::Route;
+use crate::names::ModelName;
 use crate::outcome::{Code, Refusal};
 
 /// Version, method and form of the target.
@@ -112,16 +113,21 @@ pub(super) fn query(query: Option<&str>, route: Route) -> Result<Option<String>,
     let mut seen = Vec::new();
     for member in query.split('&') {
         let (key, value) = member.split_once('=').unwrap_or((member, ""));
-        let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'~' | b'-' | b':' | b'/');
-        if !allowed.contains(&key) || seen.contains(&key) || value.len() > 256 || !value.bytes().all(plain) {
+        if !allowed.contains(&key) || seen.contains(&key) {
             return Err(match allowed {
                 [] => invalid("This route takes no query."),
                 _ => invalid(format!("The query may hold, once each: {}.", allowed.join(", "))),
             });
         }
+        let digits = || value.bytes().all(|byte| byte.is_ascii_digit());
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'~' | b'-' | b':' | b'/');
         let wanted = match key {
-            "limit" if !value.parse::<u64>().is_ok_and(|limit| limit > 0) => "a positive integer",
+            "limit" if !(digits() && value.parse::<u64>().is_ok_and(|limit| limit > 0)) => "a positive integer",
             "order" if !matches!(value, "asc" | "desc") => "asc or desc",
+            "after" | "after_id" | "before_id" if !value.is_empty() && cursor(value).is_none() => {
+                "the id of a model, percent-encoded where an address needs it"
+            }
+            "beta" if value.len() > 256 || !value.bytes().all(plain) => "at most 256 letters, digits and .:/_~-",
             _ => {
                 seen.push(key);
                 continue;
@@ -130,4 +136,20 @@ pub(super) fn query(query: Option<&str>, route: Route) -> Result<Option<String>,
         return Err(invalid(format!("The query's {key} must be {wanted}.")));
     }
     Ok(Some(query.to_owned()))
+}
+
+/// The model that a place in the models list is named by, written as addresses write it (RFC 3986 §2.1). Only what the
+/// gateway itself answers is decoded: nothing that crosses is.
+#[must_use]
+pub fn cursor(value: &str) -> Option<ModelName> {
+    let mut name = Vec::with_capacity(value.len());
+    let mut written = value.bytes();
+    let digit = |byte: u8| char::from(byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
+    while let Some(byte) = written.next() {
+        name.push(match byte {
+            b'%' => digit(written.next()?)? << 4 | digit(written.next()?)?,
+            byte => byte,
+        });
+    }
+    ModelName::from_bytes(&name).ok()
 }

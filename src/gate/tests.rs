@@ -33,6 +33,7 @@ fn well_formed_heads_pass() {
     assert_eq!(h1("POST", "/v1/messages?beta=true", &[HERE, JSON]), Ok(Route::Messages));
     assert_eq!(h1("GET", "/v1/models?limit=1000", &[("host", "GATEWAY.example:8443")]), Ok(Route::Models));
     assert_eq!(h1("GET", "https://gateway.example/v1/models", &[HERE]), Ok(Route::Models));
+    assert_eq!(h1("GET", "/v1/models?after=a%2Fb%3A1%40eu%2b&before_id=&limit=01", &[HERE]), Ok(Route::Models));
     let odd = [
         HERE,
         ("content-type", "Application/JSON; charset=\"UTF8\";"),
@@ -60,6 +61,11 @@ fn crooked_heads_are_refused_with_their_code() {
         "/v1/models?limit=0",
         "/v1/models?limit=-1",
         "/v1/models?limit",
+        "/v1/models?limit=+1",
+        "/v1/models?after=%20",
+        "/v1/models?after_id=%6",
+        "/v1/models?before_id=%+6",
+        "/v1/models?after=%00",
         "/v1/models?order=random",
         "*",
     ] {

@@ -5,6 +5,7 @@ The codes' tables and orders are contracts with tools that nobody here can chang
 
 import json
 import re
+from urllib.parse import quote
 
 import pytest
 from stage import H1, Stage, chat, eventually, midday
@@ -255,6 +256,32 @@ def test_the_models_list_can_be_read_page_by_page(scene, after):
     assert [item["id"] for item in before["data"]] == whole[1:3]
     gone = scene.ask(f"/v1/models?{after}={whole[2]}.gone").json
     assert [item["id"] for item in gone["data"]] == whole[3:], "a name that is withdrawn keeps its place"
+
+
+# What a model id may hold beside letters and digits, and every cursor is a name of it.
+ODD = sorted(["gpt-ft:4.1:org::id", "gpt-org/model", "gpt-a@2025", "gpt-a+b", "gpt-a=b", "gpt-a&b", "gpt-50%", "gpt-%2f", "gpt-a#b", "gpt-a?b"])
+
+
+@pytest.mark.parametrize("protocol", ["h1", "h2"])
+def test_every_model_that_is_listed_is_a_place_to_go_on_from(stage, protocol):
+    one = stage(orgs={"acme": Stage.ACME.replace('"mock-*"', f'"mock-*", {", ".join(map(json.dumps, ODD))}')})
+    whole = [item["id"] for item in ask(one, protocol, "/v1/models").json["data"]]
+    assert set(ODD) <= set(whole)
+    for at, name in enumerate(whole):
+        # As httpx writes it, and as curl's --data-urlencode does.
+        for written in {quote(name, safe="/:"), quote(name, safe=""), "".join(f"%{ord(letter):02x}" for letter in name)}:
+            for cursor, wanted in (("after", whole[at + 1:]), ("after_id", whole[at + 1:]), ("before_id", whole[:at])):
+                reply = ask(one, protocol, f"/v1/models?{cursor}={written}")
+                assert [item["id"] for item in reply.json["data"]] == wanted, (cursor, written)
+
+
+@pytest.mark.parametrize("protocol", ["h1", "h2"])
+@pytest.mark.parametrize("cursor", ["after", "after_id", "before_id"])
+def test_a_cursor_that_is_no_models_name_is_told_so(scene, protocol, cursor):
+    for value in ("%20", "%00", "%c3%a9", "%2a", "%", "%6", "%zz", "a%22", "a" * 129):
+        reply = ask(scene, protocol, f"/v1/models?{cursor}={value}")
+        assert refused(reply) == (400, "request_invalid"), value
+        assert reply.json["error"]["message"].startswith(f"The query's {cursor} must be the id of a model"), value
 
 
 def test_what_the_models_list_holds_can_be_asked_and_what_it_lacks_cannot(scene):

@@ -15,8 +15,8 @@ use super::{Limits, Timer, Wait, Watch};
 use crate::outcome::{Code, Refusal};
 use crate::socket::Handle;
 
-/// What hyper is given in place of a head that was withheld; the service answers it with the stored refusal.
-const IN_ITS_PLACE: &[u8] = b"GET /-withheld HTTP/1.1\r\nhost: withheld\r\nconnection: close\r\n\r\n";
+/// What hyper is given behind the method of a head that was withheld; the service answers it with the stored refusal.
+const IN_ITS_PLACE: &[u8] = b" /-withheld HTTP/1.1\r\nhost: withheld\r\nconnection: close\r\n\r\n";
 /// How much is read at once.
 const READ: usize = 8 * 1024;
 
@@ -157,6 +157,8 @@ impl<S> Guard<S> {
             Crooked::Form(message) => Refusal::new(Code::RequestInvalid, message),
         };
         self.watch.withhold(refusal);
+        // Whatever else is wrong with it: what answers HEAD has no body.
+        self.passing.extend_from_slice(if self.held.starts_with(b"HEAD ") { b"HEAD" } else { b"GET" });
         self.held.clear();
         self.passing.extend_from_slice(IN_ITS_PLACE);
         self.next = Next::Over;

@@ -376,6 +376,13 @@ def test_what_follows_a_crooked_head_is_never_a_request(door, cases):
     assert seen(door) == before
 
 
+@pytest.mark.parametrize("head", [b"HEAD / HTTP/1.0\r\n", b"HEAD / HTTP/1.1\r\nhost: localhost\r\n x: folded\r\n"])
+def test_what_is_withheld_of_head_is_answered_without_a_body(wire, head):
+    wire.send(head + b"\r\n")
+    assert wire.read_head()[0] == 400
+    ends(wire)
+
+
 @pytest.mark.parametrize("method", [b"TRACE", b"HEAD"])
 def test_methods_that_answer_with_the_request_or_without_a_body_are_refused(door, wire, method):
     before = seen(door)

@@ -248,7 +248,7 @@ fn is_ours(host: &[u8]) -> bool {
         Some((address, _)) => address.parse::<Ipv6Addr>().is_ok(),
         None => name.eq_ignore_ascii_case("localhost") || name.parse::<Ipv4Addr>().is_ok(),
     };
-    ours && (port.is_empty()
+    ours && (matches!(port, "" | ":")
         || port
             .strip_prefix(':')
             .is_some_and(|port| port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok()))
@@ -286,7 +286,7 @@ mod tests {
 
     #[test]
     fn only_addresses_and_localhost_are_ours() {
-        for ours in ["127.0.0.1", "127.0.0.1:9443", "localhost", "LOCALHOST:1", "[::1]", "[::1]:9443"] {
+        for ours in ["127.0.0.1", "127.0.0.1:9443", "localhost", "localhost:", "LOCALHOST:1", "[::1]", "[::1]:9443"] {
             assert!(is_ours(ours.as_bytes()), "{ours}");
         }
         for theirs in [

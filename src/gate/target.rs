@@ -77,10 +77,12 @@ pub fn is_method(word: &[u8]) -> bool {
 
 /// The name without its port.
 fn name_of(authority: &str) -> Result<&str, Refusal> {
+    // A colon without a port says what no colon says (RFC 3986 §3.2.3).
     let digits = |port: &str| {
-        port.len() <= 5
-            && port.bytes().all(|byte| byte.is_ascii_digit())
-            && port.parse().is_ok_and(|port: u16| port > 0)
+        port.is_empty()
+            || (port.len() <= 5
+                && port.bytes().all(|byte| byte.is_ascii_digit())
+                && port.parse().is_ok_and(|port: u16| port > 0))
     };
     let label = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.');
     let end = authority.as_bytes().iter().position(|byte| !label(byte)).unwrap_or(authority.len());

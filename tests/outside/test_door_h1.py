@@ -459,6 +459,7 @@ PASSING = {
     "Host in odd case": post(host=b"LocalHost"),
     "Host with a port": post(host=b"localhost:8443"),
     "Host with another port": post(host=b"localhost:1"),
+    "Host with a colon and no port": post(host=b"localhost:"),
     "absolute form": post(target=b"https://localhost/v1/chat/completions"),
     "absolute form in odd case and with a port": post(target=b"HTTPS://LOCALHOST:8443/v1/chat/completions"),
     "a charset": post(content_type=b'Application/JSON; charset="UTF-8"'),

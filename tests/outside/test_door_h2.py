@@ -211,6 +211,7 @@ PASSING = {
     "as it should be": (fields(body=BODY), BODY),
     "without a length": (fields(body=BODY, content_length=None), BODY),
     "an authority in odd case and with a port": (fields(body=BODY, **{":authority": "LocalHost:8443"}), BODY),
+    "an authority with a colon and no port": (fields(body=BODY, **{":authority": "localhost:"}), BODY),
     "the same Host": (fields(body=BODY, host="localhost"), BODY),
     "te: trailers": (fields(body=BODY, te="trailers"), BODY),
     "the other name of the purpose": (fields(body=BODY, portcullis_purpose=None, x_purpose="research"), BODY),

@@ -160,6 +160,10 @@ async fn answer(desk: &Arc<Desk>, scope: Scope, visitor: &Visitor, request: Requ
         let name = head.uri.authority().map(|authority| authority.as_str().as_bytes());
         let name = name.or_else(|| head.headers.get(HOST).map(HeaderValue::as_bytes));
         refusals.names.tell(by, path, "a Host that is neither an address nor localhost", name);
+        if head.version == Version::HTTP_11 && head.headers.get_all(HOST).iter().count() != 1 {
+            // RFC 9112 §3.2.
+            return text(StatusCode::BAD_REQUEST, "a request has exactly one Host\n");
+        }
         return text(StatusCode::MISDIRECTED_REQUEST, "this name is not served here: ask an address, or localhost\n");
     }
     let acts = path.starts_with("/-/");

@@ -110,6 +110,17 @@ pub fn may_pursue(org: &Org, revoked: &Revocations, purpose: &PurposeId) -> bool
     org.purposes.contains(purpose) && !revoked.holds(RevocationKind::Purpose, purpose.as_str())
 }
 
+/// Whether a model is withdrawn, by itself or with its group. A pattern stands for the models that it matches.
+#[must_use]
+pub fn is_withdrawn(policy: &Policy, revoked: &Revocations, model: &str) -> bool {
+    is_withdrawn_of(policy.models.group_of(model), revoked, model)
+}
+
+fn is_withdrawn_of(group: Option<&Arc<Group>>, revoked: &Revocations, model: &str) -> bool {
+    let with_its_group = group.is_some_and(|group| revoked.holds(RevocationKind::Model, group.id.as_str()));
+    with_its_group || revoked.holds(RevocationKind::Model, model)
+}
+
 /// Whether a model is granted and not withdrawn.
 #[must_use]
 pub fn may_use(policy: &Policy, org: &Org, revoked: &Revocations, model: &str) -> bool {
@@ -118,8 +129,7 @@ pub fn may_use(policy: &Policy, org: &Org, revoked: &Revocations, model: &str) -
 
 /// Whether a model of `group` is granted and not withdrawn.
 fn is_granted(group: Option<&Arc<Group>>, org: &Org, revoked: &Revocations, model: &str) -> bool {
-    let group_withdrawn = group.is_some_and(|group| revoked.holds(RevocationKind::Model, group.id.as_str()));
-    org.may_use(model, group.map(|group| &group.id)) && !group_withdrawn && !revoked.holds(RevocationKind::Model, model)
+    org.may_use(model, group.map(|group| &group.id)) && !is_withdrawn_of(group, revoked, model)
 }
 
 /// Judges the model: granted, and served by an upstream that speaks the route's dialect. Of the models that the body

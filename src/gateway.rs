@@ -145,7 +145,8 @@ async fn exchange(
     let org = &caller.org().id;
     visit.bind(&caller)?;
     if !gated.route().is_forwarded() {
-        let asker = selfservice::Asker { caller: &caller, peer, ledger: &gateway.ledger, now: gateway.clock.now() };
+        let (ledger, now) = (&gateway.ledger, gateway.clock.now());
+        let asker = selfservice::Asker { caller: &caller, peer, revoked: &revoked, ledger, now };
         return Ok(selfservice::answer(snapshot, &asker, &gated, record));
     }
 

@@ -4,6 +4,7 @@ use bytes::Bytes;
 use hyper::Response;
 use serde_json::{Value, json};
 
+use crate::admit;
 use crate::answer::{self, GateBody};
 use crate::ask::Route;
 use crate::clock::Now;
@@ -11,9 +12,9 @@ use crate::dialect::{self, Page};
 use crate::gate::{self, Gated};
 use crate::identify::Caller;
 use crate::ledger::Ledger;
-use crate::names::ModelName;
+use crate::names::{ModelName, PurposeId};
 use crate::peer::Peer;
-use crate::policy::{self, Org};
+use crate::policy::{Pattern, Policy, Revocations};
 use crate::record::Record;
 use crate::snapshot::Snapshot;
 
@@ -23,6 +24,8 @@ pub struct Asker<'a> {
     pub caller: &'a Caller,
     /// The certificate it came with.
     pub peer: &'a Peer,
+    /// What was revoked by command.
+    pub revoked: &'a Revocations,
     /// What it has used.
     pub ledger: &'a Ledger,
     /// When it asks.
@@ -32,9 +35,9 @@ pub struct Asker<'a> {
 /// Answers one of the routes that are not forwarded.
 pub fn answer(snapshot: &Snapshot, asker: &Asker<'_>, gated: &Gated, record: &mut Record) -> Response<GateBody> {
     let bytes = match gated.route() {
-        Route::Models => models(snapshot, asker.caller, gated.query()),
+        Route::Models => models(snapshot, asker, gated.query()),
         Route::Usage => Bytes::from(usage(snapshot, asker).to_string()),
-        _ => Bytes::from(whoami(snapshot, asker.caller.org(), asker.peer).to_string()),
+        _ => Bytes::from(whoami(snapshot, asker).to_string()),
     };
     record.facts().status = 200;
     record.facts().bytes_out = bytes.len() as u64;
@@ -42,8 +45,15 @@ pub fn answer(snapshot: &Snapshot, asker: &Asker<'_>, gated: &Gated, record: &mu
     answer::json(bytes, record.request_id())
 }
 
-fn models(snapshot: &Snapshot, caller: &Caller, query: Option<&str>) -> Bytes {
-    let names = caller.org().usable(&snapshot.policy.models);
+/// The models whose names are listed, without what was revoked by command.
+fn usable(policy: &Policy, asker: &Asker<'_>) -> Vec<ModelName> {
+    let mut names = asker.caller.org().usable(&policy.models);
+    names.retain(|name| !admit::is_withdrawn(policy, asker.revoked, name.as_str()));
+    names
+}
+
+fn models(snapshot: &Snapshot, asker: &Asker<'_>, query: Option<&str>) -> Bytes {
+    let names = usable(&snapshot.policy, asker);
     let value = |key: &str| {
         let mut members =
             query.into_iter().flat_map(|query| query.split('&')).filter_map(|member| member.split_once('='));
@@ -60,9 +70,9 @@ fn models(snapshot: &Snapshot, caller: &Caller, query: Option<&str>) -> Bytes {
     dialect::models_list(&names, snapshot.policy.loaded_at, &page)
 }
 
-fn whoami(snapshot: &Snapshot, org: &Org, peer: &Peer) -> Value {
-    let policy = &snapshot.policy;
-    let purpose = |id: &crate::names::PurposeId| {
+fn whoami(snapshot: &Snapshot, asker: &Asker<'_>) -> Value {
+    let (policy, org, peer, revoked) = (&snapshot.policy, asker.caller.org(), asker.peer, asker.revoked);
+    let purpose = |id: &PurposeId| {
         let entry = policy.purposes.get(id)?;
         Some(json!({"id": id, "text": entry.text, "case": if entry.case_required { "required" } else { "optional" }}))
     };
@@ -73,13 +83,14 @@ fn whoami(snapshot: &Snapshot, org: &Org, peer: &Peer) -> Value {
         "name": org.name,
         "authority": peer.authority(),
         "certificate": {"sha256": leaf.sha256, "uri": leaf.uri, "not_after": leaf.not_after.to_string()},
-        "purposes": org.purposes.iter().filter_map(purpose).collect::<Vec<_>>(),
-        "models": org.usable(&policy.models),
+        "purposes": org.purposes.iter().filter(|id| admit::may_pursue(org, revoked, id)).filter_map(purpose).collect::<Vec<_>>(),
+        "models": usable(policy, asker),
         "valid": {"from": date(org.valid.0), "until": date(org.valid.1)},
         "generation": policy.generation,
     });
     // Models whose names nobody has listed.
-    let wider: Vec<&str> = org.wider(&policy.models).into_iter().map(policy::Pattern::as_str).collect();
+    let mut wider: Vec<&str> = org.wider(&policy.models).into_iter().map(Pattern::as_str).collect();
+    wider.retain(|pattern| !admit::is_withdrawn(policy, revoked, pattern));
     if !wider.is_empty()
         && let Some(members) = told.as_object_mut()
     {

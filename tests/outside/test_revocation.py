@@ -424,6 +424,32 @@ def test_a_purpose_or_model_taken_away_ends_its_streams_and_no_others(place, opt
         assert scene.second.ask(body=chat(MODEL, max_tokens=1)).status == 200
 
 
+def test_what_was_revoked_is_not_told_as_what_one_may_use(stage):
+    """Where a refusal sends its partner to look."""
+    more = '[model.frontier]\nmatch = ["gpt-named", "gpt-*"]\n'
+    one = stage(more=more, orgs={"acme": Stage.ACME.replace('"mock-*", "gpt-*"', '"mock-a", "mock-b", "frontier"')})
+
+    def told():
+        whoami = one.ask("/portcullis/v1/whoami").json
+        listed = [model["id"] for model in one.ask("/v1/models").json["data"]]
+        assert listed == whoami["models"]
+        return [purpose["id"] for purpose in whoami["purposes"]], listed, whoami.get("model_patterns")
+
+    whole = (["research", "incident"], ["gpt-named", "mock-a", "mock-b"], ["claude-*", "gpt-*"])
+    assert told() == whole
+    steps = [
+        ("--model", "mock-a", (whole[0], ["gpt-named", "mock-b"], whole[2])),
+        ("--model", "frontier", (whole[0], ["mock-b"], ["claude-*"])),
+        ("--purpose", "incident", (["research"], ["mock-b"], ["claude-*"])),
+    ]
+    for option, target, left in steps:
+        one.run("revoke", option, target, check=True)
+        assert told() == left, target
+    for option, target, _ in steps:
+        one.run("restore", option, target, check=True)
+    assert told() == whole
+
+
 @pytest.mark.parametrize("change", [
     ('purposes = ["research", "incident"]', 'purposes = ["incident"]', "purpose_not_permitted"),
     ('models = ["mock-*", "gpt-*", "claude-*"]', f'models = ["{OTHER_MODEL}"]', "model_not_permitted"),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use http::HeaderMap;
 
-use crate::ask::Ask;
+use crate::ask::{Ask, Route};
 use crate::gate::{self, Declared};
 use crate::identify::Caller;
 use crate::names::{GroupId, ModelName, PurposeId};
@@ -136,7 +136,8 @@ fn is_granted(group: Option<&Arc<Group>>, org: &Org, revoked: &Revocations, mode
 /// names beside it, none may be one that is not granted, and none that may answer in its place of another group.
 ///
 /// # Errors
-/// `model_not_permitted`, which does not tell an unknown model from a forbidden one; `request_invalid`.
+/// `model_not_permitted`, which tells neither an unknown model from a forbidden one nor where one that is not granted is
+/// served; `request_invalid`.
 pub fn model(policy: &Policy, revoked: &Revocations, caller: &Caller, ask: &Ask) -> Result<Choice, Refusal> {
     let refuse = |name: &str| {
         let message = format!(
@@ -155,8 +156,22 @@ pub fn model(policy: &Policy, revoked: &Revocations, caller: &Caller, ask: &Ask)
     }
     of_one_group(policy, ask, group)?;
     let upstream = policy.models.upstream_for(ask.route.dialect(), name);
-    let upstream = upstream.ok_or_else(|| refuse(name).for_operator("no upstream of this dialect serves it"))?;
+    let upstream = upstream.ok_or_else(|| {
+        let refused = elsewhere(policy, ask).unwrap_or_else(|| refuse(name));
+        refused.for_operator("no upstream of this dialect serves it")
+    })?;
     Ok(Choice { upstream: upstream.clone(), group: group.cloned() })
+}
+
+/// What is told of a model that is granted, and served on the other vendor's routes alone.
+fn elsewhere(policy: &Policy, ask: &Ask) -> Option<Refusal> {
+    let name = ask.model.as_str();
+    let serves = |route: &Route| policy.models.upstream_for(route.dialect(), name).is_some();
+    let routes = Route::ALL.into_iter().filter(|route| route.is_forwarded() && serves(route));
+    let paths: Vec<&str> = routes.map(Route::path).collect();
+    let here = ask.route.path();
+    let message = format!("The model {name} is not served on {here}, but on {}.", paths.join(", "));
+    (!paths.is_empty()).then(|| Refusal::new(Code::ModelNotPermitted, message).at("model"))
 }
 
 /// Whoever answers is held to the limits of the model that the request names first, at its price: one reservation cannot

@@ -291,6 +291,17 @@ def test_what_the_models_list_holds_can_be_asked_and_what_it_lacks_cannot(scene)
         assert (reply.status == 200) == (name in LISTED), (name, reply.body)
 
 
+def test_a_model_on_the_other_vendors_route_is_told_where_it_is_served(scene):
+    """One that is granted; of others nothing is told but that."""
+    for name, here, there in (("claude-listed", "openai", "anthropic"), ("gpt-listed", "anthropic", "openai")):
+        reply = scene.ask(DIALECTS[here][0], chat(name, max_tokens=5))
+        assert refused(reply) == (403, "model_not_permitted")
+        said = reply.json["error"]["message"]
+        elsewhere = re.fullmatch(rf"The model {name} is not served on {DIALECTS[here][0]}, but on (.*)\.", said).group(1)
+        assert DIALECTS[there][0] in elsewhere.split(", ")
+    assert "whoami" in scene.ask(DIALECTS["anthropic"][0], chat("kept-back", max_tokens=5)).json["error"]["message"]
+
+
 # Routes.
 
 WRONG_TARGETS = {

@@ -23,7 +23,7 @@ use crate::ledger::{Demand, Ledger, Verdict};
 use crate::names::{OrgId, PurposeId};
 use crate::outcome::{Code, Handshake, Refusal};
 use crate::peer::Peer;
-use crate::policy::{Binding, Group, Org, Owner, Policy, Revocations, Status};
+use crate::policy::{Binding, Group, Org, Owner, Policy, RevocationKind, Revocations, Status};
 use crate::reserve::reserve;
 use crate::tls::{Acceptance, Terms};
 use crate::usage::Calibration;
@@ -79,6 +79,11 @@ impl Decision {
 
     fn refused(refusal: Refusal) -> Decision {
         Decision::new(refusal.code, refusal.message, None)
+    }
+
+    /// Decided by no line of the files: no place is told.
+    fn withdrawn(code: Code, what: impl Display) -> Decision {
+        Decision::new(code, format!("{what} was revoked by command"), None)
     }
 }
 
@@ -211,7 +216,14 @@ fn caller(grounds: &Grounds<'_>, peer: &Peer) -> Result<Caller, Decision> {
         let at = |word: &str, decides: &dyn Fn(&Org) -> bool| {
             Some(format!("org/{}/{word}", barred.org()?.line().find(|org| decides(org))?.id))
         };
-        let rule = match barred.refusal().code {
+        let code = barred.refusal().code;
+        let revoked = |org: &&Org| withdrawn.holds(RevocationKind::Organization, org.id.as_str());
+        if let Some(org) = barred.org().filter(|_| code == Code::OrganizationSuspended)
+            && let Some(holder) = org.line().find(revoked)
+        {
+            return Decision::withdrawn(code, format_args!("the organization {}", holder.id));
+        }
+        let rule = match code {
             Code::OrganizationSuspended => at("status", &|org| org.status == Status::Suspended),
             Code::GrantExpired => at("valid", &|org| !org.is_granted(now)),
             _ => None,
@@ -233,8 +245,12 @@ fn purpose(headers: &HeaderMap, grounds: &Grounds<'_>, caller: &Caller) -> Resul
     let declared = admit::declared(headers, policy, &grounds.withdrawn, caller).map_err(Decision::refused)?;
     let purpose = declared.purpose.clone();
     admit::purpose(policy, &grounds.withdrawn, caller, declared).map_err(|refusal| {
+        let granted = caller.org().purposes.contains(&purpose);
         let rule = match refusal.code {
             Code::PurposeUnknown => "catalog".to_owned(),
+            code @ Code::PurposeNotPermitted if granted => {
+                return Decision::withdrawn(code, format_args!("the purpose {purpose}"));
+            }
             Code::PurposeNotPermitted => format!("org/{}/purposes", caller.org().id),
             _ => format!("catalog/{purpose}"),
         };
@@ -283,8 +299,7 @@ fn granted(grounds: &Grounds<'_>, org: &Org, route: Route, model: &str) -> Resul
         return Err(Decision::new(Code::ModelNotPermitted, text, Some(format!("org/{}/models", holder.id))));
     }
     if !admit::may_use(policy, org, &grounds.withdrawn, model) {
-        let text = format!("the model {model} was revoked by command");
-        return Err(Decision::new(Code::ModelNotPermitted, text, None));
+        return Err(Decision::withdrawn(Code::ModelNotPermitted, format_args!("the model {model}")));
     }
     let dialect = route.dialect();
     if policy.models.upstream_for(dialect, model).is_none() {

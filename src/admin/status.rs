@@ -104,7 +104,7 @@ pub fn sample(standing: &Standing<'_>, beyond: u64, policy: &Policy) -> QuotaSam
     #[expect(clippy::cast_precision_loss, reason = "figures for dashboards")]
     let scale = |units: u64| if unit == Unit::Cost { units as f64 / 1e9 } else { units as f64 };
     #[expect(clippy::cast_precision_loss, reason = "seconds for dashboards")]
-    let resets_at = standing.left.resets_at.seconds() as f64;
+    let resets_at = standing.window().map(|_| standing.left.resets_at.seconds() as f64);
     QuotaSample {
         org: standing.org.to_string(),
         quota: policy.named(&standing.limit.id),

@@ -33,8 +33,8 @@ pub struct QuotaSample {
     pub reserved: f64,
     /// By how much it may be exceeded at most, by what is under way; infinite where nothing bounds it.
     pub overspend: f64,
-    /// When it is full again, or its window ends, in seconds since the epoch.
-    pub resets_at: f64,
+    /// When it is full again, or its window ends, in seconds since the epoch; never, where it counts what is under way.
+    pub resets_at: Option<f64>,
 }
 
 impl QuotaSample {
@@ -65,7 +65,7 @@ const DECLARED: [Declared; 8] = [
         "quota",
         |s| Some((&s.quota, s.ratio)),
     ),
-    ("quota_reset_timestamp_seconds", "When a limit is whole again.", "quota", |s| Some((&s.quota, s.resets_at))),
+    ("quota_reset_timestamp_seconds", "When a limit is whole again.", "quota", |s| Some((&s.quota, s.resets_at?))),
     (
         "quota_overspend_bound",
         "By how much requests under way may exceed a limit at most, input and output, in its own unit.",

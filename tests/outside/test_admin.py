@@ -247,6 +247,8 @@ def test_the_status_has_the_shape_that_programs_rely_on(shared):
         assert (limits["tokens_per_day"]["unit"], limits["tokens_per_day"]["window"]) == ("tokens", "day")
         assert limits["concurrent_requests"]["window"] is None and limits["concurrent_requests"]["resets_at"] is None
         assert limits["concurrent_requests"]["used"] + limits["concurrent_requests"]["reserved"] == 1
+        again = lambda quota: shared.metric("portcullis_quota_reset_timestamp_seconds", org="acme", quota=quota)
+        assert again("tokens_per_day") > time.time() and not again("concurrent_requests")
         assert {"request_id", "organization", "purpose", "model", "age_seconds", "output_tokens"} <= set(
             status["streams"][0]
         )

@@ -265,7 +265,7 @@ impl PerOrg {
             usage_missing: counter("usage_missing_total", "Answers without reported usage: an estimate was charged.")?,
             usage_disputed: counter(
                 "usage_disputed_total",
-                "Answers whose reported usage was below a quarter of what was metered.",
+                "Answers whose reported usage was less than a quarter of what was metered, or more than can be.",
             )?,
         })
     }

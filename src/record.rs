@@ -322,7 +322,7 @@ impl Story {
         self.series.closed(ending, reason);
         if let (Some(model), Some(settlement)) = (model, settlement) {
             let figures = metrics.model(model);
-            self.series.charged(&figures, model, &settlement.usage, settlement.cost, settlement.kind);
+            self.series.charged(&figures, &settlement.usage, settlement.cost, settlement.kind);
             self.series.settled(reserved.map_or(0, |usage| usage.total()), settlement.usage.total());
         }
     }

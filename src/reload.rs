@@ -6,7 +6,7 @@
 mod doubted;
 mod watched;
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -22,7 +22,7 @@ use crate::gateway::Gateway;
 use crate::keeper::audit::{Body, Durability, OnFailure, Outside, Rules};
 use crate::keeper::numbers::Numbers;
 use crate::metrics::{Configured, Ends};
-use crate::names::{AuthorityName, ModelName};
+use crate::names::AuthorityName;
 use crate::peer::Leaf;
 use crate::policy::{self, Diff, Footprint, Mistakes, Policy, Told};
 use crate::renaming;
@@ -346,11 +346,11 @@ pub fn put_in_force(gateway: &Gateway, snapshot: &Arc<Snapshot>) {
     let policy = &snapshot.policy;
     policy.closed().for_each(|what| tracing::error!("{what}"));
     metrics.in_force(policy.generation, &policy.hash.to_string());
-    let orgs: Vec<_> = policy.orgs().map(|org| org.id.clone()).collect();
+    let orgs: Vec<_> = policy.orgs().map(|org| (org.id.clone(), org.usable(&policy.models))).collect();
     let purposes: Vec<_> = policy.purposes.keys().cloned().collect();
-    let models: HashSet<ModelName> = policy.orgs().flat_map(|org| org.usable(&policy.models)).collect();
     let upstreams: Vec<_> = snapshot.endpoints.iter().map(|endpoint| endpoint.name().clone()).collect();
-    metrics.configured(Configured { orgs: &orgs, purposes: &purposes, upstreams: &upstreams, models });
+    let configured = Configured { orgs: &orgs, purposes: &purposes, upstreams: &upstreams };
+    metrics.configured(configured, gateway.clock.mono());
     let mut ends: Vec<Ends<'_>> = Vec::new();
     ends.extend(policy.server_names.first().map(|name| Ends::Server(name, policy.identity.not_after())));
     for authority in policy.authorities.iter() {

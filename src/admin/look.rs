@@ -99,6 +99,7 @@ fn metrics(desk: &Desk) -> String {
     }
     metrics.draining(gateway.drain.phase() > Phase::Serving);
     metrics.quotas(quotas(desk));
+    metrics.forget(gateway.clock.mono());
     metrics.render()
 }
 

@@ -18,11 +18,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dashmap::DashMap;
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use prometheus::{Encoder, IntCounter, TextEncoder};
 
 use crate::ask::Route;
-use crate::clock::Wall;
+use crate::clock::{Mono, Wall};
 use crate::names::{Hashing, ModelName, NOBODY, OrgId, PurposeId, UNLISTED, UpstreamName};
 use crate::outcome::{Code, Handshake};
 use crate::peer::{Leaf, Sha256};
@@ -36,6 +36,11 @@ const MOST_SEEN: usize = 1024;
 /// Up to so many organizations have every series before their first event. Of more only those are shown that came:
 /// a scrape should grow with who uses the gateway, not with who might.
 const FORESEEN: usize = 1000;
+/// Up to so many pairs of an organization and a model that it may use have counters before their first event, for the same
+/// reason.
+const FORESEEN_USES: usize = 5000;
+/// How long a removed organization's series stay: what its removal causes (streams cut, tokens charged) is scraped then.
+const GRACE: Duration = Duration::from_secs(300);
 
 /// When something that a policy trusts ends.
 #[derive(Debug, Clone, Copy)]
@@ -49,16 +54,14 @@ pub enum Ends<'a> {
 }
 
 /// The names that a policy has: closed sets of labels.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Copy, Default)]
 pub struct Configured<'a> {
-    /// Organizations.
-    pub orgs: &'a [OrgId],
+    /// Organizations, each with the models that it may use.
+    pub orgs: &'a [(OrgId, Vec<ModelName>)],
     /// The catalogue of purposes.
     pub purposes: &'a [PurposeId],
     /// Upstreams.
     pub upstreams: &'a [UpstreamName],
-    /// Models that somebody may use.
-    pub models: HashSet<ModelName>,
 }
 
 /// What the audit log counts, since its start.
@@ -86,6 +89,8 @@ struct Seen {
 pub struct Metrics {
     families: Families,
     orgs: DashMap<OrgId, Arc<OrgSeries>, Hashing>,
+    /// Those of them that are configured no more, and since when.
+    leaving: Mutex<HashMap<OrgId, Mono>>,
     unknown: Arc<OrgSeries>,
     known_models: RwLock<HashSet<ModelName>>,
     models: DashMap<ModelName, Arc<ModelSeries>, Hashing>,
@@ -106,7 +111,8 @@ impl Metrics {
     /// When two series share a name, which is a mistake in this module.
     pub fn new() -> Result<Arc<Metrics>, prometheus::Error> {
         let families = Families::declare()?;
-        let other_model = Arc::new(ModelSeries::of(&families, UNLISTED));
+        let other = UNLISTED.parse().unwrap_or_else(|_| unreachable!("a model name"));
+        let other_model = Arc::new(ModelSeries::of(&families, other));
         let unknown = Arc::new(OrgSeries::of(&families, NOBODY)?);
         let (version, revision, rustc) =
             (env!("CARGO_PKG_VERSION"), env!("PORTCULLIS_REVISION"), env!("PORTCULLIS_RUSTC"));
@@ -124,6 +130,7 @@ impl Metrics {
         }
         Ok(Arc::new(Metrics {
             orgs: DashMap::default(),
+            leaving: Mutex::default(),
             unknown,
             known_models: RwLock::default(),
             models: DashMap::default(),
@@ -152,7 +159,9 @@ impl Metrics {
         }
         // Families that were declared once are declared again: only a mistake in this module could fail here.
         let fresh = || OrgSeries::of(&self.families, org.as_str()).map_or_else(|_| self.unknown(), Arc::new);
-        self.orgs.entry(org.clone()).or_insert_with(fresh).clone()
+        let series = self.orgs.entry(org.clone()).or_insert_with(fresh).clone();
+        series.foresees(&self.other_model.name);
+        series
     }
 
     /// A model's figures: its own when it is configured, those of `other` when not.
@@ -161,10 +170,12 @@ impl Metrics {
         if let Some(series) = self.models.get(model) {
             return series.clone();
         }
-        if !self.known_models.read().contains(model) {
+        // Held until the entry is made: a name that is forgotten meanwhile is forgotten after that.
+        let known = self.known_models.read();
+        if !known.contains(model) {
             return self.other_model.clone();
         }
-        let fresh = || Arc::new(ModelSeries::of(&self.families, model.as_str()));
+        let fresh = || Arc::new(ModelSeries::of(&self.families, model.clone()));
         self.models.entry(model.clone()).or_insert_with(fresh).clone()
     }
 
@@ -174,30 +185,53 @@ impl Metrics {
         self.orgs.contains_key(org)
     }
 
-    /// Says what is configured: its series exist from now on, unless there are more than a thousand; others' end.
-    pub fn configured(&self, names: Configured<'_>) {
-        let Configured { orgs, purposes, upstreams, models } = names;
-        self.models.retain(|model, _| models.contains(model));
-        *self.known_models.write() = models;
+    /// Says what is configured: its series exist from now on, unless there are too many; those of other organizations are
+    /// [forgotten](Metrics::forget) after a while, of other upstreams at once.
+    pub fn configured(&self, names: Configured<'_>, now: Mono) {
+        let Configured { orgs, purposes, upstreams } = names;
+        *self.known_models.write() = orgs.iter().flat_map(|(_, models)| models).cloned().collect();
+        let known = self.known_models.read();
+        self.models.retain(|model, _| known.contains(model));
+        drop(known);
+        self.stay(&orgs.iter().map(|(org, _)| org).collect(), now);
         let foreseen = orgs.len() <= FORESEEN;
-        for org in orgs.iter().filter(|org| foreseen || self.shows(org)) {
+        let with_models = orgs.iter().map(|(_, models)| models.len()).sum::<usize>() <= FORESEEN_USES;
+        for (org, models) in orgs.iter().filter(|(org, _)| foreseen || self.shows(org)) {
             let series = self.org(org);
             purposes.iter().for_each(|purpose| drop(series.decisions(purpose)));
+            models.iter().filter(|_| with_models).for_each(|model| series.foresees(model));
         }
-        let stay: HashSet<&OrgId> = orgs.iter().collect();
-        self.orgs.retain(|org, series| {
-            let stays = stay.contains(org);
-            if !stays {
-                series.remove(&self.families, org.as_str());
-            }
-            stays
-        });
         self.upstreams.retain(|upstream, series| {
             let stays = upstreams.contains(upstream);
             if !stays {
                 series.remove(&self.families);
             }
             stays
+        });
+    }
+
+    /// From now on only these are configured.
+    fn stay(&self, configured: &HashSet<&OrgId>, now: Mono) {
+        let mut leaving = self.leaving.lock();
+        leaving.retain(|org, _| !configured.contains(org));
+        for gone in self.orgs.iter().filter(|entry| !configured.contains(entry.key())) {
+            leaving.entry(gone.key().clone()).or_insert(now);
+        }
+    }
+
+    /// Ends the series of organizations that were removed a while ago.
+    pub fn forget(&self, now: Mono) {
+        self.leaving.lock().retain(|org, since| {
+            // Handles are given out under the lock that is held here. While somebody has one, something may still be
+            // counted, and would make a series that nobody ends.
+            let ends = |_: &OrgId, series: &Arc<OrgSeries>| {
+                let ends = now.since(*since) >= GRACE && Arc::strong_count(series) == 1;
+                if ends {
+                    series.remove(&self.families, org.as_str());
+                }
+                ends
+            };
+            self.orgs.remove_if(org, ends).is_none()
         });
     }
 
@@ -327,11 +361,13 @@ impl Metrics {
     #[must_use]
     pub fn partners_end(&self, now: Wall) -> Vec<(OrgId, Wall)> {
         let mut ends = Vec::new();
+        let leaving = self.leaving.lock();
         self.seen.retain(|org, seen| {
             seen.retain(|_, one| one.at.until(now) < DAY);
-            let earliest = seen.values().map(|one| one.not_after).min();
+            let stays = self.orgs.contains_key(org) && !leaving.contains_key(org);
+            let earliest = seen.values().map(|one| one.not_after).min().filter(|_| stays);
             ends.extend(earliest.map(|earliest| (org.clone(), earliest)));
-            earliest.is_some() && self.orgs.contains_key(org)
+            earliest.is_some()
         });
         ends
     }

@@ -8,7 +8,7 @@ use prometheus::{Histogram, IntCounter, IntCounterVec, IntGauge};
 
 use super::families::{Families, PerOrg};
 use crate::ask::Route;
-use crate::names::{Hashing, ModelName, PurposeId, UNLISTED};
+use crate::names::{Hashing, ModelName, PurposeId};
 use crate::outcome::{Code, Ending};
 use crate::tokens::{Nano, Usage};
 
@@ -226,13 +226,9 @@ impl OrgSeries {
         }
     }
 
-    /// What was charged; `model` is a configured name or `other`.
-    pub fn charged(&self, model: &ModelSeries, name: &ModelName, usage: &Usage, cost: Nano, kind: &str) {
-        let known = self.models.get(name).map(|entry| entry.clone());
-        let charged = known.unwrap_or_else(|| {
-            let key = if model.is_other() { model.other_name() } else { name.clone() };
-            self.models.entry(key).or_insert_with(|| Arc::new(self.charge_of(&model.label))).clone()
-        });
+    /// What was charged for an answer of this model.
+    pub fn charged(&self, model: &ModelSeries, usage: &Usage, cost: Nano, kind: &str) {
+        let charged = self.charges(&model.name);
         charged.input.inc_by(usage.all_input());
         charged.output.inc_by(usage.output);
         charged.cached.inc_by(usage.cached_input);
@@ -267,6 +263,17 @@ impl OrgSeries {
         overdrawn.inc_by(used.saturating_sub(reserved).min(MOST_SETTLED));
     }
 
+    /// The counters of a model's charges exist from now on.
+    pub(super) fn foresees(&self, model: &ModelName) {
+        let _ = self.charges(model);
+    }
+
+    fn charges(&self, model: &ModelName) -> Arc<Charged> {
+        let known = self.models.get(model).map(|entry| entry.clone());
+        let fresh = || Arc::new(self.charge_of(model.as_str()));
+        known.unwrap_or_else(|| self.models.entry(model.clone()).or_insert_with(fresh).clone())
+    }
+
     fn charge_of(&self, model: &str) -> Charged {
         let labels = [model];
         Charged {
@@ -283,20 +290,17 @@ impl OrgSeries {
 
 /// One model's latency figures.
 pub struct ModelSeries {
-    label: String,
-    other: OnceLock<ModelName>,
+    /// Its label: a configured name or `other`.
+    pub(super) name: ModelName,
     ttft: Histogram,
     gap: Histogram,
 }
 
 impl ModelSeries {
-    pub(super) fn of(families: &Families, label: &str) -> ModelSeries {
-        ModelSeries {
-            label: label.to_owned(),
-            other: OnceLock::new(),
-            ttft: families.ttft.with_label_values(&[label]),
-            gap: families.gap.with_label_values(&[label]),
-        }
+    pub(super) fn of(families: &Families, name: ModelName) -> ModelSeries {
+        let label = [name.as_str()];
+        let (ttft, gap) = (families.ttft.with_label_values(&label), families.gap.with_label_values(&label));
+        ModelSeries { name, ttft, gap }
     }
 
     /// The first content came after `took`.
@@ -307,13 +311,5 @@ impl ModelSeries {
     /// A frame came `took` after the one before.
     pub fn gap(&self, took: Duration) {
         self.gap.observe(took.as_secs_f64());
-    }
-
-    fn is_other(&self) -> bool {
-        self.label == UNLISTED
-    }
-
-    fn other_name(&self) -> ModelName {
-        self.other.get_or_init(|| UNLISTED.parse().unwrap_or_else(|_| unreachable!("a model name"))).clone()
     }
 }

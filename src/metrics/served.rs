@@ -12,6 +12,9 @@ use crate::outcome::Code;
 /// The classes of status codes, as labels.
 const CLASSES: [&str; 4] = ["2xx", "3xx", "4xx", "5xx"];
 
+/// Why a call gets no answer.
+const FAILURES: [Code; 3] = [Code::UpstreamUnreachable, Code::UpstreamTimeout, Code::UpstreamInvalid];
+
 /// One route's figures, over all organizations.
 pub(super) struct RouteSeries {
     durations: [Histogram; 4],
@@ -125,6 +128,10 @@ impl UpstreamSeries {
         let healthy = families.upstream_healthy.with_label_values(&[upstream]);
         // Well until a call says otherwise.
         healthy.set(1);
+        // Zeros, where the first event should be an increase.
+        for code in ["200"].into_iter().chain(FAILURES.iter().map(|code| code.as_str())) {
+            drop(families.upstream_requests.with_label_values(&[upstream, code]));
+        }
         UpstreamSeries {
             upstream: upstream.to_owned(),
             requests: families.upstream_requests.clone(),

@@ -328,6 +328,11 @@ def test_what_alerts_ask_for_is_there_before_it_happens(run):
         assert before.of("portcullis_streams_total", org=name, end="severed") == 0
         for reason in ("rate_limit_exceeded", "insufficient_quota", "purpose_not_permitted", "model_not_permitted"):
             assert before.of("portcullis_request_refusals_total", org=name, reason=reason) == 0
+    for family in ("input_tokens", "output_tokens", "cost", "usage_missing", "usage_disputed"):
+        assert before.of(f"portcullis_{family}_total", org="acme", model="other") == 0
+        assert before.of(f"portcullis_{family}_total", org="acme", model="mock-no-usage") == 0
+    for code in ("200", "upstream_unreachable", "upstream_timeout", "upstream_invalid"):
+        assert before.of("portcullis_upstream_requests_total", upstream="openai", code=code) == 0
     assert before.of("portcullis_config_last_reload_successful") == 1
     assert before.of("portcullis_draining") == 0
     assert before.of("portcullis_audit_records_total", result="failed") == 0
@@ -712,21 +717,29 @@ def test_a_model_that_is_configured_later_gets_its_own_label(stage):
     assert scrape.of("portcullis_output_tokens_total", model="other") == sent[0]
 
 
-def test_a_removed_organizations_series_end(stage):
+def test_what_a_removal_causes_is_told_and_who_returns_goes_on(stage):
+    """The removed organization's series stay for some minutes, unlike its limits and certificates."""
     one = stage()
     for leaf in ("acme", "globex"):
-        one.ask(body=chat(), certificate=leaf)
-        one.ask(body=chat(), certificate=leaf, portcullis_purpose="forbidden")
-    (one.folder / "orgs.d" / "globex.toml").unlink()
-    assert post(one, "/-/reload").status == 200
-    eventually(lambda: 'org="globex"' not in Scrape(one.admin).text, what="the end of its series")
+        assert one.ask(body=chat(), certificate=leaf).status == 200
+    with contextlib.closing(Streaming(one, certificate="globex")) as stream:
+        eventually(lambda: len(stream.pieces) > 3, what="flow")
+        (one.folder / "orgs.d" / "globex.toml").unlink()
+        assert post(one, "/-/reload").status == 200
+        stream.wait()
+    cut = lambda: Scrape(one.admin).of("portcullis_severed_streams_total", org="globex")
+    eventually(lambda: cut() == 1, what="the count of the cut")
+    scrape = Scrape(one.admin)
+    assert scrape.of("portcullis_streams_active", org="globex") == 0
+    assert scrape.of("portcullis_streams_total", org="globex", end="severed") == 1
+    assert scrape.of("portcullis_quota_used_ratio", org="globex") is None
+    assert scrape.of("portcullis_client_cert_not_after_timestamp_seconds", org="globex") is None
     one.write_org("globex", one.GLOBEX)
     assert post(one, "/-/reload").status == 200
     assert one.ask(body=chat(), certificate="globex").status == 200
-    scrape = Scrape(one.admin)
-    assert scrape.of("portcullis_requests_total", org="globex", code="200") == 1
-    assert scrape.of("portcullis_streams_active", org="globex") == 0
-    assert scrape.of("portcullis_requests_total", org="acme", code="200") == 1
+    eventually(lambda: Scrape(one.admin).of("portcullis_requests_total", org="globex", code="200") == 3, what="the count")
+    assert cut() == 1
+    assert Scrape(one.admin).of("portcullis_requests_total", org="acme", code="200") == 1
 
 
 # Scraping.

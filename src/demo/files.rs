@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use rustls::ClientConfig;
 
+use super::place::told;
 use super::text;
 use crate::clock::Wall;
 use crate::server::Addresses;
@@ -23,7 +24,7 @@ const AUTHORITY: Duration = Duration::from_secs(3650 * 86_400);
 pub(super) fn certificates(dir: &Path, now: Wall) -> Result<(), String> {
     let certs = dir.join("certs");
     for folder in [&dir.join("orgs.d"), &certs] {
-        std::fs::create_dir_all(folder).map_err(|error| format!("{}: {error}", folder.display()))?;
+        std::fs::create_dir_all(folder).map_err(told(folder))?;
     }
     if certs.join("ready").exists() && certs.join("partners-ca.key").exists() {
         return Ok(());
@@ -55,7 +56,7 @@ fn put(dir: &Path, name: &str, pair: &Pair) -> Result<(), String> {
 fn write(path: &Path, content: &str, mode: u32) -> Result<(), String> {
     use std::os::unix::fs::OpenOptionsExt;
     let open = std::fs::OpenOptions::new().create(true).truncate(true).write(true).mode(mode).open(path);
-    open.and_then(|mut file| file.write_all(content.as_bytes())).map_err(|error| format!("{}: {error}", path.display()))
+    open.and_then(|mut file| file.write_all(content.as_bytes())).map_err(told(path))
 }
 
 /// Writes the configuration. Ports may differ from start to start, so the main file is written every time; what an
@@ -84,7 +85,7 @@ pub(super) fn configuration(
 pub(super) fn client(dir: &Path, name: &str) -> Result<Arc<ClientConfig>, String> {
     let read = |file: String| {
         let path = dir.join("certs").join(file);
-        std::fs::read(&path).map_err(|error| format!("{}: {error}", path.display()))
+        std::fs::read(&path).map_err(told(&path))
     };
     let (ca, certificate, key) = (read("ca.pem".into())?, read(format!("{name}.pem"))?, read(format!("{name}.key"))?);
     tls::connector(Some(&ca), Some((&certificate, &key))).map_err(text)

@@ -5,6 +5,7 @@
 
 mod client;
 mod files;
+mod place;
 mod story;
 
 use std::io::{IsTerminal, Write};
@@ -51,30 +52,30 @@ pub fn run(args: &Args) -> ExitCode {
 }
 
 fn demo(args: &Args) -> Result<bool, String> {
-    let clock = Clock::system();
-    // A check tells its story on a clean page: yesterday's use would be today's refusal.
-    let dir = if args.check { args.dir.join("check") } else { args.dir.clone() };
-    if args.check && dir.exists() {
-        std::fs::remove_dir_all(&dir).map_err(|error| format!("{}: {error}", dir.display()))?;
+    if args.check {
+        return check(args);
     }
+    let server = start(args, &args.dir)?;
+    let terminal = std::io::stdin().is_terminal();
+    server.run(Shown { dir: args.dir.clone(), terminal, signals: None }).map_err(text)?;
+    Ok(true)
+}
+
+/// Puts together what the demo consists of, in this folder.
+fn start(args: &Args, dir: &Path) -> Result<Server, String> {
+    let clock = Clock::system();
     progress(args, "certificates");
-    files::certificates(&dir, clock.wall())?;
+    files::certificates(dir, clock.wall())?;
     let mock = start_mock()?;
     progress(args, "mock model");
     let (partners, admin) = (listener(8443)?, listener(9443)?);
     let at = |listener: &TcpListener| listener.local_addr().map_err(text);
-    files::configuration(&dir, mock, at(&partners)?, at(&admin)?)?;
+    files::configuration(dir, mock, at(&partners)?, at(&admin)?)?;
     let config = dir.join("portcullis.toml");
     let given = Given { partners: Some(partners), admin: Some(admin) };
     let server = Server::prepare(Start { config, clock, given, log: None, replace: false }).map_err(text)?;
-    let addresses = server.addresses().clone();
     progress(args, "gateway");
-    if args.check {
-        return check(args, &dir, server, &addresses);
-    }
-    let terminal = std::io::stdin().is_terminal();
-    server.run(Shown { dir, terminal, signals: None }).map_err(text)?;
-    Ok(true)
+    Ok(server)
 }
 
 fn progress(args: &Args, what: &str) {
@@ -109,7 +110,21 @@ fn start_mock() -> Result<SocketAddr, String> {
     told.recv().map_err(|_| "the mock model did not start".to_owned())
 }
 
-fn check(args: &Args, dir: &Path, server: Server, addresses: &Addresses) -> Result<bool, String> {
+/// Plays the story in a folder of its own: yesterday's use would be today's refusal, and who else is there is left alone.
+fn check(args: &Args) -> Result<bool, String> {
+    let dir = place::fresh(&args.dir)?;
+    let fine = start(args, &dir).and_then(|server| play(args, &dir, server));
+    if fine == Ok(true) {
+        // What cannot be removed changes nothing of what was proved.
+        let _ = std::fs::remove_dir_all(&dir);
+    } else {
+        let _ = writeln!(std::io::stderr(), "what the story left is in {}", dir.display());
+    }
+    fine
+}
+
+fn play(args: &Args, dir: &Path, server: Server) -> Result<bool, String> {
+    let addresses = server.addresses().clone();
     let over = std::sync::Arc::new(Notify::new());
     let told = Told(over.clone());
     let running = std::thread::Builder::new().name("gateway".into()).spawn(move || server.run(told)).map_err(text)?;

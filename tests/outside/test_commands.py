@@ -1423,6 +1423,19 @@ def test_the_demo_plays_its_story_and_can_be_told_twice(tmp_path):
     assert all(json.loads(line) for line in done.stdout.splitlines())
 
 
+def test_a_check_removes_nothing_but_what_it_made_and_several_go_beside_a_demo(started, tmp_path):
+    place = tmp_path / "demo"
+    started("demo", "--dir", place).printed(r"(Ctrl-C stops)")
+    kept = [place / name / "notes" for name in ("check", "check-1")]
+    for notes in kept:
+        notes.parent.mkdir()
+        notes.write_text("precious")
+    checks = [started("demo", "--check", "--dir", place) for _ in range(2)]
+    for check in checks:
+        assert check.wait(60) == 0, check.log
+    assert sorted(place.glob("check*/**/*")) == kept and all(notes.read_text() == "precious" for notes in kept)
+
+
 def test_what_the_demo_prints_can_be_pasted(started, tmp_path):
     demo = started("demo", "--dir", tmp_path / "Anna's demo")
     demo.printed(r"(Ctrl-C stops)")

@@ -31,7 +31,7 @@ pub struct Args {
     /// Where certificates, configuration and state are kept
     #[arg(long, default_value = ".portcullis-demo", value_name = "DIR")]
     dir: PathBuf,
-    /// Play the story and exit 0 or 1
+    /// Play the story in a new folder there and exit 0 or 1
     #[arg(long)]
     check: bool,
     /// Print JSON (with --check)
@@ -55,6 +55,7 @@ fn demo(args: &Args) -> Result<bool, String> {
     if args.check {
         return check(args);
     }
+    let _held = place::claim(&args.dir)?;
     let server = start(args, &args.dir)?;
     let terminal = std::io::stdin().is_terminal();
     server.run(Shown { dir: args.dir.clone(), terminal, signals: None }).map_err(text)?;

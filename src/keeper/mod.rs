@@ -26,7 +26,7 @@ const LOCK_ATTEMPTS: u32 = 10;
 const LOCK_REST: Duration = Duration::from_millis(50);
 
 /// Takes the lock on a file.
-fn locked(file: &File) -> Result<(), TryLockError> {
+pub(crate) fn locked(file: &File) -> Result<(), TryLockError> {
     for _ in 1..LOCK_ATTEMPTS {
         match file.try_lock() {
             Err(TryLockError::WouldBlock) => std::thread::sleep(LOCK_REST),

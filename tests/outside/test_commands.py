@@ -1423,6 +1423,32 @@ def test_the_demo_plays_its_story_and_can_be_told_twice(tmp_path):
     assert all(json.loads(line) for line in done.stdout.splitlines())
 
 
+def test_a_second_demo_in_the_same_folder_says_so_and_leaves_the_first_as_it_is(started, tmp_path):
+    demo = started("demo", "--dir", tmp_path / "demo")
+    demo.printed(r"(Ctrl-C stops)")
+    allowed = next(line.strip() for line in demo.log.splitlines() if line.strip().startswith("curl"))
+    written = (tmp_path / "demo/portcullis.toml").read_bytes()
+    second = started("demo", "--dir", tmp_path / "demo")
+    assert second.wait() == 2 and "a demo runs here already" in second.log
+    assert (tmp_path / "demo/portcullis.toml").read_bytes() == written
+    done = subprocess.run(["bash", "-c", allowed], capture_output=True, text=True, timeout=30)
+    assert json.loads(done.stdout)["choices"], done
+
+
+def test_a_demo_takes_no_folder_with_keys_or_a_configuration_of_somebody_else(started, tmp_path):
+    def run(*arguments):
+        return subprocess.run([BINARY, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=30)
+
+    assert run("certs", "init").returncode == 0 and run("certs", "issue", "--org", "acme").returncode == 0
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config/portcullis.toml").write_text("# my own\n")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for folder, named in ((".", "./certs"), ("config", "config/portcullis.toml")):
+        done = run("demo", "--dir", folder)
+        assert done.returncode == 2 and named in done.stderr and "--dir" in done.stderr, done
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
 def test_a_check_removes_nothing_but_what_it_made_and_several_go_beside_a_demo(started, tmp_path):
     place = tmp_path / "demo"
     started("demo", "--dir", place).printed(r"(Ctrl-C stops)")

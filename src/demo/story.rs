@@ -7,9 +7,12 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::HeaderMap;
+use http::header::RETRY_AFTER;
 
 use super::client::{Answer, Partner};
 use crate::keeper::audit::examine;
+use crate::outcome::LONGEST_WAIT;
 use crate::remote::Admin;
 
 /// What one chapter showed.
@@ -37,6 +40,16 @@ pub struct Stage {
 }
 
 const RESEARCH: &str = "vulnerability-research";
+
+/// Of so many requests the last would not fit the budgets of two days.
+const MOST_ASKED: u32 = 60;
+
+/// How long a budget stays used up. None where the wait is short: it is reserved by the answer before, of which nobody knows
+/// yet what it used, or the next day is about to begin.
+fn until_the_next_day(headers: &HeaderMap) -> Option<Duration> {
+    let wait = headers.get(RETRY_AFTER)?.to_str().ok()?.parse().map(Duration::from_secs).ok()?;
+    (wait > Duration::from_secs(2)).then_some(wait)
+}
 
 fn chat(model: &str, stream: bool, max_tokens: u32) -> String {
     serde_json::json!({
@@ -119,21 +132,23 @@ impl Stage {
         expect(held, format!("5 of 8 admitted, then 429, retry after {wait} s"), format!("{admitted}, {refusal:?}"))
     }
 
-    /// The budget of `incident-response` is small: a few answers fill it.
+    /// The budget of `triage` is small: a few answers fill it, and a few more where a new day begins meanwhile.
     async fn over_the_token_budget(&self) -> Result<String, String> {
-        for asked in 1..=30 {
+        for asked in 1..=MOST_ASKED {
             let answer = self.acme.ask(Some("triage"), &chat("mock", false, 64)).await.map_err(text)?;
-            let pointless = header(&answer, "x-should-retry") == "false";
-            if answer.status == 429 && !pointless {
-                // Of the answer before, nobody knows yet what it used.
-                tokio::time::sleep(Duration::from_millis(250)).await;
-            } else if answer.status == 429 {
-                let reason = answer.reason().to_owned();
-                let held = reason == "insufficient_quota" && asked > 1;
-                return expect(held, format!("429 {reason} at request {asked}, no retry"), reason);
+            match (answer.status.as_u16(), until_the_next_day(&answer.headers)) {
+                (200, _) => {}
+                (429, Some(wait)) => {
+                    let (reason, pointless) = (answer.reason(), header(&answer, "x-should-retry") == "false");
+                    let held = reason == "insufficient_quota" && asked > 1 && pointless == (wait > LONGEST_WAIT);
+                    let seen = format!("429 {reason} at request {asked}, retry after {} s", wait.as_secs());
+                    return expect(held, seen.clone(), seen);
+                }
+                (429, None) => tokio::time::sleep(Duration::from_millis(250)).await,
+                (status, _) => return Err(format!("{status} {}", answer.reason())),
             }
         }
-        Err("30 answers went through a budget of 300 tokens".into())
+        Err(format!("{MOST_ASKED} requests met no end of a budget of 300 tokens"))
     }
 
     async fn edited(&self) -> Result<String, String> {
@@ -262,5 +277,29 @@ fn doubt(failure: examine::Failure) -> String {
     match failure {
         examine::Failure::Unreadable(error) => error.to_string(),
         examine::Failure::Found(finding) => finding.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ask::Dialect;
+    use crate::dialect::{Form, envelope};
+    use crate::outcome::{Code, Refusal, Retry};
+
+    #[test]
+    fn a_budget_that_is_used_up_is_told_from_one_that_is_reserved_at_every_time_of_day() {
+        for (millis, used_up) in [(250, false), (1_000, false), (2_001, true), (50_000, true), (60_001, true)] {
+            let refusal = Refusal::new(Code::InsufficientQuota, "").retry(Retry::After(Duration::from_millis(millis)));
+            let form = Form {
+                dialect: Dialect::OpenAi,
+                request_id: "",
+                problem_json: false,
+                route: None,
+                violated: &[],
+                jitter: 100,
+            };
+            assert_eq!(until_the_next_day(&envelope(&refusal, &form).headers).is_some(), used_up, "{millis}");
+        }
     }
 }

@@ -1,6 +1,6 @@
 //! What the demo writes: certificates for everybody in the story, and a configuration to read.
 
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
@@ -13,50 +13,104 @@ use super::text;
 use crate::clock::Wall;
 use crate::server::Addresses;
 use crate::tls;
-use crate::trust::issue::{DevAuthority, Holder, Pair};
+use crate::trust::ServerIdentity;
+use crate::trust::issue::{DevAuthority, Holder, Listed, Pair};
 
-/// How long the demo's certificates last; they are made anew when they are gone.
-const LASTS: Duration = Duration::from_secs(90 * 86_400);
+/// How long the demo's certificates and its revocation list last.
+const LASTS: Duration = Duration::from_secs(90 * DAY);
 /// How long its authorities last: longer, because whoever likes the demo issues certificates with them.
-const AUTHORITY: Duration = Duration::from_secs(3650 * 86_400);
+const AUTHORITY: Duration = Duration::from_secs(3650 * DAY);
+/// How long at least what a demo begins with has to last.
+const SHOWN: Duration = Duration::from_secs(7 * DAY);
+const DAY: u64 = 86_400;
 
-/// Makes what is missing: a second start finds everything there.
+/// Where `certs` looks for it: whoever wants to can issue, renew and revoke here.
+const PARTNERS: &str = "partners-ca";
+/// Who has a certificate.
+const HOLDERS: [&str; 4] = ["server", "acme", "globex", "stranger"];
+
+/// Makes what is missing or about to end. The rest stays, above all the authority while it lasts: by it others may have
+/// been let in.
 pub(super) fn certificates(dir: &Path, now: Wall) -> Result<(), String> {
     let certs = dir.join("certs");
     for folder in [&dir.join("orgs.d"), &certs] {
         std::fs::create_dir_all(folder).map_err(told(folder))?;
     }
-    if certs.join("ready").exists() && certs.join("partners-ca.key").exists() {
+    let partners = if lasts(&certs, PARTNERS, now.plus(LASTS)) { kept(&certs)? } else { anew(&certs, now)? };
+    write(&certs.join("ca.pem"), partners.certificate(), 0o644)?;
+    for name in HOLDERS.into_iter().filter(|name| !lasts(&certs, name, now.plus(SHOWN))) {
+        let pair = match name {
+            "server" => partners.issue(&Holder::Server(&["localhost"]), now, LASTS).map_err(text)?,
+            "stranger" => {
+                let strangers = DevAuthority::create("Somebody else", now, AUTHORITY).map_err(text)?;
+                partner(&strangers, "acme", now)?
+            }
+            org => partner(&partners, org, now)?,
+        };
+        put(&certs, name, &pair)?;
+    }
+    list(&certs.join("partners.crl"), &partners, now)
+}
+
+/// Whether a certificate and its key are there, belong together and do not end before `until`.
+fn lasts(certs: &Path, name: &str, until: Wall) -> bool {
+    let read = |end: &str| std::fs::read(certs.join(format!("{name}.{end}"))).unwrap_or_default();
+    ServerIdentity::load(&read("pem"), &read("key"), until).is_ok()
+}
+
+fn kept(certs: &Path) -> Result<DevAuthority, String> {
+    let read = |end: &str| {
+        let path = certs.join(format!("{PARTNERS}.{end}"));
+        std::fs::read_to_string(&path).map_err(told(&path))
+    };
+    DevAuthority::load(&read("pem")?, &read("key")?).map_err(text)
+}
+
+/// An authority anew. What another has signed goes first: nothing else would tell the next start whose it is.
+fn anew(certs: &Path, now: Wall) -> Result<DevAuthority, String> {
+    for name in HOLDERS.map(|name| format!("{name}.pem")).iter().map(String::as_str).chain(["partners.crl"]) {
+        let path = certs.join(name);
+        std::fs::remove_file(&path).or_else(|error| match error.kind() {
+            ErrorKind::NotFound => Ok(()),
+            _ => Err(told(&path)(error)),
+        })?;
+    }
+    let made = DevAuthority::create("Portcullis demo partners", now, AUTHORITY).map_err(text)?;
+    put(certs, PARTNERS, &Pair { certificate: made.certificate().to_owned(), key: made.key() })?;
+    Ok(made)
+}
+
+fn partner(authority: &DevAuthority, org: &str, now: Wall) -> Result<Pair, String> {
+    let uri = format!("spiffe://partners/{org}");
+    authority.issue(&Holder::Partner { uri: &uri, name: org }, now, LASTS).map_err(text)
+}
+
+/// Signs the list again where it is about to be stale; whom it revokes stays revoked.
+fn list(path: &Path, authority: &DevAuthority, now: Wall) -> Result<(), String> {
+    let listed = std::fs::read(path).ok().and_then(|pem| Listed::read(&pem)).unwrap_or_default();
+    if listed.next_update > now.plus(SHOWN) {
         return Ok(());
     }
-    let partners = DevAuthority::create("Portcullis demo partners", now, AUTHORITY).map_err(text)?;
-    let strangers = DevAuthority::create("Somebody else", now, AUTHORITY).map_err(text)?;
-    let server = partners.issue(&Holder::Server(&["localhost"]), now, LASTS).map_err(text)?;
-    let holder = |authority: &DevAuthority, org: &str| {
-        let uri = format!("spiffe://partners/{org}");
-        authority.issue(&Holder::Partner { uri: &uri, name: org }, now, LASTS).map_err(text)
-    };
-    put(&certs, "server", &server)?;
-    put(&certs, "acme", &holder(&partners, "acme")?)?;
-    put(&certs, "globex", &holder(&partners, "globex")?)?;
-    put(&certs, "stranger", &holder(&strangers, "acme")?)?;
-    write(&certs.join("ca.pem"), partners.certificate(), 0o644)?;
-    // Where `certs` looks for them: whoever wants to can issue, renew and revoke here.
-    write(&certs.join("partners-ca.pem"), partners.certificate(), 0o644)?;
-    write(&certs.join("partners-ca.key"), &partners.key(), 0o600)?;
-    write(&certs.join("partners.crl"), &partners.crl(&[], 1, now, LASTS).map_err(text)?, 0o644)?;
-    write(&certs.join("ready"), "made by portcullis demo\n", 0o644)
+    // Of a list that is gone nobody knows the number, and a lower one is refused.
+    let number = u64::try_from(now.seconds()).unwrap_or_default().max(listed.number.saturating_add(1));
+    write(path, &authority.crl(&listed.revoked, number, now, LASTS).map_err(text)?, 0o644)
 }
 
 fn put(dir: &Path, name: &str, pair: &Pair) -> Result<(), String> {
-    write(&dir.join(format!("{name}.pem")), &pair.certificate, 0o644)?;
-    write(&dir.join(format!("{name}.key")), &pair.key, 0o600)
+    write(&dir.join(format!("{name}.key")), &pair.key, 0o600)?;
+    write(&dir.join(format!("{name}.pem")), &pair.certificate, 0o644)
 }
 
+/// Writes a file in one step: whatever ends the demo, no half of it stays.
 fn write(path: &Path, content: &str, mode: u32) -> Result<(), String> {
     use std::os::unix::fs::OpenOptionsExt;
-    let open = std::fs::OpenOptions::new().create(true).truncate(true).write(true).mode(mode).open(path);
-    open.and_then(|mut file| file.write_all(content.as_bytes())).map_err(told(path))
+    let mut fresh = path.as_os_str().to_owned();
+    fresh.push(".new");
+    // What an earlier one left half would keep its own mode.
+    let _ = std::fs::remove_file(&fresh);
+    let open = std::fs::OpenOptions::new().create_new(true).write(true).mode(mode).open(&fresh);
+    let written = open.and_then(|mut file| file.write_all(content.as_bytes()));
+    written.and_then(|()| std::fs::rename(&fresh, path)).map_err(told(path))
 }
 
 /// Writes the configuration. Ports may differ from start to start, so the main file is written every time; what an
@@ -227,3 +281,6 @@ Withdraw access at once, and give it back:
 Edit {orgs}/*.toml and watch it take effect. The audit log is in {audit}. Ctrl-C stops.
 
 "#;
+
+#[cfg(test)]
+mod tests;

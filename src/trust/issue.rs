@@ -8,7 +8,12 @@ use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType, ExtendedKeyUsagePurpose, IsCa,
     Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, RevocationReason, RevokedCertParams, SanType, SerialNumber,
 };
+use rustls_pki_types::CertificateRevocationListDer;
+use rustls_pki_types::pem::PemObject;
 use time::OffsetDateTime;
+use x509_parser::prelude::FromDer;
+use x509_parser::revocation_list::CertificateRevocationList;
+use x509_parser::time::ASN1Time;
 
 use crate::clock::Wall;
 
@@ -50,6 +55,44 @@ pub struct Withdrawn {
     pub at: Wall,
     /// Why (RFC 5280, 5.3.1).
     pub reason: Option<u8>,
+}
+
+/// What a list says, for the next to say as well.
+#[derive(Debug, Default)]
+pub struct Listed {
+    /// Whom it revokes.
+    pub revoked: Vec<Withdrawn>,
+    /// Its number.
+    pub number: u64,
+    /// When the next is due; long ago where it does not say.
+    pub next_update: Wall,
+}
+
+impl Listed {
+    /// What this list says.
+    #[must_use]
+    pub fn of(list: &CertificateRevocationList<'_>) -> Listed {
+        let at = |time: ASN1Time| Wall::from_seconds(time.timestamp());
+        let entries = list.iter_revoked_certificates().map(|entry| Withdrawn {
+            serial: entry.raw_serial().to_vec(),
+            at: at(entry.revocation_date),
+            reason: entry.reason_code().map(|(_, reason)| reason.0),
+        });
+        let number = list.crl_number().and_then(|number| u64::try_from(number.clone()).ok());
+        let next_update = list.next_update().map(at);
+        Listed {
+            revoked: entries.collect(),
+            number: number.unwrap_or_default(),
+            next_update: next_update.unwrap_or_default(),
+        }
+    }
+
+    /// What the list in a PEM file says, if there is one.
+    #[must_use]
+    pub fn read(pem: &[u8]) -> Option<Listed> {
+        let der = CertificateRevocationListDer::from_pem_slice(pem).ok()?;
+        CertificateRevocationList::from_der(&der).ok().map(|(_, list)| Listed::of(&list))
+    }
 }
 
 /// Certificates begin a little earlier, for clocks that differ.

@@ -15,7 +15,7 @@ use super::{Files, Made, first, parsed, replace, written};
 use crate::cli::{Done, REFUSED, complain, tell};
 use crate::clock::Wall;
 use crate::trust;
-use crate::trust::issue::{DevAuthority, Withdrawn};
+use crate::trust::issue::{DevAuthority, Listed, Withdrawn};
 
 /// How long a list is fresh.
 const FRESH: Duration = Duration::from_secs(30 * super::DAY);
@@ -28,7 +28,7 @@ pub(super) fn begin(files: Files<'_>, authority: &DevAuthority, now: Wall) -> Do
 pub(super) fn sign(files: Files<'_>, file: Option<&Path>, now: Wall) -> Result<Made, ExitCode> {
     let path = files.list();
     let (authority, _) = files.load()?;
-    let (mut revoked, number) = listed(&path)?;
+    let Listed { mut revoked, number, .. } = opened(&path, Listed::of)?;
     if let Some(file) = file {
         let (certificate, own) = (first(file)?, first(&files.certificate())?);
         if certificate == own {
@@ -88,18 +88,6 @@ pub(super) fn describe(file: &Path, now: Wall) -> Result<(Value, bool), ExitCode
             "revoked": revoked.collect::<Vec<_>>(),
         });
         (value, upcoming.is_some_and(|at| at > now))
-    })
-}
-
-fn listed(path: &Path) -> Result<(Vec<Withdrawn>, u64), ExitCode> {
-    opened(path, |crl| {
-        let entries = crl.iter_revoked_certificates().map(|entry| Withdrawn {
-            serial: entry.raw_serial().to_vec(),
-            at: Wall::from_seconds(entry.revocation_date.timestamp()),
-            reason: entry.reason_code().map(|(_, reason)| reason.0),
-        });
-        let number = crl.crl_number().and_then(|number| u64::try_from(number.clone()).ok()).unwrap_or(0);
-        (entries.collect(), number)
     })
 }
 

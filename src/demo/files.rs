@@ -1,5 +1,6 @@
 //! What the demo writes: certificates for everybody in the story, and a configuration to read.
 
+use std::cmp::Reverse;
 use std::io::{ErrorKind, Write};
 use std::net::SocketAddr;
 use std::path::Path;
@@ -7,6 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::ClientConfig;
+use toml::Spanned;
+use toml::de::DeTable;
 
 use super::place::told;
 use super::text;
@@ -113,19 +116,20 @@ fn write(path: &Path, content: &str, mode: u32) -> Result<(), String> {
     written.and_then(|()| std::fs::rename(&fresh, path)).map_err(told(path))
 }
 
-/// Writes the configuration. Ports may differ from start to start, so the main file is written every time; what an
-/// operator edited in `orgs.d` stays.
+/// Writes the configuration. Ports may differ from start to start, so the addresses are put in every time; what an operator
+/// edited stays.
 pub(super) fn configuration(
     dir: &Path,
     mock: SocketAddr,
     partners: SocketAddr,
     admin: SocketAddr,
 ) -> Result<(), String> {
-    let main = MAIN
-        .replace("{partners}", &partners.to_string())
-        .replace("{admin}", &admin.to_string())
-        .replace("{mock}", &mock.to_string());
-    write(&dir.join("portcullis.toml"), &main, 0o644)?;
+    let main = dir.join("portcullis.toml");
+    let text = std::fs::read_to_string(&main).or_else(|error| match error.kind() {
+        ErrorKind::NotFound => Ok(MAIN.to_owned()),
+        _ => Err(told(&main)(error)),
+    })?;
+    write(&main, &addressed(text, &format!("http://{mock}"), &partners.to_string(), &admin.to_string()), 0o644)?;
     for (name, content) in [("national-cert", NATIONAL), ("acme", ACME), ("globex", GLOBEX)] {
         let path = dir.join("orgs.d").join(format!("{name}.toml"));
         if !path.exists() {
@@ -133,6 +137,27 @@ pub(super) fn configuration(
         }
     }
     Ok(())
+}
+
+/// The main file with these in their places. One that is no TOML has none, and whoever reads it next says so.
+fn addressed(mut text: String, mock: &str, partners: &str, admin: &str) -> String {
+    let Ok(root) = DeTable::parse(&text) else { return text };
+    let root = root.get_ref();
+    let address = |table: &str| root.get(table)?.get_ref().get("address").map(Spanned::span);
+    let upstreams = root.get("upstream").and_then(|upstreams| upstreams.get_ref().as_array());
+    let mocks = upstreams.into_iter().flat_map(|upstreams| upstreams.iter()).filter_map(|upstream| {
+        let name = upstream.get_ref().get("name")?.get_ref().as_str()?;
+        MOCKS.contains(&name).then_some((upstream.get_ref().get("url")?.span(), mock))
+    });
+    let listeners = [(address("listen"), partners), (address("admin"), admin)];
+    let mut places: Vec<_> =
+        listeners.into_iter().filter_map(|(place, new)| Some((place?, new))).chain(mocks).collect();
+    // From the end, so that no place moves before its turn.
+    places.sort_unstable_by_key(|(place, _)| Reverse(place.start));
+    for (place, new) in places {
+        text.replace_range(place, &format!("\"{new}\""));
+    }
+    text
 }
 
 /// A partner's side of TLS.
@@ -151,6 +176,7 @@ pub(super) fn invitation(dir: &Path, addresses: &Addresses) {
     let text = INVITATION
         .replace("{certs}", &quoted(&certs.display().to_string()))
         .replace("{orgs}", &dir.join("orgs.d").display().to_string())
+        .replace("{main}", &dir.join("portcullis.toml").display().to_string())
         .replace("{audit}", &dir.join("audit").display().to_string())
         .replace("{port}", &addresses.partners.port().to_string())
         .replace("{admin}", &addresses.admin);
@@ -163,7 +189,11 @@ fn quoted(path: &str) -> String {
     if path.bytes().all(plain) { path.to_owned() } else { format!("'{}'", path.replace('\'', r"'\''")) }
 }
 
+/// The upstreams that are the mock model.
+const MOCKS: [&str; 2] = ["mock-openai", "mock-anthropic"];
+
 const MAIN: &str = r#"# Written by `portcullis demo`. Everything here is what `portcullis config default` explains at length.
+# Edit it as you like: only both addresses and the mock model's URLs are put in again at every start.
 orgs = "orgs.d"
 
 [listen]
@@ -278,7 +308,7 @@ Withdraw access at once, and give it back:
   curl -X POST {admin}/-/revoke -d '{"organization":"acme"}'
   curl -X POST {admin}/-/restore -d '{"organization":"acme"}'
 
-Edit {orgs}/*.toml and watch it take effect. The audit log is in {audit}. Ctrl-C stops.
+Edit {orgs}/*.toml or {main} and watch it take effect. The audit log is in {audit}. Ctrl-C stops.
 
 "#;
 

@@ -21,7 +21,7 @@ use tokio::sync::Notify;
 use crate::clock::Clock;
 use crate::mock::{Mock, Options, Script};
 use crate::remote::Admin;
-use crate::server::{Addresses, Given, Server, Shutdown, Start, Wish};
+use crate::server::{Addresses, Given, NotRunning, Server, Shutdown, Start, Wish};
 use client::Partner;
 use story::Stage;
 
@@ -74,7 +74,11 @@ fn start(args: &Args, dir: &Path) -> Result<Server, String> {
     files::configuration(dir, mock, at(&partners)?, at(&admin)?)?;
     let config = dir.join("portcullis.toml");
     let given = Given { partners: Some(partners), admin: Some(admin) };
-    let server = Server::prepare(Start { config, clock, given, log: None, replace: false }).map_err(text)?;
+    let prepared = Server::prepare(Start { config, clock, given, log: None, replace: false });
+    let server = prepared.map_err(|error| match error {
+        NotRunning::Mistakes(_) => format!("{error}\nwhatever the demo made and is removed, it makes anew"),
+        NotRunning::Unusable(what) => what,
+    })?;
     progress(args, "gateway");
     Ok(server)
 }

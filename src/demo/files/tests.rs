@@ -90,3 +90,28 @@ fn whom_the_list_revokes_stays_revoked_when_it_is_signed_again() {
     let listed = Listed::read(&fs::read(&path).unwrap()).unwrap();
     assert_eq!((listed.revoked, listed.number), (revoked, number + 1));
 }
+
+#[test]
+fn of_an_edited_configuration_the_addresses_alone_are_put_in_anew() {
+    let place = tempfile::tempdir().unwrap();
+    let dir = place.path();
+    let path = dir.join("portcullis.toml");
+    start(dir, NOW, ADDRESSES);
+    let own = "[[upstream]]\nname = \"own\"\nurl = \"http://127.0.0.1:1001\" # not the mock\ndialect = \"openai\"\n\
+               models = [\"own\"]\n\n[model.frontier]";
+    let edited = fs::read_to_string(&path).unwrap().replace("[model.frontier]", own);
+    let edited = edited.replace("triage                 =", "teaching = \"Übung\"\ntriage                 =");
+    fs::write(&path, &edited).unwrap();
+    start(dir, NOW, ["127.0.0.1:51001", "127.0.0.1:1003", "127.0.0.1:51003"]);
+    let moved = edited
+        .replace("\"http://127.0.0.1:1001\"\n", "\"http://127.0.0.1:51001\"\n")
+        .replace("127.0.0.1:1003", "127.0.0.1:51003")
+        .replace("127.0.0.1:1002", "127.0.0.1:1003");
+    assert_ne!(edited, moved);
+    assert_eq!(fs::read_to_string(&path).unwrap(), moved);
+    // What is no TOML is left for whoever reads it to complain of.
+    fs::write(&path, "[listen\n").unwrap();
+    let any = "127.0.0.1:1".parse().unwrap();
+    configuration(dir, any, any, any).unwrap();
+    assert_eq!(fs::read_to_string(&path).unwrap(), "[listen\n");
+}

@@ -247,7 +247,7 @@ impl Compiler<'_> {
         self.note("client_auth", table.place());
         let rules = Rules { revocation_required: auth.required, server_auth: false };
         let tables = table.tables("authorities");
-        if tables.is_empty() {
+        if table.is_without("authorities") {
             self.sink.wrong(Some(table.place()), "`authorities` is missing or empty: nobody could connect", None);
         }
         let mut loaded: Vec<Arc<Authority>> = Vec::new();

@@ -6,6 +6,7 @@
 use std::borrow::Cow;
 use std::cell::{Cell, LazyCell, RefCell};
 use std::collections::BTreeSet;
+use std::fmt::Display;
 use std::num::NonZeroU64;
 use std::ops::Range;
 use std::time::Duration;
@@ -16,8 +17,9 @@ use toml::de::{DeTable, DeValue};
 
 use super::mask;
 use super::mistake::{Mistake, Place, closest};
-use super::quantity::{duration, size};
+use super::quantity::{AMOUNT, duration, money, size};
 use super::sink::Sink;
+use crate::tokens::Nano;
 
 /// A value and its place.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,6 +36,9 @@ impl<T> At<T> {
         At { value: change(self.value), place: self.place }
     }
 }
+
+const STRING: &str = "a string";
+const DURATION: &str = "a duration in quotes such as \"30s\"";
 
 /// A table that is being read.
 pub struct Table<'a> {
@@ -109,9 +114,9 @@ impl<'a> Table<'a> {
         Place { file: self.place.file, span }
     }
 
-    fn mismatch(&self, value: &Spanned<DeValue<'_>>, wanted: &str) {
+    fn mismatch(&self, key: &str, value: &Spanned<DeValue<'_>>, wanted: &str) {
         let found = value.get_ref().type_str();
-        self.sink.wrong(Some(&self.at(value.span())), format!("expected {wanted}, found {found}"), None);
+        self.sink.wrong(Some(&self.at(value.span())), format!("`{key}`: expected {wanted}, found {found}"), None);
     }
 
     fn take<T>(
@@ -124,7 +129,7 @@ impl<'a> Table<'a> {
         match read(value.get_ref()) {
             Some(read) => Some(At { value: read, place: self.at(value.span()) }),
             None => {
-                self.mismatch(value, wanted);
+                self.mismatch(key, value, wanted);
                 None
             }
         }
@@ -141,7 +146,7 @@ impl<'a> Table<'a> {
 
     /// A string.
     pub fn text(&self, key: &'static str) -> Option<At<String>> {
-        self.take(key, "a string", |value| value.as_str().map(str::to_owned))
+        self.take(key, STRING, |value| value.as_str().map(str::to_owned))
     }
 
     /// A string that must be there.
@@ -160,13 +165,13 @@ impl<'a> Table<'a> {
     /// A whole number that is not negative.
     pub fn number(&self, key: &'static str) -> Option<At<u64>> {
         let value = self.get(key)?;
-        self.number_of(value)
+        self.number_of(key, value)
     }
 
-    fn number_of(&self, value: &Spanned<DeValue<'_>>) -> Option<At<u64>> {
+    fn number_of(&self, key: &str, value: &Spanned<DeValue<'_>>) -> Option<At<u64>> {
         let place = self.at(value.span());
         let Some(integer) = value.get_ref().as_integer() else {
-            self.mismatch(value, "a whole number");
+            self.mismatch(key, value, "a whole number");
             return None;
         };
         match u64::from_str_radix(integer.as_str(), integer.radix()) {
@@ -180,12 +185,18 @@ impl<'a> Table<'a> {
     }
 
     /// Text that `parse` understands.
-    pub fn parsed<T, E: std::fmt::Display>(
+    pub fn parsed<T, E: Display>(&self, key: &'static str, parse: impl FnOnce(&str) -> Result<T, E>) -> Option<At<T>> {
+        self.formed(key, STRING, parse)
+    }
+
+    /// As [`Table::parsed`]; `wanted` is what is told to whoever writes no text.
+    fn formed<T, E: Display>(
         &self,
         key: &'static str,
+        wanted: &str,
         parse: impl FnOnce(&str) -> Result<T, E>,
     ) -> Option<At<T>> {
-        let At { value, place } = self.text(key)?;
+        let At { value, place } = self.take(key, wanted, |value| value.as_str().map(str::to_owned))?;
         match parse(&value) {
             Ok(value) => Some(At { value, place }),
             Err(error) => {
@@ -197,13 +208,13 @@ impl<'a> Table<'a> {
 
     /// A duration such as `"30s"`.
     pub fn duration(&self, key: &'static str) -> Option<Duration> {
-        self.parsed(key, duration).map(|at| at.value)
+        self.formed(key, DURATION, duration).map(|at| at.value)
     }
 
     /// A duration that is not zero: none of these means "never" by it, and as a time limit it would lock everybody out.
     pub fn lasting(&self, key: &'static str) -> Option<Duration> {
         let lasting = |text: &str| duration(text).and_then(positive);
-        self.parsed(key, lasting).map(|at| at.value)
+        self.formed(key, DURATION, lasting).map(|at| at.value)
     }
 
     /// A whole number that is not zero.
@@ -218,18 +229,23 @@ impl<'a> Table<'a> {
 
     /// A size such as `"64KiB"`, in bytes, that is not zero.
     pub fn size(&self, key: &'static str) -> Option<At<u64>> {
-        self.parsed(key, |text| size(text).and_then(positive))
+        self.formed(key, "a size in quotes such as \"16MiB\"", |text| size(text).and_then(positive))
+    }
+
+    /// An amount of money such as `"2500.00"`.
+    pub fn money(&self, key: &'static str) -> Option<Nano> {
+        self.formed(key, AMOUNT, money).map(|at| at.value)
     }
 
     /// A table; absent where there is none.
     pub fn table(&self, key: &'static str) -> Option<Table<'a>> {
         let value = self.get(key)?;
-        self.table_of(value)
+        self.table_of(key, value)
     }
 
-    fn table_of(&self, value: &'a Spanned<DeValue<'a>>) -> Option<Table<'a>> {
+    fn table_of(&self, key: &str, value: &'a Spanned<DeValue<'a>>) -> Option<Table<'a>> {
         let Some(map) = value.get_ref().as_table() else {
-            self.mismatch(value, "a table");
+            self.mismatch(key, value, "a table");
             return None;
         };
         Some(Table::new(map, self.at(value.span()), self.sink))
@@ -247,27 +263,40 @@ impl<'a> Table<'a> {
     pub fn tables(&self, key: &'static str) -> Vec<Table<'a>> {
         let Some(value) = self.get(key) else { return Vec::new() };
         let Some(list) = value.get_ref().as_array() else {
-            self.mismatch(value, "a list of tables");
+            self.mismatch(key, value, "a list of tables");
             return Vec::new();
         };
-        list.iter().filter_map(|entry| self.table_of(entry)).collect()
+        list.iter().filter_map(|entry| self.table_of(key, entry)).collect()
+    }
+
+    /// Whether nothing stands under `key`, or a list of nothing.
+    pub fn is_without(&self, key: &str) -> bool {
+        self.map.get(key).is_none_or(|value| value.get_ref().as_array().is_some_and(|list| list.is_empty()))
     }
 
     /// A list of strings; `None` where there is none.
     pub fn list(&self, key: &'static str) -> Option<At<Vec<At<String>>>> {
         let value = self.get(key)?;
         let Some(list) = value.get_ref().as_array() else {
-            self.mismatch(value, "a list of strings");
+            self.mismatch(key, value, "a list of strings");
             return None;
         };
         let mut texts = Vec::new();
         for entry in list {
             match entry.get_ref().as_str() {
                 Some(text) => texts.push(At { value: text.to_owned(), place: self.at(entry.span()) }),
-                None => self.mismatch(entry, "a string"),
+                None => self.mismatch(key, entry, STRING),
             }
         }
         Some(At { value: texts, place: self.at(value.span()) })
+    }
+
+    /// A list of strings that must be there; `what` says of what.
+    pub fn required_list(&self, key: &'static str, what: &str) -> Option<At<Vec<At<String>>>> {
+        if !self.holds(key) {
+            self.sink.wrong(Some(&self.place), format!("`{key}` is missing: {what}"), None);
+        }
+        self.list(key)
     }
 
     /// A date, quoted or not.
@@ -278,7 +307,7 @@ impl<'a> Table<'a> {
             DeValue::String(text) => text.to_string(),
             DeValue::Datetime(date) => date.to_string(),
             _ => {
-                self.mismatch(value, "a date such as \"2026-11-01\"");
+                self.mismatch(key, value, "a date such as \"2026-11-01\"");
                 return None;
             }
         };
@@ -368,12 +397,12 @@ impl<'a> Entry<'_, 'a> {
 
     /// The value as a table, if it is one.
     pub fn as_table(&self) -> Option<Table<'a>> {
-        self.value.get_ref().is_table().then(|| self.table.table_of(self.value)).flatten()
+        self.value.get_ref().is_table().then(|| self.table.table_of(self.key, self.value)).flatten()
     }
 
     /// The value as a whole number; noted as a mistake when it is none.
     pub fn number(&self) -> Option<u64> {
-        self.table.number_of(self.value).map(|at| at.value)
+        self.table.number_of(self.key, self.value).map(|at| at.value)
     }
 
     /// Sees to it that the value is never shown: its key is unknown.
@@ -388,7 +417,7 @@ impl<'a> Entry<'_, 'a> {
 
     /// Notes that something else was expected.
     pub fn mismatch(&self, wanted: &str) {
-        self.table.mismatch(self.value, wanted);
+        self.table.mismatch(self.key, self.value, wanted);
     }
 }
 

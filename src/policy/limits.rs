@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::file::{At, Entry, Table};
 use super::mistake::closest;
 use super::org::elsewhere;
-use super::quantity::money;
+use super::quantity::{AMOUNT, money};
 use super::renamed::Renames;
 use crate::clock::Mono;
 use crate::limits::{Allowance, Level, Limit, LimitId, Measure, Scope, Seat, Unit, Window};
@@ -130,7 +130,7 @@ fn one(entry: &Entry<'_, '_>, id: LimitId) -> Option<Written> {
 
 fn amount_of_money(entry: &Entry<'_, '_>) -> Option<u64> {
     let Some(text) = entry.as_text() else {
-        entry.mismatch("an amount in quotes such as \"2500.00\"");
+        entry.mismatch(AMOUNT);
         return None;
     };
     money(&text).map_err(|error| entry.wrong(format!("the amount {error}"))).ok().map(|Nano(amount)| amount)

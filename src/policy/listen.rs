@@ -197,10 +197,8 @@ fn bodies(table: &Table<'_>) -> (u64, u64) {
 
 fn names(table: &Table<'_>) -> Vec<At<String>> {
     let sink = table.sink();
-    let Some(list) = table.list("server_names") else {
-        sink.wrong(Some(table.place()), "`server_names` is missing: the names that SNI and Host may hold", None);
-        return Vec::new();
-    };
+    let what = "the names that SNI and Host may hold";
+    let Some(list) = table.required_list("server_names", what) else { return Vec::new() };
     if list.value.is_empty() {
         sink.wrong(Some(&list.place), "`server_names` is empty: nobody could connect", None);
     }
@@ -260,7 +258,7 @@ fn operators(table: &Table<'_>, files: &Files, now: Wall) -> AdminSettings {
     });
     if let AdminAddress::Tcp(tcp) = &address
         && !tcp.ip().is_loopback()
-        && tls.is_none()
+        && !table.holds("tls")
     {
         let hint = "bind it to 127.0.0.1 or unix:PATH, or set admin.tls so that operators come with certificates";
         let what = "the admin side can revoke and reload: it may not be open to a network without admin.tls";

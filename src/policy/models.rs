@@ -9,7 +9,6 @@ use rustls_pki_types::ServerName;
 use super::file::{At, Table};
 use super::mistake::Place;
 use super::pattern::Pattern;
-use super::quantity::money;
 use super::sides::{self, Side};
 use super::sink::Sink;
 use crate::ask::Dialect;
@@ -181,7 +180,7 @@ pub(super) fn read(root: &Table<'_>, files: &super::Files, now: Wall) -> (Models
     ties(&places, root.sink());
     groups.sort_by(|left, right| left.id.cmp(&right.id));
     let tables = root.tables("upstream");
-    if tables.is_empty() {
+    if root.is_without("upstream") {
         root.sink().wrong(Some(root.place()), "there is no [[upstream]]: nothing could be forwarded", None);
     }
     let upstreams: Vec<Arc<Upstream>> =
@@ -222,10 +221,7 @@ fn group(name: &At<&str>, table: &Table<'_>, places: &mut Vec<(Pattern, GroupId,
 }
 
 fn patterns(table: &Table<'_>, key: &'static str) -> Vec<At<Pattern>> {
-    let Some(list) = table.list(key) else {
-        table.sink().wrong(Some(table.place()), format!("`{key}` is missing: a list of model names or patterns"), None);
-        return Vec::new();
-    };
+    let Some(list) = table.required_list(key, "a list of model names or patterns") else { return Vec::new() };
     let parse = |at: At<String>| match Pattern::parse(&at.value) {
         Ok(pattern) => Some(At { value: pattern, place: at.place }),
         Err(error) => {
@@ -250,13 +246,12 @@ fn ties(places: &[(Pattern, GroupId, Place)], sink: &Sink) {
 
 /// The price, and which of its parts are missing that stand for themselves.
 fn read_price(table: &Table<'_>) -> (Price, Vec<&'static str>) {
-    let part = |key: &'static str| table.parsed(key, money).map(|at| at.value);
-    let input = part("input").unwrap_or_default();
+    let input = table.money("input").unwrap_or_default();
     let price = Price {
         input,
-        cached_input: part("cached_input").unwrap_or(input),
-        cache_write: part("cache_write").unwrap_or(input),
-        output: part("output").unwrap_or_default(),
+        cached_input: table.money("cached_input").unwrap_or(input),
+        cache_write: table.money("cache_write").unwrap_or(input),
+        output: table.money("output").unwrap_or_default(),
     };
     table.finish();
     (price, ["input", "output"].into_iter().filter(|key| !table.holds(key)).collect())

@@ -277,11 +277,8 @@ pub(super) fn read(table: &Table<'_>, timezone: &TimeZone) -> Option<Draft> {
     let valid_table = table.table("valid");
     let valid = valid_table.as_ref().map_or((None, None), |valid| dates(valid, timezone));
     let (purposes, purposes_place) = names::<PurposeId>(table, "purposes");
-    let models = table.list("models");
+    let models = table.required_list("models", "groups, names or patterns");
     let models_place = models.as_ref().map(|at| at.place.clone());
-    if models.is_none() {
-        sink.wrong(Some(table.place()), "`models` is missing: groups, names or patterns", None);
-    }
     let contact = table.text("contact").map(|at| at.value);
     let identities = table.tables("identity").iter().filter_map(identity).collect();
     let limits = all_limits(table);
@@ -321,10 +318,7 @@ fn named<T: FromStr<Err: fmt::Display>>(table: &Table<'_>, at: Option<At<impl As
 type Names<T> = (Vec<At<T>>, Option<Place>);
 
 fn names<T: FromStr<Err: fmt::Display>>(table: &Table<'_>, key: &'static str) -> Names<T> {
-    let Some(list) = table.list(key) else {
-        table.sink().wrong(Some(table.place()), format!("`{key}` is missing: a list"), None);
-        return (Vec::new(), None);
-    };
+    let Some(list) = table.required_list(key, "a list") else { return (Vec::new(), None) };
     (list.value.into_iter().filter_map(|at| named(table, Some(at))).collect(), Some(list.place))
 }
 

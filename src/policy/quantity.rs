@@ -55,6 +55,9 @@ pub(super) fn size(text: &str) -> Result<u64, &'static str> {
 /// Amounts of money: decimals, as far as nano-units go.
 pub(super) fn money(text: &str) -> Result<Nano, &'static str> {
     const WANTED: &str =
+/// What is told to whoever writes no text for an amount of money.
+pub(super) const AMOUNT: &str = "an amount in quotes such as \"2500.00\"";
+
         "must be digits such as \"2500.00\", of at most nine decimals and no more than 18446744073.709551615";
     Nano::parse(text).ok_or(WANTED)
 }

@@ -184,6 +184,51 @@ fn a_key_in_the_wrong_table_is_told_where_it_belongs() {
 }
 
 #[test]
+fn a_value_of_another_type_is_one_mistake_that_names_its_key_and_its_form() {
+    const AUTHORITIES: &str =
+        "[{ name = \"partners\", file = \"../certs/partners-ca.pem\", crl = \"../certs/partners.crl\" }]";
+    let bare = AUTHORITIES.trim_matches(['[', ']']);
+    let purposes = "purposes = [\"vulnerability-research\", \"incident-response\"]";
+    for (file, from, to, said) in [
+        (
+            "portcullis.toml",
+            "handshake_timeout = \"5s\"",
+            "handshake_timeout = 5",
+            "a duration in quotes such as \"30s\"",
+        ),
+        ("portcullis.toml", "\"16MiB\"", "16", "`max_body`: expected a size in quotes such as \"16MiB\""),
+        (
+            "portcullis.toml",
+            "input = \"2.50\"",
+            "input = 2.5",
+            "`input`: expected an amount in quotes such as \"2500.00\"",
+        ),
+        (
+            "portcullis.toml",
+            "[\"gateway.example\"]",
+            "\"gateway.example\"",
+            "`server_names`: expected a list of strings",
+        ),
+        ("portcullis.toml", "match = [\"gpt-5*\"]", "match = \"gpt-5*\"", "`match`: expected a list of strings"),
+        ("portcullis.toml", AUTHORITIES, bare, "`authorities`: expected a list of tables"),
+        ("portcullis.toml", "[[upstream]]", "[upstream]", "`upstream`: expected a list of tables"),
+        ("portcullis.toml", "\"127.0.0.1:9443\"", "\"192.0.2.1:9443\"\ntls = \"certs\"", "`tls`: expected a table"),
+        ("orgs.d/acme.toml", purposes, "purposes = \"incident-response\"", "`purposes`: expected a list of strings"),
+        (
+            "orgs.d/acme.toml",
+            "[\"frontier\", \"gpt-4.1-mini\"]",
+            "\"frontier\"",
+            "`models`: expected a list of strings",
+        ),
+    ] {
+        let dir = example();
+        edit(&dir, file, from, to);
+        let found = reload(&dir, None, at(0)).unwrap_err().found;
+        assert!(found.len() == 1 && found[0].message.contains(said), "{to}: {found:?}");
+    }
+}
+
+#[test]
 fn amounts_that_do_not_fit_are_told_what_fits() {
     for amount in ["99999999999", "18446744074", "1.0000000001", "1e3", "-1"] {
         let wrong = of_acme("\"2500.00\"", &format!("\"{amount}\""));

@@ -69,6 +69,14 @@ impl fmt::Display for Wall {
     }
 }
 
+/// A day as it is written, `YYYY-MM-DD`, and nothing else: the calendar library takes a time and a zone behind it, and
+/// leaves them away.
+#[must_use]
+pub fn day(text: &str) -> Option<jiff::civil::Date> {
+    let exact = |day: &jiff::civil::Date| text.len() == 10 && day.to_string() == text;
+    text.parse().ok().filter(exact)
+}
+
 /// One reading of both clocks: taken once per step and handed down.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Now {

@@ -19,6 +19,7 @@ use super::mask;
 use super::mistake::{Mistake, Place, closest};
 use super::quantity::{AMOUNT, duration, money, size};
 use super::sink::Sink;
+use crate::clock::day;
 use crate::tokens::Nano;
 
 /// A value and its place.
@@ -299,25 +300,20 @@ impl<'a> Table<'a> {
         self.list(key)
     }
 
-    /// A date, quoted or not.
-    pub fn date(&self, key: &'static str) -> Option<At<jiff::civil::Date>> {
-        let value = self.get(key)?;
-        let place = self.at(value.span());
-        let text = match value.get_ref() {
-            DeValue::String(text) => text.to_string(),
-            DeValue::Datetime(date) => date.to_string(),
-            _ => {
-                self.mismatch(key, value, "a date such as \"2026-11-01\"");
-                return None;
-            }
+    /// A day, quoted or not.
+    pub fn day(&self, key: &'static str) -> Option<At<jiff::civil::Date>> {
+        const DAY: &str = "a day without a time, such as \"2026-11-01\"";
+        let written = |value: &DeValue<'_>| match value {
+            DeValue::String(text) => Some(text.to_string()),
+            DeValue::Datetime(date) => Some(date.to_string()),
+            _ => None,
         };
-        match text.parse() {
-            Ok(value) => Some(At { value, place }),
-            Err(_) => {
-                self.sink.wrong(Some(&place), "expected a date such as \"2026-11-01\"", None);
-                None
-            }
-        }
+        let At { value, place } = self.take(key, DAY, written)?;
+        let Some(value) = day(&value) else {
+            self.sink.wrong(Some(&place), format!("`{key}` must be {DAY}"), None);
+            return None;
+        };
+        Some(At { value, place })
     }
 
     /// Every key that nobody has asked for yet, with its place and value: for tables whose keys are names.

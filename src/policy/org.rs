@@ -322,15 +322,21 @@ fn names<T: FromStr<Err: fmt::Display>>(table: &Table<'_>, key: &'static str) ->
     (list.value.into_iter().filter_map(|at| named(table, Some(at))).collect(), Some(list.place))
 }
 
-/// A grant's dates: from the beginning of the first day to the end of the last.
+/// A grant's dates: from the beginning of the first day to the end of the last. The last of the calendar has no end.
 fn dates(table: &Table<'_>, timezone: &TimeZone) -> (Option<Wall>, Option<Wall>) {
     let begin = |date: jiff::civil::Date| {
         let midnight = date.to_datetime(jiff::civil::Time::midnight());
         let begin = timezone.to_ambiguous_timestamp(midnight).compatible().ok()?;
         Some(Wall::from_timestamp(begin))
     };
-    let from = table.date("from").and_then(|at| begin(at.value));
-    let until = table.date("until").and_then(|at| begin(at.value.tomorrow().ok()?));
+    let from = table.day("from").and_then(|at| {
+        let from = begin(at.value).filter(|from| from.0 < i64::MAX);
+        if from.is_none() {
+            table.sink().wrong(Some(&at.place), "`from` is later than any clock goes", None);
+        }
+        from
+    });
+    let until = table.day("until").and_then(|at| begin(at.value.tomorrow().ok()?));
     if let (Some(from), Some(until)) = (from, until)
         && until <= from
     {

@@ -97,6 +97,8 @@ MISTAKES = [
     ("orgs.d/acme.toml", 'authority = "partners"', ""),
     ("orgs.d/acme.toml", "tokens_per_day      = 20_000_000", "tokens_per_day = { limit = 5, burst = 9 }"),
     ("orgs.d/acme.toml", '"2026-11-01"', '"November"'),
+    ("orgs.d/acme.toml", '"2026-11-01"', '"2026-11-01T12:00:00"'),
+    ("portcullis.toml", "cached_input = 0,", 'cached_input = "0.0004",'),
     ("orgs.d/acme.toml", "purposes =", "purpose_ids ="),
     ("orgs.d/globex.toml", "shadow = true", 'shadow = "yes"'),
     ("orgs.d/globex.toml", 'id       = "globex"', 'id       = "Globex SOC"'),

@@ -184,6 +184,36 @@ fn a_key_in_the_wrong_table_is_told_where_it_belongs() {
 }
 
 #[test]
+fn a_grants_dates_are_days_and_nothing_of_them_is_left_away() {
+    let dates = "{ from = \"2026-11-01\", until = \"2027-04-30\" }";
+    for wrong in [
+        "\"2027-04-30T12:00:00\"",
+        "\"2027-04-30T12:00:00+02:00\"",
+        "2027-04-30T12:00:00",
+        "2027-04-30T12:00:00Z",
+        "12:00:00",
+        "\"20270430\"",
+        "\"2027-4-30\"",
+        "\"2027-02-30\"",
+        "\"-009999-01-01\"",
+        "2027",
+    ] {
+        for key in ["from", "until"] {
+            let told = of_acme(dates, &format!("{{ {key} = {wrong} }}"));
+            let fits = |told: &String| told.starts_with(&format!("`{key}`")) && told.contains("a day without a time");
+            assert!(told.len() == 1 && told.iter().all(fits), "{key} = {wrong}: {told:?}");
+        }
+    }
+    for late in ["\"9999-12-31\"", "2300-01-01"] {
+        let told = of_acme(dates, &format!("{{ from = {late} }}"));
+        assert!(told.len() == 1 && told[0].starts_with("`from` is later than any clock goes"), "{late}: {told:?}");
+    }
+    for right in ["{ until = \"9999-12-31\" }", "{ from = 2026-11-01, until = \"2027-04-30\" }"] {
+        assert!(of_acme(dates, right).is_empty(), "{right}");
+    }
+}
+
+#[test]
 fn a_value_of_another_type_is_one_mistake_that_names_its_key_and_its_form() {
     const AUTHORITIES: &str =
         "[{ name = \"partners\", file = \"../certs/partners-ca.pem\", crl = \"../certs/partners.crl\" }]";

@@ -7,13 +7,13 @@ use std::borrow::Cow;
 use std::cell::{Cell, LazyCell, RefCell};
 use std::collections::BTreeSet;
 use std::fmt::Display;
-use std::num::NonZeroU64;
+use std::num::{NonZeroU64, ParseIntError};
 use std::ops::Range;
 use std::time::Duration;
 
 use smallvec::SmallVec;
 use toml::Spanned;
-use toml::de::{DeTable, DeValue};
+use toml::de::{DeInteger, DeTable, DeValue};
 
 use super::mask;
 use super::mistake::{Mistake, Place, closest};
@@ -175,7 +175,7 @@ impl<'a> Table<'a> {
             self.mismatch(key, value, "a whole number");
             return None;
         };
-        match u64::from_str_radix(integer.as_str(), integer.radix()) {
+        match whole(integer) {
             Ok(value) => Some(At { value, place }),
             Err(_) => {
                 let what = if integer.as_str().starts_with('-') { "cannot be negative" } else { "is too large" };
@@ -364,6 +364,11 @@ impl<'a> Table<'a> {
     }
 }
 
+/// A whole number, in whichever of TOML's forms.
+fn whole(integer: &DeInteger<'_>) -> Result<u64, ParseIntError> {
+    u64::from_str_radix(integer.as_str(), integer.radix())
+}
+
 const ZERO: &str = "cannot be zero; leave it out for the default";
 
 /// What is not zero.
@@ -384,11 +389,13 @@ impl<'a> Entry<'_, 'a> {
         self.value.get_ref().as_str().map(str::to_owned)
     }
 
-    /// The value as the digits that were written, if it is a number.
+    /// The value in decimal digits, if it is a number: TOML has other forms of one.
     pub fn as_decimal(&self) -> Option<String> {
-        let value = self.value.get_ref();
-        let integer = value.as_integer().map(|integer| integer.as_str().to_owned());
-        integer.or_else(|| value.as_float().map(|float| float.as_str().to_owned()))
+        match self.value.get_ref() {
+            DeValue::Integer(integer) => whole(integer).ok().map(|number| number.to_string()),
+            DeValue::Float(float) => float.as_str().parse().ok().map(|number: f64| number.to_string()),
+            _ => None,
+        }
     }
 
     /// The value as a table, if it is one.

@@ -272,9 +272,10 @@ fn read_weights(table: &Table<'_>) -> Weights {
             }
         };
         let text = entry.as_text().or_else(|| entry.as_decimal());
-        match text.as_deref().and_then(Nano::parse).and_then(|nano| u32::try_from(nano.0 / 1_000_000).ok()) {
+        let whole = |nano: Nano| nano.0.is_multiple_of(1_000_000).then_some(nano.0 / 1_000_000);
+        match text.as_deref().and_then(Nano::parse).and_then(whole).and_then(|count| u32::try_from(count).ok()) {
             Some(thousandths) => *slot = thousandths,
-            None => entry.mismatch("a weight such as 0, 1 or 1.25"),
+            None => entry.mismatch("a weight such as 0, 1 or 1.25, of at most three decimals"),
         }
     }
     weights

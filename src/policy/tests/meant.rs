@@ -214,6 +214,33 @@ fn a_grants_dates_are_days_and_nothing_of_them_is_left_away() {
 }
 
 #[test]
+fn a_weight_is_the_number_that_was_written_or_a_mistake() {
+    let weight = |written: &str| {
+        let dir = example();
+        edit(&dir, "portcullis.toml", "cached_input = 0,", &format!("cached_input = {written},"));
+        reload(&dir, None, at(0)).map(|policy| policy.models.group("frontier").unwrap().weights.cached_input)
+    };
+    for (written, thousandths) in [
+        ("0x10", 16_000),
+        ("0o17", 15_000),
+        ("0b11", 3000),
+        ("+2", 2000),
+        ("1_0", 10_000),
+        ("1e0", 1000),
+        ("1.25", 1250),
+        ("\"0.1\"", 100),
+        ("0.100", 100),
+        ("\"0.100000\"", 100),
+    ] {
+        assert_eq!(weight(written).ok(), Some(thousandths), "{written}");
+    }
+    for wrong in ["0.0004", "1.2505", "\"0.0004\"", "-1", "-0.5", "nan", "inf", "\"0x10\"", "true"] {
+        let told = weight(wrong).unwrap_err().found;
+        assert!(told.len() == 1 && told[0].message.contains("at most three decimals"), "{wrong}: {told:?}");
+    }
+}
+
+#[test]
 fn a_value_of_another_type_is_one_mistake_that_names_its_key_and_its_form() {
     const AUTHORITIES: &str =
         "[{ name = \"partners\", file = \"../certs/partners-ca.pem\", crl = \"../certs/partners.crl\" }]";

@@ -16,7 +16,7 @@ use std::process::ExitCode;
 use clap::Subcommand;
 
 use crate::audit::VerifyingKey;
-use crate::clock::Wall;
+use crate::clock::{Wall, day};
 use crate::keeper::audit::examine::{Failure, Grounds};
 use crate::keeper::audit::read::{Log, SignedNote};
 
@@ -199,17 +199,17 @@ struct Moment {
 }
 
 impl std::str::FromStr for Moment {
-    type Err = String;
-    fn from_str(text: &str) -> Result<Moment, String> {
+    type Err = &'static str;
+    fn from_str(text: &str) -> Result<Moment, &'static str> {
+        const WANTED: &str = "must be a day (2026-09-01) or an instant with its zone (2026-09-01T12:00:00Z)";
         if let Ok(instant) = text.parse::<jiff::Timestamp>() {
             let at = Wall::from_timestamp(instant);
             return Ok(Moment { start: at, end: at });
         }
-        let day: jiff::civil::Date = text.parse().map_err(|_| "must be a day (2026-09-01) or an instant (RFC 3339)")?;
+        let day = day(text).ok_or(WANTED)?;
         let midnight = |day: jiff::civil::Date| jiff::tz::TimeZone::UTC.to_timestamp(day.into());
-        let start = midnight(day).map_err(|error| error.to_string())?;
-        let end = day.tomorrow().and_then(midnight).map_err(|error| error.to_string())?;
-        Ok(Moment { start: Wall::from_timestamp(start), end: Wall::from_timestamp(end) })
+        let at = |midnight: Result<jiff::Timestamp, _>| midnight.map_or(Wall(i64::MAX), Wall::from_timestamp);
+        Ok(Moment { start: at(midnight(day)), end: at(day.tomorrow().and_then(midnight)) })
     }
 }
 

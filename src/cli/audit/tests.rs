@@ -140,5 +140,9 @@ fn days_are_whole_and_instants_exact() {
     );
     let instant: Moment = "2026-09-30T12:00:00+02:00".parse().unwrap();
     assert_eq!((instant.start, instant.start.to_string().as_str()), (instant.end, "2026-09-30T10:00:00.000Z"));
-    assert!("30.9.2026".parse::<Moment>().is_err());
+    for neither in ["30.9.2026", "2026-09-30T12:00:00", "2026-09-30 12:00", "20260930"] {
+        assert!(neither.parse::<Moment>().is_err(), "{neither}");
+    }
+    let last: Moment = "9999-12-31".parse().unwrap();
+    assert!(last.start <= last.end && last.end == Wall(i64::MAX));
 }

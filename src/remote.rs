@@ -13,6 +13,7 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 
+use crate::policy::mask_urls;
 use crate::tls;
 
 /// Where the admin side is, and how to be let in.
@@ -62,9 +63,12 @@ impl Access {
     }
 }
 
+/// Its address, without a password that somebody wrote into it.
 impl std::fmt::Display for Admin {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.url)
+        let mut shown = self.url.clone();
+        mask_urls(&mut shown);
+        f.write_str(&shown)
     }
 }
 
@@ -109,13 +113,8 @@ impl Admin {
     ) -> Result<(StatusCode, Bytes), Unreachable> {
         match tokio::time::timeout(Duration::from_secs(60), self.exchange(method, path, body)).await {
             Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(error)) => {
-                let absent = matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound);
-                let hint =
-                    if absent { "; does a gateway run there? --admin or PORTCULLIS_ADMIN says where" } else { "" };
-                Err(Unreachable(format!("{}: {error}{hint}", self.url)))
-            }
-            Err(_) => Err(Unreachable(format!("{}: no answer within a minute", self.url))),
+            Ok(Err(error)) => Err(Unreachable(format!("{self}: {error}{}", hint(&error)))),
+            Err(_) => Err(Unreachable(format!("{self}: no answer within a minute"))),
         }
     }
 
@@ -130,9 +129,9 @@ impl Admin {
         if !secure {
             return self.send(tcp, &authority, method, path, body).await;
         }
-        let read = |path: &Option<PathBuf>| path.as_deref().map(read).transpose();
+        let read = |path: &Option<PathBuf>, option| path.as_deref().map(|path| read(path, option)).transpose();
         let Access { ca, cert, key, .. } = &self.access;
-        let (ca, cert, key) = (read(ca)?, read(cert)?, read(key)?);
+        let (ca, cert, key) = (read(ca, "--admin-ca")?, read(cert, "--admin-cert")?, read(key, "--admin-key")?);
         let identity = cert.as_deref().zip(key.as_deref());
         let config = tls::connector(ca.as_deref(), identity).map_err(io::Error::other)?;
         let name = rustls_pki_types::ServerName::try_from(host).map_err(io::Error::other)?;
@@ -155,7 +154,7 @@ impl Admin {
             request = request.header(CONTENT_TYPE, "application/json");
         }
         if let Some(file) = &self.access.token {
-            let token = String::from_utf8(read(file)?).map_err(io::Error::other)?;
+            let token = String::from_utf8(read(file, "--admin-token")?).map_err(io::Error::other)?;
             request = request.header(AUTHORIZATION, format!("Bearer {}", token.trim()));
         }
         let body = Full::new(Bytes::from(body.unwrap_or_default()));
@@ -201,13 +200,71 @@ impl Target {
     }
 }
 
-fn read(path: &Path) -> io::Result<Vec<u8>> {
-    std::fs::read(path).map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))
+/// Reads the file of an option. Of whoever answers nothing is said by its error.
+fn read(path: &Path, option: &str) -> io::Result<Vec<u8>> {
+    std::fs::read(path).map_err(|error| io::Error::other(format!("{option} {}: {error}", path.display())))
+}
+
+/// What to look at where nobody answered, or not in the words of an admin side.
+fn hint(error: &io::Error) -> &'static str {
+    let inner = error.get_ref();
+    let is_no_http = inner.and_then(|inner| inner.downcast_ref()).is_some_and(hyper::Error::is_parse);
+    let is_no_tls = matches!(inner.and_then(|inner| inner.downcast_ref()), Some(rustls::Error::InvalidMessage(_)));
+    if matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound) {
+        "; does a gateway run there? --admin or PORTCULLIS_ADMIN says where"
+    } else if is_no_http {
+        "; is that an admin side with TLS? then its address begins with https://"
+    } else if is_no_tls {
+        "; is that an admin side without TLS? then its address begins with http://"
+    } else {
+        ""
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::io::{Read, Write};
+
     use super::*;
+    use crate::clock::Clock;
+    use crate::trust::issue::DevAuthority;
+
+    /// What is said of the one who answers with `answer` at an address of `scheme`.
+    fn said_of(scheme: &str, answer: &'static [u8], access: &Access) -> String {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("{scheme}://{}", listener.local_addr().unwrap());
+        let peer = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let _ = stream.read(&mut [0; 4096]);
+            let _ = stream.write_all(answer);
+            let _ = stream.read(&mut [0; 4096]);
+        });
+        let said = access.to(&url).call(Method::GET, "/", None).unwrap_err().to_string();
+        peer.join().unwrap();
+        said
+    }
+
+    #[test]
+    fn what_is_said_is_about_what_is_wrong_and_holds_no_password() {
+        let dir = tempfile::tempdir().unwrap();
+        let (ca, gone) = (dir.path().join("ca.pem"), dir.path().join("gone"));
+        let authority = DevAuthority::create("ours", Clock::system().now().wall, Duration::from_secs(3600)).unwrap();
+        std::fs::write(&ca, authority.certificate()).unwrap();
+        let trusting = Access { ca: Some(ca), ..Access::default() };
+        let told = said_of("http", b"\x15\x03\x03\x00\x02\x02\x46", &Access::default());
+        assert!(told.ends_with("its address begins with https://"), "{told}");
+        let told = said_of("https", b"HTTP/1.1 400 Bad Request\r\n\r\n", &trusting);
+        assert!(told.ends_with("its address begins with http://"), "{told}");
+        for (access, option) in [
+            (Access { token: Some(gone.clone()), ..Access::default() }, "--admin-token"),
+            (Access { ca: Some(gone), ..Access::default() }, "--admin-ca"),
+        ] {
+            let told = said_of(if access.ca.is_some() { "https" } else { "http" }, b"", &access);
+            assert!(told.contains(option) && !told.contains("does a gateway run there"), "{told}");
+        }
+        let told = Admin::at("http://nobody:hunter2@127.0.0.1:1").call(Method::GET, "/", None).unwrap_err();
+        assert!(told.to_string().contains("not an admin address") && !told.to_string().contains("hunter2"), "{told}");
+    }
 
     #[test]
     fn an_admin_address_is_http_or_https_and_its_port_is_one() {

@@ -8,6 +8,7 @@ use clap::{Args as ClapArgs, ValueEnum};
 use hyper::{Method, StatusCode};
 use serde_json::{Value, json};
 
+use super::operate::astray;
 use super::{Done, REFUSED, colour, complain, print, say, tell};
 use crate::clock::Clock;
 use crate::keeper::audit::{Outside, expect_log};
@@ -144,6 +145,6 @@ fn against(admin: &Admin, summary: &Summary) -> Result<Diff, String> {
             let running: Summary = serde_json::from_slice(&body).map_err(|error| format!("{admin}: {error}"))?;
             Ok(Diff::of(&running, summary))
         }
-        (status, _) => Err(format!("{admin}: {status}")),
+        (status, body) => Err(astray(admin, status, &body)),
     }
 }

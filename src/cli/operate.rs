@@ -209,7 +209,7 @@ fn fetched(admin: &Admin) -> Result<Bytes, String> {
 }
 
 /// A sentence for an answer that no gateway's admin side gives to what was asked.
-fn astray(admin: &Admin, status: StatusCode, body: &[u8]) -> String {
+pub(super) fn astray(admin: &Admin, status: StatusCode, body: &[u8]) -> String {
     let body = String::from_utf8_lossy(body);
     let said: String = body.lines().next().unwrap_or_default().chars().filter(|c| !c.is_control()).take(200).collect();
     format!("{admin}: {status}: {said}; is that a gateway's admin side? --admin or PORTCULLIS_ADMIN says where")

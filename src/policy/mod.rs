@@ -34,6 +34,7 @@ pub use footprint::{Footprint, inode};
 pub use limits::Written;
 pub use listen::{AdminAddress, AdminSettings, Drain, Listen, Quota, Settings, is_host_name};
 pub use logged::{LogSettings, log_filter};
+pub use mask::urls as mask_urls;
 pub use mistake::{Mistake, Mistakes, Place, Source, Told, closest};
 pub use models::{Group, Models, NONTEXT, Upstream};
 pub use org::{Identity, Mark, ModelGrant, Org, Status};

@@ -152,7 +152,10 @@ fn complain(what: impl Display) -> ExitCode {
 /// # Errors
 /// The exit code.
 fn readable(config: &Path) -> Done {
-    regular::open(config).map(drop).map_err(|error| complain(format_args!("{}: {error}", config.display())))
+    regular::open(config).map(drop).map_err(|error| {
+        let hint = if error.kind() == ErrorKind::NotFound { "; -c says where the configuration is" } else { "" };
+        complain(format_args!("{}: {error}{hint}", config.display()))
+    })
 }
 
 /// The policy of a configuration; its mistakes are printed, for programs in the form that `check` has for them.

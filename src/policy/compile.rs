@@ -228,7 +228,8 @@ impl Compiler<'_> {
         match ServerIdentity::load(&certificate_pem, key_pem.expose().as_bytes(), self.now.wall) {
             Ok(identity) => {
                 for name in read.server_names.iter().filter(|name| !identity.is_for(&name.value)) {
-                    self.sink.odd(Some(&name.place), format!("the certificate is not for {}", name.value));
+                    let what = "have it issued for this name, too, or take the name out";
+                    self.sink.odd(Some(&name.place), format!("the certificate is not for {}: {what}", name.value));
                 }
                 Some(identity)
             }

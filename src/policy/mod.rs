@@ -342,10 +342,11 @@ impl Files {
         }
     }
 
-    /// Reads a private key that the configuration names by its path.
+    /// Reads a private key that the configuration names by its path, written as such or as a reference.
     fn key(&self, at: &At<String>, sink: &Sink) -> Option<Secret> {
         let path = self.path(at, "a secret", sink)?;
         match SecretRef::File(path.clone()).resolve(Path::new("")) {
+        let path = at.value.strip_prefix("file:").map_or(path, |path| self.resolve(path));
             Ok(secret) => {
                 self.read.borrow_mut().push((path, Sha256::of(secret.expose().as_bytes())));
                 Some(secret)

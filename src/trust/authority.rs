@@ -427,6 +427,7 @@ fn without_crl<'a>(
             (true, true) => "the file holds only the part for one distribution point of the CRL of",
         };
         let rest = "revocation = \"required\" needs a fresh one for every issuing certificate";
-        Flaw::new(Subject::Crl, format!("{what} {}; {rest}", issuer.name))
+        let instead = if configured { "" } else { ": add `crl`, or set revocation = \"if_present\"" };
+        Flaw::new(Subject::Crl, format!("{what} {}; {rest}{instead}", issuer.name))
     })
 }

@@ -80,7 +80,11 @@ impl SecretRef {
         let bytes = match self {
             SecretRef::Env(name) => {
                 let value = std::env::var(name);
-                let unset = |_| Unresolved(format!("the environment variable {name} is not set"));
+                let unset = |_| {
+                    Unresolved(format!(
+                        "the environment variable {name} is not set here; file:PATH reads a file instead"
+                    ))
+                };
                 Zeroizing::new(value.map_err(unset)?.into_bytes())
             }
             SecretRef::File(path) => read_private(&base.join(path))?,

@@ -203,8 +203,11 @@ impl Checked<'_> {
                     return;
                 }
                 let meant = closest(&at.value, by_id.keys().copied());
-                let hint = meant.map(|meant| format!("did you mean \"{meant}\"?"));
-                self.sink.wrong(Some(&at.place), format!("there is no organization \"{}\"", at.value), hint);
+                let hint = meant.map_or_else(
+                    || "a parent is the `id` of another organization's file".to_owned(),
+                    |meant| format!("did you mean \"{meant}\"?"),
+                );
+                self.sink.wrong(Some(&at.place), format!("there is no organization \"{}\"", at.value), Some(hint));
                 return;
             };
             if line.len() == 1 {

@@ -347,6 +347,33 @@ fn bodies_that_are_never_taken_are_odd() {
 }
 
 #[test]
+fn a_private_key_may_be_referred_to_as_any_secret_in_a_file() {
+    let dir = example();
+    edit(&dir, "portcullis.toml", "\"../certs/server.key\"", "\"file:../certs/server.key\"");
+    assert!(reload(&dir, None, at(0)).is_ok());
+}
+
+#[test]
+fn what_is_missing_is_told_with_what_to_do() {
+    let crl = ", crl = \"../certs/partners.crl\"";
+    for (file, from, to, said) in [
+        ("portcullis.toml", crl, "", "add `crl`, or set revocation = \"if_present\""),
+        ("portcullis.toml", "\"file:key\"", "\"env:NO_SUCH_VARIABLE_OF_OURS\"", "file:PATH reads a file instead"),
+        (
+            "orgs.d/globex.toml",
+            "\"national-cert\"",
+            "\"elsewhere\"",
+            "a parent is the `id` of another organization's file",
+        ),
+    ] {
+        let dir = example();
+        edit(&dir, file, from, to);
+        let mistakes = reload(&dir, None, at(0)).unwrap_err();
+        assert!(mistakes.found.len() == 1 && mistakes.render(false).contains(said), "{}", mistakes.render(false));
+    }
+}
+
+#[test]
 fn a_mark_that_is_wrong_is_one_mistake() {
     let dir = example();
     edit(&dir, "orgs.d/acme.toml", "[[identity]]", "[[identity]]\nleaf_sha256 = \"abcd\"\n#");

@@ -2,10 +2,11 @@
 //!
 //! Nothing is opened here but the key that signs: what cannot sign is a mistake before anything runs.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::Files;
+use super::compile::real;
 use super::file::{At, Table};
 use super::listen::{directory, seconds, word};
 use super::mistake::Place;
@@ -59,7 +60,7 @@ pub(super) fn audit(root: &Table<'_>, files: &Files, note: impl Fn(String, &Plac
     let directory = at.map_or_else(|| default(table.place()), |at| directory(at, files, table.sink()));
     settings.closed = word(&table, "on_failure", &[("closed", true), ("open", false)], true);
     settings.power = word(&table, "durability", &[("process", false), ("power", true)], false);
-    settings.checkpoints = outside(&table, note);
+    settings.checkpoints = outside(&table, files, &directory.value, note);
     if let Some(rotate) = table.table("rotate") {
         settings.rotate_size = rotate.size("size").map_or(settings.rotate_size, |at| at.value).max(4096);
         settings.rotate_age = rotate.lasting("age").unwrap_or(settings.rotate_age);
@@ -85,7 +86,7 @@ fn origin(name: &str) -> Result<String, &'static str> {
     if is_key_name(name) { Ok(name.to_owned()) } else { Err(wanted) }
 }
 
-fn outside(table: &Table<'_>, note: impl Fn(String, &Place)) -> Vec<String> {
+fn outside(table: &Table<'_>, files: &Files, log: &Path, note: impl Fn(String, &Place)) -> Vec<String> {
     let Some(list) = table.list("checkpoints") else { return Vec::new() };
     let known = |at: &At<String>| {
         let named = |scheme| at.value.strip_prefix(scheme).is_some_and(|rest: &str| !rest.trim().is_empty());
@@ -100,6 +101,10 @@ fn outside(table: &Table<'_>, note: impl Fn(String, &Place)) -> Vec<String> {
             let hint = "\"dir:PATH\", \"command:…\" or \"https://…\" (http:// for loopback and private addresses)";
             let what = format!("unknown place for checkpoints {:?}", at.value);
             table.sink().wrong(Some(&at.place), what, Some(hint.into()));
+        }
+        if at.value.strip_prefix("dir:").is_some_and(|path| real(&files.resolve(path)) == real(log)) {
+            let what = "these checkpoints would lie beside the log: who can rewrite it can rewrite them";
+            table.sink().odd(Some(&at.place), format!("{what}; name a place outside"));
         }
         note(format!("audit/checkpoints/{}", at.value), &at.place);
         fine

@@ -435,6 +435,6 @@ impl Compiler<'_> {
 }
 
 /// Where a path leads, as far as it leads anywhere.
-fn real(path: &Path) -> PathBuf {
+pub(super) fn real(path: &Path) -> PathBuf {
     path.canonicalize().unwrap_or_else(|_| path.to_owned())
 }

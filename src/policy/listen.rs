@@ -111,6 +111,9 @@ pub struct Quota {
     pub timezone_name: String,
 }
 
+/// More threads than any machine has cores.
+const MOST_WORKERS: u64 = 1024;
+
 pub(super) const fn seconds(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
 }
@@ -174,7 +177,11 @@ pub(super) fn listen(table: &Table<'_>) -> ListenRead {
         write_timeout: span("write_timeout", 30),
         drain,
     };
-    let workers = usize::try_from(number("workers", 0)).unwrap_or(0).min(1024);
+    let workers = table.number("workers");
+    if let Some(at) = workers.as_ref().filter(|at| at.value > MOST_WORKERS) {
+        table.sink().odd(Some(&at.place), format!("`workers` is {MOST_WORKERS} at most, and taken for that"));
+    }
+    let workers = usize::try_from(workers.map_or(0, |at| at.value.min(MOST_WORKERS))).unwrap_or(0);
     if table.holds("proxy_protocol") {
         let hint = Some("put partners' networks in front of the gateway without it for now".into());
         table.wrong_at("proxy_protocol", "`proxy_protocol` is a reserved name: it is not built yet", hint);

@@ -339,11 +339,22 @@ fn an_empty_list_of_networks_is_neither_nowhere_nor_anywhere() {
 }
 
 #[test]
-fn bodies_that_are_never_taken_are_odd() {
-    let dir = example();
-    edit(&dir, "portcullis.toml", "\"256MiB\"                # default; all", "\"10MiB\" # all");
-    let policy = reload(&dir, None, at(0)).unwrap();
-    assert!(policy.warnings.iter().any(|warning| warning.message.contains("less than `max_body`")));
+fn what_is_taken_for_something_else_than_was_written_is_odd() {
+    let (bodies, outside) = ("\"256MiB\"                # default; all", "[audit]");
+    for (file, from, to, said) in [
+        ("portcullis.toml", bodies, "\"10MiB\" # all", "less than `max_body`"),
+        ("portcullis.toml", "workers      = 0", "workers = 1025", "`workers` is 1024 at most"),
+        ("portcullis.toml", outside, "[audit]\ncheckpoints = [\"dir:../log/../log\"]", "would lie beside the log"),
+    ] {
+        let dir = example();
+        std::fs::create_dir(dir.path().join("log")).unwrap();
+        edit(&dir, "portcullis.toml", "\"/var/log/portcullis\"", "\"../log\"");
+        edit(&dir, file, from, to);
+        let policy = reload(&dir, None, at(0)).unwrap_or_else(|mistakes| panic!("{}", mistakes.render(false)));
+        let odd: Vec<_> = policy.warnings.iter().map(|warning| &warning.message).collect();
+        assert!(odd.len() == 1 && odd[0].contains(said), "{to}: {odd:?}");
+        assert!(policy.warnings[0].place.is_some());
+    }
 }
 
 #[test]

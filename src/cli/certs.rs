@@ -9,7 +9,7 @@ use std::ffi::OsStr;
 use std::fmt::Display;
 use std::io::Write;
 use std::net::IpAddr;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -22,7 +22,7 @@ use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::FromDer;
 
-use super::{Done, complain, say};
+use super::{Done, complain, say, tell};
 use crate::clock::{Clock, Wall};
 use crate::names::{AuthorityName, OrgId};
 use crate::policy::is_host_name;
@@ -139,7 +139,7 @@ pub fn run(args: &Args) -> Done {
         }
         What::Renew { org: Some(org), lasts, .. } => {
             let uri = uri_of(&latest(dir, org)?)?;
-            issue(files, org, &uri, &format!("{org}-{}", now.seconds()), *lasts, now)
+            issue(files, org, &uri, &next(dir, org, now), *lasts, now)
         }
         What::Renew { org: None, servers, lasts, .. } => renew_server(files, servers, *lasts, now),
         What::Revoke { file } => list::sign(files, Some(file), now),
@@ -238,7 +238,10 @@ impl Files<'_> {
         let hint = |error| complain(format_args!("{error}; `portcullis certs init` makes an authority"));
         let certificate = read(&self.certificate()).map_err(hint)?;
         let key = read(&self.key()).map_err(hint)?;
-        let authority = DevAuthority::load(&certificate, &key).map_err(complain)?;
+        let (certificate_path, key_path) = (self.certificate(), self.key());
+        let unusable = |error| format!("{} with {}: {error}", key_path.display(), certificate_path.display());
+        let authority = DevAuthority::load(&certificate, &key).map_err(|error| complain(unusable(error)))?;
+        warn_of_open(&key_path);
         let ends = parsed(&first(&self.certificate())?, |parsed| parsed.validity().not_after.timestamp())?;
         Ok((authority, Wall::from_seconds(ends)))
     }
@@ -272,10 +275,10 @@ fn issue(files: Files<'_>, org: &OrgId, uri: &str, name: &str, lasts: Lasts, now
     let lasts = lasts.within(ends, now)?;
     let made = files.dir.join(format!("{name}.pem"));
     if name == org.as_str() && made.symlink_metadata().is_ok() {
-        let made = made.display();
-        return Err(complain(format_args!(
-            "{made} exists already; `portcullis certs renew --org {org}` makes the next"
-        )));
+        let is_partners = first(&made).and_then(|der| uri_in(&der))?.is_some();
+        let next = format!("`portcullis certs renew --org {org}` makes the next");
+        let hint = if is_partners { &next } else { "it is no partner's: this organization needs another --dir" };
+        return Err(complain(format_args!("{} exists already; {hint}", made.display())));
     }
     let pair = authority.issue(&Holder::Partner { uri, name: org.as_str() }, now, lasts).map_err(complain)?;
     write_pair(files.dir, name, &pair.key, &pair.certificate)?;
@@ -309,12 +312,24 @@ fn latest(dir: &Path, org: &OrgId) -> Result<CertificateDer<'static>, ExitCode> 
     }
 }
 
+/// What the next certificate of a partner is called: when it was made, and later where that name is taken.
+fn next(dir: &Path, org: &OrgId, now: Wall) -> String {
+    let mut names = (now.seconds()..).map(|number| format!("{org}-{number}"));
+    let is_taken =
+        |name: &String| ["pem", "key"].iter().any(|end| dir.join(format!("{name}.{end}")).symlink_metadata().is_ok());
+    names.find(|name| !is_taken(name)).unwrap_or_default()
+}
+
 fn uri_of(der: &CertificateDer<'_>) -> Result<String, ExitCode> {
-    let named = names(der)?.into_iter().find_map(|name| match name {
+    uri_in(der)?.ok_or_else(|| complain("the old certificate holds no URI to renew"))
+}
+
+fn uri_in(der: &CertificateDer<'_>) -> Result<Option<String>, ExitCode> {
+    let uri = names(der)?.into_iter().find_map(|name| match name {
         Name::Uri(uri) => Some(uri),
         Name::Server(_) => None,
     });
-    named.ok_or_else(|| complain("the old certificate holds no URI to renew"))
+    Ok(uri)
 }
 
 /// One file changes, and that in one step: a gateway that watches never sees a certificate without its key.
@@ -377,6 +392,14 @@ pub(super) fn first(path: &Path) -> Result<CertificateDer<'static>, ExitCode> {
     match CertificateDer::from_pem_slice(&file) {
         Err(pem::Error::NoItemsFound) => in_der(&file).ok_or_else(|| why(&"it holds no certificate in PEM or DER")),
         read => read.map_err(|error| why(&error)),
+    }
+}
+
+/// Says so where others may use the key that signs for everybody.
+fn warn_of_open(key: &Path) {
+    if std::fs::metadata(key).is_ok_and(|about| about.mode() & 0o077 != 0) {
+        let key = key.display();
+        tell(format_args!("portcullis: warning: {key} can be read or written by others: chmod 600 {key}\n"));
     }
 }
 

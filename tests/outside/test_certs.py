@@ -143,6 +143,20 @@ def test_a_failed_issue_leaves_nothing_in_the_way_of_the_next(certs):
     done(certs("issue", "--org", "acme"))
 
 
+def test_what_is_no_partners_is_not_said_to_be_renewed_as_one_and_an_open_key_is_told(certs):
+    done(certs("init"))
+    refused = certs("issue", "--org", "server")
+    assert refused.returncode == 2 and "server.pem exists already" in refused.stderr and "renew" not in refused.stderr
+    key = certs.folder / "certs/partners-ca.key"
+    key.chmod(0o644)
+    issued = certs("issue", "--org", "acme", "--json")
+    assert json.loads(done(issued))["organization"] == "acme" and "chmod 600 certs/partners-ca.key" in issued.stderr
+    key.chmod(0o600)
+    assert certs("crl").stderr == ""
+    key.write_text("-----BEGIN PRIVATE KEY-----\n")
+    assert "certs/partners-ca.key" in certs("crl").stderr
+
+
 def test_renewal_keeps_the_identity_and_the_old_files(certs):
     done(certs("init"))
     done(certs("issue", "--org", "acme", "--uri", "spiffe://elsewhere/acme-production"))

@@ -4,8 +4,8 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use rustls_pki_types::CertificateRevocationListDer;
 use rustls_pki_types::pem::{self, PemObject};
+use rustls_pki_types::{CertificateDer, CertificateRevocationListDer};
 use serde_json::{Value, json};
 use x509_parser::prelude::FromDer;
 use x509_parser::revocation_list::CertificateRevocationList;
@@ -44,6 +44,11 @@ pub(super) fn sign(files: Files<'_>, file: Option<&Path>, now: Wall) -> Result<M
             tell(format_args!("portcullis: {file} was not issued by {}; nothing was revoked\n", other.display()));
             return Err(ExitCode::from(REFUSED));
         }
+        if others(file, &certificate).iter().any(|other| *other != own && trust::is_issued_by(other, &own)) {
+            let what = "holds several certificates of this authority; nothing was revoked: revoke them one by one";
+            tell(format_args!("portcullis: {} {what}\n", file.display()));
+            return Err(ExitCode::from(REFUSED));
+        }
         let serial = parsed(&certificate, |certificate| certificate.raw_serial().to_vec())?;
         if !revoked.iter().any(|known| known.serial == serial) {
             revoked.push(Withdrawn { serial, at: now, reason: None });
@@ -60,6 +65,12 @@ pub(super) fn sign(files: Files<'_>, file: Option<&Path>, now: Wall) -> Result<M
         "signer": files.authority,
     });
     Ok(Made { text, value })
+}
+
+/// What a file holds beside its first certificate.
+fn others(file: &Path, first: &CertificateDer<'_>) -> Vec<CertificateDer<'static>> {
+    let all: Result<Vec<_>, _> = CertificateDer::pem_file_iter(file).and_then(Iterator::collect);
+    all.unwrap_or_default().into_iter().filter(|other| other != first).collect()
 }
 
 /// The list that a file holds in PEM, or is in DER.

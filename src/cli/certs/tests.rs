@@ -73,6 +73,40 @@ fn a_revocation_keeps_its_day_and_is_of_our_own_certificates_only() {
 }
 
 #[test]
+fn a_file_with_several_certificates_of_ours_is_no_one_to_revoke_and_one_with_its_chain_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    programme(dir);
+    command(dir, acme(None)).unwrap();
+    let globex = What::Issue { org: "globex".parse().unwrap(), uri: None, lasts: Lasts { days: 30 } };
+    command(dir, globex).unwrap();
+    let read = |name: &str| std::fs::read_to_string(dir.join(name)).unwrap();
+    let revoke = |content: String| {
+        std::fs::write(dir.join("both.pem"), content).unwrap();
+        command(dir, What::Revoke { file: dir.join("both.pem") })
+    };
+    assert!(revoke(read("acme.pem") + &read("globex.pem")).is_err());
+    assert!(listed(dir).is_empty());
+    revoke(read("acme.pem") + &read("partners-ca.pem")).unwrap();
+    assert_eq!(listed(dir).len(), 1);
+}
+
+#[test]
+fn two_renewals_within_one_second_stand_beside_each_other() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    programme(dir);
+    command(dir, acme(None)).unwrap();
+    let (org, authority) = ("acme".parse().unwrap(), "partners".parse().unwrap());
+    for _ in 0..3 {
+        let before = latest(dir, &org).unwrap();
+        let files = Files { dir, authority: &authority };
+        issue(files, &org, "spiffe://partners/acme", &next(dir, &org, NOW), Lasts { days: 30 }, NOW).unwrap();
+        assert_ne!(latest(dir, &org).unwrap(), before);
+    }
+}
+
+#[test]
 fn a_failed_issue_leaves_nothing_and_nothing_outlasts_its_authority() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();

@@ -32,6 +32,7 @@ pub use ledger::{Ended, Ledger, Seen, Totals};
 pub use script::{Answering, End, Script, UsageTold};
 
 use crate::clock::Clock;
+use crate::policy::duration;
 
 /// Decides, per request, what the answer does; it is handed what the defaults and the model's name made of it.
 pub type Hook = Arc<dyn Fn(&Asked, Script) -> Script + Send + Sync>;
@@ -97,7 +98,8 @@ impl FromStr for Failing {
     fn from_str(text: &str) -> Result<Failing, String> {
         let form = || format!("`{text}` is not STATUS:SHARE, such as 500:0.01");
         let (status, share) = text.split_once(':').ok_or_else(form)?;
-        let status = status.parse().ok().filter(|status: &http::StatusCode| status.as_u16() >= 400).ok_or_else(form)?;
+        let fails = |status: &http::StatusCode| status.is_client_error() || status.is_server_error();
+        let status = status.parse().ok().filter(fails).ok_or_else(form)?;
         let share = share.parse().ok().filter(|share| (0.0..=1.0).contains(share)).ok_or_else(form)?;
         Ok(Failing { status, share })
     }
@@ -223,11 +225,6 @@ impl Args {
         running.stop().await;
         Ok(())
     }
-}
-
-fn duration(text: &str) -> Result<Duration, String> {
-    let parsed: jiff::SignedDuration = text.parse().map_err(|error| format!("{error}"))?;
-    Duration::try_from(parsed).map_err(|_| String::from("must not be negative"))
 }
 
 #[cfg(test)]

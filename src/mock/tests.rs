@@ -190,7 +190,7 @@ async fn errors_take_the_vendors_form_and_a_share_fails_evenly() {
     assert_eq!(body["error"]["type"], "overloaded_error");
     let odd = send(&mock, "/v1/nothing", &chat("m")).await.unwrap();
     assert_eq!(odd.status(), StatusCode::NOT_FOUND);
-    for bad in ["503", "200:0.5", "503:2", "x:0.1"] {
+    for bad in ["503", "200:0.5", "503:2", "x:0.1", "700:1"] {
         assert!(bad.parse::<Failing>().is_err(), "{bad}");
     }
 }

@@ -39,6 +39,7 @@ pub use mistake::{Mistake, Mistakes, Place, Source, Told, closest};
 pub use models::{Group, Models, NONTEXT, Upstream};
 pub use org::{Identity, Mark, ModelGrant, Org, Status};
 pub use pattern::Pattern;
+pub use quantity::duration;
 pub use renamed::Renames;
 pub use resolved::{Binding, Held};
 pub use revocations::{Kind as RevocationKind, Revocations, Revoked};
@@ -345,8 +346,8 @@ impl Files {
     /// Reads a private key that the configuration names by its path, written as such or as a reference.
     fn key(&self, at: &At<String>, sink: &Sink) -> Option<Secret> {
         let path = self.path(at, "a secret", sink)?;
-        match SecretRef::File(path.clone()).resolve(Path::new("")) {
         let path = at.value.strip_prefix("file:").map_or(path, |path| self.resolve(path));
+        match SecretRef::File(path.clone()).resolve(Path::new("")) {
             Ok(secret) => {
                 self.read.borrow_mut().push((path, Sha256::of(secret.expose().as_bytes())));
                 Some(secret)

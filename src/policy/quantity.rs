@@ -7,7 +7,10 @@ use std::time::Duration;
 use crate::tokens::Nano;
 
 /// Durations: a number and one of `ms`, `s`, `m`, `h`, `d`; several may follow each other (`1h30m`).
-pub(super) fn duration(text: &str) -> Result<Duration, &'static str> {
+///
+/// # Errors
+/// What it must be instead.
+pub fn duration(text: &str) -> Result<Duration, &'static str> {
     const WANTED: &str = "must be a duration such as \"30s\", \"250ms\" or \"24h\"";
     let mut rest = text.trim();
     let mut total = Duration::ZERO;
@@ -52,12 +55,12 @@ pub(super) fn size(text: &str) -> Result<u64, &'static str> {
     number.checked_mul(1 << shift).ok_or(WANTED)
 }
 
-/// Amounts of money: decimals, as far as nano-units go.
-pub(super) fn money(text: &str) -> Result<Nano, &'static str> {
-    const WANTED: &str =
 /// What is told to whoever writes no text for an amount of money.
 pub(super) const AMOUNT: &str = "an amount in quotes such as \"2500.00\"";
 
+/// Amounts of money: decimals, as far as nano-units go.
+pub(super) fn money(text: &str) -> Result<Nano, &'static str> {
+    const WANTED: &str =
         "must be digits such as \"2500.00\", of at most nine decimals and no more than 18446744073.709551615";
     Nano::parse(text).ok_or(WANTED)
 }

@@ -1570,7 +1570,7 @@ def test_the_mock_model_answers_until_it_is_told_to_stop(started):
 
 
 @pytest.mark.parametrize(
-    "argument", [["--fail", "often"], ["--fail", "500:2"], ["--ttft", "soon"], ["--tps", "-1"], ["--listen", "here"]]
+    "argument", [["--fail", "often"], ["--fail", "500:2"], ["--ttft", "soon"], ["--ttft", "5"], ["--tps", "-1"], ["--listen", "here"]]
 )
 def test_the_mock_model_does_not_guess(place, argument):
     done = place.run("mock", "--listen", "127.0.0.1:0", *argument)

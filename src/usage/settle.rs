@@ -219,11 +219,12 @@ impl Gauge {
     }
 
     /// The output that is charged where so much is `reported`, which may be too low. Whoever says that he kept to what he
-    /// was told is not held to have made more.
+    /// was told is not held to have made more; whoever says that he did not, is held to all that came.
     fn output(&self, reported: u64, is_low: bool, observed: &Observed) -> (u64, Basis) {
-        let (metered, is_low) = if is_low && reported <= self.told_output {
-            let most = self.output.tokens(self.made(observed)).min(self.told_output);
-            (most, below_a_quarter(reported, most))
+        let (metered, is_low) = if is_low {
+            let most = if reported <= self.told_output { self.told_output } else { u64::MAX };
+            let metered = self.output.tokens(self.made(observed)).min(most);
+            (metered, below_a_quarter(reported, metered))
         } else {
             (self.metered(observed), is_low)
         };
@@ -342,6 +343,18 @@ mod tests {
             assert_eq!(held.settle(&observed(None, text_bytes, false)).usage.output, so_far, "{text_bytes}");
         }
         assert_eq!(held.output_so_far(&observed(Some((1, 70)), 4000, false)), 70, "a report is believed");
+        // Whoever reports more than that is found out: a report that is too low is no less so for it.
+        for (reported, charged, basis) in [
+            (14, 60, Basis::Disputed),
+            (15, 15, Basis::Reported),
+            (60, 60, Basis::Reported),
+            (61, 1000, Basis::Disputed),
+            (249, 1000, Basis::Disputed),
+            (250, 250, Basis::Reported),
+        ] {
+            let settlement = held.settle(&observed(Some((100, reported)), 4000, true));
+            assert_eq!((settlement.usage.output, settlement.basis), (charged, basis), "{reported}");
+        }
     }
 
     #[test]

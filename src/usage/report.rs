@@ -23,6 +23,10 @@ pub(super) enum Field {
     Cached,
     /// Input written to a cache.
     CacheWrite,
+    /// Of that, what it keeps for minutes.
+    ShortWrite,
+    /// Of that, what it keeps for an hour.
+    LongWrite,
     /// Output that was reasoning.
     Reasoning,
 }
@@ -31,7 +35,8 @@ impl Field {
     /// Whether it tells of what kind a part of the input or output was: the vendors put such numbers into an object of
     /// their own.
     pub(super) fn is_a_share(self) -> bool {
-        matches!(self, Field::Cached | Field::CacheWrite | Field::Reasoning)
+        use Field::{CacheWrite, Cached, LongWrite, Reasoning, ShortWrite};
+        matches!(self, Cached | CacheWrite | ShortWrite | LongWrite | Reasoning)
     }
 }
 
@@ -75,6 +80,8 @@ pub(super) struct Report {
     any: bool,
     /// Of the object that is being read.
     reading: Input,
+    /// What it tells was written to a cache, by how long it is kept.
+    writes: [u64; 2],
     /// Of the largest before it, as one vendor divides it and as the other does.
     exclusive: Input,
     inclusive: Input,
@@ -94,6 +101,8 @@ impl Report {
             Field::Prompt => return self.reading.note(1, |input| &mut input.prompt, number),
             Field::Cached => return self.reading.note(2, |input| &mut input.cached, number),
             Field::CacheWrite => return self.reading.note(4, |input| &mut input.cache_write, number),
+            Field::ShortWrite => return self.note_write(|[short, _]| short, number),
+            Field::LongWrite => return self.note_write(|[_, long]| long, number),
             Field::Completion => &mut self.completion,
             Field::Total => &mut self.total,
             Field::Reasoning => &mut self.reasoning,
@@ -101,10 +110,18 @@ impl Report {
         *slot = number.max(*slot);
     }
 
+    /// Notes a part of what was written to a cache: some servers tell nothing else of it.
+    fn note_write(&mut self, slot: fn(&mut [u64; 2]) -> &mut u64, number: u64) {
+        let slot = slot(&mut self.writes);
+        *slot = number.max(*slot);
+        let [short, long] = self.writes;
+        self.reading.note(4, |input| &mut input.cache_write, short.saturating_add(long));
+    }
+
     /// Ends a usage object.
     pub(super) fn end_object(&mut self) {
         (self.exclusive, self.inclusive) = (self.exclusive(), self.inclusive());
-        self.reading = Input::default();
+        (self.reading, self.writes) = (Input::default(), [0; 2]);
     }
 
     fn exclusive(&self) -> Input {

@@ -55,7 +55,7 @@ impl Runs {
             Field::Completion => &mut self.one.completion,
             Field::Cached => &mut self.one.cached,
             Field::CacheWrite => &mut self.one.cache_write,
-            Field::Total | Field::Reasoning => return,
+            Field::ShortWrite | Field::LongWrite | Field::Total | Field::Reasoning => return,
         };
         *slot = number.max(*slot);
     }

@@ -85,6 +85,8 @@ impl Word {
             b"total_tokens" => Word::Count(Field::Total),
             b"cached_tokens" | b"cache_read_input_tokens" => Word::Count(Field::Cached),
             b"cache_write_tokens" | b"cache_creation_input_tokens" => Word::Count(Field::CacheWrite),
+            b"ephemeral_5m_input_tokens" => Word::Count(Field::ShortWrite),
+            b"ephemeral_1h_input_tokens" => Word::Count(Field::LongWrite),
             b"reasoning_tokens" | b"thinking_tokens" => Word::Count(Field::Reasoning),
             b"finish_reason" => Word::Label,
             _ => Word::Other,

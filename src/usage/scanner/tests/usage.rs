@@ -78,6 +78,23 @@ fn the_parts_of_the_input_are_those_of_one_object() {
 }
 
 #[test]
+fn what_was_written_to_a_cache_is_told_whole_or_in_parts() {
+    let parts = r#""cache_creation":{"ephemeral_5m_input_tokens":160,"ephemeral_1h_input_tokens":40}"#;
+    for (told, written) in [
+        (parts.to_owned(), 200),
+        (format!(r#""cache_creation_input_tokens":200,{parts}"#), 200),
+        (format!(r#"{parts},"cache_creation_input_tokens":0"#), 200),
+        (r#""cache_creation_input_tokens":200,"cache_creation":null"#.to_owned(), 200),
+    ] {
+        let start = format!(r#"data: {{"message":{{"usage":{{"input_tokens":50,{told},"output_tokens":1}}}}}}"#);
+        let stream = format!("{start}\n\ndata: {{\"usage\":{{\"output_tokens\":9}}}}\n\n");
+        for pieces in [1, 100_000] {
+            assert_eq!(run_usage(Form::Events, &stream, pieces), usage(50, 0, written, 9, 0), "{stream}");
+        }
+    }
+}
+
+#[test]
 fn of_a_sum_alone_nobody_knows_the_parts_unless_there_is_but_one() {
     for (route, reported, wanted, undivided) in [
         (Route::Embeddings, r#"{"total_tokens":20}"#, usage(20, 0, 0, 0, 0), false),

@@ -160,7 +160,7 @@ pub struct Ask {
     pub nontext_parts: u32,
     /// What refers to input that is not in the body (`previous_response_id`, URLs, files, server tools): no bound.
     pub unbounded: bool,
-    /// The member that may make it dearer than its model's price (`service_tier`, `speed`).
+    /// The member that may make it dearer than its model's price (`service_tier`, say).
     pub dearer: Option<&'static str>,
     /// The first member or kind of content of which the gateway does not know what it may cost.
     pub unknown: Option<Box<str>>,

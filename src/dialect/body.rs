@@ -24,6 +24,8 @@ const MAX_INTEGER: u64 = (1 << 53) - 1;
 /// What vendors call service at their usual price, or below it. With `auto`, the operator's own project there says which.
 const USUAL_TIERS: [&str; 5] = ["auto", "default", "standard", "standard_only", "flex"];
 const USUAL_SPEEDS: [&str; 1] = ["standard"];
+const USUAL_PLACES: [&str; 1] = ["global"];
+const USUAL_MODALITIES: [&str; 1] = ["text"];
 
 /// What is spliced in where `stream_options` says nothing.
 const INCLUDE_USAGE: &str = "{\"include_usage\":true}";
@@ -141,6 +143,8 @@ impl<'a> Draft<'a> {
             ) => self.content.reference(cursor),
             ("thread", _) => self.content.thread(cursor),
             ("thinking", Route::Messages) => self.thinking(cursor),
+            ("inference_geo", _) => self.tier(cursor, "inference_geo", &USUAL_PLACES),
+            ("modalities", _) => self.tier(cursor, "modalities", &USUAL_MODALITIES),
             ("moderation", _) => {
                 self.content.models_within(cursor)?;
                 self.names_models("moderation");
@@ -249,10 +253,13 @@ impl<'a> Draft<'a> {
         })
     }
 
-    /// A choice of how dear the answer is; null is the same as none.
+    /// A choice of how dear the answer is, or several; null is the same as none.
     fn tier(&mut self, cursor: &mut Cursor<'a>, name: &'static str, usual: &[&str]) -> Result<(), Fault> {
         let is_usual = match cursor.kind()? {
             Kind::String => usual.contains(&&*cursor.string()?.decoded()),
+            Kind::Array => {
+                return cursor.array(|cursor| self.tier(cursor, name, usual));
+            }
             kind => cursor.skip().map(|()| kind == Kind::Null)?,
         };
         if !is_usual {

@@ -7,7 +7,7 @@
 use super::metered::looks_like;
 
 /// Members of a body, of both vendors and of servers that are compatible with one, in order.
-const MEMBERS: [&str; 96] = [
+const MEMBERS: [&str; 94] = [
     "access_programs",
     "add_generation_prompt",
     "add_special_tokens",
@@ -41,7 +41,6 @@ const MEMBERS: [&str; 96] = [
     "include",
     "include_reasoning",
     "include_stop_str_in_output",
-    "inference_geo",
     "input_type",
     "length_penalty",
     "logit_bias",
@@ -53,7 +52,6 @@ const MEMBERS: [&str; 96] = [
     "mirostat",
     "mirostat_eta",
     "mirostat_tau",
-    "modalities",
     "no_repeat_ngram_size",
     "output_config",
     "output_format",

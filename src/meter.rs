@@ -433,6 +433,9 @@ fn sentence(code: Code) -> &'static str {
     match code {
         Code::InsufficientQuota => "The budget of this organization is used up: the answer ends here.",
         Code::OrganizationSuspended => "Access for this organization was suspended: the answer ends here.",
+        Code::OrganizationUnknown => {
+            "This client certificate is not this organization's any more: the answer ends here."
+        }
         Code::CertificateRevoked => "This client certificate was revoked: the answer ends here.",
         Code::CertificateExpired => "This client certificate has expired: the answer ends here.",
         Code::PurposeNotPermitted => "This purpose is no longer granted: the answer ends here.",

@@ -11,6 +11,7 @@ use crate::admit;
 use crate::clock::Now;
 use crate::identify;
 use crate::outcome::{Code, Ending, Handshake};
+use crate::peer::Peer;
 use crate::policy::{Org, Revocations};
 use crate::registry::{Cause, Connection, Note, Stream};
 use crate::snapshot::Snapshot;
@@ -40,11 +41,12 @@ impl Bench<'_> {
             // A connection that never belonged to anybody is told why, request by request, instead of being cut; only
             // its certificate can cut it.
             Err(barred) if connection.org().is_none() && !about_certificate(barred.refusal().code) => return None,
-            Err(barred) => return Some(self.severed(removed(barred.refusal().code))),
-            Ok(caller) if connection.org().is_some_and(|org| *org != caller.org().id) => {
-                return Some(self.severed(Code::OrganizationSuspended));
+            Err(barred) if barred.refusal().code != Code::OrganizationUnknown => {
+                return Some(self.severed(barred.refusal().code));
             }
-            Ok(_) => {}
+            Ok(caller) if connection.org().is_none_or(|org| *org == caller.org().id) => {}
+            // It is nobody's any more, or somebody else's.
+            _ => return Some(self.severed(self.parted(connection, peer))),
         }
         let mut authorities = self.snapshot.policy.authorities.iter();
         let authority = authorities.find(|authority| authority.name() == peer.authority());
@@ -85,6 +87,18 @@ impl Bench<'_> {
         None
     }
 
+    /// How a connection is told that its certificate is not its organization's any more: where the organization or the
+    /// authority went, the cut says what a suspension says.
+    fn parted(&self, connection: &Connection, peer: &Peer) -> Code {
+        let policy = &self.snapshot.policy;
+        let stays = connection.org().is_some_and(|org| policy.org(org.as_str()).is_some());
+        let vouched = policy
+            .authorities
+            .iter()
+            .any(|one| one.name() == peer.authority() && one.spki_sha256() == peer.authority_spki());
+        if stays && vouched { Code::OrganizationUnknown } else { Code::OrganizationSuspended }
+    }
+
     fn severed(&self, code: Code) -> Cause {
         Cause { code, ending: Ending::Severed, at: self.now.mono, note: None }
     }
@@ -92,9 +106,4 @@ impl Bench<'_> {
 
 fn about_certificate(code: Code) -> bool {
     matches!(code, Code::CertificateRevoked | Code::CertificateExpired)
-}
-
-/// To an organization that was removed, the cut says what a suspension says.
-fn removed(code: Code) -> Code {
-    if code == Code::OrganizationUnknown { Code::OrganizationSuspended } else { code }
 }

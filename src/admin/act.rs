@@ -12,10 +12,11 @@ use super::keeping::keep;
 use super::{Answer, Desk, json, text, told};
 use crate::audit::told::{Drained, Withdrawal};
 use crate::audit::{Event, Fields};
+use crate::clock::Wall;
 use crate::drain::Phase;
 use crate::names::{AuthorityName, ModelName, OrgId, PurposeId};
 use crate::peer::Sha256;
-use crate::policy::{self, RevocationKind};
+use crate::policy::{self, RevocationKind, Status};
 use crate::reload::{self, Outcome, Trigger};
 use crate::withdraw::{self, Depth};
 
@@ -166,14 +167,32 @@ async fn change(desk: &Arc<Desk>, by: &str, body: &Bytes, revoke: bool) -> Answe
         (false, false) => " (it was not revoked)",
     };
     let doubt = (changed == revoke).then(|| doubt(desk, kind, &target)).flatten();
+    let still =
+        (!revoke && kind == RevocationKind::Organization).then(|| still_out(desk, &target, trigger.wall)).flatten();
     let cut = format!(": {} and {} cut", counted(streams, "stream"), counted(connections, "connection"));
     let cut = if revoke { cut } else { String::new() };
     let doubted = doubt.as_deref().unwrap_or_default();
-    let sentence = format!("{verb} {} {target}{before}{cut}\n{doubted}", kind.as_str());
+    let still = still.unwrap_or_default();
+    let sentence = format!("{verb} {} {target}{before}{cut}\n{doubted}{still}", kind.as_str());
     let known = doubt.is_none();
     let answer =
         json!({"text": sentence, "changed": changed, "known": known, "streams": streams, "connections": connections});
     json(StatusCode::OK, &answer)
+}
+
+/// A sentence for an organization that something else keeps out: it must not look as if it were let in again.
+fn still_out(desk: &Desk, target: &str, now: Wall) -> Option<String> {
+    let (snapshot, revoked) = (desk.gateway.current(), desk.gateway.revocations.load_full());
+    let org = snapshot.policy.org(target)?;
+    org.line().find_map(|one| {
+        let what = match () {
+            () if revoked.holds(RevocationKind::Organization, one.id.as_str()) => "is revoked by command",
+            () if one.status == Status::Suspended => "is suspended in its file",
+            () if !one.is_granted(now) => "is outside the dates of its grant",
+            () => return None,
+        };
+        Some(format!("{target} stays out: {} {what}\n", one.id))
+    })
 }
 
 /// A sentence for a name that nobody has: it must not look as if somebody were cut off. It holds all the same, for when

@@ -218,7 +218,7 @@ def test_a_file_that_loses_its_identities_is_believed_in_the_end_and_at_once_whe
             late = time.monotonic() - began >= SETTLED
             assert late or "acme: identity partners spiffe://partners/acme removed" in said
         assert stream.wait() != "complete"
-        assert '"organization_suspended"' in stream.text
+        assert '"organization_unknown"' in stream.text
         assert one.ask(body=chat()).headers["portcullis-reason"] == "organization_unknown"
         seen = len(other.pieces)
         eventually(lambda: len(other.pieces) > seen + 3, what="more of the other stream")  # noqa: B023

@@ -716,6 +716,22 @@ def test_a_stream_that_stands_still_is_cut_as_well(stage):
             assert json.loads(events(each.text)[-1][1])["error"]["code"] == "organization_suspended"
 
 
+def test_who_is_restored_and_stays_out_for_another_reason_is_told_so(stage):
+    one = stage()
+    under_a_lead(one)
+    lead_suspended(one)
+    one.run("reload", check=True)
+    one.run("revoke", "--org", "acme", check=True)
+    said = one.run("restore", "--org", "acme", check=True).stdout
+    assert "acme stays out: lead is suspended in its file" in said
+    newcomer(one, 403, "organization_suspended")
+    under_a_lead(one)
+    one.run("reload", check=True)
+    said = one.run("restore", "--org", "acme", check=True).stdout
+    assert "stays out" not in said
+    assert one.ask(body=chat()).status == 200
+
+
 def ask_and_take_nothing(stage, protocol):
     """A connection on which a long stream was asked for and none of it is read."""
     wire, body = stage.connect(alpn=("h2" if protocol == "h2" else "http/1.1",)), streamed("mock-tokens-1000000")

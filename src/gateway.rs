@@ -109,7 +109,8 @@ pub async fn serve(visit: Rc<Visit>, leash: Rc<Leash>, request: Request<Incoming
     visit.slow_down(refused).await;
     visit.over.set(visit.connection.peer().is_none());
     let closes = visit.leave_unread(body, old, waits).await;
-    if old && (closes || visit.gateway().drain.phase() >= Phase::Draining) {
+    let ends = closes || visit.connection.cut().cause().is_some() || visit.gateway().drain.phase() >= Phase::Draining;
+    if old && ends {
         response.headers_mut().insert(http::header::CONNECTION, http::HeaderValue::from_static("close"));
     }
     if bodiless {
@@ -167,9 +168,9 @@ async fn exchange(
         visit.unless_withdrawn(pin!(gateway.reserve(&caller, plan, snapshot, &reserved, manner, now))).await??;
     let standings = stand(judged);
     let entry = visit.enter(&caller, &permitted, &choice, &ask, &reserved, record);
-    gateway.may_stay(&entry, snapshot, &revoked)?;
     let spliced = dialect::splice(&whole.bytes, &ask, edits(&ask, &reserved));
     let mut tab = gateway.tab(&caller, &permitted, &choice, ask, hold, (&reserved, calibration), snapshot);
+    gateway.may_stay(&entry, snapshot, &revoked)?;
     tab.told = record.reserves(reserved.usage, &reserved.charge, &standings);
     record.facts().upstream = Some(choice.upstream.name.clone());
     let accepted = visit::accept(&entry, &mut tab, record).await?;

@@ -842,6 +842,10 @@ def test_a_request_whose_body_is_still_on_its_way_is_told_why_and_not_forwarded(
     assert (line["reason"], line["status"], line["ending"]) == (code, 403, "refused")
     assert one.metric("portcullis_request_refusals_total") == one.metric("portcullis_request_refusals_total", reason=code) == 1
     assert one.ledger()["totals"]["requests"] == 0
+    one.run("restore", option, target, check=True)
+    with contextlib.closing(H1(one.connect())) as fresh:
+        totals = fresh.ask("/portcullis/v1/usage").json["totals"]
+    assert all(totals["day"][unit] == 0 for unit in ("requests", "tokens")), "a refusal leaves no trace in use"
 
 
 @pytest.mark.parametrize("protocol", ["h1", "h2"])

@@ -155,6 +155,7 @@ impl Reader {
         self.escape = Escape::default();
         self.at = Nesting::OUTSIDE;
         self.report.end_document();
+        self.texts.end_document();
         std::mem::take(&mut self.document)
     }
 

@@ -4,7 +4,7 @@
 //! It keeps no names but the outermost and the current one; deeper than 64 levels it no longer tells objects from
 //! arrays, as nothing that matters stands there.
 
-use super::texts::Telling;
+use super::texts::{Name, Telling};
 use super::words::{Says, Word, is_tool_result};
 
 /// What is known of the `choices` of a document.
@@ -66,6 +66,9 @@ pub(super) struct Nesting {
     top: Word,
     /// In a `response` or `message`: whether its current member is a place where text stands.
     held: bool,
+    /// In a choice: the name of its current member, and of the current one within that.
+    member: Word,
+    within: Word,
     /// Depth of the usage object that is open; 0 for none.
     usage: u32,
     /// Depth of the usage object's array of iterations that is open; 0 for none.
@@ -88,6 +91,8 @@ impl Nesting {
         name: Word::Other,
         top: Word::Other,
         held: false,
+        member: Word::Other,
+        within: Word::Other,
         usage: 0,
         iterations: 0,
         tools: 0,
@@ -133,8 +138,10 @@ impl Nesting {
     /// Whether a string value that comes now is text of the answer.
     pub(super) fn at_text(&self) -> bool {
         let may_be = || self.in_part() && self.in_object() && self.name.may_be_text();
-        let is_text =
-            || self.in_place() && (self.name.is_text() || may_be()) || self.depth == 1 && self.name == Word::Text;
+        let is_text = || {
+            self.in_place() && (self.name.is_text() || may_be())
+                || self.depth == 1 && matches!(self.name, Word::Text | Word::Thought(_))
+        };
         self.input != 0 || (self.aside == 0 && is_text())
     }
 
@@ -153,12 +160,22 @@ impl Nesting {
     /// Where a text that comes now stands.
     pub(super) fn telling(&self) -> Telling {
         match self.top {
+            Word::Choices => self.telling_in_choice(),
             Word::Part => Telling::Part,
             Word::Item => Telling::Item,
             Word::Holder => Telling::Whole,
-            Word::Text => Telling::Done,
-            _ => Telling::Passing,
+            Word::Text | Word::Thought(_) => Telling::Done,
+            _ => Telling::Passing(Name::Only),
         }
+    }
+
+    fn telling_in_choice(&self) -> Telling {
+        let name = match (self.within, self.member) {
+            (Word::Thought(name), _) => name,
+            (_, Word::Text) => Name::Text,
+            _ => Name::Only,
+        };
+        if self.member == Word::Holder { Telling::Message(name) } else { Telling::Passing(name) }
     }
 
     /// What a string value that comes now is, if it is a part of the answer that is no text. What tools found is input,
@@ -169,7 +186,7 @@ impl Nesting {
         }
         let data = match self.name {
             Word::Sealed => Data::Sealed,
-            Word::Data if self.top != Word::Choices => Data::Sealed,
+            Word::Data if self.top != Word::Choices || matches!(self.within, Word::Thought(_)) => Data::Sealed,
             Word::Data | Word::Media => Data::Media,
             _ => return None,
         };
@@ -262,7 +279,12 @@ impl Nesting {
         self.name = name;
         match self.depth {
             1 => (self.top, self.held) = (name, false),
-            2 if self.top == Word::Holder => self.held = name.holds_text(),
+            2 => {
+                self.held = self.top == Word::Holder && name.holds_text();
+                (self.member, self.within) = (Word::Other, Word::Other);
+            }
+            3 => (self.member, self.within) = (name, Word::Other),
+            4 => self.within = name,
             _ => {}
         }
     }
@@ -271,6 +293,7 @@ impl Nesting {
     pub(super) fn open(&mut self, object: bool, document: &mut Document) {
         if self.in_choices() {
             document.choices = Choices::Filled;
+            (self.member, self.within) = (Word::Other, Word::Other);
         }
         let inside = self.depth.saturating_add(1);
         document.known |= match self.depth {

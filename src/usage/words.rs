@@ -3,6 +3,7 @@
 //! A name alone decides nothing: where it stands does, and that is the scanner's to know.
 
 use super::report::Field;
+use super::texts::Name;
 
 /// What a member's name may mean.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,11 +38,13 @@ pub(super) enum Word {
     Input,
     /// A text of the answer.
     Text,
+    /// Thoughts, or what holds them: a text, where it is one, that may be told under several such names.
+    Thought(Name),
     /// `code`: a text of the answer, but for errors, whose code it is.
     Code,
     /// A part of the answer that only its vendor can read: thoughts, most of the time.
     Sealed,
-    /// `data`: in `choices` that of an image or a sound, elsewhere sealed thoughts.
+    /// `data`: in `choices` that of an image or a sound, in thoughts and elsewhere sealed thoughts.
     Data,
     /// An image.
     Media,
@@ -77,8 +80,12 @@ impl Word {
             b"encrypted_content" | b"signature" | b"thought_signature" | b"reasoning_opaque" => Word::Sealed,
             b"data" => Word::Data,
             b"result" | b"partial_image_b64" | b"b64_json" | b"url" => Word::Media,
-            b"text" | b"arguments" | b"reasoning_content" | b"reasoning" | b"thinking" | b"refusal"
-            | b"partial_json" | b"transcript" => Word::Text,
+            b"text" | b"arguments" | b"thinking" | b"refusal" | b"partial_json" | b"transcript" => Word::Text,
+            b"reasoning" => Word::Thought(Name::Reasoning),
+            b"reasoning_content" => Word::Thought(Name::ReasoningContent),
+            b"reasoning_details" => Word::Thought(Name::ReasoningDetails),
+            b"thinking_blocks" => Word::Thought(Name::ThinkingBlocks),
+            b"provider_specific_fields" => Word::Thought(Name::Fields),
             b"code" => Word::Code,
             b"prompt_tokens" | b"input_tokens" => Word::Count(Field::Prompt),
             b"completion_tokens" | b"output_tokens" => Word::Count(Field::Completion),
@@ -100,7 +107,14 @@ impl Word {
 
     /// Whether a string under it, in such a place, is text of the answer.
     pub(super) fn is_text(self) -> bool {
-        matches!(self, Word::Content | Word::Input | Word::Text | Word::Code)
+        matches!(
+            self,
+            Word::Content
+                | Word::Input
+                | Word::Text
+                | Word::Thought(Name::Reasoning | Name::ReasoningContent)
+                | Word::Code
+        )
     }
 
     /// Whether a string under it, directly in a part of the answer, may be text of the answer: all that is not known to

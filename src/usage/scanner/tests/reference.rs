@@ -33,7 +33,7 @@ proptest! {
         }
         let outcome = whole(Route::Chat, Form::Events, true, body.as_bytes());
         prop_assert_eq!(String::from_utf8(outcome.forwarded).unwrap(), kept);
-        prop_assert_eq!(outcome.observed.text_bytes, wanted.texts.values().max().copied().unwrap_or(0));
+        prop_assert_eq!(outcome.observed.text_bytes, wanted.text_bytes());
         prop_assert_eq!(outcome.observed.sealed_bytes, wanted.sealed_bytes);
         prop_assert_eq!(outcome.observed.media_bytes, wanted.media_bytes);
         prop_assert_eq!(outcome.observed.upstream_error, wanted.error);
@@ -49,10 +49,16 @@ const PLACES: [&str; 7] = ["choices", "delta", "content", "content_block", "outp
 /// What events of a kind of their own are called.
 const TYPES: [&str; 3] = ["message_stop", "response.failed", "error"];
 
+/// Names under which thoughts are told, some of them under several at once.
+const THOUGHTS: [&str; 5] =
+    ["reasoning", "reasoning_content", "reasoning_details", "thinking_blocks", "provider_specific_fields"];
+
 /// Where in a tree a text stands.
 #[derive(Clone, Copy)]
 struct At {
     telling: &'static str,
+    place: &'static str,
+    depth: u32,
     is_top: bool,
     /// What is called as parts of an answer are is one here.
     is_known: bool,
@@ -64,9 +70,10 @@ struct At {
 }
 
 impl At {
-    fn top(telling: &'static str, place: &str) -> At {
+    fn top(telling: &'static str, place: &'static str) -> At {
         let in_items = matches!(place, "output" | "item");
-        At { telling, is_top: true, is_known: true, in_items, in_part: false, in_list: false, in_input: false }
+        let (is_top, is_known, in_part, in_list, in_input) = (true, true, false, false, false);
+        At { telling, place, depth: 1, is_top, is_known, in_items, in_part, in_list, in_input }
     }
 
     fn held() -> At {
@@ -84,6 +91,12 @@ struct Reference {
     sums: (u64, u64, [u64; 2]),
     /// By where it stands.
     texts: BTreeMap<&'static str, u64>,
+    /// In a choice: whether it is its message, and the names of those that may tell the same, its own and within it.
+    now: (bool, &'static str, &'static str),
+    made: BTreeMap<&'static str, u64>,
+    messages: BTreeMap<&'static str, u64>,
+    /// The largest of them, of text and of thoughts.
+    most: BTreeMap<bool, u64>,
     sealed_bytes: u64,
     media_bytes: u64,
     error: bool,
@@ -102,10 +115,12 @@ impl Reference {
         for place in PLACES {
             if let Some(value) = root.get(place) {
                 let telling = if matches!(place, "item" | "part") { place } else { "passing" };
+                self.now = (false, "", "");
                 self.text(At::top(telling, place), place, value);
             }
         }
         for (name, value) in root {
+            self.now = (false, "", "");
             self.data(name, name, value, 1);
         }
         for holder in ["response", "message"] {
@@ -115,7 +130,10 @@ impl Reference {
                 }
             }
         }
-        for name in ["text", "arguments", "thinking"] {
+        if self.made.values().any(|bytes| *bytes > 0) {
+            self.messages.clear();
+        }
+        for name in ["text", "arguments", "thinking"].into_iter().chain(THOUGHTS) {
             *self.texts.entry("done").or_default() += root.get(name).and_then(Value::as_str).map_or(0, str::len) as u64;
         }
         self.error |= root.get("error").is_some_and(|error| error.is_object() || error.is_array() || error.is_string());
@@ -185,8 +203,39 @@ impl Reference {
         }
     }
 
+    fn text_bytes(&self) -> u64 {
+        self.texts.values().copied().chain([self.most.values().sum()]).max().unwrap_or(0)
+    }
+
+    fn pass(&mut self, at: At, text: &str) {
+        let bytes = text.len() as u64;
+        if at.telling != "passing" {
+            *self.texts.entry(at.telling).or_default() += bytes;
+            return;
+        }
+        let (in_message, own, thought) = self.now;
+        let name = if thought.is_empty() { own } else { thought };
+        let sums = if in_message { &mut self.messages } else { &mut self.made };
+        let sum = sums.entry(name).or_default();
+        *sum += bytes;
+        let most = self.most.entry(THOUGHTS.contains(&name)).or_default();
+        *most = (*most).max(*sum);
+    }
+
+    /// Meets a name in an object of that depth under `place`.
+    fn meet(&mut self, place: &str, depth: u32, name: &str) {
+        match depth {
+            _ if place != "choices" => {}
+            2 => self.now = (false, "", ""),
+            3 => self.now = (matches!(name, "message" | "response"), if name == "text" { "text" } else { "" }, ""),
+            4 => self.now.2 = THOUGHTS.into_iter().find(|known| *known == name).unwrap_or(""),
+            _ => {}
+        }
+    }
+
     fn text(&mut self, at: At, name: &str, value: &Value) {
-        let is_text = matches!(name, "content" | "delta" | "text" | "arguments" | "input" | "thinking");
+        let is_text =
+            ["content", "delta", "text", "arguments", "input", "thinking", THOUGHTS[0], THOUGHTS[1]].contains(&name);
         let is_something = ["type", "error", "usage", "encrypted_content", "data", "result", "role"].contains(&name)
             || Self::slot(name).is_some();
         // `content` of what is no part itself stands in an item.
@@ -195,21 +244,29 @@ impl Reference {
             "content" | "delta" | "content_block" | "part" | "message" | "response" => at.is_known || at.in_part,
             _ => at.in_part && at.in_list,
         };
-        let inside = At { is_top: false, is_known: at.in_items, in_part: is_part, in_list: value.is_array(), ..at };
+        let depth = at.depth + 1;
+        let inside =
+            At { depth, is_top: false, is_known: at.in_items, in_part: is_part, in_list: value.is_array(), ..at };
+        if at.place == "choices" && at.depth == 2 && (value.is_array() || value.is_object()) {
+            self.now = (false, "", "");
+        }
         match value {
             _ if (value.is_array() || value.is_object()) && name == "results" && !at.in_input => {}
             Value::String(text) if at.in_input || is_text || at.in_part && !at.in_list && !is_something => {
-                *self.texts.entry(at.telling).or_default() += text.len() as u64;
+                self.pass(at, text);
             }
             Value::Array(elements) => elements.iter().for_each(|element| self.text(inside, "", element)),
             Value::Object(members) => {
                 let in_input = at.in_input || name == "input";
                 for (name, value) in members {
+                    if !in_input {
+                        self.meet(at.place, inside.depth, name);
+                    }
                     // What stands before its type was counted by then.
                     if !in_input && name == "type" && value == "mcp_tool_result" {
                         return;
                     }
-                    *self.texts.entry(at.telling).or_default() += if in_input { name.len() as u64 } else { 0 };
+                    self.pass(at, if in_input { name } else { "" });
                     self.text(At { in_input, ..inside }, name, value);
                 }
             }
@@ -224,11 +281,16 @@ impl Reference {
             "item" => depth == 2,
             _ => depth == 1 && name == "result",
         };
+        if depth == 2 && (value.is_array() || value.is_object()) {
+            self.now = (false, "", "");
+        }
         match (name, value) {
             // What a tool gave back is input, and what it is called with is text.
             ("results", Value::Array(_)) | ("results" | "input", Value::Object(_)) if PLACES.contains(&top) => {}
             ("encrypted_content", Value::String(data)) if stands => self.sealed_bytes += data.len() as u64,
-            ("data", Value::String(data)) if stands && top != "choices" => self.sealed_bytes += data.len() as u64,
+            ("data", Value::String(data)) if stands && (top != "choices" || !self.now.2.is_empty()) => {
+                self.sealed_bytes += data.len() as u64;
+            }
             ("data" | "result", Value::String(data)) if stands => self.media_bytes += data.len() as u64,
             (_, Value::Array(elements)) => elements.iter().for_each(|element| self.data(top, "", element, depth + 1)),
             (_, Value::Object(members)) => {
@@ -236,6 +298,7 @@ impl Reference {
                     if PLACES.contains(&top) && name == "type" && value == "mcp_tool_result" {
                         return;
                     }
+                    self.meet(top, depth + 1, name);
                     self.data(top, name, value, depth + 1);
                 }
             }
@@ -272,6 +335,11 @@ fn document() -> impl Strategy<Value = Value> {
         "text",
         "arguments",
         "thinking",
+        "reasoning",
+        "reasoning_content",
+        "reasoning_details",
+        "thinking_blocks",
+        "provider_specific_fields",
         "prompt_tokens",
         "input_tokens",
         "completion_tokens",

@@ -28,6 +28,67 @@ fn a_text_counts_once_wherever_it_stands() {
 }
 
 #[test]
+fn what_a_choice_tells_under_several_names_counts_once() {
+    const TEXT: &str = "hello";
+    let thoughts = |names: &[&str]| {
+        let told = names.iter().map(|name| match *name {
+            "reasoning_details" => r#""reasoning_details":[{"type":"reasoning.text","text":"hello"}]"#.to_owned(),
+            "thinking_blocks" => r#""thinking_blocks":[{"type":"thinking","thinking":"hello"}]"#.to_owned(),
+            "provider_specific_fields" => {
+                r#""provider_specific_fields":{"thinking_blocks":[{"type":"thinking","thinking":"hello"}]}"#.to_owned()
+            }
+            name => format!(r#""{name}":"hello""#),
+        });
+        format!("{{{}}}", told.collect::<Vec<_>>().join(","))
+    };
+    let delta = |delta: &str| format!(r#"{{"choices":[{{"index":0,"delta":{delta},"finish_reason":null}}]}}"#);
+    let message = |choices: &[&str]| {
+        let choices: Vec<_> = choices.iter().map(|message| format!(r#"{{"message":{message}}}"#)).collect();
+        format!(r#"{{"choices":[{}]}}"#, choices.join(","))
+    };
+    let full = |so_far: &str| {
+        let message = format!(r#"{{"role":"assistant","content":"{so_far}","reasoning_content":"{so_far}"}}"#);
+        format!(r#"{{"choices":[{{"message":{message},"delta":{{"content":"hello","reasoning_content":"hello"}}}}]}}"#)
+    };
+    let names: [&[&str]; 7] = [
+        &["reasoning"],
+        &["reasoning_details"],
+        &["reasoning", "reasoning_content"],
+        &["reasoning", "reasoning_details"],
+        &["reasoning_details", "reasoning"],
+        &["thinking_blocks", "provider_specific_fields", "reasoning_content"],
+        &["provider_specific_fields"],
+    ];
+    let mut cases: Vec<(Form, Vec<String>, u64)> = Vec::new();
+    for names in names {
+        let told = thoughts(names);
+        cases.push((Form::Events, vec![delta(&told); 3], 3));
+        // Thoughts are no other text, and one choice's are not another's.
+        cases.push((Form::Events, vec![delta(&told), delta(r#"{"content":"hello"}"#)], 2));
+        cases.push((Form::Whole, vec![message(&[&told, &told, r#"{"content":"hello"}"#])], 3));
+    }
+    let together = r#"{"choices":[{"text":"hello","delta":{"content":"hello"}}]}"#.to_owned();
+    cases.push((Form::Events, vec![together; 3], 3));
+    let done = format!(r#"{{"choices":[{{"message":{{"content":"{}"}},"delta":{{"content":""}}}}]}}"#, TEXT.repeat(3));
+    let content = delta(r#"{"content":"hello"}"#);
+    cases.push((Form::Events, vec![content.clone(), content.clone(), content, done], 3));
+    cases.push((Form::Events, (1..=4).map(|n| full(&TEXT.repeat(n))).collect(), 8));
+    // A message that is all there is tells what was made, not what was made so far.
+    cases.push((Form::Events, vec![message(&[r#"{"content":"hello"}"#]); 3], 3));
+    for (form, documents, times) in cases {
+        let body: String = documents
+            .iter()
+            .map(|document| if form == Form::Events { format!("data: {document}\n\n") } else { document.clone() })
+            .collect();
+        for pieces in [1, 2, 7, 1000] {
+            let Observed { text_bytes, repeating_bytes, .. } =
+                run(Route::Chat, form, false, body.as_bytes(), &[pieces]).observed;
+            assert_eq!((text_bytes, repeating_bytes), (times * TEXT.len() as u64, times), "{pieces} {body}");
+        }
+    }
+}
+
+#[test]
 fn what_tools_gave_back_is_no_text_of_the_answer() {
     let blocks = |kind: &str| {
         format!(
@@ -264,6 +325,14 @@ fn what_of_an_answer_is_no_text_is_counted_apart() {
             2,
             0,
             9,
+        ),
+        (
+            Route::Chat,
+            Form::Events,
+            r#"{"choices":[{"delta":{"reasoning_details":[{"type":"reasoning.encrypted","data":"0123"}],"audio":{"data":"4"}}}]}"#,
+            0,
+            4,
+            1,
         ),
         (Route::Embeddings, Form::Whole, r#"{"data":[{"embedding":"0123"}]}"#, 0, 0, 0),
         (Route::Chat, Form::Whole, r#"{"choices":[{"message":{"content":null}}],"metadata":{"data":"012"}}"#, 0, 0, 0),

@@ -192,9 +192,7 @@ async fn exchange(
     let figures = gateway.recorder.metrics.model(&tab.ask.model);
     let mut body = metered(answer, &head, tab, Told { record, entry, leash: leash.clone(), figures });
     poll_fn(|cx| body.poll_begun(cx)).await;
-    let mut response = Response::new(GateBody::metered(body));
-    (*response.status_mut(), *response.headers_mut()) = (head.status, head.headers);
-    Ok(response)
+    Ok(passed_on(head, body))
 }
 
 /// Everything that is shorter to read elsewhere.
@@ -370,6 +368,13 @@ fn metered(answer: AnswerBody, head: &Head, tab: Box<Tab>, told: Told) -> Box<Me
     let named = kind.map_or(Form::Whole, |kind| Form::of(kind.as_bytes()));
     let strip = edits_usage(&tab.ask);
     placed(|| Metered::new(answer, named, strip, charged, tab, told))
+}
+
+/// The upstream's answer, as the client gets it.
+fn passed_on(head: Head, body: Box<Metered>) -> Response<GateBody> {
+    let mut response = Response::new(GateBody::metered(body));
+    (*response.status_mut(), *response.headers_mut()) = (head.status, head.headers);
+    response
 }
 
 fn edits_usage(ask: &Ask) -> bool {

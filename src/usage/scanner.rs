@@ -105,8 +105,9 @@ pub struct Scanner {
     took_out: bool,
     events: u64,
     verdict: Verdict,
-    /// How much of the answer there was when an event told its use as if for the last time.
-    told_at: Option<u64>,
+    /// An event has told its use as if for the last time; so much of the answer there was then.
+    is_told: bool,
+    told_at: u64,
     /// It did not begin as such an answer does; not known before its first byte.
     foreign: Option<bool>,
     bytes: u64,
@@ -163,7 +164,8 @@ impl Scanner {
             took_out: false,
             events: 0,
             verdict: Verdict::default(),
-            told_at: None,
+            is_told: false,
+            told_at: 0,
             foreign: None,
             bytes: 0,
         }
@@ -239,7 +241,7 @@ impl Scanner {
 
     /// Whether what was reported counts as the last word: whatever is made behind it takes that back.
     fn is_told(&self) -> bool {
-        self.told_at == Some(self.made()) || is_last_word(self.reader.document(), self.form)
+        (self.is_told && self.told_at == self.made()) || is_last_word(self.reader.document(), self.form)
     }
 
     /// How much of the answer there is.
@@ -334,7 +336,7 @@ impl Scanner {
             self.events += 1;
             self.verdict = self.verdict.or(Verdict::of(document, self.form));
             if is_last_word(document, self.form) {
-                self.told_at = Some(self.made());
+                (self.is_told, self.told_at) = (true, self.made());
             }
             self.took_out = self.strip && self.lines.last_length() <= MOST_HELD && is_usage_chunk(document);
         }

@@ -203,7 +203,9 @@ impl Visit {
             // A connection that is being cut has no second left for it.
             self.unless_withdrawn(read).await.is_ok_and(|read| read.unwrap_or(false))
         });
-        old && !reading.await
+        // Over HTTP/2 as well, where it decides nothing.
+        let whole = reading.await;
+        old && !whole
     }
 
     pub(super) fn peer(&self) -> Result<&crate::peer::Peer, Refusal> {

@@ -185,12 +185,12 @@ fn still_out(desk: &Desk, target: &str, now: Wall) -> Option<String> {
     let (snapshot, revoked) = (desk.gateway.current(), desk.gateway.revocations.load_full());
     let org = snapshot.policy.org(target)?;
     org.line().find_map(|one| {
-        let what = match () {
-            () if revoked.holds(RevocationKind::Organization, one.id.as_str()) => "is revoked by command",
-            () if one.status == Status::Suspended => "is suspended in its file",
-            () if !one.is_granted(now) => "is outside the dates of its grant",
-            () => return None,
-        };
+        let reasons = [
+            (revoked.holds(RevocationKind::Organization, one.id.as_str()), "is revoked by command"),
+            (one.status == Status::Suspended, "is suspended in its file"),
+            (!one.is_granted(now), "is outside the dates of its grant"),
+        ];
+        let (_, what) = reasons.into_iter().find(|(holds, _)| *holds)?;
         Some(format!("{target} stays out: {} {what}\n", one.id))
     })
 }

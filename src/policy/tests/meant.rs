@@ -240,6 +240,15 @@ fn a_weight_is_the_number_that_was_written_or_a_mistake() {
     }
 }
 
+/// What is told of the example after this edit, which makes one mistake.
+fn only_mistake(file: &str, from: &str, to: &str) -> Mistakes {
+    let dir = example();
+    edit(&dir, file, from, to);
+    let mistakes = reload(&dir, None, at(0)).unwrap_err();
+    assert_eq!(mistakes.found.len(), 1, "{}", mistakes.render(false));
+    mistakes
+}
+
 #[test]
 fn a_value_of_another_type_is_one_mistake_that_names_its_key_and_its_form() {
     const AUTHORITIES: &str =
@@ -278,10 +287,8 @@ fn a_value_of_another_type_is_one_mistake_that_names_its_key_and_its_form() {
             "`models`: expected a list of strings",
         ),
     ] {
-        let dir = example();
-        edit(&dir, file, from, to);
-        let found = reload(&dir, None, at(0)).unwrap_err().found;
-        assert!(found.len() == 1 && found[0].message.contains(said), "{to}: {found:?}");
+        let found = only_mistake(file, from, to).found;
+        assert!(found[0].message.contains(said), "{to}: {found:?}");
     }
 }
 
@@ -377,10 +384,8 @@ fn what_is_missing_is_told_with_what_to_do() {
             "a parent is the `id` of another organization's file",
         ),
     ] {
-        let dir = example();
-        edit(&dir, file, from, to);
-        let mistakes = reload(&dir, None, at(0)).unwrap_err();
-        assert!(mistakes.found.len() == 1 && mistakes.render(false).contains(said), "{}", mistakes.render(false));
+        let told = only_mistake(file, from, to).render(false);
+        assert!(told.contains(said), "{told}");
     }
 }
 

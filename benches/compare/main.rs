@@ -144,7 +144,7 @@ async fn beside_others(options: &Options, upstream: &Rc<Upstream>) -> io::Result
     for round in 0..options.runs {
         for work in &options.work {
             for peer in there.iter().filter(|peer| work.suits(**peer)) {
-                for (row, figure) in one_run(options, *work, *peer, &place, upstream).await? {
+                for (row, figure) in one_run(options, *work, *peer, upstream).await? {
                     table.add(row, *peer, round, figure);
                 }
             }
@@ -154,19 +154,21 @@ async fn beside_others(options: &Options, upstream: &Rc<Upstream>) -> io::Result
     Ok(())
 }
 
-/// A run of one workload with one peer, begun anew.
+/// A run of one workload with one peer, begun anew, in a folder of its own: what an earlier run wrote would be read at
+/// the start, and memory that reading took would be taken for nobody's.
 async fn one_run(
     options: &Options,
     work: Work,
     peer: Peer,
-    place: &Place,
     upstream: &Rc<Upstream>,
 ) -> io::Result<Vec<(&'static str, work::Figure)>> {
     let mut tries = 0;
     loop {
         gauge::calm(PATIENCE).await?;
-        let running = Running::start(peer, place, upstream.address, &options.gateway).await?;
-        let bout = Bout { place, upstream, running: &running, seconds: options.sizes.seconds };
+        let place = Place::make()?;
+        peers::two_organizations(&place)?;
+        let running = Running::start(peer, &place, upstream.address, &options.gateway).await?;
+        let bout = Bout { place: &place, upstream, running: &running, seconds: options.sizes.seconds };
         let run = work.run(&bout, &options.sizes).await?;
         let used = run.used;
         eprintln!(

@@ -1,5 +1,6 @@
 //! How commands talk to a running gateway's admin side: one request over HTTP, HTTPS or a Unix socket.
 
+use std::error::Error;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -10,6 +11,7 @@ use http::header::{AUTHORIZATION, CONTENT_TYPE, HOST};
 use http_body_util::{BodyExt, Full};
 use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
+use rustls::{AlertDescription, CertificateError};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 
@@ -113,7 +115,7 @@ impl Admin {
     ) -> Result<(StatusCode, Bytes), Unreachable> {
         match tokio::time::timeout(Duration::from_secs(60), self.exchange(method, path, body)).await {
             Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(error)) => Err(Unreachable(format!("{self}: {error}{}", hint(&error)))),
+            Ok(Err(error)) => Err(Unreachable(format!("{self}: {}{}", story(&error), hint(&error)))),
             Err(_) => Err(Unreachable(format!("{self}: no answer within a minute"))),
         }
     }
@@ -205,19 +207,44 @@ fn read(path: &Path, option: &str) -> io::Result<Vec<u8>> {
     std::fs::read(path).map_err(|error| io::Error::other(format!("{option} {}: {error}", path.display())))
 }
 
+/// An error and what caused it, down to the first cause. What an [`io::Error`] was made of is its cause, too.
+fn causes(error: &io::Error) -> impl Iterator<Item = &(dyn Error + 'static)> {
+    std::iter::successors(Some(error as &(dyn Error + 'static)), |&error| match error.downcast_ref::<io::Error>() {
+        Some(outer) => outer.get_ref().map(|inner| inner as &(dyn Error + 'static)),
+        None => error.source(),
+    })
+}
+
+/// The error in words, with each cause that says something else.
+fn story(error: &io::Error) -> String {
+    let mut words: Vec<String> = causes(error).map(ToString::to_string).collect();
+    words.dedup();
+    words.join(": ")
+}
+
 /// What to look at where nobody answered, or not in the words of an admin side.
 fn hint(error: &io::Error) -> &'static str {
-    let inner = error.get_ref();
-    let is_no_http = inner.and_then(|inner| inner.downcast_ref()).is_some_and(hyper::Error::is_parse);
-    let is_no_tls = matches!(inner.and_then(|inner| inner.downcast_ref()), Some(rustls::Error::InvalidMessage(_)));
+    let is_no_http = causes(error).filter_map(|cause| cause.downcast_ref()).any(hyper::Error::is_parse);
     if matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound) {
-        "; does a gateway run there? --admin or PORTCULLIS_ADMIN says where"
-    } else if is_no_http {
-        "; is that an admin side with TLS? then its address begins with https://"
-    } else if is_no_tls {
-        "; is that an admin side without TLS? then its address begins with http://"
-    } else {
-        ""
+        return "; does a gateway run there? --admin or PORTCULLIS_ADMIN says where";
+    }
+    if is_no_http {
+        return "; is that an admin side with TLS? then its address begins with https://";
+    }
+    match causes(error).find_map(|cause| cause.downcast_ref()) {
+        Some(rustls::Error::InvalidMessage(_)) => {
+            "; is that an admin side without TLS? then its address begins with http://"
+        }
+        Some(rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer)) => {
+            "; --admin-ca names the authority that vouches for the admin side"
+        }
+        Some(rustls::Error::AlertReceived(AlertDescription::CertificateRequired)) => {
+            "; it wants an operator's certificate: --admin-cert and --admin-key"
+        }
+        Some(rustls::Error::AlertReceived(_)) => {
+            "; it does not take this operator's certificate (--admin-cert): admin.tls says whose it takes"
+        }
+        _ => "",
     }
 }
 
@@ -264,6 +291,18 @@ mod tests {
         }
         let told = Admin::at("http://nobody:hunter2@127.0.0.1:1").call(Method::GET, "/", None).unwrap_err();
         assert!(told.to_string().contains("not an admin address") && !told.to_string().contains("hunter2"), "{told}");
+    }
+
+    #[test]
+    fn what_lies_beneath_an_error_is_said_with_the_option_that_helps() {
+        let beneath = |error: rustls::Error| io::Error::other(io::Error::other(error));
+        let wants = beneath(rustls::Error::AlertReceived(AlertDescription::CertificateRequired));
+        assert_eq!(story(&wants), "received fatal alert: CertificateRequired");
+        assert!(hint(&wants).contains("--admin-cert and --admin-key"));
+        let other = beneath(rustls::Error::AlertReceived(AlertDescription::UnknownCA));
+        assert!(hint(&other).contains("(--admin-cert)"));
+        let unknown = beneath(rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer));
+        assert!(hint(&unknown).contains("--admin-ca"));
     }
 
     #[test]

@@ -212,7 +212,11 @@ fn fetched(admin: &Admin) -> Result<Bytes, String> {
 pub(super) fn astray(admin: &Admin, status: StatusCode, body: &[u8]) -> String {
     let body = String::from_utf8_lossy(body);
     let said: String = body.lines().next().unwrap_or_default().chars().filter(|c| !c.is_control()).take(200).collect();
-    format!("{admin}: {status}: {said}; is that a gateway's admin side? --admin or PORTCULLIS_ADMIN says where")
+    let hint = match status {
+        StatusCode::UNAUTHORIZED => "--admin-token names the file with it",
+        _ => "is that a gateway's admin side? --admin or PORTCULLIS_ADMIN says where",
+    };
+    format!("{admin}: {status}: {said}; {hint}")
 }
 
 /// The gateway's state, as it sends it.

@@ -67,7 +67,7 @@ impl Kept {
     /// When it cannot be written: the old one stays.
     pub fn save(&self, bytes: &[u8]) -> io::Result<()> {
         let directory = self.0.parent().unwrap_or(Path::new("."));
-        std::fs::create_dir_all(directory)?;
+        super::make_directory_again(directory)?;
         let fresh = self.0.with_extension("new");
         let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o640).open(&fresh)?;
         file.write_all(bytes)?;

@@ -3,8 +3,10 @@
 //! It stands beside the floors. Everything else talks to it by message; no worker ever makes a file call, and no
 //! judgement is made here. Audit and marks have threads of their own, so that neither waits for the other's fsync.
 
-use std::fs::{File, Metadata, TryLockError};
-use std::os::unix::fs::MetadataExt;
+use std::fs::{DirBuilder, File, Metadata, TryLockError};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::Path;
 use std::time::Duration;
 
 pub mod audit;
@@ -20,6 +22,23 @@ fn identity(of: &Metadata) -> (u64, u64) {
     (of.dev(), of.ino())
 }
 
+/// Makes a directory that is nobody else's to look into, and what is missing above it. One that is there stays as it is.
+pub(crate) fn make_directory(directory: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(PRIVATE).create(directory)
+}
+
+/// Makes it once more where it was taken away while it was in use, and nothing above it: who moves a whole tree away for
+/// a moment would find another in its place.
+pub(crate) fn make_directory_again(directory: &Path) -> io::Result<()> {
+    match DirBuilder::new().mode(PRIVATE).create(directory) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        made => made,
+    }
+}
+
+/// Its owner's, and to be read by its group.
+const PRIVATE: u32 = 0o750;
+
 /// How often a lock is tried, and how long it rests between: a reader may hold it for a moment, and so may a process that
 /// is seen to be gone from outside and has not let go of everything yet.
 const LOCK_ATTEMPTS: u32 = 10;
@@ -34,4 +53,23 @@ pub(crate) fn locked(file: &File) -> Result<(), TryLockError> {
         }
     }
     file.try_lock()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_made_is_private_and_a_tree_that_was_moved_away_is_not_made_anew() {
+        use std::os::unix::fs::PermissionsExt;
+        let place = tempfile::tempdir().unwrap();
+        let deep = place.path().join("etc/state");
+        assert_eq!(make_directory_again(&deep).unwrap_err().kind(), io::ErrorKind::NotFound);
+        assert!(!place.path().join("etc").exists());
+        make_directory(&deep).unwrap();
+        assert_eq!(deep.metadata().unwrap().permissions().mode() & 0o007, 0);
+        std::fs::remove_dir(&deep).unwrap();
+        make_directory_again(&deep).unwrap();
+        make_directory_again(&deep).unwrap();
+    }
 }

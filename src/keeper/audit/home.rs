@@ -3,9 +3,9 @@
 //! Both are made again where the directory was taken away under the process that writes, so that what it writes from then
 //! on is still nobody else's, and can be verified.
 
-use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 
 use super::read::{KEYS, LOCK, invalid, named};
 use crate::audit::VerifyingKey;
-use crate::keeper::{identity, locked};
+use crate::keeper::{identity, locked, make_directory, make_directory_again};
 
 /// The lock that keeps other processes out, until it is dropped.
 pub(super) type Lock = Arc<Mutex<Option<File>>>;
@@ -37,7 +37,7 @@ impl Home {
 
     /// Makes and locks the directory anew, where it is not the one that was locked.
     pub(super) fn restore(&self) -> io::Result<()> {
-        make(&self.directory)?;
+        make_directory_again(&self.directory).map_err(|error| named(&self.directory, &error))?;
         let there = fs::metadata(self.directory.join(LOCK)).ok().map(|there| identity(&there));
         let mut held = self.lock.lock();
         let ours = held.as_ref().map(|lock| lock.metadata().map(|ours| identity(&ours))).transpose()?;
@@ -51,7 +51,7 @@ impl Home {
 
 /// Makes the directory, if need be.
 pub(super) fn make(directory: &Path) -> io::Result<()> {
-    DirBuilder::new().recursive(true).mode(0o750).create(directory).map_err(|error| named(directory, &error))
+    make_directory(directory).map_err(|error| named(directory, &error))
 }
 
 /// Keeps other processes out.

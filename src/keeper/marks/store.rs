@@ -14,7 +14,7 @@ use std::str::FromStr;
 use redb::{Builder, Database, DatabaseError, ReadableDatabase, ReadableTable, Table, TableDefinition};
 
 use crate::clock::Wall;
-use crate::keeper::{identity, locked};
+use crate::keeper::{identity, locked, make_directory, make_directory_again};
 use crate::ledger::marks::Mark;
 use crate::limits::Scope;
 
@@ -100,9 +100,13 @@ pub(super) struct Store {
 impl Store {
     /// Opens or makes the file in `directory`.
     pub(super) fn open(directory: &Path, open: Opener) -> Result<Store, MarksError> {
+        Store::within(directory, open, make_directory)
+    }
+
+    fn within(directory: &Path, open: Opener, make_it: fn(&Path) -> io::Result<()>) -> Result<Store, MarksError> {
         let file = directory.join("quota.redb");
         let at = |trouble: Trouble| MarksError { file: file.clone(), trouble };
-        fs::create_dir_all(directory).map_err(|error| at(Trouble::disk(error)))?;
+        make_it(directory).map_err(|error| at(Trouble::disk(error)))?;
         let lock = lock(&directory.join(LOCK)).map_err(at)?;
         let fresh = !file.try_exists().map_err(|error| at(Trouble::disk(error)))?;
         if fresh {
@@ -129,7 +133,7 @@ impl Store {
             self.opened = named(&self.file);
             return Ok(());
         }
-        let anew = Store::open(self.directory(), self.open)?;
+        let anew = Store::within(self.directory(), self.open, make_directory_again)?;
         *self = Store { fresh: self.fresh, ..anew };
         Ok(())
     }

@@ -707,6 +707,23 @@ def test_a_log_cut_off_with_its_checkpoints_is_found_by_one_kept_elsewhere(kept,
     assert alone.returncode != 0 or "only with --checkpoint" in alone.stdout, alone.stdout
 
 
+def test_how_far_a_checkpoint_kept_elsewhere_anchors_the_end_is_told(kept, copied):
+    notes = (copied / "audit-1.checkpoints").read_text()
+    newest, oldest = copied / "newest", copied / "oldest"
+    newest.write_text(notes)
+    # A note is a body, an empty line, and its signatures.
+    body, signatures = notes.split("\n\n")[:2]
+    oldest.write_text(f"{body}\n\n{signatures.splitlines()[0]}\n")
+    size = int(body.splitlines()[1])
+    told = {file: json.loads(kept.run("audit", "verify", copied, "--checkpoint", file, "--json").stdout) for file in (newest, oldest)}
+    whole = told[newest]["summary"]["size"]
+    assert size < whole
+    assert [(one["end_anchored"], one["anchored_size"]) for one in told.values()] == [(True, whole), (False, size)]
+    said = kept.run("audit", "verify", copied, "--checkpoint", oldest).stdout
+    assert f"vouched for to record {size - 1} by" in said, said
+    assert json.loads(kept.run("audit", "verify", copied, "--json").stdout)["anchored_size"] is None
+
+
 def test_nothing_written_behind_a_signed_stop_is_signed(kept, copied):
     (copied / "audit.key").chmod(0o600)
     segment = copied / "audit-1.jsonl"

@@ -61,13 +61,16 @@ fn describe(finding: &Finding) -> String {
 
 fn say_whole(args: &Args, case: &Case, summary: &Summary) -> io::Result<()> {
     let signed_by = case.grounds.latest.as_ref().map_or("", |(checkpoint, _)| checkpoint.origin.as_str());
-    let (pinned, anchored) = (args.key.is_some(), args.checkpoint.is_some());
+    let pinned = args.key.is_some();
+    // Of records that retention removed there is nothing to hold a checkpoint against.
+    let anchor = case.grounds.elsewhere.iter().copied().filter(|size| *size > summary.first).max();
     if args.json {
         let keys: Vec<String> = case.keys.iter().map(ToString::to_string).collect();
         let (live, segments) = (case.log.is_live(), case.log.segments().len());
         return say(&json!({
             "ok": true, "summary": summary, "unsigned": summary.size - summary.signed, "segments": segments,
-            "origin": signed_by, "keys": keys, "key_pinned": pinned, "end_anchored": anchored, "live": live,
+            "origin": signed_by, "keys": keys, "key_pinned": pinned,
+            "end_anchored": anchor == Some(summary.size), "anchored_size": anchor, "live": live,
         }));
     }
     let mut out = io::stdout().lock();
@@ -87,15 +90,26 @@ fn say_whole(args: &Args, case: &Case, summary: &Summary) -> io::Result<()> {
         let why = if case.log.is_live() { "the next checkpoint will" } else { "the process ended before it could" };
         writeln!(out, "unsigned  the last {unsigned} records: {why}")?;
     }
-    if !anchored {
-        writeln!(
-            out,
-            "end       read beside the log: records cut off with their checkpoints show only with --checkpoint"
-        )?;
-    }
+    writeln!(out, "end       {}", end(args, anchor, summary))?;
     let keys: Vec<String> = case.keys.iter().map(VerifyingKey::to_string).collect();
     let hint = if pinned { "" } else { " (read beside the log; pin it with --key)" };
     writeln!(out, "key       {}{hint}", keys.join(" "))
+}
+
+/// How far somebody vouches for the log's end who cannot have been cut back with it.
+fn end(args: &Args, anchor: Option<u64>, summary: &Summary) -> String {
+    let Some(file) = args.checkpoint.as_ref().map(|file| file.display()) else {
+        return "read beside the log: records cut off with their checkpoints show only with --checkpoint".into();
+    };
+    match anchor {
+        Some(size) if size == summary.size => format!("vouched for by {file}"),
+        Some(size) => format!(
+            "vouched for to record {} by {file}; of the {} behind it, what was cut off with its checkpoints does not show",
+            size - 1,
+            summary.size - size
+        ),
+        None => format!("read beside the log: the records that {file} vouches for were retired"),
+    }
 }
 
 /// A line on stderr that is written over, at most five times a second.

@@ -44,6 +44,8 @@ pub struct Grounds {
     pub vouched: Vec<Vouched>,
     /// The largest of them, as a note.
     pub latest: Option<(Checkpoint, String)>,
+    /// For how many records each of those vouches that were kept elsewhere.
+    pub elsewhere: Vec<u64>,
 }
 
 impl Grounds {
@@ -53,9 +55,11 @@ impl Grounds {
     /// A note does not verify, records are missing at the beginning, or nothing vouches for the log.
     pub fn gather(log: &Log, keys: &[VerifyingKey], outside: Vec<SignedNote>) -> Result<Grounds, Failure> {
         let (mut vouched, mut retirements) = (Vec::new(), Vec::new());
-        let mut latest: Option<(Checkpoint, String)> = None;
-        for SignedNote { place, text } in log.notes()?.into_iter().chain(outside) {
+        let (mut latest, mut elsewhere) = (None::<(Checkpoint, String)>, Vec::new());
+        let beside = log.notes()?.into_iter().map(|note| (note, false));
+        for (SignedNote { place, text }, kept_elsewhere) in beside.chain(outside.into_iter().map(|note| (note, true))) {
             let checkpoint = Checkpoint::open(&text, keys).map_err(|what| refused(&place, what))?;
+            elsewhere.extend(kept_elsewhere.then_some(checkpoint.size));
             let source = format!("{}:{}", place.file, place.line);
             vouched.push(Vouched { size: checkpoint.size, root: checkpoint.root, source });
             retirements.extend(checkpoint.resume().filter(|_| checkpoint.retires()));
@@ -67,7 +71,7 @@ impl Grounds {
             let place = Place { file: KEYS.into(), line: 1 };
             return Err(refused(&place, "no signed checkpoint lies beside the log".to_owned()).into());
         }
-        Ok(Grounds { start: beginning(log, retirements)?, vouched, latest })
+        Ok(Grounds { start: beginning(log, retirements)?, vouched, latest, elsewhere })
     }
 }
 

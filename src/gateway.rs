@@ -359,11 +359,8 @@ fn edits(ask: &Ask, reserved: &Reserve) -> Edits {
 /// The metered body of an answer.
 fn metered(answer: AnswerBody, head: &Head, tab: Box<Tab>, told: Told) -> Box<Metered> {
     let status = head.status;
-    let charged = match tab.ask.route {
-        _ if !status.is_success() => Charged::Nothing,
-        Route::CountTokens => Charged::Nothing,
-        _ => Charged::Observed,
-    };
+    let watched = status.is_success() && tab.ask.route != Route::CountTokens;
+    let charged = if watched { Charged::Observed } else { Charged::Nothing };
     let kind = head.headers.get(http::header::CONTENT_TYPE).filter(|_| status.is_success());
     let named = kind.map_or(Form::Whole, |kind| Form::of(kind.as_bytes()));
     let strip = edits_usage(&tab.ask);

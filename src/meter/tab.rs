@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use jiff::tz::TimeZone;
 
-use crate::ask::Ask;
+use crate::ask::{Ask, Route};
 use crate::clock::{Clock, Now};
 use crate::ledger::{Hold, Ledger};
 use crate::limits::{Charge, Enforce, LimitId, Plan, Unit};
@@ -93,6 +93,8 @@ impl Tab {
 
     /// What an exchange comes to, in tokens and in every unit.
     fn figure(&self, observed: &Observed, charged: Charged) -> (Settlement, Charge) {
+        // Where tokens are only counted none are used, whatever becomes of the answer.
+        let charged = if self.ask.route == Route::CountTokens { Charged::Nothing } else { charged };
         let metered = self.gauge.settle(observed);
         let (usage, kind) = match charged {
             Charged::Observed | Charged::Unseen => (metered.usage, metered.basis.as_str()),

@@ -132,6 +132,25 @@ def test_hard_charges_all_that_was_reserved_where_nobody_saw_the_end(hard, scrip
     assert (line["settlement"], line["usage"]["output"]) == ("estimated", 5000)
 
 
+@pytest.mark.parametrize("how", ["bounded", "hard"])
+def test_counting_tokens_costs_none_either_where_no_answer_can_be_read(request, how):
+    place = request.getfixturevalue(how)
+    org = place.join('tokens_per_day = 10\nrequests_per_day = 10\n[model.priced.limits]\ncost_per_day = "0.00"')
+    route = "/v1/messages/count_tokens"
+    with place.connect(org) as connection:
+        answer = connection.ask(route, body("messages", fresh("gzip"), HUNDRED))
+    assert answer.headers["portcullis-reason"] == "upstream_invalid"
+    model = fresh("hang")
+    with place.connect(org) as connection:
+        connection.send(connection.head(route, body("messages", model, HUNDRED)))
+        eventually(lambda: place.sent(model), what="the request upstream")
+    assert place.settled(org)["used"] == 0
+    assert place.settled(org, "requests_per_day")["used"] == 2
+    closed = lambda: [line for line in place.stage.audit() if line["kind"] == "closed" and line["organization"] == org]  # noqa: E731
+    for line in eventually(lambda: len(closed()) == 2 and closed(), what="two closing lines"):
+        assert (line["settlement"], set(line["usage"].values()), line["cost"]) == ("none", {0}, "0.00")
+
+
 def test_counting_tokens_is_a_request_without_tokens(bounded):
     org = bounded.join("tokens_per_day = 100_000\nrequests_per_day = 2")
     asked = body("messages", fresh("tokens-9"), HUNDRED)

@@ -4,8 +4,9 @@
 //! can still be cut when a budget refuses; what cannot be taken back any more is reserved without asking, as debt.
 
 use super::Tab;
+use crate::ask::Route;
 use crate::ledger::{Extension, Wait};
-use crate::limits::Plan;
+use crate::limits::{Enforce, Plan};
 use crate::tokens::Usage;
 use crate::usage::Observed;
 
@@ -22,9 +23,9 @@ pub(super) enum Growth {
 /// How far a reservation reaches, and whose word it needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Reach {
-    /// A step ahead of the answer, if every budget has room for it.
+    /// A step ahead of the answer, if every budget has room for it; as far as it has passed, where a step leads nowhere.
     Asked,
-    /// A step ahead of the answer, whatever the limits say.
+    /// The same, whatever the limits say.
     Ahead,
     /// As far as the answer has passed, whatever the limits say.
     Passed,
@@ -38,10 +39,13 @@ pub(super) fn grow(tab: &mut Tab, observed: &Observed, reach: Reach) -> Growth {
         return Growth::Enough;
     }
     let beyond = so_far.saturating_sub(tab.reserved.output);
+    // A step ahead of what is held to its maximum, or has no output, would be a step to nowhere.
+    let ends = tab.enforce == Enforce::Hard || tab.ask.route == Route::Embeddings;
     let output = match reach {
-        Reach::Passed => beyond,
-        Reach::Asked | Reach::Ahead if so_far < tab.reserved.output => 0,
-        Reach::Asked | Reach::Ahead => (beyond / tab.step + 1).saturating_mul(tab.step),
+        Reach::Asked | Reach::Ahead if !ends && so_far >= tab.reserved.output => {
+            (beyond / tab.step + 1).saturating_mul(tab.step)
+        }
+        Reach::Asked | Reach::Ahead | Reach::Passed => beyond,
     };
     let more = tab.rates.charge(0, &Usage { output, ..Usage::default() });
     // What is reported may be more than that, in every unit.
@@ -87,7 +91,7 @@ mod tests {
     use crate::ledger::bell::Bell;
     use crate::ledger::marks::Restored;
     use crate::ledger::{Demand, Ledger, Verdict};
-    use crate::limits::{Allowance, Enforce, Level, Limit, LimitId, Measure, Scope, Seat, Unit, Window};
+    use crate::limits::{Allowance, Level, Limit, LimitId, Measure, Scope, Seat, Unit, Window};
     use crate::reserve::Rates;
     use crate::usage::Calibration;
 
@@ -176,6 +180,20 @@ mod tests {
             let mut begun = Begun::new(most);
             assert_eq!(begun.grow(0, output, reach), (on, marked), "{most} {reach:?} {output}");
             assert_eq!(begun.reserved(), reserved, "{most} {reach:?} {output}");
+        }
+    }
+
+    #[test]
+    fn what_goes_no_further_than_was_reserved_has_no_step_to_take() {
+        for (enforce, route) in [(Enforce::Hard, Route::Chat), (Enforce::Bounded, Route::Embeddings)] {
+            for (output, reserved) in [(100, 100), (103, 103)] {
+                for reach in [Reach::Asked, Reach::Ahead] {
+                    let mut begun = Begun::new(10_000);
+                    (begun.tab.enforce, begun.tab.ask.route) = (enforce, route);
+                    assert!(begun.grow(0, output, reach).0);
+                    assert_eq!(begun.reserved(), reserved, "{enforce:?} {route:?} {reach:?}");
+                }
+            }
         }
     }
 

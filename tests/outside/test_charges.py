@@ -132,6 +132,17 @@ def test_hard_charges_all_that_was_reserved_where_nobody_saw_the_end(hard, scrip
     assert (line["settlement"], line["usage"]["output"]) == ("estimated", 5000)
 
 
+def test_hard_charges_nothing_beyond_what_the_model_was_told(hard):
+    """The text so far is estimated at all that it may be: there is no further step to reserve."""
+    org, model = hard.join("output_tokens_per_day = 100_000"), fresh("die-15.tokens-40")
+    with hard.connect(org) as connection:
+        connection.send(connection.head(PATHS["chat"], body("chat", model, HUNDRED, stream=True, maximum=16)))
+        _, headers = connection.read_head()
+        until_cut(connection)
+    assert hard.closed(headers)["usage"]["output"] == 16
+    assert hard.settled(org, "output_tokens_per_day")["used"] == 16
+
+
 @pytest.mark.parametrize("how", ["bounded", "hard"])
 def test_counting_tokens_costs_none_either_where_no_answer_can_be_read(request, how):
     place = request.getfixturevalue(how)

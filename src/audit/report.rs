@@ -9,6 +9,7 @@ use std::fmt::Write as _;
 use serde::{Deserialize, Serialize};
 
 use crate::audit::line::{Head, Kind};
+use crate::audit::told::Dropped;
 use crate::clock::Wall;
 use crate::tokens::Nano;
 
@@ -93,6 +94,7 @@ pub struct Report {
     until: Option<Wall>,
     by_purpose: BTreeMap<String, Sums>,
     handshakes: BTreeMap<String, u64>,
+    dropped: Dropped,
     open: HashMap<u64, String>,
     /// Every organization that the log names, at whatever time.
     seen: BTreeSet<String>,
@@ -107,8 +109,9 @@ impl Report {
     /// For one organization, from an instant up to another (not included), where these are given.
     #[must_use]
     pub fn new(organization: &str, from: Option<Wall>, until: Option<Wall>) -> Report {
-        let (by_purpose, handshakes, open, seen, first) = Default::default();
-        Report { organization: organization.to_owned(), from, until, by_purpose, handshakes, open, seen, first }
+        let (by_purpose, handshakes, dropped, open, seen, first) = Default::default();
+        let organization = organization.to_owned();
+        Report { organization, from, until, by_purpose, handshakes, dropped, open, seen, first }
     }
 
     /// Every organization that the records so far name, at whatever time.
@@ -120,6 +123,9 @@ impl Report {
     /// Takes the next record of the log.
     pub fn record(&mut self, head: &Head<'_>, record: &[u8]) {
         self.first.get_or_insert_with(|| (head.seq, head.time.parse().ok().map(Wall::from_timestamp)));
+        if head.kind == Kind::Dropped && self.spans(head) {
+            self.dropped.add(record);
+        }
         if !matches!(head.kind, Kind::Accepted | Kind::Closed | Kind::Refused | Kind::HandshakeRefused) {
             return;
         }
@@ -146,9 +152,13 @@ impl Report {
     }
 
     fn concerns(&self, head: &Head<'_>, told: &Told) -> bool {
+        told.organization.as_deref() == Some(self.organization.as_str()) && self.spans(head)
+    }
+
+    fn spans(&self, head: &Head<'_>) -> bool {
         let at = head.time.parse().map(Wall::from_timestamp);
         let within = |at| self.from.is_none_or(|from| from <= at) && self.until.is_none_or(|until| at < until);
-        told.organization.as_deref() == Some(self.organization.as_str()) && at.is_ok_and(within)
+        at.is_ok_and(within)
     }
 
     fn close(&mut self, told: Told) {
@@ -179,10 +189,10 @@ impl Report {
         }
         let kept_from = self.kept_from();
         let total = self.by_purpose.values().fold(Sums::default(), total);
-        let Report { organization, from, until, by_purpose, handshakes, .. } = self;
+        let Report { organization, from, until, by_purpose, handshakes, dropped, .. } = self;
         let text = |at: Option<Wall>| at.map(|at| at.to_string());
         let [from, until, kept_from] = [from, until, kept_from].map(text);
-        Finished { organization, from, until, kept_from, by_purpose, total, handshakes }
+        Finished { organization, from, until, kept_from, by_purpose, total, handshakes, dropped }
     }
 }
 
@@ -229,6 +239,8 @@ pub struct Finished {
     /// Handshakes that were refused in which a certificate of theirs was shown, by result. Whether they showed it is not
     /// known.
     pub handshakes: BTreeMap<String, u64>,
+    /// Lines that could not be kept in this span, of whichever organization: what they would have told is not counted.
+    pub dropped: Dropped,
 }
 
 impl Finished {
@@ -260,6 +272,7 @@ impl Finished {
             let _ = write!(text, "\n{title}: {}", words_of(words, ", "));
         }
         let _ = write!(text, "\nhandshakes refused, with its certificate: {}", words_of(&self.handshakes, ", "));
+        let _ = write!(text, "\nlines that could not be kept, of whichever organization: {}", self.dropped.words(", "));
         text.push('\n');
         text
     }
@@ -268,7 +281,7 @@ impl Finished {
     #[must_use]
     pub fn csv(&self) -> String {
         let mut csv = "organization,purpose,accepted,open,refused,input_tokens,cached_input_tokens,cache_write_tokens,\
-                       output_tokens,reasoning_tokens,cost,endings,refusals,kept_from\r\n"
+                       output_tokens,reasoning_tokens,cost,endings,refusals,kept_from,dropped\r\n"
             .to_owned();
         let kept_from = self.kept_from.as_deref().unwrap_or_default();
         for (purpose, sums) in &self.by_purpose {
@@ -277,7 +290,7 @@ impl Finished {
             let _ = write!(csv, "{},{},{},", tokens.input, tokens.cached_input, tokens.cache_write);
             let _ = write!(csv, "{},{},{},", tokens.output, tokens.reasoning, sums.cost);
             let _ = write!(csv, "{},{},", words_of(&sums.endings, ";"), words_of(&sums.refusals, ";"));
-            let _ = write!(csv, "{kept_from}\r\n");
+            let _ = write!(csv, "{kept_from},{}\r\n", self.dropped.words(";"));
         }
         csv
     }
@@ -308,6 +321,10 @@ mod tests {
         push(Kind::Accepted, 3, None, acme.clone());
         push(Kind::Accepted, 3, None, acme);
         push(Kind::Refused, 4, None, json!({"organization": "acme", "reason": "purpose_missing"}));
+        // The last one is behind the span.
+        for at in [4, 5, 60] {
+            push(Kind::Dropped, at, None, json!({"accepted": 2, "closed": 1}));
+        }
         for organization in ["acme", "globex"] {
             let shown = json!({"result": "revoked", "presented": {"sha256": "ab", "organization": organization}});
             push(Kind::HandshakeRefused, 4, None, shown);
@@ -329,8 +346,12 @@ mod tests {
         assert_eq!((sums.tokens.input, sums.tokens.output, sums.cost), (10, 5, Nano(250_000_000)));
         assert_eq!((finished.total.refused, finished.total.refusals["purpose_missing"]), (1, 1));
         assert!(finished.text().contains("refusals: purpose_missing=1"));
-        assert!(finished.text().ends_with("handshakes refused, with its certificate: revoked=1\n"));
-        assert_eq!(finished.csv().lines().nth(2), Some("acme,malware-analysis,2,1,0,10,1,0,5,2,0.25,complete=1,none,"));
+        assert!(finished.text().contains("handshakes refused, with its certificate: revoked=1\n"));
+        assert!(finished.text().ends_with("of whichever organization: accepted=4, closed=2\n"));
+        assert_eq!(
+            finished.csv().lines().nth(2),
+            Some("acme,malware-analysis,2,1,0,10,1,0,5,2,0.25,complete=1,none,,accepted=4;closed=2")
+        );
     }
 
     #[test]
@@ -345,7 +366,8 @@ mod tests {
             report.record(&Head::parse(leaf.record()).unwrap(), leaf.record());
             let finished = report.finish();
             let row = finished.csv().lines().nth(1).unwrap().to_owned();
-            assert!(row.ends_with(finished.kept_from.as_deref().unwrap_or(",")), "{row}");
+            let kept_from = finished.kept_from.as_deref().unwrap_or_default();
+            assert!(row.ends_with(&format!(",{kept_from},none")), "{row}");
             finished.kept_from
         };
         let beginning = Some("1970-01-01T01:00:00.000Z".to_owned());

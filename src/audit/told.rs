@@ -3,7 +3,7 @@
 //! The shapes hold what their tellers know and decide nothing. What is not known is left out, never `null`. The lines
 //! of requests are the record's own.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::outcome::Handshake;
 use crate::peer::Sha256;
@@ -53,6 +53,60 @@ pub struct Presented<'a> {
     /// Whose it is, where an authority signed it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub organization: Option<&'a str>,
+}
+
+/// `dropped`: lines that could not be kept, by kind; or the sum of several such lines.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Dropped {
+    /// Requests that went through unrecorded (`on_failure = "open"`).
+    #[serde(skip_serializing_if = "is_zero")]
+    pub accepted: u64,
+    /// Ends of such requests.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub closed: u64,
+    /// Refused requests beyond what is kept.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub refused: u64,
+    /// Refused handshakes beyond what is kept.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub handshake_refused: u64,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature serde asks for")]
+fn is_zero(count: &u64) -> bool {
+    *count == 0
+}
+
+impl Dropped {
+    /// Adds what a `dropped` line tells.
+    pub fn add(&mut self, record: &[u8]) {
+        let Ok(line) = serde_json::from_slice::<Dropped>(record) else { return };
+        self.accepted = self.accepted.saturating_add(line.accepted);
+        self.closed = self.closed.saturating_add(line.closed);
+        self.refused = self.refused.saturating_add(line.refused);
+        self.handshake_refused = self.handshake_refused.saturating_add(line.handshake_refused);
+    }
+
+    /// Whether every line was kept.
+    #[must_use]
+    pub fn is_none(&self) -> bool {
+        *self == Dropped::default()
+    }
+
+    /// How many of each kind, in words.
+    #[must_use]
+    pub fn words(&self, between: &str) -> String {
+        let Dropped { accepted, closed, refused, handshake_refused } = *self;
+        let kinds = [
+            ("accepted", accepted),
+            ("closed", closed),
+            ("refused", refused),
+            ("handshake_refused", handshake_refused),
+        ];
+        let words: Vec<String> = kinds.iter().filter(|(_, n)| *n > 0).map(|(kind, n)| format!("{kind}={n}")).collect();
+        if words.is_empty() { "none".to_owned() } else { words.join(between) }
+    }
 }
 
 /// `reload`: one that was, applied or refused.

@@ -45,7 +45,7 @@ pub(super) fn run(args: &Args) -> Result<(), Stop> {
     })?;
     let doubt = doubt(&report, args.org.as_str());
     let finished = report.finish();
-    for note in doubt.into_iter().chain(retired(&finished, &summary)) {
+    for note in doubt.into_iter().chain(retired(&finished, &summary)).chain(dropped(&finished)) {
         let _ = writeln!(io::stderr(), "note: {note}");
     }
     let format = if args.json { Format::Json } else { args.format };
@@ -67,6 +67,14 @@ pub(super) fn run(args: &Args) -> Result<(), Stop> {
 fn retired(report: &Finished, summary: &Summary) -> Option<String> {
     let (kept_from, last) = (report.kept_from.as_ref()?, summary.first.checked_sub(1)?);
     Some(format!("records 0 to {last} were retired by audit.keep: what happened before {kept_from} is not counted"))
+}
+
+/// A sentence for a span of which the log itself says that it does not hold everything.
+fn dropped(report: &Finished) -> Option<String> {
+    let words = report.dropped.words(", ");
+    let note =
+        format!("lines of this span could not be kept, of whichever organization: {words}; they are not counted");
+    (!report.dropped.is_none()).then_some(note)
 }
 
 /// A sentence for somebody of whom the log knows nothing at all: sums of nothing must not look like a quiet month.

@@ -6,8 +6,9 @@ use std::path::PathBuf;
 use serde_json::json;
 
 use super::{Case, Stop, pass};
-use crate::audit::VerifyingKey;
+use crate::audit::told::Dropped;
 use crate::audit::verify::{Finding, Summary};
+use crate::audit::{Kind, VerifyingKey};
 use crate::clock::{Clock, Mono};
 use crate::keeper::audit::examine::{Failure, walk};
 
@@ -33,12 +34,18 @@ pub(super) fn run(args: &Args) -> Result<(), Stop> {
     let verified = pass(&args.dir, args.key.as_deref(), args.checkpoint.as_deref(), |case| {
         let total = case.log.segments().iter().map(|segment| segment.bytes).sum();
         let mut progress = Progress::new(total);
-        let summary = walk(&case.log, &case.grounds, |head, _, bytes| progress.show(head.seq, bytes));
+        let mut dropped = Dropped::default();
+        let summary = walk(&case.log, &case.grounds, |head, leaf, bytes| {
+            progress.show(head.seq, bytes);
+            if head.kind == Kind::Dropped {
+                dropped.add(leaf.record());
+            }
+        });
         progress.clear();
-        summary
+        Ok((summary?, dropped))
     });
     match verified {
-        Ok((case, summary)) => Ok(say_whole(args, &case, &summary)?),
+        Ok((case, (summary, dropped))) => Ok(say_whole(args, &case, &summary, &dropped)?),
         Err(Failure::Found(finding)) if args.json => {
             say(&json!({"ok": false, "finding": finding}))?;
             Err(Stop::Said)
@@ -59,7 +66,7 @@ fn describe(finding: &Finding) -> String {
     }
 }
 
-fn say_whole(args: &Args, case: &Case, summary: &Summary) -> io::Result<()> {
+fn say_whole(args: &Args, case: &Case, summary: &Summary, dropped: &Dropped) -> io::Result<()> {
     let signed_by = case.grounds.latest.as_ref().map_or("", |(checkpoint, _)| checkpoint.origin.as_str());
     let pinned = args.key.is_some();
     // Of records that retention removed there is nothing to hold a checkpoint against.
@@ -70,7 +77,7 @@ fn say_whole(args: &Args, case: &Case, summary: &Summary) -> io::Result<()> {
         return say(&json!({
             "ok": true, "summary": summary, "unsigned": summary.size - summary.signed, "segments": segments,
             "origin": signed_by, "keys": keys, "key_pinned": pinned,
-            "end_anchored": anchor == Some(summary.size), "anchored_size": anchor, "live": live,
+            "end_anchored": anchor == Some(summary.size), "anchored_size": anchor, "live": live, "dropped": dropped,
         }));
     }
     let mut out = io::stdout().lock();
@@ -84,6 +91,9 @@ fn say_whole(args: &Args, case: &Case, summary: &Summary) -> io::Result<()> {
     )?;
     if summary.first > 0 {
         writeln!(out, "retired   records 0 to {} by signed retention", summary.first - 1)?;
+    }
+    if !dropped.is_none() {
+        writeln!(out, "dropped   {}: lines that could not be kept, as the log itself says", dropped.words(", "))?;
     }
     writeln!(out, "signed    {} records by {signed_by}, {} checkpoints agree", summary.signed, summary.checkpoints)?;
     if unsigned > 0 {

@@ -10,12 +10,12 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use parking_lot::{Condvar, Mutex};
-use serde::Serialize;
 use tokio::sync::oneshot;
 
 use super::Rules;
 use super::handoff::Ticket;
 use super::throttle::Throttle;
+use crate::audit::told::Dropped;
 use crate::audit::{Event, Fields, Kind};
 use crate::clock::{Clock, Wall};
 
@@ -58,24 +58,6 @@ pub(super) enum Told {
     /// The same, and somebody hears when it is written: the entry is dropped then, and this with it.
     #[expect(dead_code, reason = "nothing is sent: it is dropped")]
     Heeded(Kind, oneshot::Sender<()>),
-}
-
-/// Lines that could not be kept, by kind; it becomes a `dropped` line of its own.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
-pub(super) struct Dropped {
-    #[serde(skip_serializing_if = "is_zero")]
-    accepted: u64,
-    #[serde(skip_serializing_if = "is_zero")]
-    closed: u64,
-    #[serde(skip_serializing_if = "is_zero")]
-    refused: u64,
-    #[serde(skip_serializing_if = "is_zero")]
-    handshake_refused: u64,
-}
-
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature serde asks for")]
-fn is_zero(count: &u64) -> bool {
-    *count == 0
 }
 
 /// What the keeper's thread is doing, so that it is woken only when it must be.
@@ -262,7 +244,7 @@ impl Inbox {
         let counter = if accepted { &mut queue.dropped.accepted } else { &mut queue.dropped.closed };
         *counter += 1;
         drop(queue);
-        self.tally.failed.fetch_add(1, Ordering::Relaxed);
+        self.tally.dropped.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Gives orders beyond the lines.
@@ -329,7 +311,7 @@ impl Inbox {
     pub(super) fn take_dropped(&self) -> Option<Entry> {
         let dropped = std::mem::take(&mut self.queue.lock().dropped);
         let told = Told::Plain(Kind::Dropped);
-        (dropped != Dropped::default()).then(|| Entry { at: self.clock.wall(), told, fields: Fields::of(&dropped) })
+        (!dropped.is_none()).then(|| Entry { at: self.clock.wall(), told, fields: Fields::of(&dropped) })
     }
 
     /// Lines that wait at present.

@@ -147,10 +147,10 @@ impl Journal {
 pub struct Counters {
     /// Lines written.
     pub written: u64,
-    /// Lines that could not be written when asked: each refused a request, passed unrecorded under
-    /// `on_failure = "open"`, or was told too late to be kept.
+    /// Lines that could not be written when asked: each refused a request, or was told too late to be kept.
     pub failed: u64,
-    /// Lines given up knowingly: over the bound.
+    /// Lines given up knowingly, which a `dropped` line counts: over the bound, or passed unrecorded under
+    /// `on_failure = "open"`.
     pub dropped: u64,
     /// Lines that wait at present.
     pub queued: usize,

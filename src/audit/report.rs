@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::audit::line::{Head, Kind};
 use crate::audit::told::Dropped;
 use crate::clock::Wall;
+use crate::outcome::Ending;
 use crate::tokens::Nano;
 
 /// The members of a request's line that a report looks at.
@@ -76,6 +77,8 @@ pub struct Sums {
     pub endings: BTreeMap<String, u64>,
     /// How the others were settled: what was reported, estimated, disputed.
     pub settlements: BTreeMap<String, u64>,
+    /// Requests whose client left before anything was decided.
+    pub left: u64,
     /// Requests refused.
     pub refused: u64,
     /// Why.
@@ -145,6 +148,10 @@ impl Report {
             }
             _ => {
                 let sums = self.sums(&told.purpose.unwrap_or_else(|| NO_PURPOSE.to_owned()));
+                if told.ending.as_deref() == Some(Ending::ClientGone.as_str()) {
+                    sums.left += 1;
+                    return;
+                }
                 sums.refused += 1;
                 count(&mut sums.refusals, told.reason);
             }
@@ -205,6 +212,7 @@ fn count(counts: &mut BTreeMap<String, u64>, word: Option<String>) {
 fn total(mut total: Sums, one: &Sums) -> Sums {
     total.accepted += one.accepted;
     total.open += one.open;
+    total.left += one.left;
     total.refused += one.refused;
     total.tokens.add(one.tokens);
     total.cost = Nano(total.cost.0.saturating_add(one.cost.0));
@@ -251,7 +259,7 @@ impl Finished {
         let until = self.until.as_deref().unwrap_or("the end");
         let mut text = format!("{}, from {from} until {until}\n\n", self.organization);
         let width = self.by_purpose.keys().map(String::len).chain([7]).max().unwrap_or(7);
-        let mut row = |cells: [&str; 7]| {
+        let mut row = |cells: [&str; 8]| {
             let [purpose, rest @ ..] = cells;
             // Writing to a string cannot fail.
             let _ = write!(text, "{purpose:width$}");
@@ -260,13 +268,14 @@ impl Finished {
             }
             text.push('\n');
         };
-        row(["purpose", "accepted", "open", "refused", "input", "output", "cost"]);
+        row(["purpose", "accepted", "open", "left", "refused", "input", "output", "cost"]);
         let rows = self.by_purpose.iter().map(|(purpose, sums)| (purpose.as_str(), sums));
         for (purpose, sums) in rows.chain([("total", &self.total)]) {
             let input = sums.tokens.input + sums.tokens.cached_input + sums.tokens.cache_write;
-            let numbers = [sums.accepted, sums.open, sums.refused, input, sums.tokens.output].map(|n| n.to_string());
-            let [accepted, open, refused, input, output] = numbers.each_ref().map(String::as_str);
-            row([purpose, accepted, open, refused, input, output, &sums.cost.to_string()]);
+            let numbers = [sums.accepted, sums.open, sums.left, sums.refused, input, sums.tokens.output];
+            let numbers = numbers.map(|number| number.to_string());
+            let [accepted, open, left, refused, input, output] = numbers.each_ref().map(String::as_str);
+            row([purpose, accepted, open, left, refused, input, output, &sums.cost.to_string()]);
         }
         for (title, words) in [("endings", &self.total.endings), ("refusals", &self.total.refusals)] {
             let _ = write!(text, "\n{title}: {}", words_of(words, ", "));
@@ -281,7 +290,7 @@ impl Finished {
     #[must_use]
     pub fn csv(&self) -> String {
         let mut csv = "organization,purpose,accepted,open,refused,input_tokens,cached_input_tokens,cache_write_tokens,\
-                       output_tokens,reasoning_tokens,cost,endings,refusals,kept_from,dropped\r\n"
+                       output_tokens,reasoning_tokens,cost,endings,refusals,kept_from,left,dropped\r\n"
             .to_owned();
         let kept_from = self.kept_from.as_deref().unwrap_or_default();
         for (purpose, sums) in &self.by_purpose {
@@ -290,7 +299,7 @@ impl Finished {
             let _ = write!(csv, "{},{},{},", tokens.input, tokens.cached_input, tokens.cache_write);
             let _ = write!(csv, "{},{},{},", tokens.output, tokens.reasoning, sums.cost);
             let _ = write!(csv, "{},{},", words_of(&sums.endings, ";"), words_of(&sums.refusals, ";"));
-            let _ = write!(csv, "{kept_from},{}\r\n", self.dropped.words(";"));
+            let _ = write!(csv, "{kept_from},{},{}\r\n", sums.left, self.dropped.words(";"));
         }
         csv
     }
@@ -321,6 +330,8 @@ mod tests {
         push(Kind::Accepted, 3, None, acme.clone());
         push(Kind::Accepted, 3, None, acme);
         push(Kind::Refused, 4, None, json!({"organization": "acme", "reason": "purpose_missing"}));
+        let left = json!({"organization": "acme", "reason": "client_gone", "ending": "client_gone"});
+        push(Kind::Refused, 4, None, left);
         // The last one is behind the span.
         for at in [4, 5, 60] {
             push(Kind::Dropped, at, None, json!({"accepted": 2, "closed": 1}));
@@ -346,11 +357,12 @@ mod tests {
         assert_eq!((sums.tokens.input, sums.tokens.output, sums.cost), (10, 5, Nano(250_000_000)));
         assert_eq!((finished.total.refused, finished.total.refusals["purpose_missing"]), (1, 1));
         assert!(finished.text().contains("refusals: purpose_missing=1"));
+        assert_eq!(finished.total.left, 1, "who leaves is not refused");
         assert!(finished.text().contains("handshakes refused, with its certificate: revoked=1\n"));
         assert!(finished.text().ends_with("of whichever organization: accepted=4, closed=2\n"));
         assert_eq!(
             finished.csv().lines().nth(2),
-            Some("acme,malware-analysis,2,1,0,10,1,0,5,2,0.25,complete=1,none,,accepted=4;closed=2")
+            Some("acme,malware-analysis,2,1,0,10,1,0,5,2,0.25,complete=1,none,,0,accepted=4;closed=2")
         );
     }
 
@@ -367,7 +379,7 @@ mod tests {
             let finished = report.finish();
             let row = finished.csv().lines().nth(1).unwrap().to_owned();
             let kept_from = finished.kept_from.as_deref().unwrap_or_default();
-            assert!(row.ends_with(&format!(",{kept_from},none")), "{row}");
+            assert!(row.ends_with(&format!(",{kept_from},0,none")), "{row}");
             finished.kept_from
         };
         let beginning = Some("1970-01-01T01:00:00.000Z".to_owned());

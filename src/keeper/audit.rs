@@ -168,6 +168,7 @@ pub struct AuditLog {
     journal: Journal,
     inbox: Arc<Inbox>,
     key: VerifyingKey,
+    boot: String,
     stopping: Arc<AtomicBool>,
     threads: Vec<JoinHandle<()>>,
     carriers: Arc<Carriers>,
@@ -193,7 +194,7 @@ impl AuditLog {
         let inbox = Arc::new(Inbox::new(clock.clone(), options.rules));
         let journal = Journal::new(Arc::clone(&inbox), options.patience, signer.body_secret());
         let stopping = Arc::new(AtomicBool::new(false));
-        let current = tail.number;
+        let (current, boot) = (tail.number, boot()?);
 
         let (orders, orders_here) = channel();
         let (seal, complete) = channel();
@@ -202,7 +203,7 @@ impl AuditLog {
         let hands = Hands { seal, carriers: Arc::clone(&carriers), shelf: Shelf::new(kept) };
         let mut desk = Desk::new(Arc::clone(&inbox), options.directory.clone(), Arc::clone(&signer), hands, waiting);
         let home = Home::new(&options.directory, Arc::clone(&lock), signer.verifying_key());
-        let mut writer = open_writer(disk, Arc::clone(&inbox), home, &tail, notary)?;
+        let mut writer = open_writer(disk, Arc::clone(&inbox), home, &tail, boot.clone(), notary)?;
         // Signed before anybody writes more: a log without a note holds nothing but starts.
         desk.begin(writer.begin(first_lines(&tail, about))?)?;
         let sealer = Sealer {
@@ -220,7 +221,7 @@ impl AuditLog {
             spawn("audit-pack", move || sealer.run(current, &complete))?,
         ];
         let key = signer.verifying_key();
-        Ok(AuditLog { journal, inbox, key, stopping, threads, carriers, lock })
+        Ok(AuditLog { journal, inbox, key, boot, stopping, threads, carriers, lock })
     }
 
     /// A handle for requests and events.
@@ -240,7 +241,7 @@ impl AuditLog {
     /// # Errors
     /// When there is no thread for it.
     pub fn relay(&self, heir: Arc<Heir>) -> io::Result<Relay> {
-        Relay::stand_by(Arc::clone(&self.inbox), heir)
+        Relay::stand_by(Arc::clone(&self.inbox), heir, self.boot.clone())
     }
 
     /// Writes what was told, a `stop` line and a last checkpoint, and lets go of the files: lines told from now on are
@@ -298,12 +299,19 @@ struct Repair {
     sha256: Sha256,
 }
 
-fn open_writer<D: Disk>(disk: D, inbox: Arc<Inbox>, home: Home, tail: &Tail, notary: Notary) -> io::Result<Writer<D>> {
+fn open_writer<D: Disk>(
+    disk: D,
+    inbox: Arc<Inbox>,
+    home: Home,
+    tail: &Tail,
+    boot: String,
+    notary: Notary,
+) -> io::Result<Writer<D>> {
     let file = disk.open(&tail.number.open_path(home.directory()), tail.new)?;
     let file = DurableFile::new(file, tail.length, Arc::clone(&inbox.held));
     let since = tail.since.unwrap_or_else(|| inbox.clock().wall());
     let open = Open { file, number: tail.number, length: tail.length, since, torn: false, lost: false };
-    Ok(Writer::new(inbox, home, disk, tail.chain.clone(), boot()?, open, notary))
+    Ok(Writer::new(inbox, home, disk, tail.chain.clone(), boot, open, notary))
 }
 
 fn first_lines(tail: &Tail, about: &Fields) -> Vec<(Kind, Fields)> {

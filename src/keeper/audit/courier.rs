@@ -16,6 +16,7 @@ use serde_json::value::RawValue;
 use super::handoff::{Lane, Outcome};
 use super::inbox::{Entry, Inbox, Told};
 use super::journal::closing;
+use crate::audit::line::{Members, member};
 use crate::audit::{Fields, Kind};
 use crate::keeper::heir::{Heir, Line, Reply, Saying};
 
@@ -31,9 +32,9 @@ pub struct Relay {
 }
 
 impl Relay {
-    pub(super) fn stand_by(inbox: Arc<Inbox>, heir: Arc<Heir>) -> io::Result<Relay> {
+    pub(super) fn stand_by(inbox: Arc<Inbox>, heir: Arc<Heir>, boot: String) -> io::Result<Relay> {
         let (go, begins) = channel();
-        let courier = Courier { inbox, heir };
+        let courier = Courier { inbox, heir, boot };
         let work = move || begins.recv().map_or((), |()| courier.run());
         Ok(Relay { thread: super::spawn("audit-hand-on", work)?, go })
     }
@@ -49,6 +50,7 @@ impl Relay {
 struct Courier {
     inbox: Arc<Inbox>,
     heir: Arc<Heir>,
+    boot: String,
 }
 
 impl Courier {
@@ -70,7 +72,7 @@ impl Courier {
 
     /// Hands lines over, and answers those who wait; what comes back has to be delivered as well.
     fn deliver(&self, bag: &[Entry]) -> Vec<Entry> {
-        let lines: Vec<Line> = bag.iter().map(line).collect();
+        let lines: Vec<Line> = bag.iter().map(|entry| line(entry, &self.boot)).collect();
         let reply = if lines.is_empty() { Some(Reply::default()) } else { self.heir.tell(&Saying::Lines(lines)) };
         if reply.is_none() {
             self.inbox.failing.store(true, Ordering::Release);
@@ -110,13 +112,26 @@ fn is_wanted(entry: &Entry) -> bool {
     }
 }
 
-fn line(entry: &Entry) -> Line {
+fn line(entry: &Entry, boot: &str) -> Line {
     let (kind, accepted) = match &entry.told {
         Told::Accepted(_) => (Kind::Accepted, None),
         Told::Closed(accepted) => (Kind::Closed, Some(*accepted)),
         Told::Plain(kind) | Told::Heeded(kind, _) => (*kind, None),
     };
-    Line { kind, accepted, fields: raw(&entry.fields) }
+    Line { kind, accepted, fields: raw(&served_by(boot, &entry.fields)) }
+}
+
+/// The members behind the run that they are of: whoever writes them has numbers of its own for connections and policies.
+/// Of what was handed on to this process already, that is told.
+fn served_by(boot: &str, fields: &Fields) -> Fields {
+    let name = member!("served_by");
+    if fields.members().starts_with(name.0.as_bytes()) {
+        return fields.clone();
+    }
+    let mut members = Members::with_capacity(fields.len() + 32);
+    members.text(name, boot);
+    members.again(fields);
+    members.finish()
 }
 
 /// The members as the object that they were made from.

@@ -73,3 +73,26 @@ fn a_hand_over_that_does_not_take_place_changes_nothing() {
     assert!(successor.join().unwrap().is_empty());
     assert_eq!(kinds(&records(place.path()).1), ["start", "accepted", "closed", "stop"]);
 }
+
+#[test]
+fn a_line_says_once_which_run_served_it_however_often_it_is_handed_on() {
+    let place = tempfile::tempdir().unwrap();
+    let mut log = start(place.path());
+    let (answer, may_answer) = channel();
+    drop(answer);
+    let (heir, successor) = successor(may_answer);
+    let relay = log.relay(Arc::clone(&heir)).unwrap();
+    log.hand_over(relay);
+    worker(async { log.journal().accepted(fields("own")).await.unwrap().close(Fields::none()) });
+    let elder = serde_json::json!({"served_by": "0123456789abcdef", "request_id": "elder's"});
+    log.journal().pass_on(Kind::Refused, Fields::of(&elder));
+    log.stop();
+    drop(heir);
+    let told: Vec<Value> =
+        successor.join().unwrap().iter().map(|line| serde_json::from_str(line.fields.get()).unwrap()).collect();
+    let boot = records(place.path()).1[0]["boot"].clone();
+    assert_eq!(told[0]["served_by"], boot);
+    assert_eq!(told[0]["request_id"], "own");
+    assert_eq!(told[1], serde_json::json!({"served_by": boot}));
+    assert_eq!(told[2], elder);
+}

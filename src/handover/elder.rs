@@ -60,9 +60,9 @@ impl Elder {
             let journal = gateway.recorder.journal.lane();
             let mut desk = Desk { gateway, journal, runtime, places: HashMap::new(), told: None };
             desk.serve(stream, &here, &said);
-            // Who is gone carries nothing. What it had accepted and did not close was broken off.
+            // Who is gone carries nothing; how what it had accepted ended, nobody knows.
             desk.gateway.ledger.forget_elsewhere();
-            drop(desk);
+            desk.places.into_values().for_each(Place::forget);
             here.over.store(true, Ordering::Release);
         })?;
         let elder = Elder { shared, thread: Some(thread), heard };

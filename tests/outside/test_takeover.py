@@ -3,6 +3,7 @@
 The same binary takes over from itself, by `run --replace` or on SIGUSR2; what it takes over is the running state.
 """
 
+import json
 import pathlib
 import re
 import resource
@@ -317,6 +318,28 @@ def test_a_new_process_that_is_killed_takes_no_stream_with_it_and_forgets_no_use
     assert one.ask(body=chat()).status == 200
     assert one.gateway.end() == 0
     assert one.run("audit", "verify", "audit").returncode == 0
+
+
+def test_an_old_process_that_is_killed_leaves_what_it_carried_open_as_after_a_crash(one):
+    with H1(one.connect()) as standing:
+        assert standing.ask(body=chat("mock-3")).status == 200
+        asked = standing.head(body=chat("mock-hang"))
+        # Who has begun to ask is not idle, and is served by the old process.
+        standing.send(asked[:-1])
+        before = replace(one)
+        standing.send(asked[-1:])
+        carried = eventually(lambda: [line for line in one.audit() if line.get("model") == "mock-hang"], what="its line")
+        before.kill()
+        eventually(lambda: used(one, "concurrent_requests") == 0, what="word that it is gone")
+    assert one.gateway.end() == 0
+    lines = one.audit()
+    (accepted,) = carried
+    first, second = [line["boot"] for line in lines if line["kind"] == "start"]
+    assert (accepted["boot"], accepted["served_by"]) == (second, first)
+    assert not [line for line in lines if line.get("accepted_seq") == accepted["seq"]]
+    assert [line["open"] for line in lines if line["kind"] == "stop"] == [0, 1]
+    told = one.run("audit", "report", "--org", "acme", "--dir", "audit", "--json", check=True)
+    assert json.loads(told.stdout)["report"]["total"]["open"] == 1
 
 
 @pytest.mark.parametrize("beside", [False, True], ids=["started-afterwards", "started-beside-it"])

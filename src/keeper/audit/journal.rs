@@ -271,7 +271,8 @@ pub(super) fn closing(leaving: Leaving) -> Fields {
     }
 }
 
-/// An accepted line, and the room for the line that closes it: exactly one follows, on drop at the latest.
+/// An accepted line, and the room for the line that closes it: exactly one follows, on drop at the latest,
+/// unless whoever knows of its end is gone ([`Place::forget`]).
 #[derive(Debug)]
 #[must_use = "dropping it closes the request as panicked"]
 pub struct Place {
@@ -289,6 +290,12 @@ impl Place {
     /// Tells how the request ended. Never blocks, never fails: its room was taken beforehand.
     pub fn close(mut self, fields: Fields) {
         self.tell(fields);
+    }
+
+    /// Lets go of a request of whose end nobody will ever tell: its closing line is missing, as after a crash, and it stays
+    /// counted as open.
+    pub fn forget(mut self) {
+        self.inbox = None;
     }
 
     fn tell(&mut self, fields: Fields) {

@@ -33,7 +33,7 @@ use crate::cut::Leash;
 use crate::dialect::{self, Edits};
 use crate::drain::{Drain, Phase};
 use crate::failure::{fail, lost};
-use crate::gate::{self, Declared, Gated};
+use crate::gate::{self, Declared};
 use crate::identify::{self, Caller};
 use crate::ledger::{Demand, Denial, Hold, Ledger};
 use crate::limits::Plan;
@@ -133,6 +133,7 @@ async fn exchange(
     let policy = &snapshot.policy;
     let revoked = gateway.revocations.load_full();
     let record = story.as_mut().ok_or_else(lost)?;
+    note_head(record, &head);
 
     let peer = visit.peer()?;
     let caller = visit.caller(peer, policy, &revoked, record);
@@ -140,7 +141,6 @@ async fn exchange(
     manner.route = gate::route(&head);
     record.facts().route = manner.route;
     let gated = visit.gate(&head, snapshot)?;
-    note_head(record, &head, &gated);
 
     let caller = caller?;
     let org = &caller.org().id;
@@ -322,11 +322,10 @@ fn presented<'a>(shown: &'a tls::Presented, policy: &'a Policy) -> Presented<'a>
 const CLIENT_REQUEST_ID: HeaderName = HeaderName::from_static("x-client-request-id");
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
-/// What is known of a request from its head.
-fn note_head(record: &mut Record, head: &Parts, gated: &Gated) {
+/// What a client names its request by, whether it is served or refused.
+fn note_head(record: &mut Record, head: &Parts) {
     let text = |name: &HeaderName| head.headers.get(name).and_then(|value| value.to_str().ok()).map(clip);
     let facts = record.facts();
-    facts.route = Some(gated.route());
     facts.client_request_id = text(&CLIENT_REQUEST_ID);
     facts.traceparent = text(&TRACEPARENT);
 }

@@ -176,6 +176,9 @@ def test_an_admitted_request_has_an_accepted_line_and_one_that_tells_its_end(one
         assert closed["bytes_out"] > 0
 
 
+NAMED = {"x_client_request_id": "mine-1", "traceparent": "00-" + "1" * 32 + "-" + "2" * 16 + "-01"}
+
+
 def refuse(stage, reason):
     """A refusal for this reason."""
     headers, body = {
@@ -190,6 +193,7 @@ def refuse(stage, reason):
         "route_not_found": ({}, chat()),
         "insufficient_quota": ({"portcullis_purpose": "incident", "portcullis_case": "C-1"}, chat()),
     }[reason]
+    headers |= NAMED
     path = "/v1/nothing" if reason == "route_not_found" else "/v1/chat/completions"
     if reason == "insufficient_quota":
         assert stage.ask(path, body, **headers).status == 200
@@ -208,6 +212,8 @@ def test_a_refused_request_has_one_line_with_its_reason(one, reason):
     # Whatever is refused is refused to somebody, also what is judged by its shape alone.
     assert line["organization"] == "acme"
     assert line["certificate"]["sha256"] == one.acme.fingerprint(hashes.SHA256()).hex()
+    # And is found under what its client calls it.
+    assert [line[name] for name in ("client_request_id", "traceparent")] == list(NAMED.values())
     assert "accepted_seq" not in line
 
 
@@ -217,8 +223,7 @@ def everything(stage):
         play(stage)
     for reason in ("purpose_missing", "route_not_found", "insufficient_quota"):
         refuse(stage, reason)
-    stage.ask(body=chat(), x_client_request_id="mine-1", traceparent="00-" + "1" * 32 + "-" + "2" * 16 + "-01",
-              portcullis_purpose="research", portcullis_case="C-2024/7")  # fmt: skip
+    stage.ask(body=chat(), **NAMED, portcullis_purpose="research", portcullis_case="C-2024/7")
     with pytest.raises((OSError, EOFError)):
         stage.ask(body=chat(), certificate=None)
     severed(stage)

@@ -100,6 +100,19 @@ impl Models {
             .map(|(_, group)| group)
     }
 
+    /// Every kind of model that `pattern` matches: a text in which `*` stands for any run of characters, and the group
+    /// of models that fit it and no narrower pattern. No pattern holds a `*` to be matched, so what matches the text
+    /// matches all that fit it; what matches only some of them makes kinds of its own.
+    pub(super) fn kinds<'a>(&'a self, pattern: &'a Pattern) -> impl Iterator<Item = (String, Option<&'a Arc<Group>>)> {
+        let patterns = self.groups.iter().flat_map(|group| &group.patterns);
+        let narrower = patterns.flat_map(|held| pattern.meeting(held));
+        let kinds = std::iter::once(pattern.as_str().to_owned()).chain(narrower);
+        kinds.map(|kind| {
+            let group = self.group_of(&kind);
+            (kind, group)
+        })
+    }
+
     /// A group by name.
     #[must_use]
     pub fn group(&self, id: &str) -> Option<&Arc<Group>> {

@@ -60,6 +60,19 @@ impl Pattern {
         }
     }
 
+    /// What both match, as texts in which `*` stands for any run of characters: together they match neither more nor less.
+    /// `other` as a whole, where the two interlock in more ways than anybody means.
+    pub(super) fn meeting(&self, other: &Pattern) -> Vec<String> {
+        if !self.may_meet(other) {
+            return Vec::new();
+        }
+        let mut meeting = Meeting { way: String::new(), steps: MOST_STEPS, ends: Vec::new() };
+        match meeting.walk(&self.text, &other.text) {
+            Some(()) => meeting.ends,
+            None => vec![other.as_str().to_owned()],
+        }
+    }
+
     /// Whether the same names could match both, none of the two more specifically than the other.
     pub(super) fn ties_with(&self, other: &Pattern) -> bool {
         self.weight() == other.weight() && self.beginning() == other.beginning()
@@ -88,6 +101,57 @@ impl Pattern {
     }
 }
 
+/// So many steps are walked for the meeting of two patterns.
+const MOST_STEPS: usize = 10_000;
+
+/// Of a pattern what follows its first character.
+fn behind(text: &str) -> &str {
+    text.get(1..).unwrap_or_default()
+}
+
+/// Two patterns, walked side by side from their beginnings.
+struct Meeting {
+    way: String,
+    steps: usize,
+    /// The ways on which both came to their end.
+    ends: Vec<String>,
+}
+
+impl Meeting {
+    /// Every way from here; `None` where they are too many.
+    fn walk(&mut self, one: &str, other: &str) -> Option<()> {
+        self.steps = self.steps.checked_sub(1)?;
+        let next = |text: &str| text.chars().next();
+        match (next(one), next(other)) {
+            (None, None) => self.ends.push(self.way.clone()),
+            // What both leave open is open; then one of the two goes on.
+            (Some('*'), Some('*')) => {
+                self.way.push('*');
+                self.walk(behind(one), other)?;
+                self.walk(one, behind(other))?;
+                self.way.pop();
+            }
+            (_, Some('*')) => return self.walk(other, one),
+            // What one leaves open ends here, or is what the other says.
+            (Some('*'), said) => {
+                self.walk(behind(one), other)?;
+                if let Some(said) = said {
+                    self.way.push(said);
+                    self.walk(one, behind(other))?;
+                    self.way.pop();
+                }
+            }
+            (Some(mine), Some(theirs)) if mine == theirs => {
+                self.way.push(mine);
+                self.walk(behind(one), behind(other))?;
+                self.way.pop();
+            }
+            _ => {}
+        }
+        Some(())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -109,5 +173,28 @@ mod tests {
         };
         assert!(meet("gpt-*", "gpt-5*") && meet("*", "o3") && meet("gpt-5", "gpt-*") && meet("*-mini", "gpt-*"));
         assert!(!meet("gpt-*", "o*") && !meet("gpt-5", "gpt") && !meet("gpt-5-*", "gpt-5"));
+    }
+
+    #[test]
+    fn a_meeting_is_what_both_match_and_nothing_else() {
+        let meeting = |one: &str, other: &str| {
+            let (one, other) = (Pattern::parse(one).unwrap(), Pattern::parse(other).unwrap());
+            let ends = other.meeting(&one).into_iter().filter(|end| !end.is_empty());
+            let mut ends: Vec<Pattern> = ends.map(|end| Pattern::parse(&end).unwrap()).collect();
+            ends.sort();
+            ends.dedup();
+            for end in &ends {
+                assert!(one.matches(end.as_str()) && other.matches(end.as_str()), "{end:?} of {one:?} and {other:?}");
+            }
+            ends.iter().map(|end| end.as_str().to_owned()).collect::<Vec<_>>()
+        };
+        assert_eq!(meeting("gpt-5*", "gpt-5-free"), ["gpt-5-free"]);
+        assert_eq!(meeting("gpt-*", "gpt-5*"), ["gpt-5*"]);
+        assert_eq!(meeting("*-mini", "gpt-*"), ["gpt-*-mini", "gpt-mini"]);
+        assert_eq!(meeting("ab*", "*bc"), ["ab*bc", "abc"]);
+        assert_eq!(meeting("*-mini", "*-nano"), [""; 0]);
+        assert_eq!(meeting("*a*", "*b*"), ["*a*b*", "*b*a*"]);
+        let many = |letter: &str| Pattern::parse(&format!("*{}", format!("{letter}*").repeat(20))).unwrap();
+        assert_eq!(many("a").meeting(&many("b")), [many("b").as_str()], "too many ways are one");
     }
 }

@@ -3,12 +3,14 @@
 //! Read from the compiled plans, so that nothing is told that would not be judged. Requests that are held against the
 //! same limits stand together. It never says what was used.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
+use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use super::models::Models;
-use super::pattern::Pattern;
+use super::models::{Group, Models};
+use super::org::ModelGrant;
 use super::{Org, Policy};
 use crate::limits::{Allowance, Limit, LimitId, Measure, Scope, Unit, Window};
 use crate::names::{GroupId, OrgId, PurposeId};
@@ -142,7 +144,7 @@ impl Held {
     }
 
     fn of(org: &Org, policy: &Policy) -> Vec<Held> {
-        let reached = reached(org, &policy.models);
+        let reached = reached(&org.models, &policy.models);
         let mut all: Vec<Held> = Vec::new();
         for purpose in &org.purposes {
             let mut of_purpose: Vec<Held> = Vec::new();
@@ -197,30 +199,15 @@ impl Held {
     }
 }
 
-/// The groups of models that an organization's own grant reaches, and whether it reaches models of none.
-fn reached(org: &Org, models: &Models) -> Vec<Option<GroupId>> {
-    let of_name = |pattern: &Pattern| models.group_of(pattern.as_str()).map(|group| group.id.clone());
-    let is_inside = |pattern: &Pattern| {
-        models.groups().iter().flat_map(|group| &group.patterns).any(|wider| wider.matches(pattern.as_str()))
-    };
-    let mut reached: Vec<Option<GroupId>> = Vec::new();
-    for group in models.groups() {
-        let by_pattern = |pattern: &Pattern| match pattern.concrete() {
-            Some(_) => of_name(pattern).as_ref() == Some(&group.id),
-            None => group.patterns.iter().any(|held| held.may_meet(pattern)),
-        };
-        if org.models.groups.contains(&group.id) || org.models.patterns.iter().any(by_pattern) {
-            reached.push(Some(group.id.clone()));
-        }
-    }
-    let beside = |pattern: &Pattern| match pattern.concrete() {
-        Some(_) => of_name(pattern).is_none(),
-        None => !is_inside(pattern),
-    };
-    if org.models.patterns.iter().any(beside) {
-        reached.push(None);
-    }
-    reached
+/// The groups of models that a grant reaches, and at the end none, where it reaches models of none.
+pub(super) fn reached(grant: &ModelGrant, models: &Models) -> Vec<Option<GroupId>> {
+    let kinds = grant.patterns.iter().flat_map(|pattern| models.kinds(pattern));
+    let granted = grant.groups.iter().cloned().map(Some);
+    let id = |(_, group): (String, Option<&Arc<Group>>)| group.map(|group| group.id.clone());
+    let reached: BTreeSet<Option<GroupId>> = granted.chain(kinds.map(id)).collect();
+    let (none, mut groups): (Vec<_>, Vec<_>) = reached.into_iter().partition(Option::is_none);
+    groups.extend(none);
+    groups
 }
 
 /// A number with its digits in groups of three, as configurations write long ones.

@@ -10,6 +10,7 @@ use crate::trust::issue::{DevAuthority, Holder};
 mod ends;
 mod identities;
 mod meant;
+mod reach;
 mod renames;
 mod secrets;
 mod sides;

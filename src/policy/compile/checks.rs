@@ -168,18 +168,19 @@ impl Checked<'_> {
             return without(self.models.group(group.as_str())?);
         }
         draft.models.iter().find_map(|at| {
-            let group = self.models.group(&at.value).or_else(|| self.models.group_of(&at.value));
-            match group {
+            if let Some(group) = self.models.group(&at.value) {
+                return without(group);
+            }
+            let pattern = Pattern::parse(&at.value).ok()?;
+            self.models.kinds(&pattern).find_map(|(kind, group)| match group {
                 Some(group) => without(group),
                 None if !self.known.models => None,
                 None => {
-                    let hint = format!(
-                        "grant a group instead: [model.NAME] with match = [{:?}] and a price_per_mtok",
-                        at.value
-                    );
-                    Some((at.value.clone(), hint))
+                    let hint =
+                        format!("grant a group instead: [model.NAME] with match = [{kind:?}] and a price_per_mtok");
+                    Some((kind, hint))
                 }
-            }
+            })
         })
     }
 
@@ -232,16 +233,22 @@ impl Checked<'_> {
         }
         let held = grant(parent, self.models);
         for at in &draft.models {
-            let group = self.models.group(&at.value);
-            let covered = match group {
-                Some(group) => {
-                    held.groups.contains(&group.id)
-                        || group.patterns.iter().all(|pattern| held.covers(pattern.as_str(), None))
+            let beyond = match (self.models.group(&at.value), Pattern::parse(&at.value)) {
+                (Some(group), _) => {
+                    let whole = || group.patterns.iter().all(|pattern| held.covers(pattern.as_str(), None));
+                    (!held.groups.contains(&group.id) && !whole()).then(|| at.value.clone())
                 }
-                None => held.covers(&at.value, self.models.group_of(&at.value).map(|group| &group.id)),
+                (None, Ok(pattern)) => {
+                    let mut kinds = self.models.kinds(&pattern);
+                    kinds.find(|(kind, group)| !held.covers(kind, group.map(|group| &group.id))).map(|(kind, _)| kind)
+                }
+                (None, Err(_)) => None,
             };
-            if !covered {
-                self.sink.wrong(Some(&at.place), format!("the parent {whose} is not granted \"{}\"", at.value), None);
+            if let Some(beyond) = beyond {
+                let whose_it_is =
+                    if beyond == at.value { String::new() } else { format!(", which \"{}\" matches", at.value) };
+                let what = format!("the parent {whose} is not granted \"{beyond}\"{whose_it_is}");
+                self.sink.wrong(Some(&at.place), what, None);
             }
         }
     }

@@ -3,12 +3,16 @@
 //! Byte for byte, so that no place moves. This file never decides what is wrong; it only sees to it that saying so
 //! shows nothing.
 
+use std::collections::HashSet;
 use std::ops::Range;
+use std::sync::LazyLock;
 
+use serde_json::Value;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::mistake::closest;
+use crate::names::Hashing;
 use crate::trust::{PEM, SecretRef, is_pasted};
 
 /// Keys whose values are references to secrets.
@@ -80,8 +84,8 @@ pub fn pasted(text: &mut String) {
     }
 }
 
-/// Blots out what follows a key that may mean a secret, and PEM, line by line: for text that is not TOML and has no
-/// tree.
+/// Blots out, line by line, all but the keys that are known and hold no secret, and their values: for text that is not
+/// TOML and has no tree. Who forgets a sign, or pastes a secret where no key stands, leaves nothing to know it by.
 pub fn lines(text: &mut String) {
     let (mut spans, mut at, mut open, mut awaited) = (Vec::new(), 0, None, false);
     for line in text.split_inclusive('\n') {
@@ -110,17 +114,81 @@ fn unclosed(value: &str) -> Option<&'static str> {
     })
 }
 
-/// Where on a line the literal behind a secret's key begins, or PEM.
+/// Where on a line begins what may be a secret.
 fn secret_from(line: &str) -> Option<usize> {
-    let behind = line.match_indices(['=', ':']).find_map(|(at, _)| {
+    [beside(line), behind_key(line), line.find(PEM)].into_iter().flatten().min()
+}
+
+/// Where something stands that is neither a key nor a key's value: no key is before it, no sign, or another value.
+fn beside(line: &str) -> Option<usize> {
+    const SIGNS: [char; 14] = ['=', ':', '[', ']', '{', '}', '(', ')', ',', '"', '\'', ' ', '\t', '\n'];
+    let rest = line.trim_start_matches(SIGNS);
+    let word = rest.split(|c: char| !is_of_key(c) && c != '.').next()?;
+    let behind = rest.get(word.len()..)?;
+    let signed = behind.trim_start_matches(['"', '\'', ' ', '\t']).strip_prefix(['=', ':']).map(str::trim_start);
+    // Base64 ends as a key without a value does.
+    let value = signed.filter(|value| !value.starts_with(['=', '#']) && !value.trim_start_matches(SIGNS).is_empty());
+    let is_known = word.split('.').next().is_some_and(|first| WORDS.contains(first));
+    let odd = match value {
+        Some(value) => behind_value(value),
+        None if is_known => behind,
+        None => rest,
+    };
+    let odd = odd.trim_start_matches(SIGNS).trim_end();
+    (!odd.is_empty()).then(|| line.trim_end().len() - odd.len())
+}
+
+/// What follows the first value of a text, where that is no list and no table.
+fn behind_value(text: &str) -> &str {
+    let end = match text.chars().next() {
+        Some('[' | '{') => None,
+        Some(quote @ ('"' | '\'')) => text.match_indices(quote).nth(1).map(|(at, _)| at),
+        _ => text.find(|c: char| c.is_whitespace() || c == ','),
+    };
+    end.and_then(|end| text.get(end..)).unwrap_or_default()
+}
+
+/// Where on a line the literal begins behind a key that is not known to hold none.
+fn behind_key(line: &str) -> Option<usize> {
+    let mut signs = line.match_indices(['=', ':']).enumerate();
+    signs.find_map(|(index, (at, sign))| {
         let before = line.get(..at)?.trim_end_matches(['"', '\'', ' ', '\t']);
-        let key = before.rsplit(|c: char| !c.is_ascii_alphanumeric() && c != '_' && c != '-').next()?;
+        let key = before.rsplit(|c: char| !is_of_key(c)).next()?;
         let value = line.get(at + 1..)?.trim_start();
-        // A line that begins with its sign may belong to a key above.
-        let secret = before.is_empty() || is_suspicious(key);
+        // A line that begins with its sign may belong to a key above; within a value, a colon is seldom one.
+        let secret = before.is_empty() || !is_plain(key) && (index == 0 || sign == "=" || is_suspicious(key));
         (secret && !is_harmless(value.trim())).then(|| line.len() - value.len())
-    });
-    behind.or_else(|| line.find(PEM))
+    })
+}
+
+fn is_of_key(c: char) -> bool {
+    c.is_ascii_alphanumeric() || c == '_' || c == '-'
+}
+
+/// Whether a key is known, and its value no secret.
+fn is_plain(key: &str) -> bool {
+    WORDS.contains(key) && !KEYS.contains(&key) && key != "private_key"
+}
+
+/// Every name of a table or a setting.
+static WORDS: LazyLock<HashSet<String, Hashing>> = LazyLock::new(|| {
+    let schemas = [include_str!("../../config/schema.json"), include_str!("../../config/org.schema.json")];
+    let mut words = HashSet::default();
+    schemas.iter().filter_map(|schema| serde_json::from_str(schema).ok()).for_each(|schema| named(&schema, &mut words));
+    words
+});
+
+/// The properties that a schema names, however deep.
+fn named(schema: &Value, words: &mut HashSet<String, Hashing>) {
+    match schema {
+        Value::Object(parts) => {
+            let properties = parts.get("properties").and_then(Value::as_object);
+            words.extend(properties.into_iter().flat_map(|properties| properties.keys().cloned()));
+            parts.values().for_each(|part| named(part, words));
+        }
+        Value::Array(parts) => parts.iter().for_each(|part| named(part, words)),
+        _ => {}
+    }
 }
 
 /// Whether a value is empty in quotes, or one reference and nothing else: whatever stands beside it may be a literal.
@@ -164,11 +232,55 @@ mod tests {
             "token =\n[\n\"hush\"]",
             "private_key = \"\"\"-----BEGIN PRIVATE KEY-----\nhush\nhush",
             "private_key = \"-----BEGIN PRIVATE KEY-----\\nhush\\n-----END PRIVATE KEY-----\"",
+            "api_key \"hush\"",
+            "api_key, 'hush'",
+            "token hush",
+            "hush",
+            "  \"hush\",",
+            "aHVzaA-hush==",
+            "\"aHVzaA-hush=\",",
+            "aHVzaA-hush= # key",
+            "[hush]",
+            "# hush",
+            "hush hush = 5",
+            "name = \"api\" hush",
+            "max_streams = 5 hush",
+            "drain = { delay = \"0s\", key = \"hush\" ]",
+            "headers = { authorization = \"Bearer hush\" ]",
+            "auth = \"hush\" x",
+            "export OPENAI_API_KEY=hush",
+            "OPENAI_API_KEY hush",
         ] {
             let mut masked = beside.to_owned();
             lines(&mut masked);
             assert!(!masked.contains("hush") && masked.len() == beside.len(), "{masked}");
         }
+    }
+
+    #[test]
+    fn of_text_without_a_tree_what_is_known_is_shown() {
+        for shown in [
+            "[listen",
+            "[[upstream]",
+            "[model.frontier.limits]]",
+            "max_body = 16MiB",
+            "max_streams = 100,",
+            "tokens_per_day = 5_000__000",
+            "address = \"127.0.0.1:0",
+            "models = [\"gpt-*\" \"o*\"]",
+            "drain = { delay = \"0s\" deadline = \"60s\" }",
+            "catalog.text = 'x",
+            "api_key",
+            "api_key = \"env:KEY\"",
+            "]",
+        ] {
+            let mut masked = shown.to_owned();
+            lines(&mut masked);
+            assert_eq!(masked, shown);
+        }
+        let mut masked = "max_body \"16MiB\"\nmax_boby = 5".to_owned();
+        lines(&mut masked);
+        assert_eq!(masked, "max_body \"******\nmax_boby = *");
     }
 
     #[test]

@@ -660,6 +660,8 @@ PASTED = [
     ('private_key = "server.key"', 'private_key = "-----BEGIN PRIVATE KEY-----\\n{}\\n-----END PRIVATE KEY-----"'),
     ('private_key = "server.key"', 'private_key = """-----BEGIN PRIVATE KEY-----\n{}\n-----END PRIVATE KEY-----'),
     ("[audit]", '[audit]\nbody_hmac_secret = "{}"'),
+    ('api_key = "env:UPSTREAM_KEY"', 'api_key "{}"'),
+    ('api_key = "env:UPSTREAM_KEY"', "{}"),
     ("[admin]", '[admin]\ntls = {{ certificate = "a", client_authority = "b", private_key = "-----BEGIN-----{}" }}'),
 ]
 
@@ -687,10 +689,13 @@ def test_a_literal_secret_is_told_what_belongs_there(place):
     assert f"portcullis.toml:{place.line('portcullis.toml', SECRET)}:" in done.stderr
 
 
-def test_a_secret_in_a_refused_reload_is_not_shown_either(running):
+@pytest.mark.parametrize("new", ['api_key = "{}"', 'api_key "{}"', "{}"], ids=["literal", "no_sign", "alone"])
+def test_a_secret_in_a_refused_reload_is_not_shown_either(running, new):
     text = (running.folder / "portcullis.toml").read_text()
     try:
-        (running.folder / "portcullis.toml").write_text(text.replace('"env:UPSTREAM_KEY"', f'"{SECRET}"', 1))
+        broken = text.replace('api_key = "env:UPSTREAM_KEY"', new.format(SECRET), 1)
+        assert broken != text
+        (running.folder / "portcullis.toml").write_text(broken)
         done = running.run("reload")
         assert done.returncode == 1
         assert SECRET not in done.stdout + done.stderr + running.gateway.log + json.dumps(running.status())

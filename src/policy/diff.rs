@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::direction::{listed, loosens};
+use super::direction::{binds, listed, loosens};
 use super::models::Upstream;
 use super::summary::{Summary, fixed, needs_restart, places};
 use super::{Catalog, Identity, Org, Policy, renamed};
@@ -18,6 +18,9 @@ use crate::trust::Secret;
 
 /// Of more certificates that a list names, or no longer names, the number is told.
 const SERIALS_NAMED: usize = 20;
+
+/// What a group of models is called that comes or goes. What it leaves may be of none that bounds as much.
+const GROUP: &str = "model group ";
 
 /// One change.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -96,7 +99,7 @@ impl Diff {
                     let comes = after.contains(&whole);
                     let text = format!("{}{}: {}", whole.kind, whole.name, if comes { "added" } else { "removed" });
                     if told.insert(whole) {
-                        diff.say(text, comes);
+                        diff.say(text, comes || whole.kind == GROUP);
                     }
                 }
                 _ => diff.rule(name, was, is),
@@ -155,13 +158,15 @@ impl Diff {
                 .for_each(|item| self.say(format!("{what} {item} added"), true));
             was.iter()
                 .filter(|item| !is.contains(item))
-                .for_each(|item| self.say(format!("{what} {item} removed"), false));
+                .for_each(|item| self.say(format!("{what} {item} removed"), binds(name)));
             return;
         }
         let loosens = loosens(name, old, new);
         let text = match (old, new) {
             (None, Some(value)) if is_identity(name) => format!("{name}{} added", narrowed(value)),
             (Some(value), None) if is_identity(name) => format!("{name}{} removed", narrowed(value)),
+            (None, Some(value)) if is_intermediate(name) => format!("{} {value} added", said(name)),
+            (Some(value), None) if is_intermediate(name) => format!("{} {value} removed", said(name)),
             _ => {
                 let nothing = absent(name);
                 format!("{} {} → {}", said(name), old.unwrap_or(nothing), new.unwrap_or(nothing))
@@ -198,7 +203,12 @@ impl<'a> Whole<'a> {
         }
         let single = [("authority ", "client_auth.authorities."), ("purpose ", "purpose.catalog.")];
         let single = single.into_iter().find_map(|(kind, table)| Some(Whole { kind, name: rule.strip_prefix(table)? }));
-        let many = [("authority ", "client_auth.crl."), ("upstream ", "upstream."), ("model group ", "model.")];
+        let many = [
+            ("authority ", "client_auth.crl."),
+            ("authority ", "client_auth.intermediates."),
+            ("upstream ", "upstream."),
+            (GROUP, "model."),
+        ];
         let of = |(kind, table)| Some(Whole { kind, name: rule.strip_prefix(table)?.rsplit_once('.')?.0 });
         single.or_else(|| many.into_iter().find_map(of))
     }
@@ -211,6 +221,7 @@ fn said(name: &str) -> String {
         Some(Whole { kind, name: whole }) if name.starts_with("client_auth.crl.") => {
             format!("{kind}{whole}: revocation list")
         }
+        Some(Whole { kind, name: whole }) if is_intermediate(name) => format!("{kind}{whole}: intermediate"),
         Some(Whole { kind: kind @ ("authority " | "purpose "), name }) => format!("{kind}{name}:"),
         _ => name.to_owned(),
     }
@@ -229,6 +240,10 @@ fn absent(name: &str) -> &'static str {
 
 fn is_identity(name: &str) -> bool {
     name.split_once(": ").is_some_and(|(_, rule)| rule.starts_with("identity "))
+}
+
+fn is_intermediate(name: &str) -> bool {
+    name.starts_with("client_auth.intermediates.")
 }
 
 /// Where an identity may come from, where that is not anywhere.

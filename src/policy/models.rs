@@ -70,6 +70,14 @@ pub struct Upstream {
     pub identity: Option<(Vec<u8>, Secret)>,
 }
 
+impl Upstream {
+    /// Whether some requests could go to either: then they go to whichever stands first.
+    pub(super) fn shares_models_with(&self, other: &Upstream) -> bool {
+        let shares = |mine: &Pattern| other.models.iter().any(|theirs| !mine.meeting(theirs).is_empty());
+        self.dialect == other.dialect && self.models.iter().any(shares)
+    }
+}
+
 /// All groups and upstreams.
 #[derive(Debug, Clone, Default)]
 pub struct Models {
@@ -134,6 +142,11 @@ impl Models {
         self.upstreams.iter().filter(speaks).find(serves)
     }
 
+    /// Whether some upstream serves a model.
+    pub(super) fn is_served(&self, model: &ModelName) -> bool {
+        self.upstreams.iter().flat_map(|upstream| &upstream.models).any(|pattern| pattern.matches(model.as_str()))
+    }
+
     /// Whether some upstream may serve a model that `pattern` matches.
     pub(super) fn serve(&self, pattern: &Pattern) -> bool {
         self.upstreams.iter().flat_map(|upstream| &upstream.models).any(|served| served.may_meet(pattern))
@@ -155,10 +168,7 @@ impl Models {
         let groups = self.groups.iter().flat_map(|group| &group.patterns);
         let served = self.upstreams.iter().flat_map(|upstream| &upstream.models);
         let mut names: Vec<ModelName> = groups.chain(served).filter_map(Pattern::concrete).collect();
-        names.retain(|name| {
-            let speaks = [Dialect::OpenAi, Dialect::Anthropic];
-            speaks.into_iter().any(|dialect| self.upstream_for(dialect, name.as_str()).is_some())
-        });
+        names.retain(|name| self.is_served(name));
         names.sort();
         names.dedup();
         names

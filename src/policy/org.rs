@@ -46,7 +46,8 @@ pub enum Mark {
 impl fmt::Display for Mark {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Mark::Uri(name) | Mark::Dns(name) => f.write_str(name),
+            Mark::Uri(name) => f.write_str(name),
+            Mark::Dns(name) => write!(f, "dns {name}"),
             Mark::Leaf(digest) => write!(f, "leaf {digest}"),
             Mark::Spki(digest) => write!(f, "key {digest}"),
         }
@@ -187,10 +188,7 @@ impl Org {
     #[must_use]
     pub fn usable(&self, models: &Models) -> Vec<ModelName> {
         let granted = self.models.patterns.iter().filter_map(Pattern::concrete);
-        let routed = granted.filter(|name| {
-            let speaks = [crate::ask::Dialect::OpenAi, crate::ask::Dialect::Anthropic];
-            speaks.into_iter().any(|dialect| models.upstream_for(dialect, name.as_str()).is_some())
-        });
+        let routed = granted.filter(|name| models.is_served(name));
         let mut names: Vec<ModelName> = models.concrete().into_iter().chain(routed).collect();
         names.retain(|name| self.may_use(name.as_str(), models.group_of(name.as_str()).map(|group| &group.id)));
         names.sort();

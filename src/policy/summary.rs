@@ -3,7 +3,7 @@
 //! Every setting has its rule, also where nobody wrote it, named as the configuration names it. Secrets are said to be
 //! set, never shown.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::Duration;
 
@@ -122,7 +122,15 @@ fn place(policy: &Policy) -> BTreeMap<String, String> {
         let case = if *case_required { "case required" } else { "case optional" };
         rule(&format!("purpose.catalog.{id}"), format!("{text} ({case})"));
     }
-    policy.models.upstreams().iter().for_each(|one| upstream(one, &mut rule));
+    for (index, one) in policy.models.upstreams().iter().enumerate() {
+        upstream(one, &mut rule);
+        // Where two serve the same models, their order in the file decides.
+        let before = policy.models.upstreams().iter().take(index).filter(|before| before.shares_models_with(one));
+        let before: BTreeSet<&str> = before.map(|before| before.name.as_str()).collect();
+        if !before.is_empty() {
+            rule(&format!("upstream.{}.yields_to", one.name), list(before.into_iter()));
+        }
+    }
     policy.models.groups().iter().for_each(|one| group(one, &mut rule));
     let quota = &policy.quota;
     rule("quota.state", shown(&settings.state));
@@ -163,6 +171,12 @@ fn client_auth(policy: &Policy, rule: &mut impl FnMut(&str, String)) {
         rule(&name, format!("until {}, key {}", authority.not_after(), authority.spki_sha256()));
         let name = format!("client_auth.allow_server_auth.{}", authority.name());
         rule(&name, authority.allows_server_auth().to_string());
+        for (subject, digest, until) in authority.intermediates() {
+            let digest = digest.to_string();
+            let short = digest.get(..8).unwrap_or_default();
+            let name = format!("client_auth.intermediates.{}.{short}", authority.name());
+            rule(&name, format!("{subject}, until {until}, sha256 {digest}"));
+        }
     }
     for (name, crl) in revocation_lists(policy) {
         let (issuer, number, next) = (crl.issuer(), crl.number(), crl.next_update());

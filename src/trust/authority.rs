@@ -182,6 +182,12 @@ impl Authority {
         &self.crls
     }
 
+    /// Its intermediates: for people, each with its digest and when it ends.
+    pub fn intermediates(&self) -> impl Iterator<Item = (&str, Sha256, Wall)> {
+        let others = self.issuers.iter().filter(|issuer| issuer.der != self.anchor_der);
+        others.map(|issuer| (issuer.name.as_str(), Sha256::of(&issuer.der), issuer.not_after))
+    }
+
     /// The earliest end among its certificates.
     #[must_use]
     pub fn not_after(&self) -> Wall {

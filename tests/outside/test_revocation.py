@@ -1320,6 +1320,17 @@ def test_lists_reach_through_intermediates(stage):
     one.start()
     for name in leaves:
         assert one.ask(body=chat(), certificate=name).status == 200
+    # Whoever takes the intermediate out shuts its leaves out, and whoever puts it in lets them in: it loosens.
+    for pem, lists, said in (
+        (one.partners.pem, one.partners.crl, "removed"),
+        (one.partners.pem + between.pem, bundle, r"added  \(loosens\)"),
+    ):
+        replace(one.folder / "partners.pem", pem)
+        lists()
+        assert fetch(one.admin + "/-/reload", method="POST").status == 200
+        told = "\n".join(past["text"] for past in one.status()["reloads"])
+        assert re.search(rf"^authority partners: intermediate CN=between, until .* {said}$", told, re.M), told
+    assert one.ask(body=chat(), certificate="first").status == 200
     between.revoked = [leaves["first"]]
     bundle()
     assert fetch(one.admin + "/-/reload", method="POST").status == 200

@@ -37,7 +37,7 @@ fn the_summary_holds_every_setting_and_the_difference_names_it() {
 
 #[test]
 fn what_loosens_is_marked_and_what_tightens_is_not() {
-    let cases: [(&str, &str, &str, &str); 14] = [
+    let cases: [(&str, &str, &str, &str); 18] = [
         (
             "portcullis.toml",
             "revocation  = \"required\"",
@@ -51,6 +51,34 @@ fn what_loosens_is_marked_and_what_tightens_is_not() {
             "match = [\"gpt-5*\"]",
             "match = [\"gpt-5*\", \"o*\"]",
             "model.frontier.match o* added  (loosens)",
+        ),
+        // What leaves a group may be bound by less.
+        (
+            "portcullis.toml",
+            "match = [\"gpt-5*\"]",
+            "match = [\"gpt-*\"]",
+            "model.frontier.match gpt-5* removed  (loosens)",
+        ),
+        (
+            "orgs.d/globex.toml",
+            "uri       = \"spiffe://partners/globex\"",
+            "dns = \"spiffe://partners/globex\"",
+            "globex: identity partners dns spiffe://partners/globex added  (loosens)\n\
+             globex: identity partners spiffe://partners/globex removed\n",
+        ),
+        (
+            "portcullis.toml",
+            "[[upstream]]",
+            "[[upstream]]\nname = \"first\"\nurl = \"http://127.0.0.1\"\ndialect = \"openai\"\nmodels = [\"o1\"]\n\
+             [[upstream]]",
+            "upstream first: added  (loosens)\nupstream.openai.yields_to (nothing) → first\n",
+        ),
+        (
+            "portcullis.toml",
+            "[[upstream]]",
+            "[[upstream]]\nname = \"first\"\nurl = \"http://127.0.0.1\"\ndialect = \"openai\"\nmodels = [\"p1\"]\n\
+             [[upstream]]",
+            "upstream first: added  (loosens)\n",
         ),
         ("portcullis.toml", "output = \"15.00\"", "output = \"1.50\"", "output 1.50  (loosens)"),
         ("portcullis.toml", "output = \"15.00\"", "output = \"16.00\"", "output 16.00\n"),

@@ -1,5 +1,6 @@
 //! The place: listeners, limits of the wire, admin side and quotas' store.
 
+use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::num::NonZeroU64;
 use std::os::unix::fs::FileTypeExt;
@@ -400,7 +401,7 @@ pub(super) fn directory(at: At<String>, files: &Files, sink: &Sink) -> At<PathBu
     let path = files.resolve(&at.value);
     let something_else = match std::fs::metadata(&path) {
         Ok(about) => !about.is_dir(),
-        Err(error) => error.kind() == std::io::ErrorKind::NotADirectory,
+        Err(error) => matches!(error.kind(), ErrorKind::NotADirectory | ErrorKind::InvalidInput),
     };
     if at.value.is_empty() {
         sink.wrong(Some(&at.place), "the directory's path is empty", None);

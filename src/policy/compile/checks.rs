@@ -1,5 +1,6 @@
 //! Checks that need to see more than one organization, or an organization beside the catalogue.
 
+use std::cell::LazyCell;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
@@ -16,6 +17,7 @@ use crate::policy::mistake::{Place, closest};
 use crate::policy::models::{Group, Models};
 use crate::policy::org::{Draft, IdentityDraft, Mark};
 use crate::policy::pattern::Pattern;
+use crate::policy::resolved::reached;
 use crate::policy::sink::Sink;
 use crate::trust::Authority;
 
@@ -103,6 +105,7 @@ impl Checked<'_> {
     }
 
     fn scopes(&self, draft: &Draft) {
+        let reached = LazyCell::new(|| reached(&grant(draft, self.models), self.models));
         for at in &draft.limits.written {
             let scope = &at.value.id.scope;
             if let Some(purpose) = &scope.purpose
@@ -130,6 +133,12 @@ impl Checked<'_> {
                     format!("a limit of the group \"{group}\", which does not exist"),
                     hint,
                 );
+            } else if let Some(group) = &scope.model
+                && self.known.models
+                && !reached.contains(&Some(group.clone()))
+            {
+                let what = format!("a limit of the group \"{group}\", which {} is not granted", draft.id.value);
+                self.sink.odd(Some(&at.place), what);
             }
             if matches!(at.value.id.measure, Measure::Metered(Unit::Cost, _))
                 && let Some((unpriced, hint)) = self.unpriced(draft, scope.model.as_ref())

@@ -59,3 +59,17 @@ fn a_granted_pattern_may_reach_no_group_that_the_parent_is_not_granted() {
         assert_eq!(told, Vec::from_iter(said), "{parent} {grant}");
     }
 }
+
+#[test]
+fn a_limit_of_a_group_that_no_grant_reaches_is_odd() {
+    for (grant, odd) in [("small", true), ("gpt-4*", true), ("gpt-5.1", false), ("gpt-*", false), ("frontier", false)] {
+        let dir = example();
+        edit(&dir, "orgs.d/globex.toml", "parent   = \"national-cert\"\n", "");
+        edit(&dir, "orgs.d/globex.toml", "\"small\"", &format!("{grant:?}"));
+        edit(&dir, "orgs.d/globex.toml", "[limits]", "[model.frontier.limits]\nrequests_per_day = 5\n[limits]");
+        let policy = reload(&dir, None, at(0)).unwrap_or_else(|mistakes| panic!("{}", mistakes.render(false)));
+        let told: Vec<&str> = policy.warnings.iter().map(|warning| warning.message.as_str()).collect();
+        let expected = odd.then_some("a limit of the group \"frontier\", which globex is not granted");
+        assert_eq!(told, Vec::from_iter(expected), "{grant}");
+    }
+}

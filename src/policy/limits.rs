@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use super::file::{At, Entry, Table};
-use super::mistake::closest;
+use super::mistake::{closest, instead};
 use super::org::elsewhere;
 use super::quantity::{AMOUNT, money};
 use super::renamed::Renames;
@@ -103,7 +103,7 @@ fn one(entry: &Entry<'_, '_>, id: LimitId) -> Option<Written> {
             "burst" => table.sink().wrong(Some(&name.place), "only second, minute and hour limits have a burst", None),
             other => {
                 inside.hide();
-                let hint = Some("known here: limit, burst, shadow".into());
+                let hint = Some(instead(other, &["limit", "burst", "shadow"]));
                 table.sink().wrong(Some(&name.place), format!("unknown key `{other}`"), hint);
             }
         }

@@ -240,6 +240,12 @@ pub fn closest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Opti
     scored.filter(|(distance, _)| *distance <= reach).min_by_key(|(distance, _)| *distance).map(|(_, word)| word)
 }
 
+/// What to do about a key that is none of the few `known`.
+pub(super) fn instead(key: &str, known: &[&str]) -> String {
+    let meant = closest(key, known.iter().copied());
+    meant.map_or_else(|| format!("known here: {}", known.join(", ")), |meant| format!("did you mean `{meant}`?"))
+}
+
 /// Levenshtein distance.
 fn distance(left: &str, right: &str) -> usize {
     let right: Vec<char> = right.chars().collect();

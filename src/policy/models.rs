@@ -7,7 +7,7 @@ use std::time::Duration;
 use rustls_pki_types::ServerName;
 
 use super::file::{At, Table};
-use super::mistake::Place;
+use super::mistake::{Place, instead};
 use super::pattern::Pattern;
 use super::sides::{self, Side};
 use super::sink::Sink;
@@ -235,7 +235,9 @@ fn group(name: &At<&str>, table: &Table<'_>, places: &mut Vec<(Pattern, GroupId,
     let weights = table.table("weights").map(|weights| read_weights(&weights)).unwrap_or_default();
     let max_output_tokens = table.some("max_output_tokens").map(|at| at.value);
     let nontext_tokens = table.number("nontext_tokens").map(|at| at.value);
-    table.finish();
+    // Behind a dot TOML takes the rest of a version for a key.
+    let quoted = |key: &str| format!("a name with a dot stands in quotes: [model.\"{}.{key}\"]", name.value);
+    table.finish_or(|key| key.starts_with(|c: char| c.is_ascii_digit()).then(|| quoted(key)));
     let id = id?;
     places.extend(patterns.iter().map(|at| (at.value.clone(), id.clone(), at.place.clone())));
     let patterns = patterns.into_iter().map(|at| at.value).collect();
@@ -289,7 +291,7 @@ fn read_weights(table: &Table<'_>) -> Weights {
             "cache_write" => &mut weights.cache_write,
             _ => {
                 entry.hide();
-                let hint = Some("known here: cached_input, cache_write".into());
+                let hint = Some(instead(name.value, &["cached_input", "cache_write"]));
                 table.sink().wrong(Some(&name.place), format!("unknown key `{}`", name.value), hint);
                 continue;
             }

@@ -186,6 +186,24 @@ fn a_key_in_the_wrong_table_is_told_where_it_belongs() {
 }
 
 #[test]
+fn a_key_beside_the_few_that_are_known_is_told_which_was_meant() {
+    let version = "[model.gpt-4.1]\nmatch = [\"gpt-4.1\"]\n[model.small]";
+    let quotes = "a name with a dot stands in quotes: [model.\"gpt-4.1\"]";
+    for (file, from, to, hint) in [
+        ("orgs.d/acme.toml", "limit = 20,", "limits = 20, limit = 20,", "did you mean `limit`?"),
+        ("orgs.d/acme.toml", "limit = 20,", "limit = 20, brust = 9,", "did you mean `burst`?"),
+        ("orgs.d/acme.toml", "limit = 20,", "limit = 20, zebra_of_the_zoo = 9,", "known here: limit, burst, shadow"),
+        ("portcullis.toml", "cached_input = 0, ", "cached_inputs = 0, ", "did you mean `cached_input`?"),
+        ("portcullis.toml", "[model.small]", version, quotes),
+    ] {
+        let dir = example();
+        edit(&dir, file, from, to);
+        let told = reload(&dir, None, at(0)).unwrap_err().found;
+        assert!(told.iter().any(|mistake| mistake.hint.as_deref() == Some(hint)), "{to}: {told:?}");
+    }
+}
+
+#[test]
 fn a_grants_dates_are_days_and_nothing_of_them_is_left_away() {
     let dates = "{ from = \"2026-11-01\", until = \"2027-04-30\" }";
     for wrong in [

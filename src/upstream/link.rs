@@ -30,7 +30,8 @@ pub struct Link {
     wire: Wire,
     /// Counted as carrying an exchange.
     active: Option<Standing>,
-    /// An answer came before its request was written whole: nobody knows what the upstream will make of the rest.
+    /// An answer came before its request was written whole, or the upstream took no more of it: nobody knows what it will
+    /// make of the rest.
     early: bool,
 }
 
@@ -96,7 +97,7 @@ impl Link {
             }
             while timer.as_mut().poll(cx).is_ready() {
                 if self.wire.moved.elapsed() >= patience {
-                    return Poll::Ready(Err(Unanswered::Silent { worked: !self.wire.is_unsent() }));
+                    return Poll::Ready(Err(Unanswered::Silent { worked: self.is_taken() }));
                 }
                 timer.as_mut().reset(self.wire.moved + patience);
             }
@@ -106,22 +107,30 @@ impl Link {
     }
 
     fn poll_head(&mut self, cx: &mut Context<'_>, progress: &mut head::Progress) -> Poll<Result<Head, Unanswered>> {
-        let whole = !self.early && !self.wire.is_unsent();
+        let whole = self.is_taken();
         let invalid =
             |detail, declines: bool| Poll::Ready(Err(Unanswered::Invalid { detail, worked: whole && !declines }));
         loop {
             match std::task::ready!(self.wire.poll_fill(cx)) {
                 Ok(0) => return invalid("the connection ended without an answer".into(), false),
-                Ok(_) => self.early |= self.wire.is_unsent(),
+                Ok(_) => {}
                 // What TLS refuses never was a request: a client that lacks a certificate learns it only afterwards.
                 Err(error) => return invalid(error.to_string(), error.kind() == io::ErrorKind::InvalidData),
             }
             match head::take(&mut self.wire.held, progress) {
                 Ok(None) => {}
-                Ok(Some(head)) => return Poll::Ready(Ok(head)),
+                Ok(Some(head)) => {
+                    self.early |= self.wire.is_unsent();
+                    return Poll::Ready(Ok(head));
+                }
                 Err(Unfit { what, declines }) => return invalid(what, declines),
             }
         }
+    }
+
+    /// Whether the upstream has taken the whole request.
+    fn is_taken(&self) -> bool {
+        !self.early && !self.wire.is_unsent()
     }
 
     /// The exchange is over, and another may follow.
@@ -132,7 +141,7 @@ impl Link {
 
     /// Whether nothing of the last exchange is left: neither to be sent nor to be read.
     fn is_clean(&self) -> bool {
-        !self.early && !self.wire.is_unsent() && self.wire.held.is_empty()
+        self.is_taken() && self.wire.held.is_empty()
     }
 }
 

@@ -980,6 +980,31 @@ def test_a_connection_is_left_after_an_early_answer(play, early):
     assert play.raw.calls[0].connection != play.raw.calls[1].connection
 
 
+@pytest.mark.parametrize("end", ["answers", "breaks off"])
+@pytest.mark.parametrize("early", [b"100 Continue", b"103 Early Hints"])
+def test_an_informational_head_before_the_whole_request_changes_nothing(play, early, end):
+    before = play.used()
+
+    def script(call):
+        call.send(b"HTTP/1.1 %s\r\n\r\n" % early)
+        # More than the kernels hold: the gateway comes to read while it still writes.
+        call.rest()
+        call.send(whole() if end == "answers" else b"")
+        return end == "answers"
+
+    play.raw.script, play.raw.whole_bodies = script, False
+    with H1(play.stage.connect()) as client:
+        for _ in range(2):
+            got = client.ask(body=chat("raw-1", pad="p" * (15 << 20)))
+            assert got.status == (200 if end == "answers" else 502), got.body
+    tokens, _ = play.used()
+    if end == "answers":
+        assert len({call.connection for call in play.raw.calls}) == 1
+        assert tokens - before[0] == 2 * 15
+    else:
+        assert tokens - before[0] > 1000, "the upstream took the request whole"
+
+
 def test_an_early_answer_is_delivered_though_the_upstream_closes_at_once(play):
     """What servers do with a body that they do not want: answer, stop reading, close after a moment."""
 

@@ -1,5 +1,7 @@
 //! Where a request goes: version, form, host, path and query.
 
+use std::net::Ipv6Addr;
+
 use http::request::Parts;
 use http::{HeaderValue, Method, Version};
 
@@ -75,7 +77,7 @@ pub fn is_method(word: &[u8]) -> bool {
     (1..=16).contains(&word.len()) && word.iter().all(u8::is_ascii_uppercase)
 }
 
-/// The name without its port.
+/// The name, or the address in brackets, without its port.
 fn name_of(authority: &str) -> Result<&str, Refusal> {
     // A colon without a port says what no colon says (RFC 3986 §3.2.3).
     let digits = |port: &str| {
@@ -85,7 +87,11 @@ fn name_of(authority: &str) -> Result<&str, Refusal> {
                 && port.parse().is_ok_and(|port: u16| port > 0))
     };
     let label = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.');
-    let end = authority.as_bytes().iter().position(|byte| !label(byte)).unwrap_or(authority.len());
+    let bracketed = authority.strip_prefix('[').and_then(|rest| rest.split_once(']'));
+    let end = match bracketed {
+        Some((address, _)) if address.parse::<Ipv6Addr>().is_ok() => address.len() + 2,
+        _ => authority.as_bytes().iter().position(|byte| !label(byte)).unwrap_or(authority.len()),
+    };
     let (name, behind) = authority.split_at_checked(end).unwrap_or_default();
     let fine = !name.is_empty() && (behind.is_empty() || behind.strip_prefix(':').is_some_and(digits));
     if fine { Ok(name) } else { Err(invalid("Host is not a host name with an optional port.").at("host")) }

@@ -79,7 +79,12 @@ fn crooked_heads_are_refused_with_their_code() {
     assert_eq!(h1("TRACE", "/v1/models", &[HERE]), Err(RequestInvalid));
     assert_eq!(h1("GET", "/v1/models", &[]), Err(RequestInvalid));
     assert_eq!(h1("GET", "/v1/models", &[HERE, HERE]), Err(RequestInvalid));
-    assert_eq!(h1("GET", "/v1/models", &[("host", "elsewhere.example")]), Err(HostNotServed));
+    for host in ["elsewhere.example", "127.0.0.1:1", "[::1]:8443", "[::1]"] {
+        assert_eq!(h1("GET", "/v1/models", &[("host", host)]), Err(HostNotServed), "{host}");
+    }
+    for host in ["[::1", "[::1]x", "[::1]:0", "[]", "[localhost]"] {
+        assert_eq!(h1("GET", "/v1/models", &[("host", host)]), Err(RequestInvalid), "{host}");
+    }
     assert_eq!(h1("GET", "/v1/models", &[("host", "user@gateway.example")]), Err(RequestInvalid));
     for port in ["0", "65536", "99999", "+443"] {
         let host = format!("gateway.example:{port}");

@@ -75,6 +75,8 @@ type Values<'a> = SmallVec<[&'a HeaderValue; 2]>;
 impl<'a> Named<'a> {
     fn note(&mut self, name: &str, value: &'a HeaderValue) {
         let values = match name {
+            // A list of nothing asks for nothing (RFC 9110 §5.6.1).
+            "content-encoding" | "expect" | "upgrade" if value.is_empty() => return,
             "accept" => &mut self.accept,
             "connection" => &mut self.connection,
             "content-encoding" => &mut self.content_encoding,
@@ -122,7 +124,10 @@ pub(super) fn shape<'a>(head: &'a Parts, purpose_header: &HeaderName) -> Result<
     if let Some(name) = ONCE.iter().filter(|_| any_doubled).find(twice) {
         return Err(invalid(format!("There is more than one {name} header.")));
     }
-    each(&named.te, "te", |value| value.eq_ignore_ascii_case(b"trailers"))?;
+    // In HTTP/1.1 it tells what an answer may be coded with, and may be left unread (RFC 9110 §10.1.4).
+    if head.version == Version::HTTP_2 {
+        each(&named.te, "te", |value| value.eq_ignore_ascii_case(b"trailers"))?;
+    }
     each(&named.expect, "expect", |value| value.eq_ignore_ascii_case(b"100-continue"))?;
     connection(&named.connection, purpose_header)?;
     Ok(named)

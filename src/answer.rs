@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -15,7 +15,7 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::Response;
 
 use crate::ask::{Dialect, Route};
-use crate::cut::BrokenOff;
+use crate::cut::{BrokenOff, Leash, Piece};
 use crate::dialect::{self, Fixed, LimitView};
 use crate::guard::Underway;
 use crate::ledger::{Left, Shortfall, Standing};
@@ -35,8 +35,8 @@ const MESSAGE: usize = 256;
 /// The body of every answer.
 pub struct GateBody {
     content: Content,
-    /// The exchange, which ends with this body.
-    underway: Option<Underway>,
+    /// The exchange, which ends with this body, and its leash.
+    exchange: Option<(Underway, Rc<Leash>)>,
 }
 
 enum Content {
@@ -48,34 +48,37 @@ impl GateBody {
     /// A body that is there already.
     #[must_use]
     pub fn whole(bytes: Bytes) -> GateBody {
-        GateBody { content: Content::Whole(Some(bytes)), underway: None }
+        GateBody { content: Content::Whole(Some(bytes)), exchange: None }
     }
 
     /// A body that is metered as it passes.
     #[must_use]
     pub fn metered(metered: Box<Metered>) -> GateBody {
-        GateBody { content: Content::Metered(metered), underway: None }
+        GateBody { content: Content::Metered(metered), exchange: None }
     }
 
-    /// Lets the exchange last as long as this body.
+    /// Lets the exchange last as long as this body, which tells its leash of whatever it gives out.
     #[must_use]
-    pub fn lasting(mut self, underway: Underway) -> GateBody {
-        self.underway = Some(underway);
+    pub fn lasting(mut self, underway: Underway, leash: Rc<Leash>) -> GateBody {
+        self.exchange = Some((underway, leash));
         self
     }
 }
 
 impl Body for GateBody {
-    type Data = Bytes;
+    type Data = Piece;
     type Error = BrokenOff;
 
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BrokenOff>>> {
-        match &mut self.get_mut().content {
-            Content::Whole(bytes) => {
-                Poll::Ready(bytes.take().filter(|bytes| !bytes.is_empty()).map(|bytes| Ok(Frame::data(bytes))))
-            }
-            Content::Metered(metered) => metered.poll(cx).map(|next| next.map(|piece| piece.map(Frame::data))),
-        }
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Piece>, BrokenOff>>> {
+        let this = self.get_mut();
+        let leash = this.exchange.as_ref().map(|(_, leash)| leash);
+        leash.inspect(|leash| leash.offer(false));
+        let next = match &mut this.content {
+            Content::Whole(bytes) => bytes.take().filter(|bytes| !bytes.is_empty()).map(Ok),
+            Content::Metered(metered) => ready!(metered.poll(cx)),
+        };
+        leash.filter(|_| matches!(next, Some(Ok(_)))).inspect(|leash| leash.offer(true));
+        Poll::Ready(next.map(|piece| piece.map(|bytes| Frame::data(Piece::new(bytes, leash.cloned())))))
     }
 
     fn is_end_stream(&self) -> bool {

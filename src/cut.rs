@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use tokio::time::{Instant, Sleep, sleep};
 
 use crate::deadline::now;
@@ -148,6 +148,13 @@ impl Leash {
         }
     }
 
+    /// Notes that the client took some of what was given out: whatever else waits for it has waited no longer.
+    fn moves(&self) {
+        if let Some((_, turn)) = self.offered.get() {
+            self.offered.set(Some((now(), turn)));
+        }
+    }
+
     /// Whether the exchange ended because its client took nothing.
     #[must_use]
     pub fn stalled(&self) -> bool {
@@ -163,6 +170,42 @@ impl Leash {
     /// connection has had its turn since, because the client opens no window for it (RFC 9113 §5.2).
     fn waits_for_the_client(&self) -> bool {
         self.socket.waits() || self.offered.get().is_some_and(|(_, turn)| self.turns() > turn)
+    }
+}
+
+/// A piece of an answer until the HTTP library has written it, which over HTTP/2 may be long after the exchange has ended.
+pub struct Piece {
+    bytes: Bytes,
+    leash: Option<Rc<Leash>>,
+}
+
+impl Piece {
+    /// These bytes, of an exchange on this leash.
+    #[must_use]
+    pub fn new(bytes: Bytes, leash: Option<Rc<Leash>>) -> Piece {
+        leash.iter().for_each(|leash| leash.socket.gave());
+        Piece { bytes, leash }
+    }
+}
+
+impl Buf for Piece {
+    fn remaining(&self) -> usize {
+        self.bytes.remaining()
+    }
+
+    fn chunk(&self) -> &[u8] {
+        self.bytes.chunk()
+    }
+
+    fn advance(&mut self, count: usize) {
+        self.bytes.advance(count);
+        self.leash.iter().for_each(|leash| leash.moves());
+    }
+}
+
+impl Drop for Piece {
+    fn drop(&mut self) {
+        self.leash.iter().for_each(|leash| leash.socket.took());
     }
 }
 

@@ -116,7 +116,7 @@ pub async fn serve(visit: Rc<Visit>, leash: Rc<Leash>, request: Request<Incoming
     if bodiless {
         *response.body_mut() = GateBody::whole(Bytes::new());
     }
-    response.map(|answer| answer.lasting(underway))
+    response.map(|answer| answer.lasting(underway, leash))
 }
 
 /// The whole way of a request.

@@ -121,10 +121,8 @@ impl Metered {
 
     /// The next piece for the client.
     pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, BrokenOff>>> {
-        self.leash.offer(false);
         let next = std::task::ready!(self.step(cx));
         if let Some(Ok(piece)) = &next {
-            self.leash.offer(true);
             self.bytes_out += piece.len() as u64;
         }
         Poll::Ready(next)

@@ -59,6 +59,8 @@ struct Flags {
     parting: Cell<Option<Duration>>,
     /// A write waits for the client to take what was written before.
     waits: Cell<bool>,
+    /// Pieces of answers that were given out and are not written yet.
+    lying: Cell<u32>,
     /// How often the connection had its turn, up to writing what there was to write.
     turns: Cell<u64>,
     stalled: Cell<bool>,
@@ -74,6 +76,23 @@ impl Handle {
     #[must_use]
     pub fn waits(&self) -> bool {
         self.0.waits.get()
+    }
+
+    /// A piece of an answer was given out to be written.
+    pub fn gave(&self) {
+        self.0.lying.set(self.0.lying.get() + 1);
+    }
+
+    /// A piece that was given out is written, or will never be.
+    pub fn took(&self) {
+        self.0.lying.set(self.0.lying.get().saturating_sub(1));
+    }
+
+    /// Whether something of an answer waits to be written: HTTP/2 goes by the windows that the client opens, and knows
+    /// nothing of it when the exchange is over.
+    #[must_use]
+    pub fn owes(&self) -> bool {
+        self.0.lying.get() > 0
     }
 
     /// The connection had its turn: what its exchanges had given out before is on its way.

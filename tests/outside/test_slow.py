@@ -572,6 +572,23 @@ def test_an_http2_reader_that_opens_its_window_slowly_is_never_cut(patient):
         wire.send(RstStreamFrame(1, 8))
 
 
+UNMETERED = {
+    "models": (MODELS, b""),
+    "no such route": (fields("/v1/nothing"), b""),
+    "no purpose": (fields(body=BODY, portcullis_purpose=None), BODY),
+    "a body that is not read": (fields(body=b"{"), b"{"),
+}
+
+
+@pytest.mark.parametrize("which", UNMETERED)
+def test_an_http2_reader_that_opens_no_window_loses_the_gateways_own_answers_too(hasty, which):
+    headers, body = UNMETERED[which]
+    with H2(hasty.connect(alpn=("h2",)), settings={SettingsFrame.INITIAL_WINDOW_SIZE: 0}, manners=False) as wire, lasting():
+        stream = wire.request(headers, body)
+        wire.until(lambda: stream.over, within=SHORT + SLACK)
+        assert stream.reset is not None and stream.status
+
+
 # No room.
 
 

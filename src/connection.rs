@@ -144,7 +144,7 @@ fn h1_parts(connection: Pin<Box<H1>>) -> Option<(Box<GuardedH1>, Lead)> {
 /// Serves HTTP/2, like [`serve_h1`].
 fn serve_h2(visit: Visit, stream: tls::ServerStream<Socket>, handle: &Handle) -> impl Future<Output = ()> {
     let listen = visit.listen();
-    let (stream, watch) = guard::h2::Guard::new(stream, clocks(&listen));
+    let (stream, watch) = guard::h2::Guard::new(stream, clocks(&listen), handle.clone());
     let visit = Rc::new(visit.watched(watch));
     let next: Rc<RefCell<Rc<Leash>>> = Rc::default();
     let executor = OnLeash { next: next.clone(), patience: listen.write_timeout };
@@ -251,7 +251,7 @@ async fn end<C: Graceful>(
                 return Poll::Ready(Halt::Ended);
             }
             // HTTP/2 waits for the client to have read of the end: one that does not answer holds up nobody's stop.
-            if !(drains && visit.is_idle() && !handle.waits()) {
+            if !drains || !visit.is_idle() || handle.waits() || handle.owes() {
                 farewell = None;
             } else if farewell.get_or_insert_with(|| Grace::within(FAREWELL)).is_over(cx, false) {
                 return Poll::Ready(Halt::Ended);

@@ -172,10 +172,10 @@ impl<S> Guard<S> {
         self.failed = Some(error);
     }
 
-    /// Lets the right clock run.
+    /// Lets the right clock run: none while the answer before still waits for the client to take it.
     fn wind(&mut self) {
         match self.next {
-            Next::Head(_) if self.waits() => self.timer.stop(),
+            Next::Head(_) if self.waits() || self.socket.waits() => self.timer.stop(),
             Next::Head(_) if !self.held.is_empty() => self.timer.run(Wait::Head, self.limits.head),
             Next::Head(_) if self.watch.is_idle() => self.timer.run(Wait::Idle, self.limits.idle),
             // A body's clock is its reader's.

@@ -11,6 +11,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::{Limits, Timer, Wait, Watch};
+use crate::socket::Handle;
 
 /// The client's connection preface (RFC 9113 §3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -53,6 +54,7 @@ pub struct Guard<S> {
     frames: Frames,
     sent: Cursor,
     written: i64,
+    socket: Handle,
 }
 
 /// Where in the frames the next byte stands.
@@ -131,7 +133,7 @@ impl Cursor {
 
 impl<S> Guard<S> {
     /// Guards `stream`; the watch is for the service.
-    pub fn new(stream: S, limits: Limits) -> (Guard<S>, Watch) {
+    pub fn new(stream: S, limits: Limits, socket: Handle) -> (Guard<S>, Watch) {
         let watch = Watch::default();
         let guard = Guard {
             stream,
@@ -144,6 +146,7 @@ impl<S> Guard<S> {
             frames: Frames { allowance: ALLOWANCE, ..Frames::default() },
             sent: Cursor::default(),
             written: 0,
+            socket,
         };
         (guard, watch)
     }
@@ -153,7 +156,13 @@ impl<S> Guard<S> {
         let mut earned = self.written / PER_WRITTEN;
         self.written -= earned * PER_WRITTEN;
         while let Some((frame, rest)) = self.sent.next(written) {
-            earned += if frame.kind == DATA { PER_DATA } else { 0 };
+            if frame.kind == DATA {
+                earned += PER_DATA;
+                // The last of an answer goes out as its client opens the window, long after its exchange has ended.
+                if frame.length > 0 {
+                    self.idle.leave(self.limits.idle);
+                }
+            }
             written = rest;
         }
         self.frames.allowance = (self.frames.allowance + earned).min(SAVED);
@@ -186,8 +195,15 @@ impl<S> Guard<S> {
 
     /// Ready when a clock has run out. A head under way has its own clock.
     fn poll_clocks(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if self.head.poll(cx).is_ready() || (!self.frames.in_head && self.idle.poll(cx).is_ready()) {
+        if self.head.poll(cx).is_ready() {
             return Poll::Ready(());
+        }
+        while !self.frames.in_head && self.idle.poll(cx).is_ready() {
+            // Whoever takes no byte of what is written has a clock below.
+            if !self.socket.waits() {
+                return Poll::Ready(());
+            }
+            self.idle.leave(self.limits.idle);
         }
         Poll::Pending
     }

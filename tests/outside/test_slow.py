@@ -572,6 +572,54 @@ def test_an_http2_reader_that_opens_its_window_slowly_is_never_cut(patient):
         wire.send(RstStreamFrame(1, 8))
 
 
+@pytest.fixture(scope="module")
+def brief(tmp_path_factory):
+    """A gateway whose every patience is 2 s, which the last of a large answer takes longer than."""
+    one = Stage(tmp_path_factory.mktemp("brief"), listen=LISTEN.replace("600ms", "2s"))
+    yield one
+    one.close()
+    assert "panicked at" not in one.gateway.log
+
+
+@pytest.mark.parametrize("behind", [b"", b"GET /v1/mod"], ids=["alone", "before half a head"])
+def test_the_last_of_an_answer_has_its_time_from_a_reader_that_is_slow(brief, behind):
+    """The gateway has all of it, and the exchange is over there, long before the client has it."""
+    with contextlib.closing(socket.socket()) as plain:
+        plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        plain.connect(("127.0.0.1", brief.port))
+        with H1(brief.tls().wrap_socket(plain, server_hostname="localhost")) as connection:
+            connection.send(connection.head(body=chat("mock-tokens-30000", max_tokens=40_000)) + behind)
+            status, headers = connection.read_head()
+            length, got = int(headers["content-length"]), len(connection.buffer)
+            assert status == 200 and length > 128 * 1024
+            while got < length:
+                time.sleep(0.1)
+                sip = connection.socket.recv(3000)
+                assert sip, f"cut after {got} of {length} bytes"
+                got += len(sip)
+
+
+def test_the_last_of_an_http2_answer_has_its_time_from_a_reader_that_opens_its_window_slowly(brief):
+    window = {SettingsFrame.INITIAL_WINDOW_SIZE: 600}
+    with H2(brief.connect(alpn=("h2",)), settings=window, manners=False) as wire:
+        body = json.dumps(chat("mock-tokens-8000", max_tokens=10_000)).encode()
+        stream = wire.request(fields(body=body), body)
+        while not stream.over:
+            had = len(stream.data)
+            time.sleep(0.1)
+            wire.send(WindowUpdateFrame(1, 600))
+            assert wire.until(lambda had=had: stream.over or len(stream.data) > had), f"cut after {had} bytes"
+        assert stream.ended and len(stream.data) == int(stream.headers["content-length"]) > 32 * 1024
+
+
+def test_an_http2_reader_that_takes_nothing_of_the_rest_loses_its_connection(hasty):
+    with H2(hasty.connect(alpn=("h2",)), settings={SettingsFrame.INITIAL_WINDOW_SIZE: 1}) as wire, lasting():
+        wire.manners = False
+        stream = wire.request(fields(body=BODY), BODY)
+        wire.end(within=SHORT + SLACK)
+        assert (stream.status, len(stream.data), stream.ended) == (200, 1, False)
+
+
 UNMETERED = {
     "models": (MODELS, b""),
     "no such route": (fields("/v1/nothing"), b""),

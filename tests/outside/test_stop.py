@@ -13,6 +13,7 @@ import ssl
 import subprocess
 import time
 
+import frames
 import hpack
 import pytest
 from hyperframe import frame
@@ -249,6 +250,22 @@ def test_an_idle_http2_client_that_answers_nothing_holds_up_no_stop(stage):
     one.gateway.signal(signal.SIGTERM)
     # Neither GOAWAY nor the PING behind it is ever read, let alone answered.
     assert one.gateway.wait(15) == 0
+
+
+def test_the_last_of_an_http2_answer_is_waited_for(stage):
+    """Longer than an idle client is: the gateway has given all of it out, and the client has opened no window for it."""
+    one, body = stage(listen=drain(deadline="60s")), json.dumps(chat("mock-tokens-300")).encode()
+    with frames.H2(one.connect(alpn=("h2",)), settings={frame.SettingsFrame.INITIAL_WINDOW_SIZE: 100}) as wire:
+        stream = wire.request(frames.fields(body=body), body)
+        assert wire.until(lambda: stream.data)
+        one.gateway.signal(signal.SIGTERM)
+        assert wire.until(lambda: wire.goaway is not None)
+        time.sleep(6)
+        wire.send(frame.WindowUpdateFrame(1, 1 << 20))
+        assert wire.finish(stream).ended
+        assert len(stream.data) == int(stream.headers["content-length"]) > 100
+        wire.end()
+    assert ends(one) == 0
 
 
 def test_what_remains_at_the_deadline_is_cut_and_told_why(stage):

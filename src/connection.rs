@@ -40,7 +40,8 @@ use quiet::{Quiet, rest};
 /// How long an idle connection of HTTP/1.1 may still bring one request after drain began: a client cannot be told
 /// before it asks.
 const LAST_CALL: Duration = Duration::from_secs(2);
-/// How long a client may take to read that its connection is over: without a certificate, or idle when drain began.
+/// How long a client may take to read that its connection is over: without a certificate, or idle for too long or when
+/// drain began.
 const FAREWELL: Duration = Duration::from_secs(5);
 
 /// Serves one accepted TCP connection until it ends.
@@ -213,8 +214,8 @@ enum Halt {
     Quiet,
 }
 
-/// Drives a connection to its end: its own, or after drain began the end of what it carries, or after a cut the end of
-/// what is being cut, within [`Grace`]; or until nobody asks anything.
+/// Drives a connection to its end: its own, or after drain began, or it was idle for too long, the end of what it carries,
+/// or after a cut the end of what is being cut, within [`Grace`]; or until nobody asks anything.
 async fn end<C: Graceful>(
     mut connection: Pin<&mut C>,
     visit: &Visit,
@@ -249,6 +250,11 @@ async fn end<C: Graceful>(
             handle.turned();
             if done {
                 return Poll::Ready(Halt::Ended);
+            }
+            if !drains && visit.has_idled() {
+                drains = true;
+                connection.as_mut().finish();
+                continue;
             }
             // HTTP/2 waits for the client to have read of the end: one that does not answer holds up nobody's stop.
             if !drains || !visit.is_idle() || handle.waits() || handle.owes() {

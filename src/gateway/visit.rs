@@ -138,6 +138,12 @@ impl Visit {
         self.watch.is_idle()
     }
 
+    /// Whether the connection is to be told that it was without a request for too long.
+    #[must_use]
+    pub fn has_idled(&self) -> bool {
+        self.watch.has_idled()
+    }
+
     /// Whether the connection stands between two requests.
     #[must_use]
     pub fn is_between(&self) -> bool {

@@ -193,7 +193,8 @@ impl<S> Guard<S> {
         }
     }
 
-    /// Ready when a clock has run out. A head under way has its own clock.
+    /// Ready when a clock has run out and nothing can be said about it. A head under way has its own clock. A client whose
+    /// connection was idle is told to go, once; not one that takes nothing of an answer.
     fn poll_clocks(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if self.head.poll(cx).is_ready() {
             return Poll::Ready(());
@@ -201,7 +202,10 @@ impl<S> Guard<S> {
         while !self.frames.in_head && self.idle.poll(cx).is_ready() {
             // Whoever takes no byte of what is written has a clock below.
             if !self.socket.waits() {
-                return Poll::Ready(());
+                if self.socket.owes() || self.watch.has_idled() {
+                    return Poll::Ready(());
+                }
+                self.watch.idled();
             }
             self.idle.leave(self.limits.idle);
         }

@@ -43,6 +43,8 @@ struct Told {
     begun: Cell<u64>,
     /// Nothing was read of a request that is not there whole, and nothing that was not passed on.
     between: Cell<bool>,
+    /// The connection stood without a request for as long as it may.
+    idled: Cell<bool>,
     /// Who waits for the exchanges under way to end.
     waiting: Cell<Option<Waker>>,
     withheld: RefCell<Option<Refusal>>,
@@ -90,6 +92,17 @@ impl Watch {
     #[must_use]
     pub fn is_between(&self) -> bool {
         self.is_idle() && self.0.between.get()
+    }
+
+    /// Whether the connection has stood without a request for as long as it may, and is to be told to go. Only HTTP/2 has
+    /// words for it.
+    #[must_use]
+    pub fn has_idled(&self) -> bool {
+        self.0.idled.get()
+    }
+
+    fn idled(&self) {
+        self.0.idled.set(true);
     }
 
     fn between(&self, requests: bool) {

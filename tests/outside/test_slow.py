@@ -267,9 +267,13 @@ def test_whoever_agreed_on_http2_and_does_not_speak_it_ends(hasty, said):
         gone(silent)
 
 
-def test_an_http2_connection_without_a_request_ends(hasty):
+@pytest.mark.parametrize("before", [0, 1], ids=["no request", "no other request"])
+def test_an_http2_connection_without_a_request_is_told_to_go(hasty, before):
     with lasting(), H2(hasty.connect(alpn=("h2",))) as wire:
+        for _ in range(before):
+            assert wire.finish(wire.request(MODELS)).status == 200
         wire.end(within=SHORT + SLACK)
+        assert wire.goaway == 0
 
 
 def test_an_http2_head_that_never_ends_ends_the_connection(hasty):

@@ -73,7 +73,8 @@ impl Metered {
     pub fn new(answer: AnswerBody, named: Form, strip: bool, charged: Charged, tab: Box<Tab>, told: Told) -> Metered {
         let form = if tab.ask.stream { Form::Events } else { named };
         let scanner = (charged == Charged::Observed).then(|| Scanner::new(tab.ask.route, form, strip));
-        let exact = if named == Form::Whole { answer.exact() } else { None };
+        // Of nothing, whatever it is called, the end is known with the head.
+        let exact = answer.exact().filter(|exact| named == Form::Whole || *exact == 0);
         let Told { record, entry, leash, figures } = told;
         Metered {
             answer: Some(answer),

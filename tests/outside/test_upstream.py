@@ -824,6 +824,18 @@ def test_an_odd_but_legal_answer_is_passed_on(play, form):
     assert play.used()[0] - before[0] == 30
 
 
+def test_an_answer_that_is_nothing_is_complete_whatever_it_is_called(play):
+    play.raw.script = answer(b"HTTP/1.1 204 No Content\r\n" + SSE + b"\r\n")
+    nothing = play.stage.ask(body=chat("raw-1", stream=True))
+    assert (nothing.status, nothing.body) == (204, b"")
+
+    def told():
+        lines = [line for line in play.stage.audit() if line.get("request_id") == nothing.headers["request-id"]]
+        return [line["ending"] for line in lines if line["kind"] == "closed"]
+
+    assert eventually(told, what="the closing line") == ["complete"]
+
+
 @pytest.mark.parametrize("protocol", ["h1", "h2"])
 @pytest.mark.parametrize("farewell", [True, False])
 def test_an_answer_over_tls_is_whole_only_if_its_end_was_said(play, protocol, farewell):

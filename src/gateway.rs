@@ -153,7 +153,7 @@ async fn exchange(
 
     let declared = admit::declared(&head.headers, policy, &revoked, &caller)?;
     let permitted = permit(record, admit::purpose(policy, &revoked, &caller, declared.clone()), &declared)?;
-    let (stated, crossing, query) = visit::kept(head, &gated);
+    let (stated, crossing, query) = visit.kept(head, &gated);
     let whole = visit.whole(stated, body, (&policy.listen, org), record).await?;
     let ask = dialect::read(gated.route(), &whole.bytes)?.interleaved(|| crossing.interleaves_thinking());
     record.asks(&ask, &whole.bytes);

@@ -11,6 +11,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use http::HeaderMap;
+use http::header::EXPECT;
 use http::request::Parts;
 use http_body::Body;
 use http_body_util::BodyExt;
@@ -79,13 +80,6 @@ const SLOWEST: Duration = Duration::from_millis(50);
 /// How much of a request body that nobody wants is read at most, and for how long.
 const UNREAD: u64 = 64 * 1024;
 const PATIENCE: Duration = Duration::from_secs(1);
-
-/// What is kept of a judged head while its body comes: the length it states, the headers that cross, the query. The rest
-/// goes.
-#[expect(clippy::needless_pass_by_value, reason = "nobody needs it any more")]
-pub(super) fn kept(head: Parts, gated: &Gated) -> (Option<u64>, Crossing, Option<String>) {
-    (body::stated(&head.headers), Crossing::of(&head.headers), gated.query().map(str::to_owned))
-}
 
 /// Writes the accepted line, unless access is withdrawn first: that is an end like any other of what was admitted. A line
 /// that cannot be written refuses.
@@ -188,12 +182,12 @@ impl Visit {
 
     /// Deals with a request body that nobody read. It is read to its end before anything is answered: a client that sees a
     /// refusal in the middle of its body may stop there, HTTP/2 resets the stream of an unread body, for which some
-    /// clients throw the answer away, and HTTP/1.1 loses the connection. `true`: it is too long for that, or still waits
-    /// to be asked for, and the connection (HTTP/1.1, `old`) ends with the answer.
+    /// clients throw the answer away, and HTTP/1.1 loses the connection. One that waits to be asked for does not come.
+    /// `true`: it will not have been read, and the connection (HTTP/1.1, `old`) ends with the answer.
     pub(super) async fn leave_unread(&self, body: Option<Incoming>, old: bool, waits: bool) -> bool {
         let Some(mut body) = body.filter(|body| !body.is_end_stream()) else { return false };
-        if old && (waits || body.size_hint().lower() > UNREAD) {
-            return true;
+        if waits || (old && body.size_hint().lower() > UNREAD) {
+            return old;
         }
         let mut room = UNREAD;
         // By itself in memory, as every exchange holds the room for what only few come to.
@@ -282,6 +276,16 @@ impl Visit {
         }
         let policy = &snapshot.policy;
         gate::judge(head, Doors { server_names: &policy.server_names, purpose_header: &policy.purpose_header })
+    }
+
+    /// What is kept of a judged head while its body comes: the length it states, the headers that cross, the query. The
+    /// rest goes. A client that waits to be asked for its body is asked.
+    #[expect(clippy::needless_pass_by_value, reason = "nobody needs it any more")]
+    pub(super) fn kept(&self, head: Parts, gated: &Gated) -> (Option<u64>, Crossing, Option<String>) {
+        if head.headers.contains_key(EXPECT) {
+            self.watch.ask();
+        }
+        (body::stated(&head.headers), Crossing::of(&head.headers), gated.query().map(str::to_owned))
     }
 
     /// The whole body, unless access is withdrawn before it is here. What its client took its time for is not counted as

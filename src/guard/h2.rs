@@ -8,8 +8,10 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::h2_continue::Unasked;
 use super::{Limits, Timer, Wait, Watch};
 use crate::socket::Handle;
 
@@ -31,11 +33,12 @@ const HEADS_AT_ONCE: u32 = 16;
 /// What a whole head leaves of the time of an idle connection, once: its exchange begins a moment later.
 const UNTIL_IT_BEGINS: Duration = Duration::from_secs(1);
 
-const DATA: u8 = 0;
-const HEADERS: u8 = 1;
-const RST_STREAM: u8 = 3;
-const CONTINUATION: u8 = 9;
-const END_HEADERS: u8 = 4;
+pub(super) const DATA: u8 = 0;
+pub(super) const HEADERS: u8 = 1;
+pub(super) const RST_STREAM: u8 = 3;
+pub(super) const CONTINUATION: u8 = 9;
+pub(super) const END_STREAM: u8 = 1;
+pub(super) const END_HEADERS: u8 = 4;
 const PADDED: u8 = 8;
 /// The most that a frame's padding comes to, with its length.
 const MOST_PADDING: usize = 256;
@@ -54,6 +57,8 @@ pub struct Guard<S> {
     frames: Frames,
     sent: Cursor,
     written: i64,
+    /// What is said between two frames of the library's.
+    saying: BytesMut,
     socket: Handle,
 }
 
@@ -75,6 +80,7 @@ struct Frames {
     head_ended: bool,
     /// Heads since the library last had to wait.
     heads: u32,
+    unasked: Unasked,
 }
 
 /// Finds the frames in a run of bytes.
@@ -87,10 +93,11 @@ struct Cursor {
 
 /// A frame's header, as far as it matters here.
 #[derive(Debug, Clone, Copy)]
-struct Frame {
-    kind: u8,
-    flags: u8,
-    length: usize,
+pub(super) struct Frame {
+    pub(super) kind: u8,
+    pub(super) flags: u8,
+    pub(super) length: usize,
+    pub(super) stream: u32,
 }
 
 impl Cursor {
@@ -122,9 +129,11 @@ impl Cursor {
             bytes = bytes.get(here..).unwrap_or_default();
             if self.filled == self.header.len() {
                 self.filled = 0;
-                let [high, middle, low, kind, flags, ..] = self.header;
+                let [high, middle, low, kind, flags, stream @ ..] = self.header;
                 self.payload = usize::from(high) << 16 | usize::from(middle) << 8 | usize::from(low);
-                return Some((Frame { kind, flags, length: self.payload }, bytes));
+                // Its highest bit means nothing.
+                let stream = u32::from_be_bytes(stream) & (u32::MAX >> 1);
+                return Some((Frame { kind, flags, length: self.payload, stream }, bytes));
             }
         }
         None
@@ -146,6 +155,7 @@ impl<S> Guard<S> {
             frames: Frames { allowance: ALLOWANCE, ..Frames::default() },
             sent: Cursor::default(),
             written: 0,
+            saying: BytesMut::new(),
             socket,
         };
         (guard, watch)
@@ -156,6 +166,7 @@ impl<S> Guard<S> {
         let mut earned = self.written / PER_WRITTEN;
         self.written -= earned * PER_WRITTEN;
         while let Some((frame, rest)) = self.sent.next(written) {
+            self.frames.unasked.goes(frame);
             if frame.kind == DATA {
                 earned += PER_DATA;
                 // The last of an answer goes out as its client opens the window, long after its exchange has ended.
@@ -248,7 +259,9 @@ impl Frames {
         self.preface < PREFACE.len() || self.in_head || !(body || self.cursor.is_between())
     }
 
-    fn frame(&mut self, Frame { kind, flags, length }: Frame) -> Result<(), &'static str> {
+    fn frame(&mut self, frame: Frame) -> Result<(), &'static str> {
+        let Frame { kind, flags, length, .. } = frame;
+        self.unasked.came(frame);
         // What brings a body forward is bounded with the body, in however small pieces a client writes it.
         let empty = length == 0 || (flags & PADDED != 0 && length <= MOST_PADDING);
         let costs = i64::from(kind != DATA || empty);
@@ -280,6 +293,9 @@ impl<S: AsyncRead + Unpin> AsyncRead for Guard<S> {
         match Pin::new(&mut this.stream).poll_read(cx, buf) {
             Poll::Pending => {
                 this.frames.heads = 0;
+                if this.frames.unasked.is_any() {
+                    this.watch.listen(cx);
+                }
                 this.wind();
                 ready!(this.poll_clocks(cx));
                 // The end of the stream: the connection closes.
@@ -298,9 +314,24 @@ impl<S: AsyncRead + Unpin> AsyncRead for Guard<S> {
     }
 }
 
+impl<S: AsyncWrite + Unpin> Guard<S> {
+    /// Says what is to be said between two frames, before anything else is written.
+    fn poll_say(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.sent.is_between() && self.frames.unasked.may_ask() && self.watch.asks() {
+            self.frames.unasked.ask(&mut self.saying);
+        }
+        while !self.saying.is_empty() {
+            let said = ready!(Pin::new(&mut self.stream).poll_write(cx, &self.saying))?;
+            self.saying.advance(said);
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
 impl<S: AsyncWrite + Unpin> AsyncWrite for Guard<S> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
+        ready!(this.poll_say(cx))?;
         let written = ready!(Pin::new(&mut this.stream).poll_write(cx, bytes))?;
         this.earn(bytes.get(..written).unwrap_or_default());
         Poll::Ready(Ok(written))
@@ -312,6 +343,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Guard<S> {
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
+        ready!(this.poll_say(cx))?;
         let written = ready!(Pin::new(&mut this.stream).poll_write_vectored(cx, slices))?;
         let mut left = written;
         for slice in slices {
@@ -327,7 +359,9 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Guard<S> {
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
+        let this = self.get_mut();
+        ready!(this.poll_say(cx))?;
+        Pin::new(&mut this.stream).poll_flush(cx)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -18,8 +18,8 @@ const MOST: usize = 256;
 #[derive(Debug, Default)]
 pub(super) struct Unasked {
     streams: SmallVec<[u32; 4]>,
-    /// A head that is being written goes on in the next frame.
-    unended: bool,
+    /// A frame was written, the first of which is the protocol's own, and no head goes on in the next.
+    between: bool,
 }
 
 impl Unasked {
@@ -36,11 +36,12 @@ impl Unasked {
     /// Notes a frame that is being written.
     pub(super) fn goes(&mut self, frame: Frame) {
         match frame.kind {
-            HEADERS | CONTINUATION => self.unended = frame.flags & END_HEADERS == 0,
-            RST_STREAM => {}
-            _ => return,
+            HEADERS | CONTINUATION => self.between = frame.flags & END_HEADERS != 0,
+            _ => self.between = true,
         }
-        self.forget(frame.stream);
+        if matches!(frame.kind, HEADERS | RST_STREAM) {
+            self.forget(frame.stream);
+        }
     }
 
     fn forget(&mut self, stream: u32) {
@@ -54,7 +55,7 @@ impl Unasked {
 
     /// Whether something may be said where a frame ends.
     pub(super) fn may_ask(&self) -> bool {
-        !self.unended
+        self.between
     }
 
     /// Asks for all of them: the frames that say so.
@@ -97,8 +98,11 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_said_inside_a_head() {
+    fn nothing_is_said_before_the_first_frame_or_inside_a_head() {
         let mut unasked = Unasked::default();
+        assert!(!unasked.may_ask());
+        unasked.goes(frame(4, 0, 0));
+        assert!(unasked.may_ask());
         unasked.goes(frame(HEADERS, 0, 1));
         assert!(!unasked.may_ask());
         unasked.goes(frame(CONTINUATION, END_HEADERS, 1));

@@ -9,6 +9,7 @@ pub mod framing;
 pub mod h1;
 mod h1_head;
 pub mod h2;
+mod h2_continue;
 
 use std::cell::{Cell, RefCell};
 use std::pin::Pin;
@@ -45,6 +46,10 @@ struct Told {
     between: Cell<bool>,
     /// The connection stood without a request for as long as it may.
     idled: Cell<bool>,
+    /// A client may be waiting to be asked for its body, and is to be.
+    asks: Cell<bool>,
+    /// Who would ask.
+    asking: Cell<Option<Waker>>,
     /// Who waits for the exchanges under way to end.
     waiting: Cell<Option<Waker>>,
     withheld: RefCell<Option<Refusal>>,
@@ -99,6 +104,24 @@ impl Watch {
     #[must_use]
     pub fn has_idled(&self) -> bool {
         self.0.idled.get()
+    }
+
+    /// Lets a client that waits for it be asked for its body. Over HTTP/1.1 the HTTP library does that.
+    pub fn ask(&self) {
+        self.0.asks.set(true);
+        if let Some(asking) = self.0.asking.take() {
+            asking.wake();
+        }
+    }
+
+    /// Whether somebody is to be asked, once.
+    fn asks(&self) -> bool {
+        self.0.asks.take()
+    }
+
+    /// Lets whoever polls be woken when a body is to be asked for.
+    fn listen(&self, cx: &Context<'_>) {
+        self.0.asking.set(Some(cx.waker().clone()));
     }
 
     fn idled(&self) {

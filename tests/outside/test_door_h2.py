@@ -232,6 +232,28 @@ def test_what_is_strange_but_legal_passes(door, wire, headers, body):
     assert ledger["requests"][-1]["body"].encode() == body
 
 
+@pytest.mark.parametrize("before", [0, 3])
+def test_100_continue_is_said_only_to_what_may_continue(door, wire, before):
+    for _ in range(before):
+        assert wire.finish(wire.request(MODELS)).status == 200
+    waits = fields(body=BODY, expect="100-continue")
+    number = wire.open()
+    stream = wire.stream(number)
+    wire.send(*wire.head(number, waits, end=False))
+    assert wire.until(lambda: stream.status)
+    assert stream.status == 100
+    wire.send(DataFrame(number, BODY, flags=["END_STREAM"]))
+    assert wire.finish(stream).status == 200
+    # Nothing waits for a body that will not come.
+    number, began = wire.open(), time.monotonic()
+    stream = wire.stream(number)
+    wire.send(*wire.head(number, [one for one in waits if one[0] != "portcullis-purpose"], end=False))
+    assert wire.until(lambda: stream.status)
+    assert (stream.status, stream.reason) == (400, "purpose_missing")
+    assert time.monotonic() - began < 0.9
+    assert wire.finish(stream).ended
+
+
 def test_padding_priorities_unknown_frames_and_trailers_pass(door, wire):
     number = wire.open()
     head = wire.head(number, fields(body=BODY), end=False)[0]

@@ -130,7 +130,10 @@ impl From<Refusal> for Missing {
 /// What is told of a body that ends before its end.
 #[must_use]
 pub fn broken_off() -> Refusal {
-    Refusal::new(Code::RequestInvalid, "The body broke off, or its framing is wrong.")
+    Refusal::new(
+        Code::RequestInvalid,
+        "The body broke off, its framing is wrong, or it has more chunk extensions or trailers than are taken here.",
+    )
 }
 
 impl From<hyper::Error> for Missing {

@@ -86,6 +86,14 @@ pub struct Now {
     pub wall: Wall,
 }
 
+impl Now {
+    /// The calendar time at which the monotonic clock began: it moves when the calendar clock steps, and only then.
+    #[must_use]
+    pub fn epoch(self) -> Wall {
+        Wall(self.wall.0.saturating_sub(i64::try_from(self.mono.0).unwrap_or(i64::MAX)))
+    }
+}
+
 /// A source of [`Now`]; cloning shares it.
 #[derive(Debug, Clone)]
 pub struct Clock(Arc<Source>);

@@ -4,7 +4,6 @@
 //! one packs and retires, one for each place carries checkpoints outside; only the first is ever waited for. What a line
 //! is, and how it is chained, lives in [`crate::audit`]; nothing here knows what the fields mean.
 
-mod believed;
 mod carrier;
 mod command;
 mod courier;

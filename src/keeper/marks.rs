@@ -15,12 +15,13 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use crate::clock::{Clock, Wall};
+use crate::clock::{Clock, Mono, Now, Wall};
+use crate::keeper::believed::Believed;
 use crate::keeper::heir::{Heir, Reply, Saying};
 use crate::keeper::untold::Notes;
 use crate::ledger::Ledger;
 use crate::ledger::bell::Bell;
-use crate::ledger::marks::{Batch, Restored};
+use crate::ledger::marks::{Batch, Mark, Restored};
 use crate::ledger::report::Report;
 use complaint::Complaint;
 pub use store::{MarksError, Trouble};
@@ -30,6 +31,8 @@ use store::{Store, trusted};
 const BEAT: Duration = Duration::from_millis(250);
 /// How often a successor is told, and asked whether anything was withdrawn.
 const BEAT_ABROAD: Duration = Duration::from_millis(50);
+/// How often it is looked for marks that can matter no more.
+const TIDY: Duration = Duration::from_secs(24 * 3600);
 
 /// The durable ledger's keeper: dropping it closes the store as [`Marks::close`] does, without saying how it went.
 #[derive(Debug)]
@@ -60,11 +63,9 @@ impl Marks {
 
     fn keep(mut store: Store, clock: &Clock) -> Result<(Arc<Ledger>, Marks), MarksError> {
         let (opened, fresh) = (clock.now(), store.is_fresh());
-        let (history, marks): (Vec<_>, Vec<_>) =
-            store.read()?.into_iter().partition(|mark| mark.is_history(opened.wall));
-        store.forget(&history)?;
+        let marks = store.read()?;
         let closed = store.take_closed()?;
-        let used = !(marks.is_empty() && history.is_empty());
+        let used = !marks.is_empty();
         let bell = Arc::new(Bell::new(opened.wall));
         let ledger = Arc::new(Ledger::durable(Restored::new(marks, opened), Arc::clone(&bell)));
         let bequest: Arc<Mutex<Option<Bequest>>> = Arc::default();
@@ -77,8 +78,11 @@ impl Marks {
             clock,
             bequest: left,
             complaint,
-            incomplete: false,
+            anew: false,
             notes,
+            tidied: None,
+            // However old the newest mark is: nothing bears out a clock that a start finds.
+            believed: Believed::new(opened, Some(Wall::default())),
         };
         let thread = std::thread::Builder::new().name("quota-marks".into());
         let failed = store.error(Trouble::NoThread);
@@ -154,10 +158,13 @@ struct Keeper {
     clock: Clock,
     bequest: Arc<Mutex<Option<Bequest>>>,
     complaint: Complaint,
-    /// The file was begun anew, and does not hold every mark yet.
-    incomplete: bool,
+    /// Every mark is to be written: the file was begun anew.
+    anew: bool,
     /// For whoever comes after a successor that is gone.
     notes: Notes,
+    /// When it was last looked for what can matter no more, and by which clock that is told.
+    tidied: Option<Mono>,
+    believed: Believed,
 }
 
 impl Keeper {
@@ -201,21 +208,35 @@ impl Keeper {
     /// Raises what is due: everything where the file was removed or replaced, which is made anew first.
     fn raise_due(&mut self, store: &mut Store) {
         if !store.is_in_place() {
-            self.incomplete = true;
+            self.anew = true;
             match store.begin_anew() {
                 Ok(()) => tracing::error!("the quota state was removed or replaced in use: all of it is written anew"),
                 Err(error) => tracing::debug!(%error, "the quota state cannot be begun anew"),
             }
         }
         let (ledger, now) = (&self.ledger, self.clock.now());
-        let all = self.incomplete;
-        let batch = if all { ledger.gather_anew(&self.bell, now) } else { ledger.gather(&self.bell, now) };
-        self.incomplete &= self.raise(store, batch).is_err();
+        let batch = if self.anew { ledger.gather_anew(&self.bell, now) } else { ledger.gather(&self.bell, now) };
+        self.anew &= self.raise(store, batch).is_err();
+        self.tidy(store, now);
+    }
+
+    /// Forgets what can matter no more, once the clock has stood for a day where it stands: what a clock that was ahead
+    /// took for over would be whole again when it is set right.
+    fn tidy(&mut self, store: &mut Store, now: Now) {
+        let Ok(wall) = self.believed.wall(now) else { return };
+        if self.tidied.is_some_and(|tidied| now.mono.since(tidied) < TIDY) {
+            return;
+        }
+        self.tidied = Some(now.mono);
+        let history = |marks: Vec<Mark>| marks.into_iter().filter(|mark| mark.is_history(wall)).collect::<Vec<_>>();
+        if let Err(error) = store.read().map(history).and_then(|history| store.forget(&history)) {
+            tracing::debug!(%error, "marks that can matter no more are kept for another day");
+        }
     }
 
     /// Writes everything exactly, for the last time.
     fn raise_last(&mut self, store: &mut Store) -> Result<(), MarksError> {
-        if self.incomplete || !store.is_in_place() {
+        if self.anew || !store.is_in_place() {
             self.raise_due(store);
         }
         self.raise(store, self.ledger.gather_last(&self.bell, self.clock.now()))

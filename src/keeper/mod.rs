@@ -10,6 +10,7 @@ use std::path::Path;
 use std::time::Duration;
 
 pub mod audit;
+mod believed;
 pub mod doorstep;
 pub mod heir;
 pub mod kept;

@@ -13,6 +13,7 @@ use super::latch::{Latch, Latched};
 use super::lease::{Abroad, Lease, Moved};
 use super::meter::{Leak, Meter};
 use super::queue::Queue;
+use super::slot::Slot;
 use super::tally::{Tally, TallySettling};
 use super::window::{Ends, day_after, month_after};
 use crate::clock::{Mono, Wall};
@@ -87,24 +88,6 @@ pub(super) struct State {
     waiting: Vec<Slot>,
 }
 
-/// A scope and what was counted in it.
-#[derive(Debug)]
-pub(super) struct Slot {
-    /// Which requests count.
-    pub(super) scope: Scope,
-    /// The scope's name when the process began, if it has got another one since.
-    came_as: Option<Scope>,
-    /// What they used.
-    pub(super) counters: Counters,
-}
-
-impl Slot {
-    /// A scope of which so much was counted.
-    pub(super) fn new(scope: Scope, counters: Counters) -> Slot {
-        Slot { scope, came_as: None, counters }
-    }
-}
-
 impl State {
     /// Counters that begin at `now`, with what was `restored`.
     pub(super) fn new(ends: Ends, restored: Vec<Slot>) -> State {
@@ -120,17 +103,14 @@ impl State {
 
     #[cold]
     fn begin_windows(&mut self, now: Wall, timezone: &TimeZone) {
-        let (day, month) = (now >= self.ends.day, now >= self.ends.month);
+        let (was, day, month) = (self.ends, now >= self.ends.day, now >= self.ends.month);
         if day {
             self.ends.day = day_after(now, timezone);
         }
         if month {
             self.ends.month = month_after(now, timezone);
         }
-        for slot in self.slots_mut() {
-            slot.counters.begin(day, month);
-            slot.counters.lease.begin_windows();
-        }
+        self.slots_mut().for_each(|slot| slot.begin(was, day, month));
     }
 
     /// The number of a new request, by which every [`Queue`] of the account finds it.
@@ -419,7 +399,7 @@ impl Counters {
     }
 
     /// Begins a window: nothing is charged in it yet.
-    fn begin(&mut self, day: bool, month: bool) {
+    pub(super) fn begin(&mut self, day: bool, month: bool) {
         let (fresh, shared) = (Tally { apart: Charge::ZERO, before: self.reserved }, std::mem::take(&mut self.settled));
         let roll = |tally: &mut Tally, anew: bool| {
             if anew {

@@ -10,10 +10,11 @@ use std::time::Duration;
 
 use jiff::tz::TimeZone;
 
-use super::account::{Account, Counters, Slot, State, metered_at};
+use super::account::{Account, Counters, State, metered_at};
 use super::bell::Bell;
 use super::lease::{Known, Lease};
 use super::meter::Meter;
+use super::slot::Slot;
 use super::window::Ends;
 use crate::clock::{Now, Wall};
 use crate::limits::{Charge, Scope, Unit};
@@ -39,7 +40,7 @@ pub(crate) struct Mark {
     pub(crate) scope: Scope,
     /// When it was taken, or the latest time of any mark before it: a clock that is set back makes no time pass twice.
     taken: Wall,
-    /// When the windows end that `day` and `month` count.
+    /// When the windows end that `day` and `month` count: the last ones in which anything was charged, or may be.
     ends: Ends,
     /// What may have been charged since.
     pub(super) lease: Charge,
@@ -57,6 +58,12 @@ const METERS_OUTLAST: Duration = Duration::from_secs(86_400);
 impl Mark {
     fn take(org: &OrgId, slot: &Slot, ends: Ends, lease: Charge, now: Now, latest: Wall) -> Mark {
         let counters = &slot.counters;
+        // Under a lease something may be charged in windows in which nothing is yet.
+        let (ends, day, month) = if lease.is_zero() {
+            slot.charged_last(ends)
+        } else {
+            (ends, counters.charged(&counters.day), counters.charged(&counters.month))
+        };
         let level = |(index, meter): (usize, &Meter)| {
             let age = now.mono.0.saturating_sub(meter.last().0);
             Level { index: index as u64, parts: meter.parts(), age }
@@ -67,8 +74,8 @@ impl Mark {
             taken: latest,
             ends,
             lease,
-            day: counters.charged(&counters.day),
-            month: counters.charged(&counters.month),
+            day,
+            month,
             levels: counters.meters().map(level).collect(),
         }
     }
@@ -192,12 +199,10 @@ impl Restored {
         let Some(marks) = self.marks.remove(org) else {
             return State::new(Ends::after(now.wall, timezone), Vec::new());
         };
-        let fresh = Ends::after(self.opened.wall, timezone);
-        let kept = |end: fn(&Ends) -> Wall, fresh: Wall| {
-            let last = marks.iter().map(|mark| end(&mark.ends)).max().unwrap_or(fresh);
-            if last > self.opened.wall { last } else { fresh }
-        };
-        let ends = Ends { day: kept(|ends| ends.day, fresh.day), month: kept(|ends| ends.month, fresh.month) };
+        // As it was left, though its windows may have ended: whoever asks for it ends them, and until then the clock may
+        // be found to have been ahead.
+        let last = |end: fn(&Ends) -> Wall| marks.iter().map(|mark| end(&mark.ends)).fold(Wall(i64::MIN), Wall::max);
+        let ends = Ends { day: last(|ends| ends.day), month: last(|ends| ends.month) };
         State::new(ends, marks.into_iter().map(|mark| mark.revive(ends, self.opened)).collect())
     }
 }

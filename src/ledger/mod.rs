@@ -21,6 +21,7 @@ mod plea;
 mod queue;
 mod reading;
 pub(crate) mod report;
+mod slot;
 mod standing;
 mod tally;
 mod window;

@@ -15,7 +15,6 @@ use std::time::Duration;
 use flate2::Compression;
 use flate2::write::GzEncoder;
 
-use super::believed::Believed;
 use super::inbox::Inbox;
 use super::read::{Log, RETIRED, Segment, SignedNote, invalid};
 use super::segment::{Number, sync_directory};
@@ -23,6 +22,7 @@ use crate::audit::checkpoint::Checkpoint;
 use crate::audit::line::Head;
 use crate::audit::{Chain, Signer};
 use crate::clock::{Clock, Wall};
+use crate::keeper::believed::Believed;
 
 /// How often it is looked whether retention was changed.
 const LOOK: Duration = Duration::from_secs(1);

@@ -111,11 +111,40 @@ fn an_organization_that_was_away_comes_back_to_what_it_used_until_its_month_is_o
     let (ledger, marks) = later(2, false);
     assert_eq!(counted(&ledger, &plan("globex", 0), clock.now())[7], 40);
     marks.close().unwrap();
-    // A month later that is history, and the file need not keep it.
-    later(30, true).1.close().unwrap();
+    // A month later that is history, and once the clock has stood there for a day the file need not keep it.
+    let (ledger, marks) = later(30, true);
+    clock.advance(std::time::Duration::from_secs(86_400));
+    drop(admit(&ledger, &plan("acme", 0), 1_000, &clock).unwrap());
+    marks.close().unwrap();
     let mut store = Store::open(directory.path(), super::trusted).unwrap();
     let orgs: Vec<_> = store.read().unwrap().into_iter().map(|mark| mark.org.to_string()).collect();
     assert_eq!(orgs, ["acme", "acme", "lead", "lead"]);
+}
+
+#[test]
+fn a_clock_that_was_ahead_ends_no_window_in_which_something_was_used_before_something_is_after_it() {
+    let budgets = |counted: Vec<u64>| [counted[0], counted[1], counted[6], counted[7]];
+    for (seen, asked_again) in [(false, false), (true, false), (false, true)] {
+        let (directory, clock) = (tempfile::tempdir().unwrap(), clock());
+        let right = clock.now().wall;
+        kept(directory.path(), &clock);
+        for days in [1, 20, 60] {
+            clock.step_wall(right.plus(std::time::Duration::from_secs(days * 86_400)));
+            let (ledger, marks) = Marks::open(directory.path(), &clock).unwrap();
+            if seen {
+                assert_eq!(counted(&ledger, &plan("acme", 0), clock.now())[6], 0, "{days} days ahead");
+            }
+            if asked_again {
+                // A time daemon sets it right while the process runs.
+                clock.step_wall(right);
+                assert_eq!(budgets(counted(&ledger, &plan("acme", 0), clock.now())), [740, 740, 700, 700]);
+            }
+            marks.close().unwrap();
+        }
+        clock.step_wall(right);
+        let (ledger, _marks) = Marks::open(directory.path(), &clock).unwrap();
+        assert_eq!(budgets(counted(&ledger, &plan("acme", 0), clock.now())), [740, 740, 700, 700], "{seen}");
+    }
 }
 
 #[test]

@@ -1,4 +1,5 @@
-//! What time it is to retention: the calendar clock's, unless that has run ahead of everything else that tells time.
+//! What time it is to those who remove what is old: the calendar clock's, unless that has run ahead of everything else
+//! that tells time.
 //!
 //! What is removed is gone for good, and a calendar clock can be wrong for a moment by years. So it is believed as far as
 //! the monotonic clock and, at the start, the newest record bear it out, and beyond that once it has stood there for a
@@ -22,15 +23,15 @@ pub(super) struct Believed {
 }
 
 impl Believed {
-    /// At the start of a process, in a log whose newest record bears this time.
+    /// At the start of a process, where the newest record bears this time.
     pub(super) fn new(now: Now, newest: Option<Wall>) -> Believed {
         let wall = newest.map_or(now.wall, |newest| newest.min(now.wall));
-        Believed { epoch: epoch(Now { wall, ..now }), claimed: None }
+        Believed { epoch: Now { wall, ..now }.epoch(), claimed: None }
     }
 
     /// The time; as an error where the calendar clock is ahead of it.
     pub(super) fn wall(&mut self, now: Now) -> Result<Wall, Wall> {
-        let claim = epoch(now);
+        let claim = now.epoch();
         if self.epoch.until(claim) <= AHEAD {
             (self.epoch, self.claimed) = (self.epoch.min(claim), None);
             return Ok(now.wall);
@@ -46,10 +47,6 @@ impl Believed {
         (self.epoch, self.claimed) = (claim, None);
         Ok(now.wall)
     }
-}
-
-fn epoch(now: Now) -> Wall {
-    Wall(now.wall.0.saturating_sub(i64::try_from(now.mono.0).unwrap_or(i64::MAX)))
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@
 //! that were used up stay used up. A disk that fails later stops admissions that need higher marks, until it recovers.
 
 mod complaint;
+mod steps;
 mod store;
 
 use std::path::Path;
@@ -24,6 +25,7 @@ use crate::ledger::bell::Bell;
 use crate::ledger::marks::{Batch, Mark, Restored};
 use crate::ledger::report::Report;
 use complaint::Complaint;
+use steps::Steps;
 pub use store::{MarksError, Trouble};
 use store::{Store, trusted};
 
@@ -80,6 +82,7 @@ impl Marks {
             complaint,
             anew: false,
             notes,
+            steps: Steps::new(opened),
             tidied: None,
             // However old the newest mark is: nothing bears out a clock that a start finds.
             believed: Believed::new(opened, Some(Wall::default())),
@@ -158,10 +161,11 @@ struct Keeper {
     clock: Clock,
     bequest: Arc<Mutex<Option<Bequest>>>,
     complaint: Complaint,
-    /// Every mark is to be written: the file was begun anew.
+    /// Every mark is to be written: the file was begun anew, or the clock stepped.
     anew: bool,
     /// For whoever comes after a successor that is gone.
     notes: Notes,
+    steps: Steps,
     /// When it was last looked for what can matter no more, and by which clock that is told.
     tidied: Option<Mono>,
     believed: Believed,
@@ -205,7 +209,8 @@ impl Keeper {
         }
     }
 
-    /// Raises what is due: everything where the file was removed or replaced, which is made anew first.
+    /// Raises what is due: everything where the clock stepped, lest a start take the step for time that passed; and where
+    /// the file was removed or replaced, which is made anew first.
     fn raise_due(&mut self, store: &mut Store) {
         if !store.is_in_place() {
             self.anew = true;
@@ -214,6 +219,7 @@ impl Keeper {
                 Err(error) => tracing::debug!(%error, "the quota state cannot be begun anew"),
             }
         }
+        self.anew |= self.steps.look(|| self.clock.now());
         let (ledger, now) = (&self.ledger, self.clock.now());
         let batch = if self.anew { ledger.gather_anew(&self.bell, now) } else { ledger.gather(&self.bell, now) };
         self.anew &= self.raise(store, batch).is_err();

@@ -147,6 +147,29 @@ fn a_clock_that_was_ahead_ends_no_window_in_which_something_was_used_before_some
     }
 }
 
+/// What a kill would leave of a state by now.
+fn killed(directory: &Path) -> tempfile::TempDir {
+    let copy = tempfile::tempdir().unwrap();
+    fs::copy(directory.join("quota.redb"), copy.path().join("quota.redb")).unwrap();
+    copy
+}
+
+#[test]
+fn a_step_of_the_clock_is_no_time_in_which_a_rate_drains_even_where_a_kill_follows() {
+    let (directory, clock) = (tempfile::tempdir().unwrap(), clock());
+    kept(directory.path(), &clock);
+    let (ledger, marks) = Marks::open(directory.path(), &clock).unwrap();
+    let hour = |ledger: &Ledger| counted(ledger, &plan("globex", 1), clock.now())[8];
+    assert_eq!(hour(&ledger), 40);
+    clock.step_wall(clock.wall().plus(std::time::Duration::from_secs(30 * 3600)));
+    // The keeper writes what is due before it answers.
+    drop(admit(&ledger, &plan("acme", 0), 1_000, &clock).unwrap());
+    let killed = killed(directory.path());
+    let after = hour(&Marks::open(killed.path(), &clock).unwrap().0);
+    assert_eq!(after, 40);
+    marks.close().unwrap();
+}
+
 #[test]
 fn who_starts_while_the_one_before_lets_go_waits_a_moment() {
     let directory = tempfile::tempdir().unwrap();

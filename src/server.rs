@@ -423,13 +423,14 @@ fn suspect(marks: &Marks, settings: &Settings) {
             "the audit log begins at nothing beside quotas that do not: if it was lost, so is what was done until now"
         );
     }
-    if let Some(closed) = marks.closed()
+    if let Some(reaches) = marks.reaches()
         && let Some(Ok(Some(last))) = log.map(|log| log.last())
-        && last > closed
+        && last > reaches
     {
         tracing::error!(
-            %state, %closed, audit = %last,
-            "the state was closed before the audit log's last line: it is an older copy, and what was used since is lost"
+            %state, %reaches, audit = %last,
+            "the state ends before the audit log's last line: it is an older copy, or its disk failed until the gateway was \
+             killed, and what was used since is lost"
         );
     }
 }

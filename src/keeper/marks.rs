@@ -27,7 +27,7 @@ use crate::ledger::report::Report;
 use complaint::Complaint;
 use steps::Steps;
 pub use store::{MarksError, Trouble};
-use store::{Store, trusted};
+use store::{NOTED, Store, trusted};
 
 /// How often marks are looked at when nobody hurries.
 const BEAT: Duration = Duration::from_millis(250);
@@ -43,7 +43,7 @@ pub struct Marks {
     thread: Option<JoinHandle<Result<(), MarksError>>>,
     fresh: bool,
     used: bool,
-    closed: Option<Wall>,
+    reaches: Option<Wall>,
     bequest: Arc<Mutex<Option<Bequest>>>,
 }
 
@@ -66,7 +66,7 @@ impl Marks {
     fn keep(mut store: Store, clock: &Clock) -> Result<(Arc<Ledger>, Marks), MarksError> {
         let (opened, fresh) = (clock.now(), store.is_fresh());
         let marks = store.read()?;
-        let closed = store.take_closed()?;
+        let reaches = store.begin(opened.wall)?;
         let used = !marks.is_empty();
         let bell = Arc::new(Bell::new(opened.wall));
         let ledger = Arc::new(Ledger::durable(Restored::new(marks, opened), Arc::clone(&bell)));
@@ -86,11 +86,12 @@ impl Marks {
             tidied: None,
             // However old the newest mark is: nothing bears out a clock that a start finds.
             believed: Believed::new(opened, Some(Wall::default())),
+            seen: opened,
         };
         let thread = std::thread::Builder::new().name("quota-marks".into());
         let failed = store.error(Trouble::NoThread);
         let thread = thread.spawn(move || keeper.run(store)).map_err(|_| failed)?;
-        Ok((ledger, Marks { bell, thread: Some(thread), fresh, used, closed, bequest }))
+        Ok((ledger, Marks { bell, thread: Some(thread), fresh, used, reaches, bequest }))
     }
 
     /// Whether there was nothing to go on from: the file was made now.
@@ -105,11 +106,11 @@ impl Marks {
         self.used
     }
 
-    /// When the file was closed in good order by whoever had it last; none where that was killed, or handed it over.
-    /// Nothing can have been charged since: where anything was, this is an older copy of the file.
+    /// Until when the file held what was charged, at the latest; none where it is new. Where anything was done afterwards,
+    /// it is an older copy.
     #[must_use]
-    pub fn closed(&self) -> Option<Wall> {
-        self.closed
+    pub fn reaches(&self) -> Option<Wall> {
+        self.reaches
     }
 
     /// Writes every mark, open reservations in full, and lets go of the file: from now on `heir` is told what is used,
@@ -169,6 +170,8 @@ struct Keeper {
     /// When it was last looked for what can matter no more, and by which clock that is told.
     tidied: Option<Mono>,
     believed: Believed,
+    /// The latest time of either clock that the file knows of, or is about to.
+    seen: Now,
 }
 
 impl Keeper {
@@ -258,7 +261,13 @@ impl Keeper {
     }
 
     fn raise(&mut self, store: &mut Store, batch: Batch) -> Result<(), MarksError> {
-        let written = store.write(&batch.marks);
+        let now = self.clock.now();
+        let seen = Now { wall: now.wall.max(self.seen.wall), ..now };
+        let due = self.anew || !batch.marks.is_empty() || now.mono.since(self.seen.mono) >= NOTED;
+        let written = store.write(&batch.marks, due.then_some(seen.wall));
+        if due && written.is_ok() {
+            self.seen = seen;
+        }
         if let Err(error) = &written
             && let Some(left_out) = self.complaint.is_due(self.clock.mono())
         {

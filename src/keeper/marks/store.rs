@@ -10,8 +10,9 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::time::Duration;
 
-use redb::{Builder, Database, DatabaseError, ReadableDatabase, ReadableTable, Table, TableDefinition};
+use redb::{Builder, Database, DatabaseError, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
 
 use crate::clock::Wall;
 use crate::keeper::{identity, locked, make_directory, make_directory_again};
@@ -21,10 +22,17 @@ use crate::limits::Scope;
 /// What this version writes, and the only thing it reads.
 const FORMAT: u64 = 1;
 
-/// `"format"` → [`FORMAT`]; `"closed"` → when the file was closed in good order, while nobody has it open.
+/// `"format"` → [`FORMAT`]; `"closed"` → when the file was closed in good order, while nobody has it open; `"seen"` → the
+/// latest time that whoever has it open had seen when it wrote last.
 pub(super) const META: TableDefinition<'static, &str, u64> = TableDefinition::new("portcullis");
 
 const CLOSED: &str = "closed";
+const SEEN: &str = "seen";
+
+/// How often [`SEEN`] is written where nothing else is.
+pub(super) const NOTED: Duration = Duration::from_secs(60);
+/// What was charged so long after [`SEEN`] may be in the file all the same, under a lease.
+const UNSEEN: Duration = NOTED.saturating_mul(2);
 
 const LOCK: &str = "quota.lock";
 
@@ -158,15 +166,15 @@ impl Store {
         self.with(read)
     }
 
-    /// Writes marks, all or none; opens the file again if the last write failed.
-    pub(super) fn write(&mut self, marks: &[Mark]) -> Result<(), MarksError> {
+    /// Writes marks, and which time was `seen`, all or none; opens the file again if the last write failed.
+    pub(super) fn write(&mut self, marks: &[Mark], seen: Option<Wall>) -> Result<(), MarksError> {
         if !self.is_in_place() {
             return Err(self.error(Trouble::Gone));
         }
-        if marks.is_empty() && self.database.is_some() {
+        if marks.is_empty() && seen.is_none() && self.database.is_some() {
             return Ok(());
         }
-        self.with(|database| write(database, marks))
+        self.with(|database| write(database, marks, seen))
     }
 
     /// Removes marks.
@@ -174,25 +182,27 @@ impl Store {
         if marks.is_empty() { Ok(()) } else { self.with(|database| forget(database, marks)) }
     }
 
-    /// Takes off the note that says when the file was closed in good order: from here on it is open, and a copy of it
-    /// that is put back later says so by still bearing the note.
-    pub(super) fn take_closed(&mut self) -> Result<Option<Wall>, MarksError> {
+    /// Until when the file holds what was charged, for all that it says; from here on it is open, since `now`.
+    ///
+    /// Where it was closed in good order that is exact, and where it was not, an allowance is made for what a kill leaves.
+    pub(super) fn begin(&mut self, now: Wall) -> Result<Option<Wall>, MarksError> {
         self.with(|database| {
-            let mut writing = database.begin_write()?;
-            writing.set_two_phase_commit(true);
-            let closed = writing.open_table(META)?.remove(CLOSED)?.map(|at| Wall(at.value().cast_signed()));
-            writing.commit()?;
-            Ok(closed)
+            commit(database, |writing| {
+                let mut meta = writing.open_table(META)?;
+                let closed = meta.remove(CLOSED)?.map(|at| Wall(at.value().cast_signed()));
+                let seen = meta.insert(SEEN, now.0.cast_unsigned())?.map(|at| Wall(at.value().cast_signed()));
+                Ok(closed.or(seen.map(|seen| seen.plus(UNSEEN))))
+            })
         })
     }
 
     /// Notes that the file is closed in good order, after everything that was ever charged.
     pub(super) fn note_closed(&mut self, at: Wall) -> Result<(), MarksError> {
         self.with(|database| {
-            let mut writing = database.begin_write()?;
-            writing.set_two_phase_commit(true);
-            writing.open_table(META)?.insert(CLOSED, at.0.cast_unsigned())?;
-            Ok(writing.commit()?)
+            commit(database, |writing| {
+                writing.open_table(META)?.insert(CLOSED, at.0.cast_unsigned())?;
+                Ok(())
+            })
         })
     }
 
@@ -224,14 +234,11 @@ fn make(file: &Path) -> Result<(), Trouble> {
     // The library would leave its mode to the umask.
     OpenOptions::new().write(true).create_new(true).mode(0o640).open(&draft).map_err(Trouble::disk)?;
     let database = Database::create(&draft)?;
-    let begun = || -> Result<(), redb::Error> {
-        let mut writing = database.begin_write()?;
-        writing.set_two_phase_commit(true);
+    commit(&database, |writing| {
         writing.open_table(META)?.insert("format", FORMAT)?;
         writing.open_table(MARKS)?;
-        Ok(writing.commit()?)
-    };
-    begun()?;
+        Ok(())
+    })?;
     database.close()?;
     fs::rename(&draft, file).map_err(Trouble::disk)?;
     let directory = file.parent().unwrap_or(Path::new("."));
@@ -273,17 +280,22 @@ fn optional<T: FromStr>(name: &str) -> Result<Option<T>, T::Err> {
     if name.is_empty() { Ok(None) } else { name.parse().map(Some) }
 }
 
-fn write(database: &Database, marks: &[Mark]) -> Result<(), redb::Error> {
-    commit(database, |table| {
+fn write(database: &Database, marks: &[Mark], seen: Option<Wall>) -> Result<(), redb::Error> {
+    commit(database, |writing| {
+        let mut table = writing.open_table(MARKS)?;
         for mark in marks {
             table.insert(key(mark), mark.encode().as_slice())?;
+        }
+        if let Some(seen) = seen {
+            writing.open_table(META)?.insert(SEEN, seen.0.cast_unsigned())?;
         }
         Ok(())
     })
 }
 
 fn forget(database: &Database, marks: &[Mark]) -> Result<(), redb::Error> {
-    commit(database, |table| {
+    commit(database, |writing| {
+        let mut table = writing.open_table(MARKS)?;
         for mark in marks {
             table.remove(key(mark))?;
         }
@@ -293,14 +305,15 @@ fn forget(database: &Database, marks: &[Mark]) -> Result<(), redb::Error> {
 
 /// Commits in two phases: only then does a page that was altered later show, instead of passing for a commit that a
 /// crash cut short, which would silently bring back the state before it.
-fn commit(
+fn commit<T>(
     database: &Database,
-    change: impl FnOnce(&mut Table<'_, (&str, &str, &str), &[u8]>) -> Result<(), redb::Error>,
-) -> Result<(), redb::Error> {
+    change: impl FnOnce(&WriteTransaction) -> Result<T, redb::Error>,
+) -> Result<T, redb::Error> {
     let mut writing = database.begin_write()?;
     writing.set_two_phase_commit(true);
-    change(&mut writing.open_table(MARKS)?)?;
-    Ok(writing.commit()?)
+    let done = change(&writing)?;
+    writing.commit()?;
+    Ok(done)
 }
 
 fn key(mark: &Mark) -> (&str, &str, &str) {

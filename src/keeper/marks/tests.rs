@@ -155,6 +155,30 @@ fn killed(directory: &Path) -> tempfile::TempDir {
 }
 
 #[test]
+fn a_state_tells_until_when_it_holds_what_was_done_and_an_older_copy_of_it_ends_before() {
+    let (directory, clock) = (tempfile::tempdir().unwrap(), clock());
+    let reaches = |state: &Path| Marks::open(state, &clock).map(|(_, marks)| marks.reaches());
+    assert_eq!(reaches(directory.path()).unwrap(), None);
+    let (ledger, marks) = Marks::open(directory.path(), &clock).unwrap();
+    drop(admit(&ledger, &plan("acme", 0), 10, &clock).unwrap());
+    let older = killed(directory.path());
+    clock.advance(std::time::Duration::from_secs(121));
+    drop(admit(&ledger, &plan("acme", 0), 1_000, &clock).unwrap());
+    let done = clock.wall();
+    assert!(reaches(killed(directory.path()).path()).unwrap() >= Some(done), "a kill leaves what was done");
+    assert!(reaches(older.path()).unwrap() < Some(done));
+    // Of requests that are refused, and use up nothing, the audit log tells as well.
+    clock.advance(std::time::Duration::from_secs(600));
+    // A copy that is made while the file is written may be torn.
+    while !reaches(killed(directory.path()).path()).is_ok_and(|reaches| reaches >= Some(clock.wall())) {
+        std::thread::yield_now();
+    }
+    drop(ledger);
+    marks.close().unwrap();
+    assert_eq!(reaches(directory.path()).unwrap(), Some(clock.wall()), "of a stop there is no doubt");
+}
+
+#[test]
 fn a_step_of_the_clock_is_no_time_in_which_a_rate_drains_even_where_a_kill_follows() {
     let (directory, clock) = (tempfile::tempdir().unwrap(), clock());
     kept(directory.path(), &clock);

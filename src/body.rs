@@ -127,6 +127,14 @@ impl From<Refusal> for Missing {
     }
 }
 
+const STILL: &str = "The body stood still for too long.";
+
+/// Whether a refusal says that the body stood still: nothing more is to be expected of it then.
+#[must_use]
+pub fn stood_still(refusal: &Refusal) -> bool {
+    refusal.message == STILL
+}
+
 /// What is told of a body that ends before its end.
 #[must_use]
 pub fn broken_off() -> Refusal {
@@ -177,7 +185,7 @@ pub async fn read(
     loop {
         // A timer for each frame: a body that moves is never cut.
         let frame = timeout(patience, body.frame()).await;
-        let stalled = |_| Refusal::new(Code::RequestInvalid, "The body stood still for too long.");
+        let stalled = |_| Refusal::new(Code::RequestInvalid, STILL);
         let Some(frame) = frame.map_err(stalled)? else { break };
         let data = match frame?.into_data() {
             Ok(data) => data,

@@ -27,7 +27,7 @@ use crate::answer::{self, GateBody, Manner, Short};
 use crate::ask::{Ask, Route, UsageChunk};
 use crate::audit::told::{HandshakeRefused, Presented};
 use crate::audit::{Event, Fields};
-use crate::body::Room;
+use crate::body::{self, Room};
 use crate::clock::{Clock, Now};
 use crate::cut::Leash;
 use crate::dialect::{self, Edits};
@@ -95,6 +95,7 @@ pub async fn serve(visit: Rc<Visit>, leash: Rc<Leash>, request: Request<Incoming
         poll_fn(|cx| contained(|| work.as_mut().poll(cx))).await
     };
     let refused = answered.as_ref().err().map(|refusal| refusal.code);
+    let still = answered.as_ref().is_err_and(body::stood_still);
     let mut response = match answered {
         Ok(response) => response,
         Err(refusal) => {
@@ -108,7 +109,7 @@ pub async fn serve(visit: Rc<Visit>, leash: Rc<Leash>, request: Request<Incoming
     visit.introduce(response.headers_mut());
     visit.slow_down(refused).await;
     visit.over.set(visit.connection.peer().is_none());
-    let closes = visit.leave_unread(body, old, waits).await;
+    let closes = still || visit.leave_unread(body, old, waits).await;
     let ends = closes || visit.connection.cut().cause().is_some() || visit.gateway().drain.phase() >= Phase::Draining;
     if old && ends {
         response.headers_mut().insert(http::header::CONNECTION, http::HeaderValue::from_static("close"));

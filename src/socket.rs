@@ -39,9 +39,10 @@ struct Farewell {
 
 /// How long a client may say nothing before the connection closes over it.
 const SILENCE: Duration = Duration::from_secs(2);
-/// How long a client may go on sending what nobody reads, and how much.
+/// How long a client may go on sending what nobody reads.
 const PATIENCE: Duration = Duration::from_secs(30);
-const UNREAD: usize = 64 * 1024 * 1024;
+/// How much it may send then, and as much of a refused body over HTTP/2.
+pub const UNREAD: usize = 64 * 1024 * 1024;
 /// How often a client is looked at whose bytes are left unread. Only its closing matters then, and the runtime wakes for
 /// nothing but bytes, which are there.
 const LOOK: Duration = Duration::from_millis(250);

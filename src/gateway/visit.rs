@@ -18,7 +18,7 @@ use http_body_util::BodyExt;
 use hyper::Response;
 use hyper::body::Incoming;
 use tokio::sync::Notify;
-use tokio::time::{sleep, timeout};
+use tokio::time::{sleep, timeout_at};
 
 use super::Gateway;
 use crate::admit::{Choice, Permitted};
@@ -26,6 +26,7 @@ use crate::answer::{self, GateBody, Manner, Shelf};
 use crate::ask::{Ask, Dialect, Route};
 use crate::body::{self, Missing};
 use crate::cut::unless_cut;
+use crate::deadline::now;
 use crate::failure::Failure;
 use crate::gate::{self, Doors, Gated};
 use crate::guard::Watch;
@@ -40,6 +41,7 @@ use crate::record::{Accepted, Party, Record, Recorder};
 use crate::registry::{Cause, Connection, StreamEntry, StreamFacts};
 use crate::reserve::Reserve;
 use crate::snapshot::Snapshot;
+use crate::socket;
 use crate::upstream::{self, AnswerBody, Crossing, Head, Outgoing, Pools};
 use crate::waiting::Guest;
 
@@ -77,7 +79,8 @@ const FREE: u32 = 8;
 /// notices.
 const SLOWEST: Duration = Duration::from_millis(50);
 
-/// How much of a request body that nobody wants is read at most, and for how long.
+/// How much of a request body that nobody wants is read at most before an answer of HTTP/1.1, and for how long: what
+/// comes after it is [thrown away](socket::UNREAD) by the socket.
 const UNREAD: u64 = 64 * 1024;
 const PATIENCE: Duration = Duration::from_secs(1);
 
@@ -181,27 +184,38 @@ impl Visit {
     }
 
     /// Deals with a request body that nobody read. It is read to its end before anything is answered: a client that sees a
-    /// refusal in the middle of its body may stop there, HTTP/2 resets the stream of an unread body, for which some
-    /// clients throw the answer away, and HTTP/1.1 loses the connection. One that waits to be asked for does not come.
-    /// `true`: it will not have been read, and the connection (HTTP/1.1, `old`) ends with the answer.
+    /// refusal in the middle of its body may stop there; HTTP/2 resets the stream of an unread body, for which some clients
+    /// throw the answer away, and others wait for a window to the end of their patience; and HTTP/1.1 loses the connection.
+    /// Whoever is refused gets no more by it than a body may that is admitted: it may come as slowly, is held nowhere, and
+    /// ends with access. `true`: it is too long for that, or still waits to be asked for and does not come, and the
+    /// connection (HTTP/1.1, `old`) ends with the answer.
     pub(super) async fn leave_unread(&self, body: Option<Incoming>, old: bool, waits: bool) -> bool {
         let Some(mut body) = body.filter(|body| !body.is_end_stream()) else { return false };
-        if waits || (old && body.size_hint().lower() > UNREAD) {
+        let Listen { max_body, body_idle_timeout, .. } = self.gateway().current().policy.listen;
+        let mut room = if old { UNREAD } else { max_body.max(socket::UNREAD as u64) };
+        if waits || body.size_hint().lower() > room {
             return old;
         }
-        let mut room = UNREAD;
+        // Who has shown no certificate is listened to for a moment and no longer.
+        let hurried = old || self.connection.peer().is_none();
+        let patience = if hurried { PATIENCE } else { body_idle_timeout };
         // By itself in memory, as every exchange holds the room for what only few come to.
         let reading = Box::pin(async move {
-            let read = pin!(timeout(PATIENCE, async move {
-                while let Some(Ok(frame)) = body.frame().await {
+            let read = pin!(async move {
+                let mut until = now() + patience;
+                while let Ok(frame) = timeout_at(until, body.frame()).await {
+                    let Some(Ok(frame)) = frame else { return true };
                     let length = frame.data_ref().map_or(0, |data| data.len() as u64);
                     let Some(left) = room.checked_sub(length) else { return false };
                     room = left;
+                    if !hurried {
+                        until = now() + patience;
+                    }
                 }
-                true
-            }));
+                false
+            });
             // A connection that is being cut has no second left for it.
-            self.unless_withdrawn(read).await.is_ok_and(|read| read.unwrap_or(false))
+            self.unless_withdrawn(read).await.unwrap_or(false)
         });
         // Over HTTP/2 as well, where it decides nothing.
         let whole = reading.await;

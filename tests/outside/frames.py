@@ -87,8 +87,9 @@ class H2:
         frames[-1].flags.add("END_HEADERS")
         return frames
 
-    def request(self, headers, body=b"", end=True):
-        """Sends one request. What the windows do not take at once waits for them, until there is an answer."""
+    def request(self, headers, body=b"", end=True, deaf=False):
+        """Sends one request. What the windows do not take at once waits for them, until there is an answer; `deaf`,
+        whatever is answered."""
         number = self.open()
         stream, frames = self.stream(number), self.head(number, headers, end=end and not body)
         self.windows.setdefault(number, self.settings.get(SettingsFrame.INITIAL_WINDOW_SIZE, 65_535))
@@ -97,8 +98,9 @@ class H2:
             if min(self.windows[0], self.windows[number]) < len(piece):
                 self.send(*frames)
                 frames = []
-                self.until(lambda: stream.over or min(self.windows[0], self.windows[number]) >= len(piece))
-                if stream.over or self.closed:
+                done = lambda: stream.over and not deaf  # noqa: E731
+                self.until(lambda: done() or min(self.windows[0], self.windows[number]) >= len(piece))
+                if done() or self.closed:
                     return stream
             body = body[FRAME:]
             frames.append(DataFrame(number, piece, flags=["END_STREAM"] if end and not body else []))

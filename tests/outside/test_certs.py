@@ -339,11 +339,14 @@ def test_curl_and_openssl_get_in_with_these_files(programme):
     assert b"HTTP/1.1 200" in shaken.stdout, shaken
 
 
+@pytest.mark.parametrize("large", [False, True], ids=["small", "large"])
 @pytest.mark.parametrize("version", ["--http1.1", "--http2"])
-def test_a_refusal_reaches_curl_every_time(programme, version):
+def test_a_refusal_reaches_curl_every_time(programme, version, large):
     """It is decided before the body is read, and must not be lost because of that."""
+    (programme.place / "large").write_bytes(b"a" * 1_000_000)
     for _ in range(12):
-        answer = curl(programme, "acme", version, "-H", "portcullis-purpose;")
+        more = ["--data-binary", "@large"] if large else []
+        answer = curl(programme, "acme", version, "-H", "portcullis-purpose;", *more)
         assert answer.returncode == 0, answer.stderr
         assert "purpose_" in answer.stdout and answer.stdout.endswith("\n400")
 

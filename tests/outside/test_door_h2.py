@@ -30,10 +30,13 @@ HANGING = json.dumps(chat("mock-hang")).encode()
 INVALID = (400, "request_invalid")
 
 
+LISTEN = 'max_body = "1MiB"\nbody_idle_timeout = "2s"\nwrite_timeout = "2s"\nhead_timeout = "2s"'
+
+
 @pytest.fixture(scope="module")
 def door(tmp_path_factory):
     """One gateway for all: what one connection does must not matter to the next."""
-    stage = Stage(tmp_path_factory.mktemp("door"), listen='max_body = "1MiB"\nwrite_timeout = "2s"\nhead_timeout = "2s"')
+    stage = Stage(tmp_path_factory.mktemp("door"), listen=LISTEN)
     yield stage
     stage.close()
     assert "panicked at" not in stage.gateway.log
@@ -205,6 +208,34 @@ def test_a_body_beyond_the_most_is_refused_while_it_comes(door, wire):
     assert (stream.status, stream.reason) == (413, "body_too_large")
     assert wire.finish(wire.request(MODELS)).status == 200
     assert seen(door) == before
+
+
+REFUSED_BY_ITS_HEAD = {
+    "no purpose": ({"portcullis_purpose": None}, (400, "purpose_missing")),
+    "no such route": ({":path": "/v1/files"}, (404, "route_not_found")),
+    "another method": ({":method": "PUT"}, (405, "method_not_allowed")),
+    "another kind": ({"content_type": "text/plain"}, (415, "media_type_not_supported")),
+    "a stated body beyond the most": ({}, (413, "body_too_large")),
+    "a body beyond the most": ({"content_length": None}, (413, "body_too_large")),
+}
+
+
+@pytest.mark.parametrize(("changed", "verdict"), REFUSED_BY_ITS_HEAD.values(), ids=REFUSED_BY_ITS_HEAD.keys())
+def test_a_refusal_reaches_a_client_that_reads_nothing_before_its_body_is_sent(door, wire, changed, verdict):
+    """Many send as the windows allow and look at the answer then: one that ends the stream before is lost on them."""
+    body = b" " * (3 << 20)
+    stream = wire.finish(wire.request(fields(**{"body": body, **changed}), body, deaf=True))
+    assert (stream.status, stream.reason) == verdict
+    assert stream.json["error"]["code"] == stream.reason
+    assert (stream.ended, stream.reset) == (True, None)
+    assert wire.finish(wire.request(MODELS)).status == 200
+
+
+def test_a_missing_certificate_is_explained_to_such_a_client_too(stage):
+    body = b" " * (3 << 20)
+    with H2(stage(client_auth='on_missing = "explain"').connect(None, alpn=("h2",))) as wire:
+        stream = wire.finish(wire.request(fields(body=body), body, deaf=True))
+    assert (stream.status, stream.reason, stream.reset) == (401, "client_certificate_required", None)
 
 
 PASSING = {

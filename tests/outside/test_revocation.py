@@ -858,7 +858,7 @@ def test_a_refusal_that_waits_for_the_rest_of_a_body_is_told_before_the_cut(stag
             exchange = connection.send(hold=20, **refused)
         else:
             connection.send(connection.head(**refused)[:-20])
-        # It is on record, and up to a second is left for the body.
+        # It is on record, and the body still has its time: up to a second over HTTP/1.1.
         eventually(lambda: one.metric("portcullis_request_refusals_total"), what="the refusal", every=0.001)
         began = time.monotonic()
         fetch(one.admin + "/-/revoke", data={"organization": "acme"})
@@ -867,7 +867,7 @@ def test_a_refusal_that_waits_for_the_rest_of_a_body_is_told_before_the_cut(stag
             status, headers = exchange.status, exchange.headers
         else:
             status, headers = connection.read_head()
-        assert time.monotonic() - began < 0.8, "it was cut, and did not come to its second's end"
+        assert time.monotonic() - began < 0.8, "it was cut, and did not come to that time's end"
     assert (status, headers["portcullis-reason"]) == (400, "purpose_unknown")
 
 

@@ -409,15 +409,17 @@ def test_a_body_that_stands_still_is_refused_and_forgotten(hasty, framing):
     assert hasty.ledger()["totals"]["requests"] == before
 
 
-def test_an_http2_body_that_stands_still_is_refused_and_the_connection_serves_on(hasty):
-    before = hasty.ledger()["totals"]["requests"]
-    with H2(hasty.connect(alpn=("h2",))) as wire:
-        with lasting():
-            stream = wire.request(fields(body=BODY), BODY[:5], end=False)
-            wire.until(lambda: stream.over, within=SHORT + SLACK)
-        assert (stream.status, stream.reason) == (400, "request_invalid") or stream.reset
+@pytest.mark.parametrize("purpose, code", [("research", "request_invalid"), (None, "purpose_missing")])
+def test_an_http2_body_that_stands_still_is_refused_and_the_connection_serves_on(patient, purpose, code):
+    """It is waited for once, whether it was to be read or to be thrown away."""
+    before = patient.ledger()["totals"]["requests"]
+    with H2(patient.connect(alpn=("h2",))) as wire:
+        with lasting(LONG, LONG + SLACK):
+            stream = wire.request(fields(body=BODY, portcullis_purpose=purpose), BODY[:5], end=False)
+            wire.until(lambda: stream.over, within=LONG + SLACK)
+        assert (stream.status, stream.reason) == (400, code)
         assert wire.finish(wire.request(MODELS)).status == 200
-    assert hasty.ledger()["totals"]["requests"] == before
+    assert patient.ledger()["totals"]["requests"] == before
 
 
 def test_an_http2_body_that_stands_still_ends_also_while_others_move(hasty):
@@ -445,14 +447,16 @@ def test_a_body_that_moves_is_never_hurried(patient, framing):
         assert connection.read_head()[0] == 200
 
 
-def test_an_http2_body_that_moves_is_never_hurried(patient):
+@pytest.mark.parametrize("purpose, status", [("research", 200), (None, 400)])
+def test_an_http2_body_that_moves_is_never_hurried(patient, purpose, status):
+    """Nor is one that nobody wants answered in its middle."""
     with H2(patient.connect(alpn=("h2",))) as wire:
-        stream = wire.request(fields(body=BODY), BODY[:5], end=False)
+        stream = wire.request(fields(body=BODY, portcullis_purpose=purpose), BODY[:5], end=False)
         step = len(BODY) // 5 + 1
         for at in range(5, len(BODY), step):
             time.sleep(LONG / 4)
             wire.send(DataFrame(1, BODY[at:at + step], flags=["END_STREAM"] if at + step >= len(BODY) else []))
-        assert wire.finish(stream).status == 200
+        assert (wire.finish(stream).status, stream.reset) == (status, None)
 
 
 # Answers.
@@ -761,6 +765,18 @@ def test_a_client_that_leaves_inside_its_body_leaves_the_room(stage, protocol):
             with H1(one.connect()) as connection:
                 connection.send(connection.head(body=large)[:-1])
         eventually(lambda: one.ask(body=large).status == 200, what="room")
+
+
+def test_a_body_that_nobody_wants_is_held_nowhere(stage):
+    """It is taken to its end before its refusal goes out, however long that is."""
+    one, body = stage(), b" " * (17 << 20)
+    assert one.ask(body=chat()).status == 200
+    before = memory(one)
+    with H2(one.connect(alpn=("h2",))) as wire:
+        for refused, code in (({"portcullis_purpose": None}, "purpose_missing"), ({}, "body_too_large")):
+            stream = wire.request(fields(body=body, **refused), body, deaf=True)
+            assert (wire.finish(stream).reason, stream.reset) == (code, None)
+    assert most_memory(one) - before < 8 << 20
 
 
 def test_an_organization_has_no_more_connections_than_its_own(stage):

@@ -106,7 +106,13 @@ pub(super) fn known(path: &str) -> Option<Route> {
 pub(super) fn route(path: &str) -> Result<Route, Refusal> {
     known(path).ok_or_else(|| {
         let paths: Vec<&str> = Route::ALL.iter().map(|route| route.path()).collect();
-        Refusal::new(Code::RouteNotFound, format!("There is no such route. Served here: {}.", paths.join(", ")))
+        let message = format!(
+            "There is no such route. Served here: {}. GET {} lists your models; answers are not kept here, so there is \
+             none to fetch, cancel or delete.",
+            paths.join(", "),
+            Route::Models.path(),
+        );
+        Refusal::new(Code::RouteNotFound, message)
     })
 }
 

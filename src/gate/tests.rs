@@ -78,6 +78,8 @@ fn crooked_heads_are_refused_with_their_code() {
     }
     assert_eq!(h1("GET", "/v1/model", &[HERE]), Err(RouteNotFound));
     assert_eq!(h1("GET", "/v1/models/", &[HERE]), Err(RouteNotFound));
+    let told = super::target::route("/v1/responses/resp_1").unwrap_err().message;
+    assert!(told.contains("GET /v1/models lists your models; answers are not kept here"), "{told}");
     assert_eq!(h1("HEAD", "/v1/models", &[HERE]), Err(MethodNotAllowed));
     assert_eq!(h1("OPTIONS", "/v1/models", &[HERE]), Err(MethodNotAllowed));
     assert_eq!(h1("TRACE", "/v1/models", &[HERE]), Err(RequestInvalid));

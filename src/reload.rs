@@ -26,6 +26,7 @@ use crate::names::AuthorityName;
 use crate::peer::Leaf;
 use crate::policy::{self, Diff, Footprint, Mistakes, Policy, Told};
 use crate::renaming;
+use crate::screen::tame;
 use crate::snapshot::Snapshot;
 use crate::tls::Revoked;
 use crate::withdraw::{self, Depth, Swept};
@@ -418,7 +419,7 @@ async fn rejected(mistakes: Mistakes) -> Outcome {
 
 fn mistake(message: &str) -> Mistakes {
     let found = vec![policy::Mistake { place: None, message: message.to_owned(), hint: None }];
-    Mistakes { sources: Vec::new(), found }
+    Mistakes { found, ..Mistakes::default() }
 }
 
 /// What a reload's outcome is for programs: `{"result", "text", "changes" | "mistakes", "number"}`.
@@ -428,7 +429,8 @@ pub fn to_json(outcome: &Outcome) -> serde_json::Value {
         Outcome::Applied(diff) => json!({"result": "applied", "text": diff.render(), "changes": diff.changes}),
         Outcome::Unchanged(waiting) => {
             let waiting: Vec<&str> = waiting.changes.iter().map(|change| change.text.as_str()).collect();
-            let still: String = waiting.iter().map(|text| format!("still waiting for a restart: {text}\n")).collect();
+            let still = waiting.iter().map(|text| format!("still waiting for a restart: {}\n", tame(text)));
+            let still: String = still.collect();
             json!({"result": "unchanged", "text": format!("nothing changed\n{still}"), "changes": [], "waiting": waiting})
         }
         Outcome::Rejected(Told { text, mistakes, number }) => {

@@ -14,6 +14,7 @@ use super::models::Upstream;
 use super::summary::{Summary, fixed, needs_restart, places};
 use super::{Catalog, Identity, Org, Policy, renamed};
 use crate::limits::{LimitId, Scope};
+use crate::screen::tame;
 use crate::trust::Secret;
 
 /// Of more certificates that a list names, or no longer names, the number is told.
@@ -33,12 +34,12 @@ pub struct Change {
     pub restart: bool,
 }
 
-/// One sentence; marked where it loosens, and where it waits for a restart.
+/// One sentence on one line, whatever names it quotes; marked where it loosens, and where it waits for a restart.
 impl std::fmt::Display for Change {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let mark = if self.loosens { "  (loosens)" } else { "" };
         let later = if self.restart { "  (needs a restart: not applied)" } else { "" };
-        write!(f, "{}{mark}{later}", self.text)
+        write!(f, "{}{mark}{later}", tame(&self.text))
     }
 }
 

@@ -19,6 +19,7 @@ use super::pattern::Pattern;
 use super::{Catalog, Policy, Purpose, mask};
 use crate::limits::{Enforce, Measure, Unit};
 use crate::peer::Sha256;
+use crate::screen::tame;
 use crate::tokens::Nano;
 use crate::trust::{Crl, Secret};
 
@@ -73,10 +74,10 @@ impl Summary {
         serde_json::to_string(self).unwrap_or_default()
     }
 
-    /// For people: one line a rule.
+    /// For people: one line a rule, whatever it quotes.
     #[must_use]
     pub fn render(&self) -> String {
-        self.rules.iter().map(|(rule, value)| format!("{rule} = {value}\n")).collect()
+        self.rules.iter().map(|(rule, value)| format!("{} = {}\n", tame(rule), tame(value))).collect()
     }
 }
 

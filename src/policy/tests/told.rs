@@ -188,6 +188,27 @@ acme: incident-response × frontier
 }
 
 #[test]
+fn a_partners_text_gives_no_orders_and_is_no_line_of_its_own() {
+    let dir = example();
+    let old = reload(&dir, None, at(0)).unwrap();
+    let orders = r"\u001b[31mE\u009b\nglobex: tokens_per_day 5 \u2192 6\u202e";
+    edit(&dir, "orgs.d/acme.toml", "Acme CERT", orders);
+    edit(&dir, "orgs.d/acme.toml", "ops@acme.example", orders);
+    edit(&dir, "portcullis.toml", "[purpose.catalog]", &format!("[purpose.catalog]\nidle = \"{orders}\""));
+    let new = reload(&dir, Some(&old), at(1)).unwrap_or_else(|mistakes| panic!("{}", mistakes.render(false)));
+    let (diff, shown) = (Diff::between(&old, &new), Summary::of(&new).render());
+    let (told, tamed) = (diff.render(), r"\u{1b}[31mE\u{9b}\nglobex: tokens_per_day 5 \u{2192} 6\u{202e}");
+    let tamed = tamed.replace(r"\u{2192}", "\u{2192}");
+    for (text, number) in [(&told, 2), (&shown, 3)] {
+        assert!(!text.contains(|c: char| c != '\n' && c.is_control() || c == '\u{202e}'), "{text:?}");
+        assert_eq!(text.matches(&tamed).count(), number, "{text}");
+        assert!(text.lines().all(|line| !line.starts_with("globex: tokens_per_day 5")), "{text}");
+    }
+    let name = diff.changes.iter().find(|change| change.text.starts_with("acme: name"));
+    assert!(name.is_some_and(|change| change.text.contains("\u{1b}[31mE\u{9b}\nglobex")), "programs get it as it is");
+}
+
+#[test]
 fn what_needs_a_restart_stays_in_force_as_the_process_found_it() {
     let dir = example();
     let first = reload(&dir, None, at(0)).unwrap();

@@ -55,9 +55,9 @@ pub fn run(args: &Args) -> Done {
         |mistakes| {
             if as_json {
                 // What is wrong stays wrong, whether or not anybody reads it to its end.
-                let _ = say(json!({"valid": false, "mistakes": mistakes.to_json()}));
+                let _ = say(mistakes.refusal());
             } else {
-                let number = mistakes.found.len();
+                let number = mistakes.number();
                 let word = if number == 1 { "mistake" } else { "mistakes" };
                 tell(mistakes.render(colour(&std::io::stderr())));
                 tell(format_args!("{number} {word}\n"));
@@ -71,14 +71,14 @@ pub fn run(args: &Args) -> Done {
     let changes = args.against.as_ref().map(|url| against(&args.access.to(url), &summary)).transpose();
     let changes = changes.map_err(complain)?;
     if as_json {
-        let mistakes = Mistakes { sources: policy.sources.clone(), found: warnings };
+        let mistakes = Mistakes { sources: policy.sources.clone(), found: warnings, ..Mistakes::default() };
         let changes = changes.map(|diff| diff.changes);
         let limits: Vec<Value> = Held::all(&policy).iter().map(Held::to_json).collect();
         let (warnings, rules) = (mistakes.to_json(), summary.rules);
         let told = json!({"valid": true, "warnings": warnings, "rules": rules, "limits": limits, "changes": changes});
         return say(told);
     }
-    let mistakes = Mistakes { sources: policy.sources.clone(), found: Vec::new() };
+    let mistakes = Mistakes { sources: policy.sources.clone(), ..Mistakes::default() };
     tell(mistakes.render_warnings(&warnings, colour(&std::io::stderr())));
     print(Held::all(&policy).iter().map(Held::render).collect::<Vec<_>>().join("\n"))?;
     match changes.as_ref().map(|diff| diff.changes.as_slice()) {
@@ -105,7 +105,8 @@ fn held(policy: Policy) -> Result<Policy, Mistakes> {
 /// Makes of it what the gateway would, so that nothing is found unusable later that was called valid here.
 fn usable(policy: Policy) -> Result<Arc<Policy>, Mistakes> {
     let sources = policy.sources.clone();
-    let wrong = |what: String| Mistakes { sources, found: vec![Mistake { place: None, message: what, hint: None }] };
+    let mistake = |what: String| Mistake { place: None, message: what, hint: None };
+    let wrong = |what: String| Mistakes { sources, found: vec![mistake(what)], ..Mistakes::default() };
     let made = Metrics::new().map_err(|error| error.to_string()).and_then(|metrics| {
         Snapshot::new(policy, reload::revoked(&Arc::default()), &metrics, None).map_err(|error| error.to_string())
     });

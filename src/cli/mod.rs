@@ -167,7 +167,7 @@ fn loaded(config: &Path, as_json: bool) -> Result<Policy, ExitCode> {
     policy::load(config, None, Clock::system().now()).map_err(|mistakes| {
         if as_json {
             // What is wrong stays wrong, whether or not anybody reads it to its end.
-            let _ = say(serde_json::json!({"valid": false, "mistakes": mistakes.to_json()}));
+            let _ = say(mistakes.refusal());
         } else {
             tell(mistakes.render(colour(&std::io::stderr())));
         }

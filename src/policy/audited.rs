@@ -87,7 +87,6 @@ fn origin(name: &str) -> Result<String, &'static str> {
 }
 
 fn outside(table: &Table<'_>, files: &Files, log: &Path, note: impl Fn(String, &Place)) -> Vec<String> {
-    let Some(list) = table.list("checkpoints") else { return Vec::new() };
     let known = |at: &At<String>| {
         let named = |scheme| at.value.strip_prefix(scheme).is_some_and(|rest: &str| !rest.trim().is_empty());
         let uri = at.value.parse::<http::Uri>().ok();
@@ -109,5 +108,5 @@ fn outside(table: &Table<'_>, files: &Files, log: &Path, note: impl Fn(String, &
         note(format!("audit/checkpoints/{}", at.value), &at.place);
         fine
     };
-    list.value.into_iter().filter(known).map(|at| at.value).collect()
+    table.list("checkpoints", str::parse::<String>).entries.into_iter().filter(known).map(|at| at.value).collect()
 }

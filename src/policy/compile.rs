@@ -2,6 +2,7 @@
 
 mod build;
 mod checks;
+mod header;
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
@@ -13,6 +14,7 @@ use http::HeaderName;
 
 use self::build::build;
 use self::checks::{Checked, Known};
+use self::header::header_for_the_purpose;
 use super::audited;
 use super::ends::{ended, warn_of_authority, warn_of_lists, warn_soon};
 use super::file::{At, Table, parse};
@@ -38,56 +40,18 @@ pub(super) fn compile(path: &Path, files: &Files, sink: &Sink, previous: Option<
     })
 }
 
-/// Headers that a partner cannot declare a purpose in, because they say something else to the gate, to HTTP or to the
-/// model. An underscore is for proxies the same as a hyphen, so the gate lets none in.
-fn header_for_the_purpose(text: &str) -> Result<HeaderName, &'static str> {
-    const TAKEN: [&str; 32] = [
-        "accept",
-        "accept-encoding",
-        "anthropic-beta",
-        "anthropic-version",
-        "authorization",
-        "connection",
-        "content-encoding",
-        "content-length",
-        "content-type",
-        "cookie",
-        "date",
-        "expect",
-        "forwarded",
-        "host",
-        "http2-settings",
-        "idempotency-key",
-        "keep-alive",
-        "openai-beta",
-        "portcullis-case",
-        "proxy-authorization",
-        "proxy-connection",
-        "te",
-        "traceparent",
-        "tracestate",
-        "trailer",
-        "transfer-encoding",
-        "upgrade",
-        "user-agent",
-        "via",
-        "x-api-key",
-        "x-forwarded-for",
-        "x-real-ip",
-    ];
-    let name: HeaderName = text.parse().map_err(|_| "must be a header name")?;
-    if name.as_str().contains('_') {
-        return Err("may hold no underscore: requests with such a name are refused; use a hyphen");
-    }
-    if TAKEN.contains(&name.as_str()) {
-        return Err("has a meaning of its own; use a name such as \"portcullis-purpose\"");
-    }
-    Ok(name)
-}
+/// The most that one file of the configuration may hold, in bytes: a partner's has a few thousand, the parser needs a
+/// hundred times that, and whatever lies in the directory is read.
+const MOST: usize = 1 << 20;
 
 /// Reads a file of the configuration, which is text.
 fn text(path: &Path, files: &Files, sink: &Sink) -> Option<String> {
     let bytes = files.bytes(path).map_err(|error| sink.unreadable(path, "", error, None)).ok()?;
+    if bytes.len() > MOST {
+        let why = format!("a file of the configuration may have {} MiB at most", MOST >> 20);
+        sink.unreadable(path, "", why, None);
+        return None;
+    }
     let no_text = |error: FromUtf8Error| {
         let fine = error.utf8_error().valid_up_to();
         let mut bytes = error.into_bytes();
@@ -126,23 +90,23 @@ impl Compiler<'_> {
         let (quota, state) = listen::quota(self.root, self.files);
         let (audit, audit_directory) = audited::audit(self.root, self.files, |rule, at| self.note(rule, at));
         let log = logged::log(self.root);
-        let (purpose_header, purposes) = self.purposes();
-        let (models, models_known) = models::read(self.root, self.files, self.now.wall);
+        let (purpose_header, purposes, catalogue) = self.purposes();
+        let (models, (groups, served)) = models::read(self.root, self.files, self.now.wall);
         let orgs = self.root.text("orgs");
         let orgs_place = orgs.as_ref().map(|at| &at.place);
         let directory = self.files.resolve(orgs.as_ref().map_or("orgs.d", |at| at.value.as_str()));
         self.apart(&directory, &state, &audit_directory);
-        let (drafts, orgs_known) = self.drafts(&directory, orgs_place, &quota.timezone);
+        let (drafts, orgs) = self.drafts(&directory, orgs_place, &quota.timezone);
         self.root.finish();
         // A file that does not parse is not held against the others.
         if self.sink.is_broken(self.root.place().file) {
             return None;
         }
-        let known = Known { models: models_known, authorities: authorities.whole, orgs: orgs_known };
+        let known = Known { purposes: catalogue, groups, models: served, authorities: authorities.whole, orgs };
         self.check(&drafts, &purposes, &models, &authorities.loaded, known);
         let Authorities { loaded: authorities, lists, .. } = authorities;
         // From here on references are followed: only what was found right may be.
-        if !self.sink.mistakes.borrow().is_empty() {
+        if !self.sink.is_clean() {
             return None;
         }
         let listen = listen?;
@@ -320,7 +284,9 @@ impl Compiler<'_> {
             }
         });
         let file = table.required("file");
+        let pem = file.as_ref().and_then(|at| self.files.read(at, self.sink));
         let crl = table.text("crl");
+        let list = crl.as_ref().map(|at| self.files.read(at, self.sink));
         let server_auth = table.boolean("allow_server_auth").is_some_and(|at| at.value);
         table.finish();
         let (name, file) = (name?, file?);
@@ -328,8 +294,6 @@ impl Compiler<'_> {
         if let Some(crl) = &crl {
             self.note(format!("authority/{name}/crl"), &crl.place);
         }
-        let pem = self.files.read(&file, self.sink);
-        let list = crl.as_ref().map(|at| self.files.read(at, self.sink));
         let (Some(pem), Some(list)) = (pem, list.map_or(Some(None), |list| list.map(Some))) else { return None };
         let rules = Rules { server_auth, ..rules };
         match Authority::load(name, &pem, list.as_deref(), rules, &self.believed, self.now.wall) {
@@ -341,18 +305,21 @@ impl Compiler<'_> {
         }
     }
 
-    fn purposes(&self) -> (HeaderName, Catalog) {
+    /// The header that declares a purpose, the catalogue, and whether all of that was understood.
+    fn purposes(&self) -> (HeaderName, Catalog, bool) {
         let default = HeaderName::from_static("portcullis-purpose");
-        let Some(table) = self.root.required_table("purpose") else { return (default, BTreeMap::new()) };
+        let Some(table) = self.root.required_table("purpose") else { return (default, BTreeMap::new(), false) };
         let header = table.parsed("header", header_for_the_purpose);
         let mut purposes = BTreeMap::new();
         let catalog = table.required_table("catalog");
+        let mut whole = catalog.is_some();
         catalog.iter().for_each(|catalog| self.note("catalog", catalog.place()));
         for (name, entry) in catalog.iter().flat_map(Table::entries) {
             let id: PurposeId = match name.value.parse() {
                 Ok(id) => id,
                 Err(error) => {
                     self.sink.wrong(Some(&name.place), format!("the purpose {error}"), None);
+                    whole = false;
                     continue;
                 }
             };
@@ -370,6 +337,7 @@ impl Compiler<'_> {
                 }
                 (None, None) => {
                     entry.mismatch("a sentence, or { text, case }");
+                    whole = false;
                     continue;
                 }
             };
@@ -377,7 +345,7 @@ impl Compiler<'_> {
             purposes.insert(id.clone(), Purpose { id, text, case_required });
         }
         table.finish();
-        (header.map_or(default, |at| at.value), purposes)
+        (header.map_or(default, |at| at.value), purposes, whole)
     }
 
     /// What the gateway writes lies in directories of its own: one log's files are not another's, and each would be

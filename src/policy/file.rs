@@ -16,9 +16,10 @@ use toml::Spanned;
 use toml::de::{DeInteger, DeTable, DeValue};
 
 use super::mask;
-use super::mistake::{Mistake, Place, closest};
+use super::mistake::{Place, closest};
 use super::quantity::{AMOUNT, duration, money, size};
 use super::sink::Sink;
+use super::syntax::{self, Flaw};
 use crate::clock::day;
 use crate::tokens::Nano;
 
@@ -38,6 +39,15 @@ impl<T> At<T> {
     }
 }
 
+/// A list, as far as it was understood.
+#[derive(Debug)]
+pub struct List<T> {
+    /// Its entries.
+    pub entries: Vec<At<T>>,
+    /// Where it stands; none where it is not there, or not all of it was understood: what it lacks may stand there.
+    pub whole: Option<Place>,
+}
+
 const STRING: &str = "a string";
 const DURATION: &str = "a duration in quotes such as \"30s\"";
 
@@ -52,32 +62,23 @@ pub struct Table<'a> {
     named: Cell<bool>,
 }
 
-/// Parses a file, noting every syntax error, and hands its root to `read`. Of a file that does not parse, nothing else
-/// is noted: it would be wrong only because of that.
+/// Parses a file, noting everything that is wrong with its form, and hands its root to `read`. Of a file that does not
+/// parse, nothing else is noted: it would be wrong only because of that.
 pub fn parse<T>(file: usize, text: &str, sink: &Sink, read: impl FnOnce(&Table<'_>) -> T) -> T {
-    let (root, errors) = DeTable::parse_recoverable(text);
-    let mut literal = Vec::new();
-    mask::secrets(root.get_ref(), &mut literal);
-    sink.hide(file, literal);
-    if errors.is_empty() {
-        sink.hide_urls(file);
-    } else {
-        sink.breaks(file);
-    }
-    for error in errors {
-        let span = error.span().unwrap_or(0..0);
-        sink.wrong(Some(&Place { file, span }), error.message().to_owned(), None);
-    }
-    let place = Place { file, span: 0..0 };
-    let table = Table::new(root.get_ref(), place, sink);
-    let noted = sink.mistakes.borrow().len();
-    let read = read(&table);
-    if sink.is_broken(file) {
-        let follows = |mistake: &Mistake| mistake.place.as_ref().is_some_and(|place| place.file == file);
-        let later = sink.mistakes.borrow_mut().split_off(noted);
-        sink.mistakes.borrow_mut().extend(later.into_iter().filter(|mistake| !follows(mistake)));
-    }
-    read
+    syntax::read(text, |root, flaws| {
+        let mut literal = Vec::new();
+        mask::secrets(root, &mut literal);
+        sink.hide(file, literal);
+        if flaws.is_empty() {
+            sink.hide_urls(file);
+        } else {
+            flaws.into_iter().for_each(|Flaw { span, message, hint }| {
+                sink.wrong(Some(&Place { file, span }), message, hint);
+            });
+            sink.breaks(file);
+        }
+        read(&Table::new(root, Place { file, span: 0..0 }, sink))
+    })
 }
 
 impl<'a> Table<'a> {
@@ -275,29 +276,44 @@ impl<'a> Table<'a> {
         self.map.get(key).is_none_or(|value| value.get_ref().as_array().is_some_and(|list| list.is_empty()))
     }
 
-    /// A list of strings; `None` where there is none.
-    pub fn list(&self, key: &'static str) -> Option<At<Vec<At<String>>>> {
-        let value = self.get(key)?;
+    /// A list of strings that `parse` understands.
+    pub fn list<T, E: Display>(&self, key: &'static str, parse: impl Fn(&str) -> Result<T, E>) -> List<T> {
+        let nothing = List { entries: Vec::new(), whole: None };
+        let Some(value) = self.get(key) else { return nothing };
         let Some(list) = value.get_ref().as_array() else {
             self.mismatch(key, value, "a list of strings");
-            return None;
+            return nothing;
         };
-        let mut texts = Vec::new();
-        for entry in list {
-            match entry.get_ref().as_str() {
-                Some(text) => texts.push(At { value: text.to_owned(), place: self.at(entry.span()) }),
-                None => self.mismatch(key, entry, STRING),
+        let entry = |entry: &Spanned<DeValue<'_>>| {
+            let Some(text) = entry.get_ref().as_str() else {
+                self.mismatch(key, entry, STRING);
+                return None;
+            };
+            let place = self.at(entry.span());
+            match parse(text) {
+                Ok(value) => Some(At { value, place }),
+                Err(error) => {
+                    self.sink.wrong(Some(&place), format!("{text:?} {error}"), None);
+                    None
+                }
             }
-        }
-        Some(At { value: texts, place: self.at(value.span()) })
+        };
+        let entries: Vec<_> = list.iter().filter_map(entry).collect();
+        let whole = (entries.len() == list.len()).then(|| self.at(value.span()));
+        List { entries, whole }
     }
 
-    /// A list of strings that must be there; `what` says of what.
-    pub fn required_list(&self, key: &'static str, what: &str) -> Option<At<Vec<At<String>>>> {
+    /// A list that must be there; `what` says of what.
+    pub fn required_list<T, E: Display>(
+        &self,
+        key: &'static str,
+        what: &str,
+        parse: impl Fn(&str) -> Result<T, E>,
+    ) -> List<T> {
         if !self.holds(key) {
             self.sink.wrong(Some(&self.place), format!("`{key}` is missing: {what}"), None);
         }
-        self.list(key)
+        self.list(key, parse)
     }
 
     /// A day, quoted or not.
@@ -437,8 +453,8 @@ mod tests {
             let _ = (table.text("a"), table.number("b"), table.duration("c"), table.text("name"));
             table.finish();
         });
-        let mistakes = sink.mistakes.borrow();
-        assert_eq!(mistakes.len(), 4);
-        assert_eq!(mistakes[3].hint.as_deref(), Some("did you mean `name`?"));
+        let mistakes = sink.noted();
+        assert_eq!(mistakes.found.len(), 4);
+        assert_eq!(mistakes.found[3].hint.as_deref(), Some("did you mean `name`?"));
     }
 }

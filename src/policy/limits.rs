@@ -109,10 +109,10 @@ fn one(entry: &Entry<'_, '_>, id: LimitId) -> Option<Written> {
         }
     }
     let shadow = table.boolean("shadow").is_some_and(|at| at.value);
-    let Some(amount) = amount else {
+    if !table.holds("limit") {
         table.sink().wrong(Some(table.place()), "`limit` is missing", None);
-        return None;
-    };
+    }
+    let amount = amount?;
     if let Some(At { value: 0, place }) = &burst
         && amount > 0
     {

@@ -206,9 +206,9 @@ fn bodies(table: &Table<'_>) -> (u64, u64) {
 fn names(table: &Table<'_>) -> Vec<At<String>> {
     let sink = table.sink();
     let what = "the names that SNI and Host may hold";
-    let Some(list) = table.required_list("server_names", what) else { return Vec::new() };
-    if list.value.is_empty() {
-        sink.wrong(Some(&list.place), "`server_names` is empty: nobody could connect", None);
+    let list = table.required_list("server_names", what, str::parse::<String>);
+    if let Some(place) = list.whole.filter(|_| list.entries.is_empty()) {
+        sink.wrong(Some(&place), "`server_names` is empty: nobody could connect", None);
     }
     let check = |at: &At<String>| {
         if at.value.trim_matches(['[', ']']).parse::<IpAddr>().is_ok() {
@@ -222,7 +222,7 @@ fn names(table: &Table<'_>) -> Vec<At<String>> {
         }
         fine
     };
-    list.value.into_iter().filter(check).map(|at| at.map(|name| name.to_ascii_lowercase())).collect()
+    list.entries.into_iter().filter(check).map(|at| at.map(|name| name.to_ascii_lowercase())).collect()
 }
 
 /// Whether SNI and Host can hold a name.

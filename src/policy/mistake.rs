@@ -12,7 +12,7 @@ use std::sync::OnceLock;
 use annotate_snippets::{AnnotationKind, Group, Level, Origin, Renderer, Snippet};
 use serde_json::{Value, json};
 
-use crate::screen::tame;
+use crate::screen::{stilled, tame};
 
 /// So many mistakes of one file are shown: nobody mends more before looking again.
 const OF_ONE_FILE: usize = 100;
@@ -87,8 +87,10 @@ pub struct Mistake {
 pub struct Mistakes {
     /// The files.
     pub sources: Vec<Source>,
-    /// The mistakes, in order of discovery.
+    /// The mistakes, in order of discovery; of a file with very many the first.
     pub found: Vec<Mistake>,
+    /// How many more there are of each file.
+    pub untold: BTreeMap<Option<usize>, usize>,
 }
 
 /// What a running gateway tells of mistakes: bounded, whatever is wrong.
@@ -132,12 +134,18 @@ impl Mistakes {
     #[must_use]
     pub fn told(&self) -> Told {
         let mistakes = self.first().0.into_iter().map(|mistake| self.one_json(mistake)).collect();
-        Told { text: self.render(false), mistakes, number: self.found.len() }
+        Told { text: self.render(false), mistakes, number: self.number() }
+    }
+
+    /// How many there are, told or not.
+    #[must_use]
+    pub fn number(&self) -> usize {
+        self.found.len() + self.untold.values().sum::<usize>()
     }
 
     /// Those that are shown, and how many more there are of each file.
     fn first(&self) -> (Vec<&Mistake>, BTreeMap<Option<usize>, usize>) {
-        let (mut shown, mut of, mut more) = (Vec::new(), BTreeMap::new(), BTreeMap::new());
+        let (mut shown, mut of, mut more) = (Vec::new(), BTreeMap::new(), self.untold.clone());
         for mistake in &self.found {
             let file = mistake.place.as_ref().map(|place| place.file);
             let of_file: &mut usize = of.entry(file).or_default();
@@ -156,24 +164,30 @@ impl Mistakes {
         let mut text = String::new();
         for mistake in list {
             let level = if warn { Level::WARNING } else { Level::ERROR };
-            let title = level.primary_title(mistake.message.as_str());
+            let title = level.primary_title(tame(&mistake.message));
             let placed = mistake.place.as_ref().and_then(|place| Some((self.sources.get(place.file)?, place)));
             let mut group = match placed {
                 None => Group::with_title(title),
                 Some((source, place)) => shown(title, source, &place.span),
             };
             if let Some(hint) = &mistake.hint {
-                group = group.element(Level::HELP.message(hint.as_str()));
+                group = group.element(Level::HELP.message(tame(hint)));
             }
             let _ = writeln!(text, "{}\n", renderer.render(&[group]));
         }
         text
     }
 
-    /// All of them for programs: `[{"file","line","column","message","hint"}]`.
+    /// All that are kept, for programs: `[{"file","line","column","message","hint"}]`.
     #[must_use]
     pub fn to_json(&self) -> Value {
         self.found.iter().map(|mistake| self.one_json(mistake)).collect()
+    }
+
+    /// What a command that cannot go on because of them tells programs.
+    #[must_use]
+    pub fn refusal(&self) -> Value {
+        json!({"valid": false, "mistakes": self.to_json(), "number": self.number()})
     }
 
     /// One mistake for programs.
@@ -202,7 +216,7 @@ fn shown<'a>(title: annotate_snippets::Title<'a>, source: &'a Source, span: &Ran
     match source.text.get(start..end) {
         Some(lines) if lines.len() <= LONGEST_SHOWN => {
             let within = span.start - start..span.end - start;
-            let snippet = Snippet::source(lines).line_start(line).path(path);
+            let snippet = Snippet::source(stilled(lines)).line_start(line).path(path);
             title.element(snippet.annotation(AnnotationKind::Primary.span(within)))
         }
         _ => {
@@ -285,7 +299,11 @@ mod tests {
             let place = Some(Place { file: 0, span: at..at + 1 });
             Mistake { place, message: format!("mistake {index}"), hint: None }
         });
-        Mistakes { sources: vec![Source::new(Path::new("junk.toml"), &text)], found: found.collect() }
+        Mistakes {
+            sources: vec![Source::new(Path::new("junk.toml"), &text)],
+            found: found.collect(),
+            ..Mistakes::default()
+        }
     }
 
     #[test]
@@ -318,12 +336,16 @@ mod tests {
     }
 
     #[test]
-    fn a_name_gives_a_terminal_no_orders() {
-        let mut wrong = wrong(OF_ONE_FILE + 1, "!");
-        wrong.sources = vec![Source::new(Path::new("a\x1b[2J\n\u{9b}b.toml"), &"!\n".repeat(OF_ONE_FILE + 1))];
+    fn no_text_gives_a_terminal_orders_and_programs_get_it_as_it_is() {
+        let (mut wrong, orders) = (wrong(OF_ONE_FILE + 1, "!\u{9b}31m\u{200f}\u{202e}"), "\x1b[31m\u{9b}\u{202e}\n");
+        wrong.sources[0].path = "a\x1b[2J\n\u{9b}b.toml".into();
+        wrong.found[0].message = format!("message{orders}");
+        wrong.found[0].hint = Some(format!("hint{orders}"));
         let text = wrong.render(false);
         assert!(text.contains(r"--> a\u{1b}[2J\n\u{9b}b.toml:1:1") && text.contains(r"1 more in a\u{1b}"), "{text}");
-        assert!(!text.chars().any(|c| c.is_control() && c != '\n'), "{text:?}");
+        assert!(text.contains(r"error: message\u{1b}[31m\u{9b}\u{202e}\n") && text.contains(r"hint\u{1b}"), "{text}");
+        assert!(!text.chars().any(|c| c.is_control() && c != '\n' || "\u{200f}\u{202e}".contains(c)), "{text:?}");
+        assert_eq!(wrong.told().mistakes[0]["message"], format!("message{orders}"));
         assert_eq!(wrong.told().mistakes[0]["file"], "a\u{1b}[2J\n\u{9b}b.toml");
     }
 
@@ -332,7 +354,7 @@ mod tests {
         let sources: Vec<Source> = (0..300).map(|at| Source::new(Path::new(&format!("{at}.toml")), "x")).collect();
         let place = |file| Some(Place { file, span: 0..1 });
         let one = |at| Mistake { place: place(at), message: "wrong".into(), hint: None };
-        let text = Mistakes { found: (0..300).map(one).collect(), sources }.render(false);
+        let text = Mistakes { found: (0..300).map(one).collect(), sources, ..Mistakes::default() }.render(false);
         assert!(text.contains("and 1 more in 209.toml\n\nand 90 more in 90 more files\n"), "{text}");
     }
 }

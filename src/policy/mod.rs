@@ -27,6 +27,7 @@ mod revocations;
 mod sides;
 mod sink;
 mod summary;
+mod syntax;
 
 pub use audited::AuditSettings;
 pub use diff::{Change, Diff, bereft, prefixed};
@@ -220,7 +221,7 @@ impl Policy {
             }
         }
         if !found.is_empty() {
-            return Err(Mistakes { sources: self.sources, found });
+            return Err(Mistakes { sources: self.sources, found, ..Mistakes::default() });
         }
         self.believed = self.believed.and(believed);
         Ok(self)
@@ -264,8 +265,8 @@ pub fn load(path: &Path, previous: Option<&Policy>, now: Now) -> Result<Policy, 
     let sink = Sink::default();
     let files = Files::new(path);
     match compile::compile(path, &files, &sink, previous, now) {
-        Some(policy) if sink.mistakes.borrow().is_empty() => Ok(policy),
-        _ => Err(Mistakes { sources: sink.sources.into_inner(), found: sink.mistakes.into_inner() }),
+        Some(policy) if sink.is_clean() => Ok(policy),
+        _ => Err(sink.noted()),
     }
 }
 

@@ -1,12 +1,13 @@
 //! Models: which group a name belongs to, what it costs, and which upstream serves it.
 
+use std::collections::BTreeSet;
 use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::Duration;
 
 use rustls_pki_types::ServerName;
 
-use super::file::{At, Table};
+use super::file::{At, List, Table};
 use super::mistake::{Place, instead};
 use super::pattern::Pattern;
 use super::sides::{self, Side};
@@ -182,22 +183,21 @@ fn literal(pattern: &Pattern) -> Option<String> {
     odd.then(|| format!("only `*` stands for other characters: \"{text}\" takes the rest as it is written"))
 }
 
-/// Reads `[model.*]` and `[[upstream]]`; and whether each of them was understood.
-pub(super) fn read(root: &Table<'_>, files: &super::Files, now: Wall) -> (Models, bool) {
-    let mut whole = true;
+/// Reads `[model.*]` and `[[upstream]]`; and whether all of the first was understood, and all of both.
+pub(super) fn read(root: &Table<'_>, files: &super::Files, now: Wall) -> (Models, (bool, bool)) {
     let mut groups = Vec::new();
     let mut places: Vec<(Pattern, GroupId, Place)> = Vec::new();
-    if let Some(models) = root.table("model") {
-        for (name, entry) in models.entries() {
-            let Some(table) = entry.as_table() else {
-                entry.mismatch("a table");
-                whole = false;
-                continue;
-            };
-            match group(&name, &table, &mut places) {
-                Some(group) => groups.push(Arc::new(group)),
-                None => whole = false,
-            }
+    let models = root.table("model");
+    let mut all_groups = models.is_some() || !root.holds("model");
+    for (name, entry) in models.iter().flat_map(Table::entries) {
+        let Some(table) = entry.as_table() else {
+            entry.mismatch("a table");
+            all_groups = false;
+            continue;
+        };
+        match group(&name, &table, &mut places) {
+            Some(group) => groups.push(Arc::new(group)),
+            None => all_groups = false,
         }
     }
     ties(&places, root.sink());
@@ -206,20 +206,21 @@ pub(super) fn read(root: &Table<'_>, files: &super::Files, now: Wall) -> (Models
     if root.is_without("upstream") {
         root.sink().wrong(Some(root.place()), "there is no [[upstream]]: nothing could be forwarded", None);
     }
-    let upstreams: Vec<Arc<Upstream>> =
-        tables.iter().filter_map(|table| upstream(table, files, now).map(Arc::new)).collect();
-    for (index, table) in tables.iter().enumerate().skip(1) {
-        let name = |index: usize| tables.get(index).and_then(|table| table.text("name")).map(|at| at.value);
-        if (0..index).any(|earlier| name(earlier).is_some() && name(earlier) == name(index)) {
+    let mut named = BTreeSet::new();
+    let mut upstreams = Vec::new();
+    for table in &tables {
+        let name = name_of(table);
+        if name.as_ref().is_some_and(|name| !named.insert(name.clone())) {
             root.sink().wrong(Some(table.place()), "two upstreams have the same name", None);
         }
+        upstreams.extend(upstream(table, name, files, now).map(Arc::new));
     }
-    whole &= !tables.is_empty() && upstreams.len() == tables.len();
+    let all = all_groups && !tables.is_empty() && upstreams.len() == tables.len();
     let models = Models { groups, upstreams };
     for (pattern, _, place) in &places {
         models.oddities(pattern).for_each(|oddity| root.sink().odd(Some(place), oddity));
     }
-    (models, whole)
+    (models, (all_groups, all))
 }
 
 fn group(name: &At<&str>, table: &Table<'_>, places: &mut Vec<(Pattern, GroupId, Place)>) -> Option<Group> {
@@ -231,7 +232,10 @@ fn group(name: &At<&str>, table: &Table<'_>, places: &mut Vec<(Pattern, GroupId,
         }
     };
     let patterns = patterns(table, "match");
-    let (price, unpriced) = table.table("price_per_mtok").map(|price| read_price(&price)).unzip();
+    let price = table.table("price_per_mtok").map(|price| read_price(&price));
+    // One of another form is a price, too: nobody else has to miss it.
+    let unread = table.holds("price_per_mtok").then(<(Price, Vec<&str>)>::default);
+    let (price, unpriced) = price.or(unread).unzip();
     let weights = table.table("weights").map(|weights| read_weights(&weights)).unwrap_or_default();
     let max_output_tokens = table.some("max_output_tokens").map(|at| at.value);
     let nontext_tokens = table.number("nontext_tokens").map(|at| at.value);
@@ -239,22 +243,19 @@ fn group(name: &At<&str>, table: &Table<'_>, places: &mut Vec<(Pattern, GroupId,
     let quoted = |key: &str| format!("a name with a dot stands in quotes: [model.\"{}.{key}\"]", name.value);
     table.finish_or(|key| key.starts_with(|c: char| c.is_ascii_digit()).then(|| quoted(key)));
     let id = id?;
-    places.extend(patterns.iter().map(|at| (at.value.clone(), id.clone(), at.place.clone())));
-    let patterns = patterns.into_iter().map(|at| at.value).collect();
+    places.extend(patterns.entries.iter().map(|at| (at.value.clone(), id.clone(), at.place.clone())));
+    let patterns = understood(patterns)?;
     let unpriced = unpriced.unwrap_or_default();
     Some(Group { id, patterns, price, unpriced, weights, max_output_tokens, nontext_tokens })
 }
 
-fn patterns(table: &Table<'_>, key: &'static str) -> Vec<At<Pattern>> {
-    let Some(list) = table.required_list(key, "a list of model names or patterns") else { return Vec::new() };
-    let parse = |at: At<String>| match Pattern::parse(&at.value) {
-        Ok(pattern) => Some(At { value: pattern, place: at.place }),
-        Err(error) => {
-            table.sink().wrong(Some(&at.place), format!("{:?} {error}", at.value), None);
-            None
-        }
-    };
-    list.value.into_iter().filter_map(parse).collect()
+fn patterns(table: &Table<'_>, key: &'static str) -> List<Pattern> {
+    table.required_list(key, "a list of model names or patterns", Pattern::parse)
+}
+
+/// The patterns, where each of them was understood.
+fn understood(list: List<Pattern>) -> Option<Vec<Pattern>> {
+    list.whole.map(|_| list.entries.into_iter().map(|at| at.value).collect())
 }
 
 /// Two groups may not claim a model with patterns of the same weight.
@@ -306,14 +307,18 @@ fn read_weights(table: &Table<'_>) -> Weights {
     weights
 }
 
-fn upstream(table: &Table<'_>, files: &super::Files, now: Wall) -> Option<Upstream> {
-    let name = table.required("name").and_then(|at| match at.value.parse::<UpstreamName>() {
+/// The name of an upstream.
+fn name_of(table: &Table<'_>) -> Option<UpstreamName> {
+    table.required("name").and_then(|at| match at.value.parse() {
         Ok(name) => Some(name),
         Err(error) => {
             table.sink().wrong(Some(&at.place), format!("`name` {error}"), None);
             None
         }
-    });
+    })
+}
+
+fn upstream(table: &Table<'_>, name: Option<UpstreamName>, files: &super::Files, now: Wall) -> Option<Upstream> {
     let url = table.required("url").and_then(|at| url(&at, table.sink()));
     let dialect = table.required("dialect").and_then(|at| match at.value.as_str() {
         "openai" => Some(Dialect::OpenAi),
@@ -335,8 +340,8 @@ fn upstream(table: &Table<'_>, files: &super::Files, now: Wall) -> Option<Upstre
     }
     let models = patterns(table, "models");
     // Where an upstream lists such a name, nobody else is told of it.
-    models.iter().for_each(|at| literal(&at.value).into_iter().for_each(|odd| table.sink().odd(Some(&at.place), odd)));
-    let models = models.into_iter().map(|at| at.value).collect();
+    let odd = |at: &At<Pattern>| literal(&at.value).into_iter().for_each(|odd| table.sink().odd(Some(&at.place), odd));
+    models.entries.iter().for_each(odd);
     let authority = table.text("ca_file").and_then(|at| files.read(&at, table.sink()));
     let certificate = table.text("client_certificate").and_then(|at| files.read(&at, table.sink()));
     let key = files.secret(table, "client_key");
@@ -346,7 +351,7 @@ fn upstream(table: &Table<'_>, files: &super::Files, now: Wall) -> Option<Upstre
         table.lasting("head_timeout").unwrap_or(seconds(300)),
         table.lasting("idle_timeout").unwrap_or(seconds(120)),
     );
-    if certificate.is_some() != key.is_some() {
+    if table.holds("client_certificate") != table.holds("client_key") {
         table.sink().wrong(Some(table.place()), "client_certificate and client_key belong together", None);
     }
     table.finish();
@@ -371,7 +376,7 @@ fn upstream(table: &Table<'_>, files: &super::Files, now: Wall) -> Option<Upstre
         base_path,
         dialect: dialect?,
         api_key,
-        models,
+        models: understood(models)?,
         connect_timeout,
         head_timeout,
         idle_timeout,

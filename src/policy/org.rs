@@ -209,8 +209,10 @@ pub(super) struct Draft {
     pub valid: (Option<Wall>, Option<Wall>),
     pub valid_place: Option<Place>,
     pub purposes: Vec<At<PurposeId>>,
+    /// None where not all of them were understood.
     pub purposes_place: Option<Place>,
     pub models: Vec<At<String>>,
+    /// The same of these.
     pub models_place: Option<Place>,
     pub contact: Option<String>,
     pub identities: Vec<IdentityDraft>,
@@ -274,9 +276,9 @@ pub(super) fn read(table: &Table<'_>, timezone: &TimeZone) -> Option<Draft> {
     let parent = table.text("parent");
     let valid_table = table.table("valid");
     let valid = valid_table.as_ref().map_or((None, None), |valid| dates(valid, timezone));
-    let (purposes, purposes_place) = names::<PurposeId>(table, "purposes");
-    let models = table.required_list("models", "groups, names or patterns");
-    let models_place = models.as_ref().map(|at| at.place.clone());
+    let purposes = table.required_list("purposes", "a list", str::parse::<PurposeId>);
+    let model = |text: &str| Pattern::parse(text).map(|_| text.to_owned()).map_err(|_| "is no model, pattern or group");
+    let models = table.required_list("models", "groups, names or patterns", model);
     let contact = table.text("contact").map(|at| at.value);
     let identities = table.tables("identity").iter().filter_map(identity).collect();
     let limits = all_limits(table);
@@ -291,10 +293,10 @@ pub(super) fn read(table: &Table<'_>, timezone: &TimeZone) -> Option<Draft> {
         parent,
         valid,
         valid_place: valid_table.map(|table| table.place().clone()),
-        purposes,
-        purposes_place,
-        models: models.map(|at| at.value).unwrap_or_default(),
-        models_place,
+        purposes: purposes.entries,
+        purposes_place: purposes.whole,
+        models: models.entries,
+        models_place: models.whole,
         contact,
         identities,
         limits,
@@ -311,13 +313,6 @@ fn named<T: FromStr<Err: fmt::Display>>(table: &Table<'_>, at: Option<At<impl As
             None
         }
     }
-}
-
-type Names<T> = (Vec<At<T>>, Option<Place>);
-
-fn names<T: FromStr<Err: fmt::Display>>(table: &Table<'_>, key: &'static str) -> Names<T> {
-    let Some(list) = table.required_list(key, "a list") else { return (Vec::new(), None) };
-    (list.value.into_iter().filter_map(|at| named(table, Some(at))).collect(), Some(list.place))
 }
 
 /// A grant's dates: from the beginning of the first day to the end of the last. The last of the calendar has no end.
@@ -371,19 +366,13 @@ fn identity(table: &Table<'_>) -> Option<IdentityDraft> {
             sink.odd(Some(place), format!("{name:?} is no pattern: only a certificate with exactly this name fits"));
         }
     }
-    let parse = |at: At<String>| {
-        let network = network(&at.value);
-        if network.is_none() {
-            sink.wrong(Some(&at.place), format!("{:?} is no network such as \"192.0.2.0/24\"", at.value), None);
-        }
-        network
-    };
-    let networks = table.list("networks");
-    if let Some(list) = networks.as_ref().filter(|list| list.value.is_empty()) {
+    let parse = |text: &str| network(text).ok_or("is no network such as \"192.0.2.0/24\"");
+    let networks = table.list("networks", parse);
+    if let Some(place) = networks.whole.filter(|_| networks.entries.is_empty()) {
         let hint = Some("leave it out for anywhere; `status = \"suspended\"` lets nobody in".into());
-        sink.wrong(Some(&list.place), "`networks` is empty: that could mean nowhere or anywhere", hint);
+        sink.wrong(Some(&place), "`networks` is empty: that could mean nowhere or anywhere", hint);
     }
-    let networks = networks.map(|at| at.value.into_iter().filter_map(parse).collect()).unwrap_or_default();
+    let networks = networks.entries.into_iter().map(|at| at.value).collect();
     table.finish_or(elsewhere);
     // One that is wrong in itself was noted already.
     let written = ["uri", "dns", "leaf_sha256", "spki_sha256"].into_iter().filter(|key| table.holds(key)).count();

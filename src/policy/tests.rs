@@ -179,7 +179,7 @@ fn a_mistake_is_told_without_what_only_follows_from_it() {
 fn oddities_are_told_at_their_lines() {
     let odd = |dir: &tempfile::TempDir, now: Now| -> Vec<(String, String)> {
         let policy = reload(dir, None, now).unwrap_or_else(|mistakes| panic!("{}", mistakes.render(false)));
-        let mistakes = Mistakes { sources: policy.sources.clone(), found: Vec::new() };
+        let mistakes = Mistakes { sources: policy.sources.clone(), ..Mistakes::default() };
         let told = policy.warnings.iter().map(|warning| {
             let (file, line, _) = mistakes.line_of(warning.place.as_ref().expect(&warning.message)).unwrap();
             let text = std::fs::read_to_string(file).unwrap();
@@ -244,7 +244,7 @@ fn a_limit_above_that_of_a_longer_window_is_told_at_its_line() {
         let file = dir.path().join("config/orgs.d/lone.toml");
         std::fs::write(&file, &lone).unwrap();
         let policy = reload(&dir, None, at(0)).unwrap_or_else(|mistakes| panic!("{}", mistakes.render(false)));
-        let mistakes = Mistakes { sources: policy.sources.clone(), found: Vec::new() };
+        let mistakes = Mistakes { sources: policy.sources.clone(), ..Mistakes::default() };
         let mut told = policy.warnings.iter().filter(|warning| warning.message.contains("which is reached first"));
         let told = told.find(|warning| odd.is_none_or(|odd| warning.message.starts_with(odd)));
         let line = told.map(|warning| mistakes.line_of(warning.place.as_ref().unwrap()).unwrap().1);

@@ -165,7 +165,7 @@ fn wrong(mistakes: &Mistakes) -> Verdict {
 }
 
 fn placed(mistakes: &[Mistake], sources: &[Source]) -> Result<(), String> {
-    let shown = Mistakes { sources: sources.to_vec(), found: Vec::new() };
+    let shown = Mistakes { sources: sources.to_vec(), ..Mistakes::default() };
     for mistake in mistakes {
         must!(!mistake.message.trim().is_empty(), "a mistake without words");
         let Some(place) = &mistake.place else { continue };

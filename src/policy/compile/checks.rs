@@ -36,6 +36,9 @@ pub(super) struct Checked<'a> {
 /// Of what everything is known that the files name. Where something could not be read, its absence is no second mistake.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Known {
+    pub purposes: bool,
+    pub groups: bool,
+    /// Groups, and what upstreams serve.
     pub models: bool,
     pub authorities: bool,
     pub orgs: bool,
@@ -74,8 +77,19 @@ impl Checked<'_> {
         }
     }
 
+    /// Whether the catalogue has no such purpose.
+    fn is_missing(&self, purpose: &PurposeId) -> bool {
+        self.known.purposes && !self.purposes.contains_key(purpose)
+    }
+
+    /// Whether a granted name is neither a group nor a model that an upstream serves.
+    fn is_nothing(&self, name: &str) -> bool {
+        let is_served = |pattern: Pattern| pattern.concrete().is_none() || self.models.serve(&pattern);
+        self.known.models && self.models.group(name).is_none() && !Pattern::parse(name).is_ok_and(is_served)
+    }
+
     fn grants(&self, draft: &Draft) {
-        for at in draft.purposes.iter().filter(|at| !self.purposes.contains_key(&at.value)) {
+        for at in draft.purposes.iter().filter(|at| self.is_missing(&at.value)) {
             let meant = closest(at.value.as_str(), self.purposes.keys().map(PurposeId::as_str));
             let hint = meant.map(|meant| format!("did you mean \"{meant}\"?"));
             self.sink.wrong(Some(&at.place), format!("the catalogue has no purpose \"{}\"", at.value), hint);
@@ -87,10 +101,7 @@ impl Checked<'_> {
                 }
                 continue;
             }
-            let Ok(pattern) = Pattern::parse(&at.value) else {
-                self.sink.wrong(Some(&at.place), format!("{:?} is no model, pattern or group", at.value), None);
-                continue;
-            };
+            let Ok(pattern) = Pattern::parse(&at.value) else { continue };
             self.models.oddities(&pattern).for_each(|oddity| self.sink.odd(Some(&at.place), oddity));
             let served = self.models.serve(&pattern) || !self.known.models;
             if !served && pattern.concrete().is_none() {
@@ -109,7 +120,7 @@ impl Checked<'_> {
         for at in &draft.limits.written {
             let scope = &at.value.id.scope;
             if let Some(purpose) = &scope.purpose
-                && !self.purposes.contains_key(purpose)
+                && self.is_missing(purpose)
             {
                 self.sink.wrong(
                     Some(&at.place),
@@ -176,7 +187,7 @@ impl Checked<'_> {
         if let Some(group) = only {
             return without(self.models.group(group.as_str())?);
         }
-        draft.models.iter().find_map(|at| {
+        draft.models.iter().filter(|at| !self.is_nothing(&at.value)).find_map(|at| {
             if let Some(group) = self.models.group(&at.value) {
                 return without(group);
             }
@@ -233,7 +244,11 @@ impl Checked<'_> {
     /// A grant may not go beyond the parent's.
     fn within(&self, draft: &Draft, parent: &Draft) {
         let whose = &parent.id.value;
-        for at in draft.purposes.iter().filter(|at| !parent.purposes.iter().any(|held| held.value == at.value)) {
+        let holds = |purpose: &PurposeId| parent.purposes.iter().any(|held| held.value == *purpose);
+        // What is wrong with the parent's list, or with a name in either, was told there.
+        let is_known = |at: &&At<PurposeId>| !self.is_missing(&at.value);
+        let comparable = parent.purposes_place.is_some() && parent.purposes.iter().all(|at| is_known(&at));
+        for at in draft.purposes.iter().filter(|at| comparable && is_known(at) && !holds(&at.value)) {
             self.sink.wrong(
                 Some(&at.place),
                 format!("the parent {whose} is not granted the purpose \"{}\"", at.value),
@@ -241,7 +256,9 @@ impl Checked<'_> {
             );
         }
         let held = grant(parent, self.models);
-        for at in &draft.models {
+        let is_known = |at: &&At<String>| !self.is_nothing(&at.value);
+        let comparable = parent.models_place.is_some() && parent.models.iter().all(|at| is_known(&at));
+        for at in draft.models.iter().filter(|at| self.known.groups && comparable && is_known(at)) {
             let beyond = match (self.models.group(&at.value), Pattern::parse(&at.value)) {
                 (Some(group), _) => {
                     let whole = || group.patterns.iter().all(|pattern| held.covers(pattern.as_str(), None));

@@ -46,7 +46,7 @@ fn an_authority_that_has_ended_holds_up_no_reload_and_no_start_while_another_las
     assert!(changes.contains("500") && changes.contains("CN=others of the authority others expired on"), "{changes}");
     let start = reload(&dir, None, late(2)).unwrap_or_else(|mistakes| panic!("{}", mistakes.render(false)));
     for loaded in [&start, &next] {
-        let told = Mistakes { sources: loaded.sources.clone(), found: Vec::new() };
+        let told = Mistakes { sources: loaded.sources.clone(), ..Mistakes::default() };
         let warning =
             loaded.warnings.iter().find(|warning| warning.message.contains("nobody is let in by it")).unwrap();
         let (file, line, _) = told.line_of(warning.place.as_ref().unwrap()).unwrap();

@@ -409,6 +409,68 @@ fn what_is_missing_is_told_with_what_to_do() {
     }
 }
 
+/// What is told of the example with ten children of national-cert after these edits.
+fn told_of_a_family(edits: &[(&str, &str, &str)]) -> Vec<String> {
+    let dir = example();
+    for index in 0..10 {
+        let child = format!(
+            "id = \"child-{index}\"\nparent = \"national-cert\"\npurposes = [\"incident-response\"]\n\
+             models = [\"small\", \"gpt-4.1-mini\"]\n[limits]\ncost_per_day = \"5\"\n\
+             [purpose.incident-response.limits]\ntokens_per_day = 5\n"
+        );
+        std::fs::write(dir.path().join(format!("config/orgs.d/child-{index}.toml")), child).unwrap();
+    }
+    edits.iter().for_each(|(file, from, to)| edit(&dir, file, from, to));
+    let Err(mistakes) = reload(&dir, None, at(0)) else { return Vec::new() };
+    mistakes.found.into_iter().map(|mistake| mistake.message).collect()
+}
+
+#[test]
+fn what_only_follows_from_another_file_is_told_of_nobody() {
+    const PARENT: &str = "orgs.d/national-cert.toml";
+    const MAIN: &str = "portcullis.toml";
+    const CASE: &str = "incident-response      =";
+    const FIRST: &str =
+        "[[upstream]]\nname = 5\nurl = \"https://localhost\"\ndialect = \"openai\"\nmodels = [\"x*\"]\n[[upstream]]";
+    const SIDE: &str = "client_certificate = \"nope.pem\"\nclient_key = \"file:key\" #";
+    assert_eq!(told_of_a_family(&[]), [""; 0]);
+    for (file, from, to, said) in [
+        (PARENT, "purposes = [", "purposes = 5 # [", "`purposes`: expected a list of strings"),
+        (PARENT, "\"incident-response\"", "5", "`purposes`: expected a string"),
+        (PARENT, "\"incident-response\"", "\"incident-respones\"", "the catalogue has no purpose"),
+        (PARENT, "models   = [", "models = 5 # [", "`models`: expected a list of strings"),
+        (PARENT, "\"small\"", "5", "`models`: expected a string"),
+        (PARENT, "\"small\"", "\"smal\"", "neither a group nor a model"),
+        ("orgs.d/child-3.toml", "\"gpt-4.1-mini\"", "\"\"", "\"\" is no model, pattern or group"),
+        ("orgs.d/child-3.toml", "\"gpt-4.1-mini\"", "\"grok\"", "neither a group nor a model"),
+        ("orgs.d/globex.toml", "limit = 1_000_000", "limit = -1", "the number cannot be negative"),
+        ("orgs.d/globex.toml", "limit = 1_000_000", "limit = \"1\"", "`limit`: expected a whole number"),
+        (MAIN, CASE, "incident-response = 5 #", "expected a sentence"),
+        (MAIN, CASE, "Incident-response =", "the purpose must match"),
+        (MAIN, "[purpose.catalog]", "[[purpose.catalog]]", "`catalog`: expected a table"),
+        (MAIN, "match = [\"gpt-4.1-mini\"", "match = 5 # [", "`match`: expected a list of strings"),
+        (MAIN, "match = [\"gpt-4.1-mini\"", "match = [\"\", \"gpt-4.1-mini\"", "\"\" must be a model name"),
+        (MAIN, "price_per_mtok = { input = \"0.40\"", "price_per_mtok = 5 # {", "`price_per_mtok`: expected a table"),
+        (MAIN, "models  = [", "models = 5 # [", "`models`: expected a list of strings"),
+        (MAIN, "[[upstream]]", FIRST, "`name`: expected a string"),
+        (MAIN, "# client_certificate =", SIDE, "cannot read"),
+    ] {
+        let told = told_of_a_family(&[(file, from, to)]);
+        assert!(told.len() == 1 && told[0].contains(said), "{to}: {told:#?}");
+    }
+}
+
+#[test]
+fn an_authority_without_a_name_is_told_its_files_as_well() {
+    let dir = example();
+    edit(&dir, "portcullis.toml", "name = \"partners\", file = \"", "name = \"Partners\", file = \"nope-");
+    edit(&dir, "portcullis.toml", "crl = \"", "crl = \"nope-");
+    let mistakes = reload(&dir, None, at(0)).unwrap_err();
+    let said: Vec<&str> = mistakes.found.iter().map(|mistake| mistake.message.as_str()).collect();
+    assert_eq!(said.iter().filter(|said| said.contains("cannot read")).count(), 2, "{said:?}");
+    assert_eq!(said.len(), 3, "{said:?}");
+}
+
 #[test]
 fn a_mark_that_is_wrong_is_one_mistake() {
     let dir = example();

@@ -63,7 +63,7 @@ fn every_flaw_is_told_where_its_file_is_named_and_beside_all_others() {
 fn what_ends_is_noted_and_an_operators_authority_that_is_none() {
     let dir = prepared(ADMIN, UPSTREAM);
     let policy = reload(&dir, None, at(0)).unwrap_or_else(|mistakes| panic!("{}", mistakes.render(false)));
-    let mistakes = Mistakes { sources: policy.sources.clone(), found: Vec::new() };
+    let mistakes = Mistakes { sources: policy.sources.clone(), ..Mistakes::default() };
     let told = placed(&mistakes, &policy.warnings);
     let says = |told: &[(String, String)], line: &str, said: &str| {
         assert!(told.iter().any(|(at, what)| at.starts_with(line) && what.contains(said)), "{said}: {told:?}");

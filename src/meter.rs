@@ -324,7 +324,7 @@ impl Metered {
     /// else; one that ended with its report is over, whether it says so or not.
     fn observed(&self, ending: Ending) -> Observed {
         let Some(scanner) = &self.scanner else { return nothing() };
-        let mut observed = scanner.observed();
+        let mut observed = scanner.observed_at_end();
         observed.finished |= ending == Ending::Complete && observed.usage_final && observed.usage.is_some();
         let foreign = scanner.foreign_bytes();
         let empty = observed.says_nothing() && (foreign.is_some() || ending == Ending::Complete);

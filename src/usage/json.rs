@@ -256,8 +256,7 @@ impl Reader {
     fn end_number(&mut self) {
         self.place = Place::Between;
         match self.at.name {
-            Word::Count(field) if self.at.in_iterations() => self.report.note_iteration(field, self.scratch.whole()),
-            Word::Count(field) if self.at.in_tools() => self.report.note_tool(field, self.scratch.whole()),
+            Word::Count(field) if self.at.in_runs() => self.report.note_run(field, self.scratch.whole()),
             Word::Count(field) => self.report.note(field, self.scratch.whole()),
             _ => {}
         }
@@ -266,14 +265,12 @@ impl Reader {
     /// Comes out of a usage object, one of its iterations, all of them, or something else in it; or out of what tools
     /// used, or one of them.
     fn leave_usage(&mut self) {
-        if self.at.in_iteration() {
-            self.report.end_iteration();
+        if self.at.in_run() {
+            self.report.end_run();
         } else if self.at.ends_iterations() {
             self.report.end_iterations();
         } else if self.at.ends_usage() {
             self.report.end_object();
-        } else if self.at.in_tool() {
-            self.report.end_tool();
         } else if self.at.ends_tools() {
             self.report.end_tools();
         }

@@ -228,14 +228,14 @@ impl Nesting {
         self.usage != 0 || self.tools != 0
     }
 
-    /// Whether the tools' usage is open.
-    pub(super) fn in_tools(&self) -> bool {
-        self.tools != 0
+    /// Whether runs are told here: a usage object's iterations, or what tools used.
+    pub(super) fn in_runs(&self) -> bool {
+        self.iterations != 0 || self.tools != 0
     }
 
-    /// Whether this is directly in one tool's usage.
-    pub(super) fn in_tool(&self) -> bool {
-        self.tools != 0 && self.depth == self.tools + 1
+    /// Whether this is the inside of one run.
+    pub(super) fn in_run(&self) -> bool {
+        self.in_iteration() || self.tools != 0 && self.depth == self.tools + 1
     }
 
     /// Whether the bracket that closes next is that of the tools' usage.

@@ -74,66 +74,91 @@ impl Input {
     }
 }
 
-/// What was seen so far.
+/// What usage objects tell beside the input, each number at its largest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(super) struct Report {
-    any: bool,
-    /// Of the object that is being read.
-    reading: Input,
-    /// What it tells was written to a cache, by how long it is kept.
-    writes: [u64; 2],
-    /// Of the largest before it, as one vendor divides it and as the other does.
-    exclusive: Input,
-    inclusive: Input,
+struct Output {
     completion: u64,
     total: u64,
     reasoning: u64,
+}
+
+impl Output {
+    fn or_larger(self, other: Output) -> Output {
+        Output {
+            completion: self.completion.max(other.completion),
+            total: self.total.max(other.total),
+            reasoning: self.reasoning.max(other.reasoning),
+        }
+    }
+}
+
+/// The usage object that is being read. Half of one misleads: a sum comes before its parts, and what a cache had behind
+/// all of the input.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+struct Reading {
+    any: bool,
+    input: Input,
+    /// What it tells was written to a cache, by how long it is kept.
+    writes: [u64; 2],
+    output: Output,
+}
+
+/// What was seen so far: what is asked of it is that of the objects that have ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Report {
+    any: bool,
+    reading: Reading,
+    /// Of the largest before it, as one vendor divides it and as the other does.
+    exclusive: Input,
+    inclusive: Input,
+    output: Output,
+    /// Of the array or object of runs that is being read.
     runs: Runs,
-    tools: Runs,
+    /// The largest sum of the iterations, and of what tools used.
+    iterations: Run,
+    tools: Run,
+}
+
+impl Reading {
+    /// Notes a part of what was written to a cache: some servers tell nothing else of it.
+    fn note_write(&mut self, slot: fn(&mut [u64; 2]) -> &mut u64, number: u64) {
+        let slot = slot(&mut self.writes);
+        *slot = number.max(*slot);
+        let [short, long] = self.writes;
+        self.input.note(4, |input| &mut input.cache_write, short.saturating_add(long));
+    }
 }
 
 impl Report {
     /// Notes a number, written as JSON writes numbers.
     pub(super) fn note(&mut self, field: Field, written: &[u8]) {
         let Some(number) = amount(written) else { return };
-        self.any = true;
+        let reading = &mut self.reading;
+        reading.any = true;
         let slot = match field {
-            Field::Prompt => return self.reading.note(1, |input| &mut input.prompt, number),
-            Field::Cached => return self.reading.note(2, |input| &mut input.cached, number),
-            Field::CacheWrite => return self.reading.note(4, |input| &mut input.cache_write, number),
-            Field::ShortWrite => return self.note_write(|[short, _]| short, number),
-            Field::LongWrite => return self.note_write(|[_, long]| long, number),
-            Field::Completion => &mut self.completion,
-            Field::Total => &mut self.total,
-            Field::Reasoning => &mut self.reasoning,
+            Field::Prompt => return reading.input.note(1, |input| &mut input.prompt, number),
+            Field::Cached => return reading.input.note(2, |input| &mut input.cached, number),
+            Field::CacheWrite => return reading.input.note(4, |input| &mut input.cache_write, number),
+            Field::ShortWrite => return reading.note_write(|[short, _]| short, number),
+            Field::LongWrite => return reading.note_write(|[_, long]| long, number),
+            Field::Completion => &mut reading.output.completion,
+            Field::Total => &mut reading.output.total,
+            Field::Reasoning => &mut reading.output.reasoning,
         };
         *slot = number.max(*slot);
     }
 
-    /// Notes a part of what was written to a cache: some servers tell nothing else of it.
-    fn note_write(&mut self, slot: fn(&mut [u64; 2]) -> &mut u64, number: u64) {
-        let slot = slot(&mut self.writes);
-        *slot = number.max(*slot);
-        let [short, long] = self.writes;
-        self.reading.note(4, |input| &mut input.cache_write, short.saturating_add(long));
-    }
-
     /// Ends a usage object.
     pub(super) fn end_object(&mut self) {
-        (self.exclusive, self.inclusive) = (self.exclusive(), self.inclusive());
-        (self.reading, self.writes) = (Input::default(), [0; 2]);
+        let Reading { any, input, output, .. } = std::mem::take(&mut self.reading);
+        self.any |= any;
+        self.exclusive = self.exclusive.or_later(input, Input::sum);
+        self.inclusive = self.inclusive.or_later(input, Input::whole);
+        self.output = self.output.or_larger(output);
     }
 
-    fn exclusive(&self) -> Input {
-        self.exclusive.or_later(self.reading, Input::sum)
-    }
-
-    fn inclusive(&self) -> Input {
-        self.inclusive.or_later(self.reading, Input::whole)
-    }
-
-    /// Notes a number of the iteration that is being read.
-    pub(super) fn note_iteration(&mut self, field: Field, written: &[u8]) {
+    /// Notes a number of the run that is being read: an iteration, or what a tool used.
+    pub(super) fn note_run(&mut self, field: Field, written: &[u8]) {
         if let Some(number) = amount(written) {
             self.runs.note(field, number);
         }
@@ -144,44 +169,32 @@ impl Report {
         self.runs.note_kind(kind);
     }
 
-    /// Notes a number of the tool whose usage is being read.
-    pub(super) fn note_tool(&mut self, field: Field, written: &[u8]) {
-        if let Some(number) = amount(written) {
-            self.tools.note(field, number);
-        }
-    }
-
-    /// Ends one tool's usage.
-    pub(super) fn end_tool(&mut self) {
-        self.tools.end_one();
-    }
-
-    /// Ends the tools' usage.
-    pub(super) fn end_tools(&mut self) {
-        self.any |= self.tools.end_all();
-    }
-
-    /// Ends an iteration.
-    pub(super) fn end_iteration(&mut self) {
+    /// Ends a run.
+    pub(super) fn end_run(&mut self) {
         self.runs.end_one();
     }
 
     /// Ends a usage object's iterations.
     pub(super) fn end_iterations(&mut self) {
-        self.any |= self.runs.end_all();
+        self.any |= self.runs.end_all(&mut self.iterations);
+    }
+
+    /// Ends the tools' usage.
+    pub(super) fn end_tools(&mut self) {
+        self.any |= self.runs.end_all(&mut self.tools);
     }
 
     /// Ends a document, whether what it holds has ended or not: iterations that did not are forgotten.
     pub(super) fn end_document(&mut self) {
         self.end_object();
-        self.runs.forget();
-        self.tools.forget();
+        self.runs = Runs::default();
     }
 
     /// Whether a sum is all that was reported: nobody said how much of it was input.
     pub(super) fn is_undivided(&self) -> bool {
-        let parts = [self.inclusive().whole(), self.exclusive().sum(), self.completion, self.reasoning];
-        self.total > 0 && parts == [0; 4] && [self.runs, self.tools] == [Runs::default(); 2]
+        let Output { completion, total, reasoning } = self.output;
+        let parts = [self.inclusive.whole(), self.exclusive.sum(), completion, reasoning];
+        total > 0 && parts == [0; 4] && [self.iterations, self.tools] == [Run::default(); 2]
     }
 
     /// What was used, if anything was reported.
@@ -195,8 +208,8 @@ impl Report {
     /// Anthropic's input is what no cache had to do with. The numbers of the object itself leave out what its iterations
     /// tell of other runs than the answer's own, and are contained in their sum.
     fn of_anthropic(&self) -> Usage {
-        let (own, all) = (self.exclusive(), self.runs.all());
-        let output = self.completion.max(all.completion);
+        let (own, all) = (self.exclusive, self.iterations);
+        let output = self.output.completion.max(all.completion);
         let own = Run { prompt: own.prompt, cached: own.cached, cache_write: own.cache_write, completion: output };
         let input = if all.input() > own.input() { all } else { own };
         Usage {
@@ -204,25 +217,25 @@ impl Report {
             cached_input: input.cached,
             cache_write: input.cache_write,
             output,
-            reasoning: self.reasoning.min(output),
+            reasoning: self.output.reasoning.min(output),
         }
     }
 
     /// OpenAI's input includes what was cached, and its usage leaves out what its tools used. Some compatible servers count
     /// reasoning in the total alone.
     fn of_openai(&self) -> Usage {
-        let Input { prompt, cached, cache_write, .. } = self.inclusive();
+        let Input { prompt, cached, cache_write, .. } = self.inclusive;
         let cached_input = cached.min(prompt);
         let cache_write = cache_write.min(prompt - cached_input);
-        let output = self.completion.max(self.total.saturating_sub(prompt));
-        let tools = self.tools.all();
+        let output = self.output.completion.max(self.output.total.saturating_sub(prompt));
+        let tools = self.tools;
         let tools_cached = tools.cached.min(tools.prompt);
         Usage {
             input: (prompt - cached_input - cache_write).saturating_add(tools.prompt - tools_cached),
             cached_input: cached_input.saturating_add(tools_cached),
             cache_write,
             output: output.saturating_add(tools.completion),
-            reasoning: self.reasoning.min(output),
+            reasoning: self.output.reasoning.min(output),
         }
     }
 }
@@ -272,14 +285,20 @@ mod tests {
             (Field::Reasoning, "9"),
         ] {
             report.note(field, written.as_bytes());
+            assert_eq!(report.usage(Dialect::OpenAi), None, "half of an object tells nothing");
         }
+        report.end_object();
         let apart = Usage { input: 100, cached_input: 60, cache_write: 30, output: 7, reasoning: 7 };
         assert_eq!(report.usage(Dialect::Anthropic), Some(apart));
         assert_eq!(report.usage(Dialect::OpenAi), Some(Usage { input: 10, ..apart }));
         report.note(Field::Total, b"120");
+        report.end_object();
         let hidden_reasoning = Usage { input: 10, output: 20, reasoning: 9, ..apart };
         assert_eq!(report.usage(Dialect::OpenAi), Some(hidden_reasoning));
+        report.note(Field::Prompt, b"100");
         report.note(Field::Cached, b"99999");
+        report.note(Field::CacheWrite, b"30");
+        report.end_object();
         assert_eq!(report.usage(Dialect::OpenAi).map(|usage| usage.all_input()), Some(100));
     }
 
@@ -294,6 +313,7 @@ mod tests {
             (Field::Prompt, "8", false),
         ] {
             report.note(field, written.as_bytes());
+            report.end_object();
             assert_eq!(report.is_undivided(), undivided, "{field:?} {written}");
         }
     }

@@ -37,14 +37,13 @@ impl Run {
     }
 }
 
-/// The iterations that are being read, and the largest sum of those that were.
+/// The runs that are being read: iterations of one usage object, or what tools used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct Runs {
     one: Run,
     spoke: Run,
     silent: Run,
     fell_back: bool,
-    all: Run,
 }
 
 impl Runs {
@@ -72,24 +71,13 @@ impl Runs {
         *of_its_like = of_its_like.with(one);
     }
 
-    /// Ends the iterations of one object; tells whether they told anything. Objects repeat them: the largest stays, its
-    /// input as it is divided there.
-    pub(super) fn end_all(&mut self) -> bool {
-        let silent = if self.fell_back { Run::default() } else { self.silent };
-        let sum = self.spoke.with(silent);
-        let input = if sum.input() < self.all.input() { self.all } else { sum };
-        let all = Run { completion: sum.completion.max(self.all.completion), ..input };
-        *self = Runs { all, ..Runs::default() };
+    /// Ends the runs of one object; tells whether they told anything. Objects repeat them: the largest sum stays in `all`,
+    /// its input as it is divided there.
+    pub(super) fn end_all(&mut self, all: &mut Run) -> bool {
+        let Runs { spoke, silent, fell_back, .. } = std::mem::take(self);
+        let sum = spoke.with(if fell_back { Run::default() } else { silent });
+        let input = if sum.input() < all.input() { *all } else { sum };
+        *all = Run { completion: sum.completion.max(all.completion), ..input };
         sum != Run::default()
-    }
-
-    /// Forgets what did not end.
-    pub(super) fn forget(&mut self) {
-        *self = Runs { all: self.all, ..Runs::default() };
-    }
-
-    /// The largest sum.
-    pub(super) fn all(&self) -> Run {
-        self.all
     }
 }

@@ -10,6 +10,7 @@ use bytes::{Bytes, BytesMut};
 use super::json::Reader;
 use super::lines::{BYTE_ORDER_MARK, Lines, Stop};
 use super::nesting::{Choices, Document};
+use super::report::Report;
 use super::words::Says;
 use crate::ask::{Dialect, Route};
 use crate::tokens::Usage;
@@ -250,11 +251,23 @@ impl Scanner {
         self.reader.texts().bytes().saturating_add(data)
     }
 
-    /// What is known so far.
+    /// What is known so far, and what may still come does not contradict: of usage, the objects that have ended.
     #[must_use]
     pub fn observed(&self) -> Observed {
+        self.observe(self.reader.report())
+    }
+
+    /// What is known where nothing more comes: what did not end counts as far as it came.
+    #[must_use]
+    pub fn observed_at_end(&self) -> Observed {
+        let mut report = *self.reader.report();
+        report.end_document();
+        self.observe(&report)
+    }
+
+    fn observe(&self, report: &Report) -> Observed {
         let verdict = self.verdict();
-        let (usage, undivided) = self.reported();
+        let (usage, undivided) = self.reported(report);
         Observed {
             usage,
             undivided,
@@ -270,8 +283,8 @@ impl Scanner {
     }
 
     /// What was reported, and whether that is a sum of which nobody knows how much was input. Of embeddings, all is.
-    fn reported(&self) -> (Option<Usage>, bool) {
-        let (report, dialect) = (self.reader.report(), self.route.dialect());
+    fn reported(&self, report: &Report) -> (Option<Usage>, bool) {
+        let dialect = self.route.dialect();
         let usage = report.usage(dialect);
         let undivided = dialect == Dialect::OpenAi && report.is_undivided();
         if !undivided || self.route != Route::Embeddings {

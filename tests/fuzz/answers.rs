@@ -125,7 +125,7 @@ fn scan(route: Route, form: Form, strip: bool, input: &[u8], lengths: &[usize]) 
     scanner.finish(&mut |piece| forwarded.extend_from_slice(&piece));
     let taken_out = input.len().checked_sub(forwarded.len()).ok_or("more was forwarded than came")?;
     must!(behind <= MOST_HELD + taken_out, "{behind} bytes were held back, {taken_out} of them for good");
-    Ok(Outcome { forwarded, observed: scanner.observed(), between_events })
+    Ok(Outcome { forwarded, observed: scanner.observed_at_end(), between_events })
 }
 
 /// Whether `left` is `all` without some of its bytes, order kept.

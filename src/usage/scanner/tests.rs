@@ -63,7 +63,7 @@ fn run(route: Route, form: Form, strip: bool, body: &[u8], lengths: &[usize]) ->
     }
     let between_events = scanner.at_event_boundary();
     scanner.finish(&mut |piece| forwarded.extend_from_slice(&piece));
-    Outcome { forwarded, observed: scanner.observed(), between_events }
+    Outcome { forwarded, observed: scanner.observed_at_end(), between_events }
 }
 
 fn whole(route: Route, form: Form, strip: bool, body: &[u8]) -> Outcome {

@@ -41,6 +41,38 @@ fn usage_that_lies_repeats_decreases_or_overflows_is_taken_at_its_largest() {
 }
 
 #[test]
+fn half_of_a_usage_object_tells_nothing_that_the_whole_does_not() {
+    let openai = r#""usage":{"total_tokens":905,"prompt_tokens":900,"completion_tokens":5,"x":{},
+        "prompt_tokens_details":{"cached_tokens":850},"completion_tokens_details":{"reasoning_tokens":2}}"#;
+    let anthropic = r#""usage":{"input_tokens":3,"output_tokens":5,"cache_read_input_tokens":897,
+        "cache_creation":{"ephemeral_5m_input_tokens":1,"ephemeral_1h_input_tokens":2}}"#;
+    for (route, document, wanted) in [
+        (Route::Chat, format!(r#"{{"choices":[],{openai}}}"#), usage(50, 850, 0, 5, 2)),
+        (
+            Route::Responses,
+            format!(
+                r#"{{"response":{{{}}}}}"#,
+                openai.replace("prompt_t", "input_t").replace("completion_", "output_")
+            ),
+            usage(50, 850, 0, 5, 2),
+        ),
+        (Route::Messages, format!(r#"{{"message":{{{anthropic}}}}}"#), usage(3, 897, 3, 5, 0)),
+    ] {
+        for form in [Form::Events, Form::Whole] {
+            let document = document.replace('\n', "");
+            let body = Bytes::from(if form == Form::Events { format!("data: {document}\n\n") } else { document });
+            let mut scanner = Scanner::new(route, form, true);
+            for byte in body.chunks(1) {
+                scanner.feed(&body.slice_ref(byte), &mut drop);
+                let told = scanner.observed();
+                assert!(told.usage.is_none() || told.usage == wanted && !told.undivided, "{told:?} in {body:?}");
+            }
+            assert_eq!(scanner.observed().usage, wanted, "{body:?}");
+        }
+    }
+}
+
+#[test]
 fn the_parts_of_the_input_are_those_of_one_object() {
     let told = |[input, cached, written]: [Option<u64>; 3]| {
         let names = ["input_tokens", "cache_read_input_tokens", "cache_creation_input_tokens"];

@@ -144,7 +144,7 @@ impl Metered {
                 self.marks = None;
                 match raised {
                     Ok(()) => self.grow(),
-                    Err(StoreDown) if self.refused => self.cut(Code::InsufficientQuota, Ending::QuotaCut),
+                    Err(StoreDown) if self.refused => self.cut_behind_event(),
                     Err(StoreDown) => {}
                 }
                 continue;
@@ -228,6 +228,8 @@ impl Metered {
         };
         let piece = match scanner.form() {
             Form::Whole => std::mem::take(&mut self.rest),
+            // Nothing goes out behind the event that is still open.
+            Form::Events if self.refused => self.rest.split_to(first_line(&self.rest)),
             Form::Events => self.rest.split_to(events_within(&self.rest, PIECE)),
         };
         scanner.feed(&piece, &mut |piece| self.ready.push_back(piece));
@@ -262,13 +264,22 @@ impl Metered {
             (Form::Events, Enforce::Hard | Enforce::Bounded) => Reach::Asked,
         };
         match grow(tab, &scanner.observed(), reach) {
-            Growth::Enough if self.refused => self.cut(Code::InsufficientQuota, Ending::QuotaCut),
+            Growth::Enough if self.refused => self.cut_behind_event(),
             Growth::Enough => {}
             Growth::Refused => {
-                (self.rest, self.refused) = (Bytes::new(), true);
+                self.refused = true;
                 self.grow();
             }
             Growth::Waits(wait) => self.marks = Some(Box::pin(wait.raised())),
+        }
+    }
+
+    /// Cuts an answer for which there is no room: where an event is open, behind that, unless it goes on for too long.
+    fn cut_behind_event(&mut self) {
+        let open = self.scanner.as_ref().filter(|scanner| !scanner.at_event_boundary()).map_or(0, Scanner::unfinished);
+        if open == 0 || open > LONGEST {
+            self.rest = Bytes::new();
+            self.cut(Code::InsufficientQuota, Ending::QuotaCut);
         }
     }
 
@@ -409,6 +420,8 @@ fn is_failure(observed: &Observed) -> bool {
 const LINGER: Duration = Duration::from_secs(1);
 /// How much of what nobody reads any more is counted at most.
 const UNREAD: usize = 1024 * 1024;
+/// The longest event whose end is waited for where a budget refuses what is in it.
+const LONGEST: usize = 16 * 1024;
 /// How much of one frame is watched at once.
 const PIECE: usize = 1024;
 
@@ -425,6 +438,14 @@ fn events_within(bytes: &[u8], most: usize) -> usize {
         }
     }
     bytes.len()
+}
+
+/// The length of the first line, with what ends it.
+fn first_line(bytes: &[u8]) -> usize {
+    let end = memchr::memchr2(b'\r', b'\n', bytes);
+    end.map_or(bytes.len(), |end| {
+        end + if bytes.get(end..).is_some_and(|end| end.starts_with(b"\r\n")) { 2 } else { 1 }
+    })
 }
 
 /// What a client reads when its answer is cut.
@@ -460,6 +481,10 @@ mod tests {
             for (most, events) in [(0, 1), (1, 1), (bytes, 2), (PIECE, PIECE / bytes + 1), (PIECE * 9, 500)] {
                 assert_eq!(events_within(frame.as_bytes(), most), events * bytes, "{end:?} {most}");
             }
+        }
+        for (bytes, length) in [("a\nb\n", 2), ("\r\nb", 2), ("\r\r", 1), ("\n\r\n", 1), ("ab\r", 3), ("a", 1), ("", 0)]
+        {
+            assert_eq!(first_line(bytes.as_bytes()), length, "{bytes:?}");
         }
         for (bytes, length) in [
             ("a\n\r\nb", 4),

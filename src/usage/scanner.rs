@@ -306,6 +306,12 @@ impl Scanner {
         self.form == Form::Events && !self.inside
     }
 
+    /// Bytes of the event that is being read.
+    #[must_use]
+    pub fn unfinished(&self) -> usize {
+        self.lines.length()
+    }
+
     /// Whether an event said that the stream is over, and what was forwarded ends with that or another event.
     #[must_use]
     pub fn has_ended(&self) -> bool {

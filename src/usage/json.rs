@@ -6,7 +6,7 @@
 
 use super::nesting::{Choices, Data, Document, Nesting};
 use super::report::Report;
-use super::texts::Texts;
+use super::texts::{Mark, Texts};
 use super::token::{Scratch, string_end};
 use super::words::{Says, Word, is_label};
 use crate::dialect::Escape;
@@ -61,19 +61,35 @@ impl Echo {
     const MOST_MISSES: u8 = 16;
 }
 
+/// What was counted of an answer, in bytes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Counted {
+    /// Its text, each of it counted once.
+    pub(super) text: u64,
+    /// Those of them that are like the one before them.
+    pub(super) repeating: u64,
+    /// What only the vendor can read.
+    pub(super) sealed: u64,
+    /// Images and sounds.
+    pub(super) media: u64,
+}
+
 /// The reader.
 #[derive(Debug, Clone)]
 pub(super) struct Reader {
     place: Place,
     role: Role,
     at: Nesting,
-    scratch: Scratch,
+    /// A name, a type or a number: none that means anything here is longer.
+    scratch: Scratch<48>,
     escape: Escape,
     document: Document,
     report: Report,
     texts: Texts,
     sealed_bytes: u64,
     media_bytes: u64,
+    /// What of that there was when the block of content began that is open.
+    mark: (Mark, u64, u64),
     echo: Echo,
 }
 
@@ -91,6 +107,7 @@ impl Reader {
             texts: Texts::default(),
             sealed_bytes: 0,
             media_bytes: 0,
+            mark: (Mark::default(), 0, 0),
             echo: Echo { beginning: Vec::new(), at: Nesting::OUTSIDE, document: Document::default(), misses: 0 },
         }
     }
@@ -106,6 +123,10 @@ impl Reader {
             (self.place, self.role) = (Place::String, Role::Text);
             (self.at, self.document) = (self.echo.at, self.echo.document);
             self.echo.misses = 0;
+            // Such a beginning holds nothing that counts.
+            if self.at.is_open {
+                self.set_mark();
+            }
             return self.feed(rest);
         }
         if self.echo.misses == Echo::MOST_MISSES {
@@ -169,19 +190,34 @@ impl Reader {
         &self.report
     }
 
-    /// The answer's text in all documents.
-    pub(super) fn texts(&self) -> &Texts {
-        &self.texts
+    /// What was counted in all documents.
+    pub(super) fn counted(&self) -> Counted {
+        Self::count_of(&self.texts, self.sealed_bytes, self.media_bytes)
     }
 
-    /// Bytes of what only the vendor can read, in all documents.
-    pub(super) fn sealed_bytes(&self) -> u64 {
-        self.sealed_bytes
+    /// What of that will not be taken back.
+    pub(super) fn certain(&self) -> Counted {
+        let (texts, sealed, media) = &self.mark;
+        if self.at.is_open {
+            return Self::count_of(&self.texts.at(texts), *sealed, *media);
+        }
+        self.counted()
     }
 
-    /// Bytes of images and sounds in all documents.
-    pub(super) fn media_bytes(&self) -> u64 {
-        self.media_bytes
+    fn count_of(texts: &Texts, sealed: u64, media: u64) -> Counted {
+        Counted { text: texts.bytes(), repeating: texts.repeating(), sealed, media }
+    }
+
+    fn set_mark(&mut self) {
+        self.mark = (self.texts.mark(), self.sealed_bytes, self.media_bytes);
+    }
+
+    /// Takes back what was counted since the block of content began.
+    #[cold]
+    fn take_back(&mut self) {
+        let (texts, sealed_bytes, media_bytes) = &self.mark;
+        self.texts = self.texts.at(texts);
+        (self.sealed_bytes, self.media_bytes) = (*sealed_bytes, *media_bytes);
     }
 
     fn between<'b>(&mut self, bytes: &'b [u8]) -> &'b [u8] {
@@ -194,7 +230,12 @@ impl Reader {
                 }
                 b':' => self.at.at_name = false,
                 b',' => self.at.comma(),
-                b'{' => self.at.open(true, &mut self.document),
+                b'{' => {
+                    self.at.open(true, &mut self.document);
+                    if self.at.begins_block() {
+                        self.set_mark();
+                    }
+                }
                 b'[' => self.at.open(false, &mut self.document),
                 b'}' | b']' => {
                     if self.at.in_usage() {
@@ -291,6 +332,10 @@ impl Reader {
         } else {
             self.other_string()
         };
+        // Of an item that begins, all is told when it ends.
+        if self.document.says == Says::Begins && matches!(self.role, Role::Text | Role::Data(_)) {
+            self.role = Role::Nothing;
+        }
     }
 
     /// A value that is not text of the answer.
@@ -304,10 +349,7 @@ impl Reader {
             _ if self.at.at_choices() => self.document.choices = Choices::Filled,
             _ => {}
         }
-        match self.at.at_data() {
-            Some(data) if self.document.says != Says::Begins => Role::Data(data),
-            _ => Role::Nothing,
-        }
+        self.at.at_data().map_or(Role::Nothing, Role::Data)
     }
 
     fn pass_string(&mut self, inside: &[u8]) {
@@ -328,7 +370,7 @@ impl Reader {
             Role::Name if self.scratch.is_empty() => self.named(inside),
             Role::Type if self.scratch.is_empty() => self.typed(inside),
             Role::Object if self.scratch.is_empty() => self.document.error |= inside == ERROR,
-            Role::Kind if self.scratch.is_empty() => self.at.is_kind(inside),
+            Role::Kind if self.scratch.is_empty() => self.kind(inside),
             Role::Name | Role::Type | Role::Object | Role::Kind => self.end_scratch(inside),
         }
     }
@@ -348,7 +390,7 @@ impl Reader {
         match self.role {
             Role::Type => self.typed(scratch.whole()),
             Role::Object => self.document.error |= scratch.whole() == ERROR,
-            Role::Kind => self.at.is_kind(scratch.whole()),
+            Role::Kind => self.kind(scratch.whole()),
             _ => self.named(scratch.whole()),
         }
     }
@@ -360,12 +402,23 @@ impl Reader {
         self.at.named(if is_label { Word::Label } else { word });
     }
 
+    /// Learns the type of an object within.
+    fn kind(&mut self, name: &[u8]) {
+        if self.at.is_kind(name) {
+            self.take_back();
+        }
+    }
+
     /// Learns the type of the document, or of an iteration in its usage.
     fn typed(&mut self, name: &[u8]) {
         if self.at.in_iterations() {
             self.report.note_kind(name);
         } else {
             self.document.says = Says::of(name);
+            let was_open = std::mem::take(&mut self.at.is_open);
+            if was_open && self.document.says == Says::Begins {
+                self.take_back();
+            }
         }
     }
 }

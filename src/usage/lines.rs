@@ -54,7 +54,7 @@ pub(super) struct Lines {
     /// The current event has a `data:` line.
     has_data: bool,
     /// The line that may be the event's name, while it is short.
-    name: Scratch,
+    name: Scratch<16>,
     /// The current event is called an error, whatever its data say.
     is_error: bool,
     /// Bytes of the current event so far.

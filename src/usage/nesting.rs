@@ -79,6 +79,11 @@ pub(super) struct Nesting {
     aside: u32,
     /// Depth of the tool input that is open; 0 for none.
     pub(super) input: u32,
+    /// Depth of the item or block of content that is open; 0 for none.
+    block: u32,
+    /// What was counted since that opened may be no text of the answer: its type, or for an item that of the document, is
+    /// still to come.
+    pub(super) is_open: bool,
 }
 
 impl Nesting {
@@ -98,6 +103,8 @@ impl Nesting {
         tools: 0,
         aside: 0,
         input: 0,
+        block: 0,
+        is_open: false,
     };
 
     fn in_object(&self) -> bool {
@@ -150,11 +157,29 @@ impl Nesting {
         self.depth > 1 && self.name == Word::Type && self.in_place() && self.aside == 0
     }
 
-    /// Learns the `type` of the object that is open.
-    pub(super) fn is_kind(&mut self, kind: &[u8]) {
-        if is_tool_result(kind) {
+    /// Learns the `type` of the object that is open. Tells whether nothing that was counted of a block is text of the
+    /// answer.
+    pub(super) fn is_kind(&mut self, kind: &[u8]) -> bool {
+        let of_block = self.is_open && self.depth == self.block;
+        let is_result = is_tool_result(kind);
+        if is_result {
             self.aside = self.depth;
         }
+        if of_block && self.top != Word::Item {
+            self.is_open = false;
+        }
+        of_block && is_result
+    }
+
+    /// Whether a block of content, or an item, has just opened.
+    pub(super) fn begins_block(&self) -> bool {
+        self.block == self.depth
+    }
+
+    /// Whether an object that opens now is an item or a block of content. Of a choice it is not known what is one, nor do
+    /// tools give back anything there.
+    fn opens_block(&self) -> bool {
+        self.block == 0 && self.in_place() && self.top != Word::Choices
     }
 
     /// Where a text that comes now stands.
@@ -320,6 +345,10 @@ impl Nesting {
             (Word::Results, _) if self.input == 0 && self.aside == 0 && self.in_place() => self.aside = inside,
             _ => {}
         }
+        if object && self.opens_block() {
+            let is_known = self.top == Word::Item && document.says != Says::Nothing;
+            (self.block, self.is_open) = (inside, !is_known);
+        }
         let bit = 1u64.checked_shl(self.depth).unwrap_or(0);
         self.parts = if self.opens_part() { self.parts | bit } else { self.parts & !bit };
         self.objects = if object { self.objects | bit } else { self.objects & !bit };
@@ -345,6 +374,10 @@ impl Nesting {
         }
         if depth == self.aside {
             self.aside = 0;
+        }
+        if depth == self.block {
+            self.block = 0;
+            self.is_open &= self.top == Word::Item;
         }
         self.depth = depth.saturating_sub(1);
         self.at_name = false;

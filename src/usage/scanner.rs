@@ -7,7 +7,7 @@
 
 use bytes::{Bytes, BytesMut};
 
-use super::json::Reader;
+use super::json::{Counted, Reader};
 use super::lines::{BYTE_ORDER_MARK, Lines, Stop};
 use super::nesting::{Choices, Document};
 use super::report::Report;
@@ -247,14 +247,15 @@ impl Scanner {
 
     /// How much of the answer there is.
     fn made(&self) -> u64 {
-        let data = self.reader.sealed_bytes().saturating_add(self.reader.media_bytes());
-        self.reader.texts().bytes().saturating_add(data)
+        let Counted { text, sealed, media, .. } = self.reader.counted();
+        text.saturating_add(sealed).saturating_add(media)
     }
 
-    /// What is known so far, and what may still come does not contradict: of usage, the objects that have ended.
+    /// What is known so far, and what may still come does not contradict: of usage, the objects that have ended; no
+    /// text of which it may turn out that the model did not write it.
     #[must_use]
     pub fn observed(&self) -> Observed {
-        self.observe(self.reader.report())
+        self.observe(self.reader.report(), self.reader.certain())
     }
 
     /// What is known where nothing more comes: what did not end counts as far as it came.
@@ -262,20 +263,20 @@ impl Scanner {
     pub fn observed_at_end(&self) -> Observed {
         let mut report = *self.reader.report();
         report.end_document();
-        self.observe(&report)
+        self.observe(&report, self.reader.counted())
     }
 
-    fn observe(&self, report: &Report) -> Observed {
+    fn observe(&self, report: &Report, counted: Counted) -> Observed {
         let verdict = self.verdict();
         let (usage, undivided) = self.reported(report);
         Observed {
             usage,
             undivided,
             usage_final: self.is_told(),
-            text_bytes: self.reader.texts().bytes(),
-            repeating_bytes: self.reader.texts().repeating(),
-            sealed_bytes: self.reader.sealed_bytes(),
-            media_bytes: self.reader.media_bytes(),
+            text_bytes: counted.text,
+            repeating_bytes: counted.repeating,
+            sealed_bytes: counted.sealed,
+            media_bytes: counted.media,
             events: self.events,
             finished: verdict.finished,
             upstream_error: verdict.error,
@@ -297,7 +298,7 @@ impl Scanner {
     #[must_use]
     pub fn is_strange(&self) -> bool {
         let verdict = self.verdict();
-        verdict.odd && !verdict.known && self.reader.texts().bytes() == 0
+        verdict.odd && !verdict.known && self.reader.counted().text == 0
     }
 
     /// Whether what was forwarded so far ends between two events, where an event of ours can be put.

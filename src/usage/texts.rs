@@ -68,7 +68,32 @@ pub(super) struct Texts {
     whole: u64,
 }
 
+/// How much text there was when something began that may be none.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Mark {
+    passing: Measure,
+    made: u64,
+    part: u64,
+    item: u64,
+    whole: u64,
+}
+
 impl Texts {
+    /// What there is now. It holds no more than what may be counted outside choices.
+    pub(super) fn mark(&self) -> Mark {
+        let [made, ..] = self.made;
+        Mark { passing: self.passing, made, part: self.part, item: self.item, whole: self.whole }
+    }
+
+    /// What there was at the mark.
+    pub(super) fn at(&self, mark: &Mark) -> Texts {
+        let Mark { passing, made, part, item, whole } = *mark;
+        let mut then = Texts { passing, part, item, whole, ..*self };
+        let [only, ..] = &mut then.made;
+        *only = made;
+        then
+    }
+
     /// Counts `inside`, which goes on where the text before it ended.
     pub(super) fn pass(&mut self, telling: Telling, inside: &[u8]) {
         let sum = match telling {

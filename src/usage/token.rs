@@ -1,19 +1,16 @@
 //! Strings and numbers that may lie across pieces: where they end, and their bytes while they are short.
 
-/// The longest name, type or number that means anything here.
-const LONGEST: usize = 48;
-
-/// Bytes of a token that lies across pieces.
+/// Bytes of a token that lies across pieces, and means nothing if there are more than `MOST`.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Scratch {
-    bytes: [u8; LONGEST],
+pub(super) struct Scratch<const MOST: usize> {
+    bytes: [u8; MOST],
     /// Larger than the room once something did not fit.
     length: usize,
 }
 
-impl Scratch {
+impl<const MOST: usize> Scratch<MOST> {
     /// Nothing was pushed.
-    pub(super) const EMPTY: Scratch = Scratch { bytes: [0; LONGEST], length: 0 };
+    pub(super) const EMPTY: Scratch<MOST> = Scratch { bytes: [0; MOST], length: 0 };
 
     /// Adds to the token.
     pub(super) fn push(&mut self, more: &[u8]) {

@@ -67,18 +67,30 @@ struct At {
     in_part: bool,
     in_list: bool,
     in_input: bool,
+    /// Within an item or a block of content.
+    in_block: bool,
 }
 
 impl At {
     fn top(telling: &'static str, place: &'static str) -> At {
         let in_items = matches!(place, "output" | "item");
-        let (is_top, is_known, in_part, in_list, in_input) = (true, true, false, false, false);
-        At { telling, place, depth: 1, is_top, is_known, in_items, in_part, in_list, in_input }
+        let (is_top, is_known, in_part, in_list, in_input, in_block) = (true, true, false, false, false, false);
+        At { telling, place, depth: 1, is_top, is_known, in_items, in_part, in_list, in_input, in_block }
+    }
+
+    /// Whether an object here is an item or a block of content.
+    fn opens_block(&self) -> bool {
+        !self.in_block && self.place != "choices"
     }
 
     fn held() -> At {
         At { is_top: false, in_items: true, ..At::top("whole", "") }
     }
+}
+
+/// Whether an object is what a tool gave back.
+fn is_result(members: &Map<String, Value>) -> bool {
+    members.get("type").is_some_and(|kind| kind == "mcp_tool_result")
 }
 
 /// The same readings, taken from trees.
@@ -121,7 +133,7 @@ impl Reference {
         }
         for (name, value) in root {
             self.now = (false, "", "");
-            self.data(name, name, value, 1);
+            self.data(name, name, value, 1, !PLACES.contains(&name.as_str()) || name == "choices");
         }
         for holder in ["response", "message"] {
             for (place, value) in root.get(holder).and_then(Value::as_object).into_iter().flatten() {
@@ -256,13 +268,15 @@ impl Reference {
                 self.pass(at, text);
             }
             Value::Array(elements) => elements.iter().for_each(|element| self.text(inside, "", element)),
+            Value::Object(members) if at.opens_block() && is_result(members) => {}
             Value::Object(members) => {
                 let in_input = at.in_input || name == "input";
+                let inside = At { in_block: true, ..inside };
                 for (name, value) in members {
                     if !in_input {
                         self.meet(at.place, inside.depth, name);
                     }
-                    // What stands before its type was counted by then.
+                    // What stands within a block before its own type was counted by then.
                     if !in_input && name == "type" && value == "mcp_tool_result" {
                         return;
                     }
@@ -274,7 +288,7 @@ impl Reference {
         }
     }
 
-    fn data(&mut self, top: &str, name: &str, value: &Value, depth: u32) {
+    fn data(&mut self, top: &str, name: &str, value: &Value, depth: u32, in_block: bool) {
         let stands = match top {
             "choices" => true,
             "delta" | "content" | "content_block" | "output" => depth <= 3,
@@ -292,14 +306,17 @@ impl Reference {
                 self.sealed_bytes += data.len() as u64;
             }
             ("data" | "result", Value::String(data)) if stands => self.media_bytes += data.len() as u64,
-            (_, Value::Array(elements)) => elements.iter().for_each(|element| self.data(top, "", element, depth + 1)),
+            (_, Value::Array(elements)) => {
+                elements.iter().for_each(|element| self.data(top, "", element, depth + 1, in_block));
+            }
+            (_, Value::Object(members)) if !in_block && is_result(members) => {}
             (_, Value::Object(members)) => {
                 for (name, value) in members {
                     if PLACES.contains(&top) && name == "type" && value == "mcp_tool_result" {
                         return;
                     }
                     self.meet(top, depth + 1, name);
-                    self.data(top, name, value, depth + 1);
+                    self.data(top, name, value, depth + 1, true);
                 }
             }
             _ => {}

@@ -109,6 +109,28 @@ fn what_tools_gave_back_is_no_text_of_the_answer() {
             assert_eq!(observed.text_bytes, text_bytes, "{kind} {pieces}");
         }
     }
+    let sorted = |kind: &str| {
+        let result = format!(
+            r#"{{"content":[{{"text":"found"}},{{"content":"x","type":"other"}}],"input":{{"a":"b"}},"signature":"s","thinking":"t",
+                "type":"{kind}"}}"#
+        );
+        let text = r#"{"text":"Yes.","type":"text"}"#;
+        let whole = format!(r#"{{"content":[{text},{result},{text}]}}"#);
+        let start = |block: &str| format!("data: {{\"content_block\":{block},\"type\":\"content_block_start\"}}\n\n");
+        let held = format!("data: {{\"message\":{whole},\"type\":\"message_start\"}}\n\n");
+        let stream = [start(text), start(&result).replace('\n', ""), start(text)].concat();
+        [(Form::Whole, whole), (Form::Events, stream), (Form::Events, held.replace(",\n", ","))]
+    };
+    for (kind, text_bytes, sealed_bytes) in [("mcp_tool_result", 8, 0), ("text", 8 + 6 + 2 + 1, 1)] {
+        for (form, body) in sorted(kind) {
+            for pieces in [1, 7, 1000] {
+                let observed = run(Route::Messages, form, false, body.as_bytes(), &[pieces]).observed;
+                assert_eq!(observed.text_bytes, text_bytes, "{pieces} {body}");
+                let sealed_bytes = if body.contains("message") { 0 } else { sealed_bytes };
+                assert_eq!(observed.sealed_bytes, sealed_bytes, "{pieces} {body}");
+            }
+        }
+    }
     let start =
         r#"data: {"type":"content_block_start","content_block":{"type":"mcp_tool_result","content":[{"text":"x"}]}}"#;
     assert_eq!(events(Route::Messages, start).text_bytes, 0);
@@ -258,7 +280,7 @@ fn what_of_an_answer_is_no_text_is_counted_apart() {
             Form::Events,
             r#"{"content_block":{"data":"01","type":"mcp_tool_result","data":"234","signature":"5","content":[{"data":"6"}]}}"#,
             0,
-            2,
+            0,
             0,
         ),
         (
@@ -306,6 +328,14 @@ fn what_of_an_answer_is_no_text_is_counted_apart() {
             Route::Responses,
             Form::Events,
             r#"{"type":"response.output_item.added","item":{"result":"01","encrypted_content":"234"}}"#,
+            0,
+            0,
+            0,
+        ),
+        (
+            Route::Responses,
+            Form::Events,
+            r#"{"item":{"arguments":"ab","result":"01","encrypted_content":"234"},"type":"response.output_item.added"}"#,
             0,
             0,
             0,

@@ -88,7 +88,9 @@ pub(super) struct Reader {
     texts: Texts,
     sealed_bytes: u64,
     media_bytes: u64,
-    /// What of that there was when the block of content began that is open.
+    /// Of this document, bytes of what is text if it tells what is done.
+    done: u64,
+    /// What of the others there was when the block of content began that is open.
     mark: (Mark, u64, u64),
     echo: Echo,
 }
@@ -107,6 +109,7 @@ impl Reader {
             texts: Texts::default(),
             sealed_bytes: 0,
             media_bytes: 0,
+            done: 0,
             mark: (Mark::default(), 0, 0),
             echo: Echo { beginning: Vec::new(), at: Nesting::OUTSIDE, document: Document::default(), misses: 0 },
         }
@@ -132,11 +135,11 @@ impl Reader {
         if self.echo.misses == Echo::MOST_MISSES {
             return self.feed(bytes);
         }
-        let counted = (self.sealed_bytes, self.media_bytes);
+        let counted = (self.sealed_bytes, self.media_bytes, self.done);
         let rest = self.read(bytes, true);
         let length = bytes.len() - rest.len();
         // What is counted by its bytes must be counted again.
-        if self.in_text() && length <= Echo::LONGEST && counted == (self.sealed_bytes, self.media_bytes) {
+        if self.in_text() && length <= Echo::LONGEST && counted == (self.sealed_bytes, self.media_bytes, self.done) {
             self.remember(bytes.get(..length).unwrap_or_default());
         }
         self.feed(rest);
@@ -176,7 +179,8 @@ impl Reader {
         self.escape = Escape::default();
         self.at = Nesting::OUTSIDE;
         self.report.end_document();
-        self.texts.end_document();
+        let done = std::mem::take(&mut self.done);
+        self.texts.end_document(if self.document.says == Says::Done { done } else { 0 });
         std::mem::take(&mut self.document)
     }
 
@@ -379,6 +383,7 @@ impl Reader {
         let bytes = match data {
             Data::Sealed => &mut self.sealed_bytes,
             Data::Media => &mut self.media_bytes,
+            Data::Done => &mut self.done,
         };
         *bytes = bytes.saturating_add(inside.len() as u64);
     }

@@ -47,6 +47,8 @@ pub(super) enum Data {
     Sealed,
     /// Images and sounds.
     Media,
+    /// Text, if the document's type says that something is done: what is called so alone may be anything.
+    Done,
 }
 
 /// Where in the nesting the reader stands.
@@ -79,6 +81,8 @@ pub(super) struct Nesting {
     aside: u32,
     /// Depth of the tool input that is open; 0 for none.
     pub(super) input: u32,
+    /// Depth of the action in an item that is open; 0 for none.
+    action: u32,
     /// Depth of the item or block of content that is open; 0 for none.
     block: u32,
     /// What was counted since that opened may be no text of the answer: its type, or for an item that of the document, is
@@ -103,6 +107,7 @@ impl Nesting {
         tools: 0,
         aside: 0,
         input: 0,
+        action: 0,
         block: 0,
         is_open: false,
     };
@@ -147,9 +152,15 @@ impl Nesting {
         let may_be = || self.in_part() && self.in_object() && self.name.may_be_text();
         let is_text = || {
             self.in_place() && (self.name.is_text() || may_be())
-                || self.depth == 1 && matches!(self.name, Word::Text | Word::Thought(_))
+                || self.action != 0 && self.name != Word::Type
+                || self.is_summary()
+                || self.depth == 1 && matches!(self.name, Word::Text | Word::Arguments | Word::Thought(_))
         };
         self.input != 0 || (self.aside == 0 && is_text())
+    }
+
+    fn is_summary(&self) -> bool {
+        self.name == Word::Summary && self.top == Word::Choices && matches!(self.within, Word::Thought(_))
     }
 
     /// Whether a string value that comes now may say that its object is the result of a tool.
@@ -189,7 +200,7 @@ impl Nesting {
             Word::Part => Telling::Part,
             Word::Item => Telling::Item,
             Word::Holder => Telling::Whole,
-            Word::Text | Word::Thought(_) => Telling::Done,
+            Word::Text | Word::Arguments | Word::Thought(_) => Telling::Done,
             _ => Telling::Passing(Name::Only),
         }
     }
@@ -213,6 +224,7 @@ impl Nesting {
             Word::Sealed => Data::Sealed,
             Word::Data if self.top != Word::Choices || matches!(self.within, Word::Thought(_)) => Data::Sealed,
             Word::Data | Word::Media => Data::Media,
+            Word::Input | Word::Code | Word::Operand if self.depth == 1 => return Some(Data::Done),
             _ => return None,
         };
         let stands = match self.top {
@@ -341,7 +353,8 @@ impl Nesting {
             (Word::ToolUsage, 2) if object && self.top == Word::Holder => self.tools = inside,
             (Word::Error, 1) => document.error = true,
             (Word::Iterations, depth) if !object && self.usage != 0 && depth == self.usage => self.iterations = inside,
-            (Word::Input, _) if object && self.input == 0 && self.aside == 0 && self.in_place() => self.input = inside,
+            (Word::Input | Word::Arguments, _) if object && self.input == 0 && self.is_called() => self.input = inside,
+            (Word::Action, _) if object && self.aside == 0 && self.depth == self.block => self.action = inside,
             (Word::Results, _) if self.input == 0 && self.aside == 0 && self.in_place() => self.aside = inside,
             _ => {}
         }
@@ -355,6 +368,13 @@ impl Nesting {
         self.depth = inside;
         self.at_name = object;
         self.name = Word::Other;
+    }
+
+    /// Whether what opens now may be what a tool is called with. A schema of tools may have members called so, too, but
+    /// deeper in an item.
+    fn is_called(&self) -> bool {
+        let direct = self.top == Word::Choices || self.depth == self.block;
+        self.aside == 0 && self.in_place() && direct
     }
 
     /// Comes out of an object or an array.
@@ -371,6 +391,9 @@ impl Nesting {
         }
         if depth == self.input {
             self.input = 0;
+        }
+        if depth == self.action {
+            self.action = 0;
         }
         if depth == self.aside {
             self.aside = 0;

@@ -126,8 +126,10 @@ impl Texts {
         self.passing.pass(inside);
     }
 
-    /// Ends a document. Where something is told as it is made, a message that comes again begins anew.
-    pub(super) fn end_document(&mut self) {
+    /// Ends a document that told so many more bytes of what is done. Where something is told as it is made, a message that
+    /// comes again begins anew.
+    pub(super) fn end_document(&mut self, done: u64) {
+        self.done = self.done.saturating_add(done);
         if self.has_twins && self.made != Sums::default() {
             self.messages = Sums::default();
         }

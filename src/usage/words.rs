@@ -32,14 +32,22 @@ pub(super) enum Word {
     Item,
     /// `part`: the same, of one part of an item.
     Part,
-    /// `results`: what a tool of the vendor's found; the model did not write it.
+    /// `results` or `sources`: what a tool of the vendor's found; the model did not write it.
     Results,
     /// `input`: what a tool is called with, as text or as a tree.
     Input,
+    /// `arguments`: the same; at the top, alone once it is done.
+    Arguments,
+    /// `action` or `operation`: what a tool of the vendor's is called with, as a tree in its item.
+    Action,
+    /// `diff` or `command`: a part of that, which one event tells alone once it is done.
+    Operand,
     /// A text of the answer.
     Text,
     /// Thoughts, or what holds them: a text, where it is one, that may be told under several such names.
     Thought(Name),
+    /// `summary`: in the details of thoughts, a text.
+    Summary,
     /// `code`: a text of the answer, but for errors, whose code it is.
     Code,
     /// A part of the answer that only its vendor can read: thoughts, most of the time.
@@ -74,13 +82,17 @@ impl Word {
             b"content_block" => Word::Block,
             b"item" => Word::Item,
             b"part" => Word::Part,
-            b"results" => Word::Results,
+            b"results" | b"sources" => Word::Results,
             b"input" => Word::Input,
+            b"arguments" => Word::Arguments,
+            b"action" | b"operation" => Word::Action,
+            b"diff" | b"command" => Word::Operand,
+            b"summary" => Word::Summary,
             b"iterations" => Word::Iterations,
             b"encrypted_content" | b"signature" | b"thought_signature" | b"reasoning_opaque" => Word::Sealed,
             b"data" => Word::Data,
             b"result" | b"partial_image_b64" | b"b64_json" | b"url" => Word::Media,
-            b"text" | b"arguments" | b"thinking" | b"refusal" | b"partial_json" | b"transcript" => Word::Text,
+            b"text" | b"thinking" | b"refusal" | b"partial_json" | b"transcript" => Word::Text,
             b"reasoning" => Word::Thought(Name::Reasoning),
             b"reasoning_content" => Word::Thought(Name::ReasoningContent),
             b"reasoning_details" => Word::Thought(Name::ReasoningDetails),
@@ -111,6 +123,7 @@ impl Word {
             self,
             Word::Content
                 | Word::Input
+                | Word::Arguments
                 | Word::Text
                 | Word::Thought(Name::Reasoning | Name::ReasoningContent)
                 | Word::Code
@@ -186,6 +199,8 @@ pub(super) enum Says {
     Nothing,
     /// The answer is under way: nothing of it is told.
     UnderWay,
+    /// A part of the answer is done, of which all is told here again.
+    Done,
     /// An item of the answer begins, of which all will be told when it ends.
     Begins,
     /// The answer is over.
@@ -207,6 +222,7 @@ impl Says {
             }
             b"response.output_item.added" => Says::Begins,
             b"error" => Says::Error,
+            _ if name.ends_with(b".done") => Says::Done,
             _ => Says::Nothing,
         }
     }

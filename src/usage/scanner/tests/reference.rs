@@ -47,14 +47,14 @@ proptest! {
 const PLACES: [&str; 7] = ["choices", "delta", "content", "content_block", "output", "item", "part"];
 
 /// What events of a kind of their own are called.
-const TYPES: [&str; 3] = ["message_stop", "response.failed", "error"];
+const TYPES: [&str; 4] = ["message_stop", "response.failed", "error", "x.done"];
 
 /// Names under which thoughts are told, some of them under several at once.
 const THOUGHTS: [&str; 5] =
     ["reasoning", "reasoning_content", "reasoning_details", "thinking_blocks", "provider_specific_fields"];
 
 /// Where in a tree a text stands.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 struct At {
     telling: &'static str,
     place: &'static str,
@@ -69,13 +69,14 @@ struct At {
     in_input: bool,
     /// Within an item or a block of content.
     in_block: bool,
+    is_direct: bool,
+    in_action: bool,
 }
 
 impl At {
     fn top(telling: &'static str, place: &'static str) -> At {
         let in_items = matches!(place, "output" | "item");
-        let (is_top, is_known, in_part, in_list, in_input, in_block) = (true, true, false, false, false, false);
-        At { telling, place, depth: 1, is_top, is_known, in_items, in_part, in_list, in_input, in_block }
+        At { telling, place, depth: 1, is_top: true, is_known: true, in_items, ..At::default() }
     }
 
     /// Whether an object here is an item or a block of content.
@@ -133,7 +134,8 @@ impl Reference {
         }
         for (name, value) in root {
             self.now = (false, "", "");
-            self.data(name, name, value, 1, !PLACES.contains(&name.as_str()) || name == "choices");
+            let has_blocks = PLACES.contains(&name.as_str()) && name != "choices";
+            self.data(name, name, value, 1, if has_blocks { 0 } else { 2 });
         }
         for holder in ["response", "message"] {
             for (place, value) in root.get(holder).and_then(Value::as_object).into_iter().flatten() {
@@ -147,6 +149,12 @@ impl Reference {
         }
         for name in ["text", "arguments", "thinking"].into_iter().chain(THOUGHTS) {
             *self.texts.entry("done").or_default() += root.get(name).and_then(Value::as_str).map_or(0, str::len) as u64;
+        }
+        if root.get("type").is_some_and(|says| says == "x.done") {
+            for name in ["input", "diff"] {
+                *self.texts.entry("done").or_default() +=
+                    root.get(name).and_then(Value::as_str).map_or(0, str::len) as u64;
+            }
         }
         self.error |= root.get("error").is_some_and(|error| error.is_object() || error.is_array() || error.is_string());
         match root.get("type").and_then(Value::as_str) {
@@ -263,15 +271,22 @@ impl Reference {
             self.now = (false, "", "");
         }
         match value {
-            _ if (value.is_array() || value.is_object()) && name == "results" && !at.in_input => {}
+            _ if (value.is_array() || value.is_object()) && ["results", "sources"].contains(&name) && !at.in_input => {}
+            Value::String(text) if at.in_action && name != "type" => self.pass(at, text),
+            Value::String(text) if name == "summary" && at.place == "choices" && !self.now.2.is_empty() => {
+                self.pass(at, text);
+            }
             Value::String(text) if at.in_input || is_text || at.in_part && !at.in_list && !is_something => {
                 self.pass(at, text);
             }
             Value::Array(elements) => elements.iter().for_each(|element| self.text(inside, "", element)),
             Value::Object(members) if at.opens_block() && is_result(members) => {}
             Value::Object(members) => {
-                let in_input = at.in_input || name == "input";
-                let inside = At { in_block: true, ..inside };
+                let is_direct = at.place == "choices" || at.is_direct;
+                let in_input = at.in_input || is_direct && ["input", "arguments"].contains(&name);
+                let in_action = at.in_action || !in_input && at.is_direct && name == "action";
+                let is_direct = at.opens_block();
+                let inside = At { in_block: true, is_direct, in_action, ..inside };
                 for (name, value) in members {
                     if !in_input {
                         self.meet(at.place, inside.depth, name);
@@ -288,7 +303,8 @@ impl Reference {
         }
     }
 
-    fn data(&mut self, top: &str, name: &str, value: &Value, depth: u32, in_block: bool) {
+    /// `block`: before an item or a block of content, directly in one, or deeper.
+    fn data(&mut self, top: &str, name: &str, value: &Value, depth: u32, block: u8) {
         let stands = match top {
             "choices" => true,
             "delta" | "content" | "content_block" | "output" => depth <= 3,
@@ -300,23 +316,25 @@ impl Reference {
         }
         match (name, value) {
             // What a tool gave back is input, and what it is called with is text.
-            ("results", Value::Array(_)) | ("results" | "input", Value::Object(_)) if PLACES.contains(&top) => {}
+            ("results" | "sources", Value::Array(_) | Value::Object(_)) if PLACES.contains(&top) => {}
+            ("input" | "arguments", Value::Object(_)) if top == "choices" || block == 1 => {}
+            ("action", Value::Object(_)) if block == 1 => {}
             ("encrypted_content", Value::String(data)) if stands => self.sealed_bytes += data.len() as u64,
             ("data", Value::String(data)) if stands && (top != "choices" || !self.now.2.is_empty()) => {
                 self.sealed_bytes += data.len() as u64;
             }
             ("data" | "result", Value::String(data)) if stands => self.media_bytes += data.len() as u64,
             (_, Value::Array(elements)) => {
-                elements.iter().for_each(|element| self.data(top, "", element, depth + 1, in_block));
+                elements.iter().for_each(|element| self.data(top, "", element, depth + 1, block));
             }
-            (_, Value::Object(members)) if !in_block && is_result(members) => {}
+            (_, Value::Object(members)) if block == 0 && is_result(members) => {}
             (_, Value::Object(members)) => {
                 for (name, value) in members {
                     if PLACES.contains(&top) && name == "type" && value == "mcp_tool_result" {
                         return;
                     }
                     self.meet(top, depth + 1, name);
-                    self.data(top, name, value, depth + 1, true);
+                    self.data(top, name, value, depth + 1, (block + 1).min(2));
                 }
             }
             _ => {}
@@ -348,6 +366,10 @@ fn document() -> impl Strategy<Value = Value> {
         "item",
         "part",
         "results",
+        "sources",
+        "action",
+        "summary",
+        "diff",
         "input",
         "text",
         "arguments",
@@ -384,6 +406,7 @@ fn document() -> impl Strategy<Value = Value> {
             "response.failed",
             "error",
             "fallback_message",
+            "x.done",
             "mcp_tool_result",
             "usage",
             "hello",

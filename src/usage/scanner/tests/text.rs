@@ -28,11 +28,64 @@ fn a_text_counts_once_wherever_it_stands() {
 }
 
 #[test]
+fn what_a_tool_is_called_with_counts_once_whatever_its_form() {
+    for (item, told) in [
+        (r#"{"type":"function_call","id":"i","arguments":"hello"}"#, Some(("function_call_arguments", "arguments"))),
+        (r#"{"type":"function_call","arguments":{"hel":["lo"]}}"#, None),
+        (r#"{"type":"custom_tool_call","name":"f","input":"hello"}"#, Some(("custom_tool_call_input", "input"))),
+        (r#"{"type":"code_interpreter_call","code":"hello"}"#, Some(("code_interpreter_call_code", "code"))),
+        (r#"{"type":"shell_call","action":{"commands":["hel","lo"],"timeout_ms":9},"status":"completed"}"#, None),
+        (r#"{"type":"local_shell_call","action":{"type":"exec","command":["hel","lo"],"env":{}}}"#, None),
+        (
+            r#"{"type":"apply_patch_call","operation":{"type":"create_file","diff":"hello"}}"#,
+            Some(("apply_patch_call_operation_diff", "diff")),
+        ),
+        (
+            r#"{"type":"web_search_call","action":{"type":"search","query":"hello","sources":[{"type":"url","url":"u"}]}}"#,
+            None,
+        ),
+    ] {
+        let mut tellings = vec![
+            format!(r#"{{"type":"response.output_item.done","item":{item}}}"#),
+            format!(r#"{{"type":"response.completed","response":{{"output":[{item}]}}}}"#),
+        ];
+        if let Some((kind, name)) = told {
+            tellings.push(format!(r#"{{"type":"response.{kind}.delta","delta":"hello"}}"#));
+            tellings.push(format!(r#"{{"type":"response.{kind}.done","{name}":"hello"}}"#));
+            tellings.push(format!(r#"{{"{name}":"hello","type":"response.{kind}.done"}}"#));
+        }
+        for telling in &tellings {
+            assert_eq!(events(Route::Responses, &format!("data: {telling}\n\n")).text_bytes, 5, "{telling}");
+        }
+        let added = format!(r#"{{"type":"response.output_item.added","item":{item}}}"#);
+        let all: String =
+            tellings.iter().take(4).chain([&added]).map(|telling| format!("data: {telling}\n\n")).collect();
+        for pieces in [1, 7, 1000] {
+            let observed = run(Route::Responses, Form::Events, false, all.as_bytes(), &[pieces]).observed;
+            assert_eq!(observed.text_bytes, 5, "{all}");
+        }
+        let whole = format!(r#"{{"output":[{item}]}}"#);
+        assert_eq!(
+            run(Route::Responses, Form::Whole, false, whole.as_bytes(), &[1000]).observed.text_bytes,
+            5,
+            "{item}"
+        );
+    }
+    let calls = r#"{"choices":[{"message":{"tool_calls":[{"function":{"name":"f","arguments":{"hel":{"l":"o"}}}}]}}]}"#;
+    assert_eq!(run(Route::Chat, Form::Whole, false, calls.as_bytes(), &[3]).observed.text_bytes, 5);
+    // What may be called is no call.
+    let tools = r#"{"output":[{"type":"mcp_list_tools","tools":[{"input_schema":{"properties":{"input":{"description":"x"},
+        "action":{"description":"x"},"arguments":{"description":"x"}}}}]}]}"#;
+    assert_eq!(run(Route::Responses, Form::Whole, false, tools.as_bytes(), &[1000]).observed.text_bytes, 0);
+}
+
+#[test]
 fn what_a_choice_tells_under_several_names_counts_once() {
     const TEXT: &str = "hello";
     let thoughts = |names: &[&str]| {
         let told = names.iter().map(|name| match *name {
             "reasoning_details" => r#""reasoning_details":[{"type":"reasoning.text","text":"hello"}]"#.to_owned(),
+            "summary" => r#""reasoning_details":[{"type":"reasoning.summary","summary":"hello"}]"#.to_owned(),
             "thinking_blocks" => r#""thinking_blocks":[{"type":"thinking","thinking":"hello"}]"#.to_owned(),
             "provider_specific_fields" => {
                 r#""provider_specific_fields":{"thinking_blocks":[{"type":"thinking","thinking":"hello"}]}"#.to_owned()
@@ -50,8 +103,9 @@ fn what_a_choice_tells_under_several_names_counts_once() {
         let message = format!(r#"{{"role":"assistant","content":"{so_far}","reasoning_content":"{so_far}"}}"#);
         format!(r#"{{"choices":[{{"message":{message},"delta":{{"content":"hello","reasoning_content":"hello"}}}}]}}"#)
     };
-    let names: [&[&str]; 7] = [
+    let names: [&[&str]; 8] = [
         &["reasoning"],
+        &["summary", "reasoning"],
         &["reasoning_details"],
         &["reasoning", "reasoning_content"],
         &["reasoning", "reasoning_details"],

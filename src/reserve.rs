@@ -253,8 +253,8 @@ fn bounded_input(ask: &Ask, nontext: Option<u64>, plan: &Plan) -> Result<Option<
     let message = match upper_bound(ask, nontext) {
         // Whatever is limited: what is stored at the vendor's may be another partner's.
         None if ask.unbounded => {
-            "This request refers to input that is not in its body (earlier responses, URLs, files or \
-             server tools), whose size cannot be bounded here. Send the input itself."
+            "This request refers to input that is not in its body (earlier responses, files by their id \
+             or URL, server tools), whose size cannot be bounded here. Send the input itself."
         }
         None if is_limited(plan, &[Unit::Tokens, Unit::InputTokens, Unit::Cost]) => {
             "This request holds images, sounds or files, and the gateway's operator has set no `nontext_tokens` for \

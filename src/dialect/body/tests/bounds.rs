@@ -61,6 +61,7 @@ fn input_that_its_length_does_not_bound_is_found() {
             false,
         ),
         (Route::Messages, messages(r#"{"type":"image","source":{"type":"base64","data":"AAAA"}}"#), 1, false),
+        // A file that is fetched may be of any length, an image is one.
         (Route::Messages, messages(r#"{"type":"image","source":{"type":"url","url":"https://x"}}"#), 1, false),
         (Route::Messages, messages(r#"{"source":{"url":"https://x","type":"url"},"type":"document"}"#), 1, true),
         (Route::Messages, messages(r#"{"type":"document","source":{"type":"base64","data":"AAAA"}}"#), 1, false),

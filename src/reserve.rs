@@ -247,7 +247,7 @@ fn bounded_input(ask: &Ask, nontext: Option<u64>, plan: &Plan) -> Result<Option<
             "The gateway does not know what `{name}` may cost, and this model's budgets are held exactly: send the \
              request without it."
         );
-        let operator = format!("`{name}` is unknown, and `quota.enforce` is \"hard\"");
+        let operator = format!("what `{name}` may cost is unknown, and `quota.enforce` is \"hard\"");
         return Err(Refusal::new(Code::QuotaRequestTooLarge, message).for_operator(operator));
     }
     let message = match upper_bound(ask, nontext) {

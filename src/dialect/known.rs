@@ -7,7 +7,7 @@
 use super::metered::looks_like;
 
 /// Members of a body, of both vendors and of servers that are compatible with one, in order.
-const MEMBERS: [&str; 94] = [
+const MEMBERS: [&str; 93] = [
     "access_programs",
     "add_generation_prompt",
     "add_special_tokens",
@@ -56,7 +56,6 @@ const MEMBERS: [&str; 94] = [
     "output_config",
     "output_format",
     "parallel_tool_calls",
-    "prediction",
     "presence_penalty",
     "priority",
     "prompt_cache_key",

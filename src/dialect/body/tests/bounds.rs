@@ -217,6 +217,8 @@ fn what_nobody_here_knows_is_told_apart() {
         (Route::Messages, r#""thred":{"type":"continue"}"#, Some("thred"), &[][..]),
         (Route::Chat, r#""plugins":[{"id":"web","model":"a"}],"more":1"#, Some("plugins"), &["a"]),
         (Route::Chat, r#""enable_search":true"#, Some("enable_search"), &[]),
+        (Route::Chat, r#""prediction":{"type":"content","content":"a"}"#, Some("prediction"), &[]),
+        (Route::Chat, r#""prediction":null"#, None, &[]),
         (Route::Chat, r#""enable_search":false,"thred":null"#, None, &[]),
         (Route::Chat, r#""a\u0022<b> c":{"model":["x y"]}"#, Some("abc"), &[]),
         (Route::Responses, r#""input":[{"type":"web_recall","query":"x"}]"#, Some("web_recall"), &[]),

@@ -320,7 +320,10 @@ fn message(shortfall: &Shortfall, code: Code, caller: &OrgId, name: &str) -> Str
         amount(&mut message, shortfall, shortfall.reserved);
     }
     message.push_str(", requested ");
-    amount(&mut message, shortfall, shortfall.requested);
+    match shortfall.requested {
+        u64::MAX => message.push_str("more than can be counted"),
+        requested => amount(&mut message, shortfall, requested),
+    }
     match (code, shortfall.wait) {
         (Code::QuotaRequestTooLarge, _) if burst == 0 => {
             message.push_str(". Nothing passes this limit, however small: ask the gateway's operator.");
@@ -404,6 +407,14 @@ mod tests {
                 Some(day),
                 "lead",
                 "Limit reached for it (shared with other organizations): limit 2.50, used 0.000000001, requested 2.50. Try again in 24 h.",
+            ),
+            (
+                cost,
+                Allowance::Budget(5),
+                (0, 0, u64::MAX),
+                None,
+                "acme",
+                "This request alone does not fit it: limit 0.000000005, used 0.00, requested more than can be counted. Ask for less output, or send less input.",
             ),
             (
                 cost,

@@ -22,6 +22,7 @@ mod sealer;
 mod segment;
 mod start;
 mod throttle;
+mod unsigned;
 mod vouched;
 mod writer;
 

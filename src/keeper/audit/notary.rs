@@ -24,11 +24,10 @@ use crate::keeper::kept::Kept;
 pub(super) enum Order {
     /// Fsync a segment up to this length.
     Sync(Arc<DurableFile>, u64),
-    /// Fsync, then sign.
-    Sign(Note),
-    /// A segment was taken away: nothing more of it can be made durable or signed. The note says that the chain goes on
-    /// in another; whoever waits is told whether it is signed.
-    Bridge(Arc<DurableFile>, Note, Sender<bool>),
+    /// Fsync, then sign; whoever waits is told whether that was done.
+    Sign(Note, Option<Sender<bool>>),
+    /// A segment was taken away: nothing more of it can be made durable or signed.
+    GiveUp(Arc<DurableFile>),
     /// A segment is complete and signed: it may be compressed.
     Seal(Number),
 }
@@ -70,12 +69,11 @@ impl Notary {
         self.waiting.load(Ordering::Acquire) == 0
     }
 
-    /// Has a note signed that says that the chain goes on without `lost`, and waits for it.
-    pub(super) fn bridge(&self, lost: Arc<DurableFile>, note: Note) -> io::Result<()> {
+    /// Has a note signed, and waits for it; whether it is.
+    pub(super) fn signs(&self, note: Note) -> bool {
         let (done, signed) = channel();
-        self.order(Order::Bridge(lost, note, done));
-        let failed = || io::Error::other("a segment to go on in cannot be signed for");
-        signed.recv().is_ok_and(|signed| signed).then_some(()).ok_or_else(failed)
+        self.order(Order::Sign(note, Some(done)));
+        signed.recv().is_ok_and(|signed| signed)
     }
 
     pub(super) fn order(&self, order: Order) {
@@ -168,12 +166,11 @@ impl Desk {
             let mut waits = None;
             match order {
                 Order::Sync(file, length) => self.unsynced.push((file, length)),
-                Order::Sign(note) => self.take(note),
-                Order::Bridge(lost, note, waiting) => {
-                    self.give_up(&lost);
+                Order::Sign(note, waiting) => {
                     self.take(note);
-                    waits = Some(waiting);
+                    waits = waiting;
                 }
+                Order::GiveUp(lost) => self.give_up(&lost),
                 Order::Seal(number) => self.sealable.push_back(number),
             }
             let done = self.work();

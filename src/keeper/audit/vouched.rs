@@ -10,13 +10,12 @@ use std::fmt;
 use std::fs::{self, OpenOptions};
 use std::io;
 use std::path::Path;
-use std::time::Duration;
 
 use super::ended::Ended;
-use super::pace::SIGNED_WITHIN;
 use super::read::{Lines, Log, Segment, SignedNote, file_name, invalid, named};
 use super::segment::Number;
 use super::start::Keys;
+use super::unsigned::Span;
 use crate::audit::checkpoint::notes as split_notes;
 use crate::audit::line::Head;
 use crate::audit::verify::Place;
@@ -24,10 +23,6 @@ use crate::audit::{Chain, Checkpoint, Kind, VerifyingKey};
 use crate::clock::Wall;
 use crate::keeper::kept::Kept;
 use crate::peer::Sha256;
-
-/// Requests are accepted for so long at most after the newest note: the writer's own bound is reached after twice its
-/// length at worst, and the last line may have waited for the disk.
-const UNSIGNED_MAX: Duration = SIGNED_WITHIN.saturating_mul(3);
 
 const COMPARE: &str = "they may have been rewritten. Hold the log against a checkpoint that was kept elsewhere \
                        (`portcullis audit verify DIR --checkpoint FILE`)";
@@ -223,8 +218,8 @@ struct Behind {
     ended: Ended,
     /// One of them stands behind a signed stop, and no start writes it.
     stray: bool,
-    /// When the earliest and the latest request was accepted. Other lines may be old: they are kept while a disk is full.
-    accepted: Option<(Wall, Wall)>,
+    /// When its requests were accepted. Other lines may be old: they are kept while a disk is full.
+    accepted: Span,
 }
 
 impl Replay {
@@ -318,8 +313,7 @@ impl Behind {
         self.stray |= self.ended.strays(kind);
         self.beyond_a_start |= !matches!(kind, Kind::Start | Kind::Repaired);
         if let Some(at) = at.filter(|_| kind == Kind::Accepted) {
-            let (earliest, latest) = self.accepted.unwrap_or((at, at));
-            self.accepted = Some((earliest.min(at), latest.max(at)));
+            self.accepted = self.accepted.with(at);
         }
     }
 
@@ -343,7 +337,6 @@ impl Behind {
                 "the gateway had stopped before them, and signs what a start writes before it writes more",
             ));
         }
-        let (earliest, latest) = self.accepted?;
-        (earliest.until(latest) > UNSIGNED_MAX).then_some((first, "that is more than a crash leaves unsigned"))
+        self.accepted.is_too_long().then_some((first, "that is more than a crash leaves unsigned"))
     }
 }

@@ -17,6 +17,7 @@ use super::journal::closing;
 use super::notary::{Notary, Note, Order, Says};
 use super::pace::Pace;
 use super::segment::{Disk, Number, SegmentFile};
+use super::unsigned::Unsigned;
 use super::{Durability, Rules};
 use crate::audit::{Chain, Draft, Fields, Kind};
 use crate::clock::Wall;
@@ -64,6 +65,7 @@ pub(super) struct Writer<D: Disk> {
     numbers: Vec<Option<u64>>,
     lanes: Vec<Arc<Lane>>,
     pace: Pace,
+    unsigned: Unsigned,
     /// The failure that lasts was told.
     complained: bool,
     /// The segment that it is signed that the chain goes on in.
@@ -94,6 +96,7 @@ impl<D: Disk> Writer<D> {
             numbers,
             lanes,
             pace: Pace::new(),
+            unsigned: Unsigned::default(),
             complained: false,
             bridged: None,
         }
@@ -156,7 +159,7 @@ impl<D: Disk> Writer<D> {
             tracing::error!(lines = self.backlog.len(), "audit lines are lost: the log cannot be written");
         }
         let note = self.note(Says::Plain);
-        self.notary.order(Order::Sign(note));
+        self.notary.order(Order::Sign(note, None));
     }
 
     fn failing(&self) -> bool {
@@ -172,7 +175,7 @@ impl<D: Disk> Writer<D> {
             unsure = false;
             self.number();
             outcome = self.append();
-            if outcome.is_ok() && !self.backlog.is_empty() {
+            if outcome.is_ok() && !self.numbers.is_empty() {
                 let done = self.committed();
                 self.backlog.drain(..done);
                 if std::mem::take(&mut self.complained) {
@@ -188,8 +191,10 @@ impl<D: Disk> Writer<D> {
         self.lanes.drain(..).for_each(|lane| lane.wake_one());
     }
 
-    /// Forms lines for the front of the backlog, leaving out those that nobody waits for any more.
+    /// Forms lines for the front of the backlog, leaving out those that nobody waits for any more; none where the first of
+    /// them may stand behind the newest note only when it is over all that is written.
     fn number(&mut self) {
+        let signed = self.inbox.signed.load(Ordering::Acquire);
         self.draft.begin(&self.chain);
         self.numbers.clear();
         for entry in &self.backlog {
@@ -201,6 +206,7 @@ impl<D: Disk> Writer<D> {
                     self.numbers.push(None);
                     continue;
                 }
+                Told::Accepted(_) if !self.unsigned.takes(entry.at, signed) => break,
                 Told::Accepted(_) => (Kind::Accepted, None),
                 Told::Closed(accepted) => (Kind::Closed, Some(*accepted)),
                 Told::Plain(kind) | Told::Heeded(kind, _) => (*kind, None),
@@ -222,6 +228,9 @@ impl<D: Disk> Writer<D> {
             self.open.file.cut(self.open.length)?;
             self.open.torn = false;
         }
+        if self.numbers.is_empty() && !self.backlog.is_empty() {
+            return self.have_signed();
+        }
         if self.draft.is_empty() {
             return Ok(());
         }
@@ -241,6 +250,14 @@ impl<D: Disk> Writer<D> {
         durable
     }
 
+    /// Has everything signed that is written, and waits for it: the clock was turned, and behind the newest note a start
+    /// takes no requests of different times.
+    fn have_signed(&mut self) -> io::Result<()> {
+        let note = self.note(Says::Plain);
+        let failed = || io::Error::other("what was written before the clock was turned cannot be signed");
+        self.notary.signs(note).then_some(()).ok_or_else(failed)
+    }
+
     /// Continues the chain in a new segment, because the open one was taken away. Its first note is over what is lost as
     /// well, so whoever verifies the log finds that it is missing. It is signed before there is such a segment: whenever
     /// the process is killed, the next start finds nothing that nobody vouches for.
@@ -249,7 +266,9 @@ impl<D: Disk> Writer<D> {
         let number = self.open.number.next();
         if self.bridged != Some(number) {
             let bridge = Note { segment: number, under: None, ..self.note(Says::Bridge) };
-            self.notary.bridge(Arc::clone(&self.open.file), bridge)?;
+            self.notary.order(Order::GiveUp(Arc::clone(&self.open.file)));
+            let failed = || io::Error::other("a segment to go on in cannot be signed for");
+            self.notary.signs(bridge).then_some(()).ok_or_else(failed)?;
             self.bridged = Some(number);
         }
         let opened = self.disk.open(&number.open_path(self.home.directory()), true);
@@ -326,7 +345,7 @@ impl<D: Disk> Writer<D> {
         let due = |wait: Option<Duration>| idle && wait.is_some_and(|wait| wait.is_zero());
         if checkpoint || due(self.signature_in()) {
             let note = self.note(Says::Plain);
-            self.notary.order(Order::Sign(note));
+            self.notary.order(Order::Sign(note, None));
         } else if due(self.pace.sync_in()) {
             self.pace.ordered_sync();
             self.notary.order(Order::Sync(Arc::clone(&self.open.file), self.open.length));
@@ -351,10 +370,10 @@ impl<D: Disk> Writer<D> {
         match opened {
             Ok(file) => {
                 let last = self.note(Says::Plain);
-                self.notary.order(Order::Sign(last));
+                self.notary.order(Order::Sign(last, None));
                 self.open = self.begun(file, number);
                 let first = self.note(Says::Resumable);
-                self.notary.order(Order::Sign(first));
+                self.notary.order(Order::Sign(first, None));
                 self.notary.order(Order::Seal(old));
             }
             Err(error) => tracing::error!(%error, segment = number.0, "a new audit segment cannot be opened"),
@@ -364,6 +383,7 @@ impl<D: Disk> Writer<D> {
     /// The log as it stands, to be fsynced and signed.
     fn note(&mut self, says: Says) -> Note {
         self.pace.ordered_signature(self.chain.size());
+        self.unsigned.ordered(self.chain.size());
         let under = Some((Arc::clone(&self.open.file), self.open.length));
         Note { segment: self.open.number, under, chain: self.chain.clone(), says }
     }

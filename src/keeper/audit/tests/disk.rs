@@ -357,3 +357,37 @@ fn a_flood_of_refused_handshakes_is_bounded_and_counted() {
     assert!((200..1000).contains(&kept), "{kept}");
     assert_eq!(kept + told, 5000);
 }
+
+#[test]
+fn a_clock_that_is_turned_leaves_nothing_behind_a_kill_that_keeps_the_next_start_out() {
+    for step in [3600, -3600, 61] {
+        let place = tempfile::tempdir().unwrap();
+        let (disk, clock) = (Faulty::default(), Clock::manual(Wall::from_seconds(1_800_000_000)));
+        disk.0.room.store(i64::MAX / 2, Ordering::SeqCst);
+        let log = AuditLog::start_on(disk.clone(), options(place.path()), clock.clone(), &Fields::none()).unwrap();
+        // Nothing is signed while nothing can be made durable.
+        disk.0.sync_fails.store(true, Ordering::SeqCst);
+        let killed = worker(async {
+            log.journal().accepted(fields("before")).await.unwrap().close(fields("before"));
+            clock.step_wall(Wall::from_seconds(1_800_000_000 + step));
+            assert!(log.journal().accepted(fields("unsigned")).await.is_err(), "{step}");
+            disk.0.sync_fails.store(false, Ordering::SeqCst);
+            accepted_in_the_end(log.journal()).await.close(fields("after"));
+            // As it is at this moment, a killed process leaves it.
+            let killed = tempfile::tempdir().unwrap();
+            for file in fs::read_dir(place.path()).unwrap() {
+                let file = file.unwrap();
+                fs::copy(file.path(), killed.path().join(file.file_name())).unwrap();
+            }
+            killed
+        });
+        log.stop();
+        start(killed.path()).stop();
+        let (_, records) = records(killed.path());
+        let requests = records.iter().filter(|record| record["kind"] == "accepted");
+        assert_eq!(
+            requests.map(|record| record["request_id"].as_str().unwrap()).collect::<Vec<_>>(),
+            ["before", "after"]
+        );
+    }
+}

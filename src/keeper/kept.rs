@@ -66,14 +66,25 @@ impl Kept {
     /// # Errors
     /// When it cannot be written: the old one stays.
     pub fn save(&self, bytes: &[u8]) -> io::Result<()> {
-        let directory = self.0.parent().unwrap_or(Path::new("."));
-        super::make_directory_again(directory)?;
-        let fresh = self.0.with_extension("new");
-        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o640).open(&fresh)?;
+        super::make_directory_again(self.0.parent().unwrap_or(Path::new(".")))?;
+        replace(&self.0, bytes, 0o640)
+    }
+}
+
+/// Writes a file whole, durably, or not at all: until it is, what bore the name before goes on bearing it.
+pub(super) fn replace(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+    let fresh = path.with_extension("new");
+    // What is left of an earlier attempt may be open to others than this one is.
+    let _ = std::fs::remove_file(&fresh);
+    let written = || {
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&fresh)?;
         file.write_all(bytes)?;
         file.sync_all()?;
-        std::fs::rename(&fresh, &self.0)?;
+        std::fs::rename(&fresh, path)?;
         // The rename is durable once the directory is.
-        File::open(directory)?.sync_all()
-    }
+        File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()
+    };
+    written().inspect_err(|_| {
+        let _ = std::fs::remove_file(&fresh);
+    })
 }

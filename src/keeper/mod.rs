@@ -40,6 +40,15 @@ pub(crate) fn make_directory_again(directory: &Path) -> io::Result<()> {
 /// Its owner's, and to be read by its group.
 const PRIVATE: u32 = 0o750;
 
+/// What bears a name; none where nothing does.
+fn bearer(path: &Path) -> io::Result<Option<Metadata>> {
+    match std::fs::metadata(path) {
+        Ok(there) => Ok(Some(there)),
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 /// How often a lock is tried, and how long it rests between: a reader may hold it for a moment, and so may a process that
 /// is seen to be gone from outside and has not let go of everything yet.
 const LOCK_ATTEMPTS: u32 = 10;

@@ -4,7 +4,7 @@
 //! on is still nobody else's, and can be verified.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{self, Write};
+use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 
 use super::read::{KEYS, LOCK, invalid, named};
 use crate::audit::VerifyingKey;
-use crate::keeper::{identity, locked, make_directory, make_directory_again};
+use crate::keeper::{identity, kept, locked, make_directory, make_directory_again};
 
 /// The lock that keeps other processes out, until it is dropped.
 pub(super) type Lock = Arc<Mutex<Option<File>>>;
@@ -45,7 +45,7 @@ impl Home {
             *held = Some(lock(&self.directory)?);
         }
         let known = known_keys(&self.directory)?;
-        if known.contains(&self.key) { Ok(()) } else { publish(&self.directory, &self.key) }
+        if known.contains(&self.key) { Ok(()) } else { publish(&self.directory, &known, &self.key) }
     }
 }
 
@@ -79,9 +79,9 @@ pub(super) fn known_keys(directory: &Path) -> io::Result<Vec<VerifyingKey>> {
     VerifyingKey::read_all(&text).map_err(|what| named(&path, &invalid(what)))
 }
 
-/// Lays a key there.
-pub(super) fn publish(directory: &Path, key: &VerifyingKey) -> io::Result<()> {
-    let mut file = OpenOptions::new().append(true).create(true).mode(0o644).open(directory.join(KEYS))?;
-    file.write_all(format!("{key}\n").as_bytes())?;
-    file.sync_all()
+/// Lays a key there, behind those that are known.
+pub(super) fn publish(directory: &Path, known: &[VerifyingKey], key: &VerifyingKey) -> io::Result<()> {
+    let path = directory.join(KEYS);
+    let text: String = known.iter().chain([key]).map(|key| format!("{key}\n")).collect();
+    kept::replace(&path, text.as_bytes(), 0o644).map_err(|error| named(&path, &error))
 }

@@ -16,6 +16,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use super::carrier::Carriers;
 use super::durable::DurableFile;
 use super::inbox::Inbox;
+use super::read::named;
 use super::segment::{NamedFile, Number, sync_directory};
 use crate::audit::{Chain, Checkpoint, Signer};
 use crate::keeper::kept::Kept;
@@ -221,8 +222,9 @@ impl Desk {
     }
 
     fn sign(&mut self, note: &Note) -> io::Result<()> {
+        let at = |path: PathBuf| move |error| named(&path, &error);
         if let Some((file, length)) = &note.under {
-            file.sync(*length)?;
+            file.sync(*length).map_err(at(note.segment.open_path(&self.directory)))?;
         }
         let origin = self.signer.origin();
         let checkpoint = match note.says {
@@ -231,7 +233,8 @@ impl Desk {
             Says::Bridge => Checkpoint::bridging(origin, &note.chain),
         };
         let signed = self.signer.sign(&checkpoint);
-        self.notes(note.segment)?.append(signed.as_bytes())?;
+        let notes = self.notes(note.segment).and_then(|notes| notes.append(signed.as_bytes()));
+        notes.map_err(at(note.segment.checkpoints_path(&self.directory)))?;
         self.inbox.signed.store(checkpoint.size, Ordering::Release);
         self.inbox.tally.checkpoints.fetch_add(1, Ordering::Relaxed);
         self.hands.shelf.keep(&signed);

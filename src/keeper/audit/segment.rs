@@ -3,13 +3,14 @@
 //! A segment is only ever appended to at an offset the keeper knows, so what a failed write left behind is cut off
 //! or written over, never skipped. Tests put a disk of their own behind [`Disk`].
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::keeper::identity;
+use super::read::named;
+use crate::keeper::{bearer, identity};
 
 /// One open segment.
 pub(super) trait SegmentFile: Send + Sync {
@@ -39,11 +40,8 @@ impl NamedFile {
 
     /// How long the file is that stands under the name; none where it is not this one.
     pub(super) fn length_in_place(&self) -> io::Result<Option<u64>> {
-        match fs::metadata(&self.path) {
-            Ok(there) => Ok((identity(&there) == self.identity).then_some(there.len())),
-            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(None),
-            Err(error) => Err(error),
-        }
+        let there = bearer(&self.path)?.filter(|there| identity(there) == self.identity);
+        Ok(there.map(|there| there.len()))
     }
 }
 
@@ -80,11 +78,14 @@ pub(super) struct FileSystem;
 
 impl Disk for FileSystem {
     fn open(&self, path: &Path, new: bool) -> io::Result<Arc<dyn SegmentFile>> {
-        let file = OpenOptions::new().write(true).create_new(new).mode(0o640).open(path)?;
-        if new {
-            sync_directory(path)?;
-        }
-        Ok(Arc::new(NamedFile::new(file, path)?))
+        let open = || {
+            let file = OpenOptions::new().write(true).create_new(new).mode(0o640).open(path)?;
+            if new {
+                sync_directory(path)?;
+            }
+            NamedFile::new(file, path)
+        };
+        Ok(Arc::new(open().map_err(|error| named(path, &error))?))
     }
 }
 

@@ -5,17 +5,17 @@
 //! continued: that is evidence, and a person has to look at it. What that means is in [`super::vouched`].
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt};
+use std::io;
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::Path;
 
 use super::home::{known_keys, lock, make, publish};
 use super::read::{Log, invalid, named};
-use super::segment::{Number, sync_directory};
+use super::segment::Number;
 use super::vouched::{Notes, Replay, expect_log};
 use crate::audit::{Chain, Signer, VerifyingKey};
 use crate::clock::Wall;
-use crate::keeper::kept::Kept;
+use crate::keeper::kept::{self, Kept};
 use crate::peer::Sha256;
 
 /// The signing key that is made at first start.
@@ -99,7 +99,7 @@ impl Keys {
     fn publish(self, directory: &Path) -> io::Result<Signer> {
         let own = self.own();
         if !self.known.contains(&own) {
-            publish(directory, &own)?;
+            publish(directory, &self.known, &own)?;
         }
         Ok(self.signer)
     }
@@ -108,10 +108,8 @@ impl Keys {
 fn generate(path: &Path, origin: &str) -> io::Result<Signer> {
     let signer = Signer::generate(origin).ok_or_else(|| invalid(format!("{origin:?} cannot name a signing key")))?;
     let pem = signer.to_pem().ok_or_else(|| invalid("no signing key could be made"))?;
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
-    file.write_all(pem.as_bytes())?;
-    file.sync_all()?;
-    sync_directory(path)?;
+    // Half a key would be one that no later start can read. Nobody else's is replaced: the directory is locked.
+    kept::replace(path, pem.as_bytes(), 0o600).map_err(|error| named(path, &error))?;
     Ok(signer)
 }
 

@@ -16,6 +16,7 @@ use super::inbox::{Entry, Inbox, Told};
 use super::journal::closing;
 use super::notary::{Notary, Note, Order, Says};
 use super::pace::Pace;
+use super::read::named;
 use super::segment::{Disk, Number, SegmentFile};
 use super::unsigned::Unsigned;
 use super::{Durability, Rules};
@@ -108,7 +109,8 @@ impl<D: Disk> Writer<D> {
         let at = self.inbox.clock().wall();
         self.backlog.extend(lines.into_iter().map(|(kind, fields)| Entry { at, told: Told::Plain(kind), fields }));
         self.number();
-        self.append()?;
+        let path = self.open.number.open_path(self.home.directory());
+        self.append().map_err(|error| named(&path, &error))?;
         self.committed();
         self.backlog.clear();
         Ok(self.note(Says::Resumable))

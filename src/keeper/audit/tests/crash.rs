@@ -106,3 +106,33 @@ fn a_file_that_may_not_grow_refuses_and_recovers() {
     assert_closed_once(&records);
     assert_eq!(records.iter().filter(|record| record["request_id"] == "recovered").count(), 1);
 }
+
+#[test]
+#[ignore = "the child of the test of a first start without room"]
+fn start_without_room() {
+    let Some(directory) = std::env::var_os(DIRECTORY) else { return };
+    let refused = AuditLog::start(options(Path::new(&directory)), Clock::system(), &Fields::none()).unwrap_err();
+    println!("refused {refused}");
+}
+
+#[test]
+fn a_first_start_without_room_names_the_file_and_leaves_none_that_keeps_the_next_out() {
+    for (made, told) in [(0, "audit.key: "), (1, "audit.pub: "), (2, "audit-1.jsonl: ")] {
+        let place = tempfile::tempdir().unwrap();
+        start(place.path()).stop();
+        let keys = ["audit.key", "audit.pub"].map(|name| place.path().join(name));
+        let before = keys.clone().map(|key| fs::read(key).unwrap());
+        fs::remove_dir_all(place.path()).unwrap();
+        fs::create_dir(place.path()).unwrap();
+        keys.iter().zip(&before).take(made).for_each(|(key, bytes)| fs::write(key, bytes).unwrap());
+        if let Some(key) = keys.first().filter(|key| key.exists()) {
+            fs::set_permissions(key, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+        }
+        let output =
+            child("start_without_room", "trap '' XFSZ; ulimit -S -f 0;", place.path()).wait_with_output().unwrap();
+        let output = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.contains("refused") && output.contains(told), "{told}{output}");
+        start(place.path()).stop();
+        assert_eq!(kinds(&records(place.path()).1), ["start", "stop"]);
+    }
+}

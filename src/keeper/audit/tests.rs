@@ -267,6 +267,42 @@ fn a_clock_that_jumps_ahead_removes_nothing_until_it_has_stood_there_for_a_day()
 }
 
 #[test]
+fn a_segment_that_began_while_the_clock_was_ahead_ends_at_its_age_all_the_same() {
+    let place = tempfile::tempdir().unwrap();
+    let (hour, right) = (Duration::from_secs(3600), Wall::from_seconds(1_800_000_000));
+    let clock = Clock::manual(right.plus(10_000 * hour));
+    let begin = || {
+        let rules = Rules { rotate_age: hour, ..Rules::default() };
+        AuditLog::start(kept(place.path(), rules), clock.clone(), &Fields::none()).unwrap()
+    };
+    let write =
+        |log: &AuditLog| worker(async { log.journal().accepted(fields("a")).await.unwrap().close(fields("a")) });
+    let last = || Log::open(place.path()).map_or(0, |log| log.segments().last().unwrap().number.0);
+    let log = begin();
+    clock.step_wall(right);
+    write(&log);
+    log.stop();
+    let log = begin();
+    clock.advance(hour);
+    write(&log);
+    eventually(|| last() == 2);
+    // Whoever has written into it has begun it.
+    write(&log);
+    // Nor does one that goes on running wait for the time at which it began.
+    clock.step_wall(right.plus(10_000 * hour));
+    write(&log);
+    eventually(|| last() == 3);
+    write(&log);
+    clock.step_wall(right);
+    eventually(|| {
+        write(&log);
+        clock.advance(hour);
+        last() > 3
+    });
+    log.stop();
+}
+
+#[test]
 fn segments_rotate_are_packed_retired_and_still_prove_everything() {
     let place = tempfile::tempdir().unwrap();
     let clock = Clock::manual(Wall::from_seconds(1_800_000_000));

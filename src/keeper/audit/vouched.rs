@@ -193,7 +193,7 @@ fn trim(path: &Path) -> io::Result<()> {
 /// A pass over the end of a log, up to the first line that does not continue the chain.
 pub(super) struct Replay {
     pub(super) chain: Chain,
-    /// The time of the last segment's first record.
+    /// The earliest time of the last segment's records: the clock may have been ahead when it began.
     pub(super) since: Option<Wall>,
     /// The time of the last record.
     pub(super) newest: Option<Wall>,
@@ -263,7 +263,7 @@ impl Replay {
                 return if torn { Ok(()) } else { Err(invalid(what)) };
             };
             let at = head.time.parse().ok().map(Wall::from_timestamp);
-            self.since = self.since.or(at);
+            self.since = [self.since, at].into_iter().flatten().min();
             self.newest = at.or(self.newest);
             self.behind.take(head.kind, at, || lines.place());
             self.chain.append(lines.leaf().hash());

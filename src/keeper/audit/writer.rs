@@ -43,7 +43,7 @@ pub(super) struct Open {
     pub(super) number: Number,
     /// Bytes that hold whole, committed lines.
     pub(super) length: u64,
-    /// When its first line was or will be written.
+    /// When its first line was or will be written, or earlier.
     pub(super) since: Wall,
     /// More than `length` bytes may be in the file.
     pub(super) torn: bool,
@@ -358,8 +358,15 @@ impl<D: Disk> Writer<D> {
         self.pace.signature_in(self.chain.size(), self.inbox.unsynced.load(Ordering::Acquire))
     }
 
-    fn rotation_due(&self) -> bool {
-        let age = self.open.since.until(self.inbox.clock().wall());
+    /// How old the open segment is. One that began while the clock was ahead is as old as it is known to be since.
+    fn age(&mut self) -> Duration {
+        let now = self.inbox.clock().wall();
+        self.open.since = self.open.since.min(now);
+        self.open.since.until(now)
+    }
+
+    fn rotation_due(&mut self) -> bool {
+        let age = self.age();
         let (begun, sound) = (self.open.length > 0, !self.open.torn && !self.open.lost);
         begun && sound && (self.open.length >= self.rules.rotate_size || age >= self.rules.rotate_age)
     }
@@ -392,7 +399,7 @@ impl<D: Disk> Writer<D> {
 
     /// How long the keeper may sleep when nobody wakes it.
     fn patience(&mut self) -> Duration {
-        let age = self.open.since.until(self.inbox.clock().wall());
+        let age = self.age();
         let rotate = (self.open.length > 0).then(|| self.rules.rotate_age.saturating_sub(age));
         let waits = [self.signature_in(), self.pace.sync_in(), rotate, self.pace.quiet_in()];
         // What is due and not done waits for the notary, or for a rotation that failed.

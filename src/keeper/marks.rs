@@ -215,7 +215,7 @@ impl Keeper {
     /// Raises what is due: everything where the clock stepped, lest a start take the step for time that passed; and where
     /// the file was removed or replaced, which is made anew first.
     fn raise_due(&mut self, store: &mut Store) {
-        if !store.is_in_place() {
+        if is_gone(store) {
             self.anew = true;
             match store.begin_anew() {
                 Ok(()) => tracing::error!("the quota state was removed or replaced in use: all of it is written anew"),
@@ -245,7 +245,7 @@ impl Keeper {
 
     /// Writes everything exactly, for the last time.
     fn raise_last(&mut self, store: &mut Store) -> Result<(), MarksError> {
-        if self.anew || !store.is_in_place() {
+        if self.anew || is_gone(store) {
             self.raise_due(store);
         }
         self.raise(store, self.ledger.gather_last(&self.bell, self.clock.now()))
@@ -276,6 +276,12 @@ impl Keeper {
         batch.decide(&self.bell, written.is_ok());
         written
     }
+}
+
+/// Whether the files were removed or replaced. Where that cannot be told they may be there: what cannot be looked at cannot
+/// be written either, which is told then.
+fn is_gone(store: &Store) -> bool {
+    store.is_in_place().is_ok_and(|is_in_place| !is_in_place)
 }
 
 /// Whatever ends the thread, nobody waits for it any longer.

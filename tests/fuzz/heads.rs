@@ -201,14 +201,17 @@ fn lines_are_sober(written: &Written<'_>, route: Route) -> Result<(), String> {
         let padded = [value.first(), value.last()].iter().any(|end| matches!(end, Some(b' ' | b'\t')));
         must!(!padded || written.version != Version::HTTP_2, "{name} passed with white space around its value");
         let only: Option<&[u8]> = match name.as_str() {
-            "te" => Some(b"trailers"),
+            "te" if written.version == Version::HTTP_2 => Some(b"trailers"),
             "expect" => Some(b"100-continue"),
             "content-encoding" if route.is_forwarded() => Some(b"identity"),
             "content-length" if !route.is_forwarded() => Some(b"0"),
             _ => None,
         };
-        must!(only.is_none_or(|only| value.eq_ignore_ascii_case(only)), "{name}: {} passed", value.escape_ascii());
-        must!(!matches!(name.as_str(), "upgrade" | "http2-settings"), "{name} passed");
+        // What is empty asks for nothing.
+        let asks = !value.is_empty() || name == "content-length";
+        let is_other = only.is_some_and(|only| !value.eq_ignore_ascii_case(only));
+        must!(!(asks && is_other), "{name}: {} passed", value.escape_ascii());
+        must!(!(asks && matches!(name.as_str(), "upgrade" | "http2-settings")), "{name} passed");
     }
     let nominated = written.all("connection").into_iter().any(is_protected);
     must!(!nominated, "Connection names what may not be taken away, and passed");

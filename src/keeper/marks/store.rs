@@ -15,7 +15,7 @@ use std::time::Duration;
 use redb::{Builder, Database, DatabaseError, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
 
 use crate::clock::Wall;
-use crate::keeper::{identity, locked, make_directory, make_directory_again};
+use crate::keeper::{bearer, identity, locked, make_directory, make_directory_again};
 use crate::ledger::marks::Mark;
 use crate::limits::Scope;
 
@@ -121,24 +121,32 @@ impl Store {
             make(&file).map_err(at)?;
         }
         let database = reopened(&file, open).map_err(at)?;
-        let opened = named(&file);
+        let opened = named(&file).map_err(at)?;
         Ok(Store { file, open, database: Some(database), fresh, lock, opened })
     }
 
     /// Whether the files that are open still bear their names: what is written elsewhere, no start would find.
-    pub(super) fn is_in_place(&self) -> bool {
-        let held = self.lock.metadata().map(|lock| identity(&lock)).ok();
-        self.opened.is_some() && named(&self.file) == self.opened && named(&self.directory().join(LOCK)) == held
+    ///
+    /// # Errors
+    /// That cannot be told.
+    pub(super) fn is_in_place(&self) -> Result<bool, MarksError> {
+        let at = |trouble| self.error(trouble);
+        let is_there = self.opened.is_some() && named(&self.file).map_err(at)? == self.opened;
+        Ok(is_there && self.holds_the_lock().map_err(at)?)
+    }
+
+    fn holds_the_lock(&self) -> Result<bool, Trouble> {
+        let held = self.lock.metadata().map_err(Trouble::disk)?;
+        Ok(named(&self.directory().join(LOCK))? == Some(identity(&held)))
     }
 
     /// Opens what bears the name by now, or makes it: afterwards every mark has to be written.
     pub(super) fn begin_anew(&mut self) -> Result<(), MarksError> {
         self.database = None;
-        let held = self.lock.metadata().map(|lock| identity(&lock)).ok();
-        if named(&self.directory().join(LOCK)) == held {
+        if self.holds_the_lock().map_err(|trouble| self.error(trouble))? {
             // Only the marks are gone: whoever holds the lock twice would shut itself out.
             make(&self.file).map_err(|trouble| self.error(trouble))?;
-            self.opened = named(&self.file);
+            self.opened = named(&self.file).map_err(|trouble| self.error(trouble))?;
             return Ok(());
         }
         let anew = Store::within(self.directory(), self.open, make_directory_again)?;
@@ -168,7 +176,7 @@ impl Store {
 
     /// Writes marks, and which time was `seen`, all or none; opens the file again if the last write failed.
     pub(super) fn write(&mut self, marks: &[Mark], seen: Option<Wall>) -> Result<(), MarksError> {
-        if !self.is_in_place() {
+        if !self.is_in_place()? {
             return Err(self.error(Trouble::Gone));
         }
         if marks.is_empty() && seen.is_none() && self.database.is_some() {
@@ -323,8 +331,8 @@ fn key(mark: &Mark) -> (&str, &str, &str) {
 }
 
 /// Which file bears the name.
-fn named(file: &Path) -> Option<(u64, u64)> {
-    fs::metadata(file).map(|file| identity(&file)).ok()
+fn named(file: &Path) -> Result<Option<(u64, u64)>, Trouble> {
+    bearer(file).map(|file| file.as_ref().map(identity)).map_err(Trouble::disk)
 }
 
 /// The lock that says which process keeps the state.

@@ -405,6 +405,23 @@ fn no_kill_forgets_what_was_used() {
 }
 
 #[test]
+fn a_state_that_cannot_be_looked_at_is_not_told_to_be_gone() {
+    let (directory, clock) = (tempfile::tempdir().unwrap(), clock());
+    let (state, away) = (directory.path().join("state"), directory.path().join("away"));
+    kept(&state, &clock);
+    let mut store = Store::open(&state, super::trusted).unwrap();
+    std::fs::rename(&state, &away).unwrap();
+    // Where permissions are gone it is the same, but who tests may have all of them.
+    std::os::unix::fs::symlink(&state, &state).unwrap();
+    let told = store.write(&[]).unwrap_err();
+    assert!(matches!(told.trouble, Trouble::Disk(_)), "{told}");
+    std::fs::remove_file(&state).unwrap();
+    assert!(matches!(store.write(&[]).unwrap_err().trouble, Trouble::Gone));
+    std::fs::rename(&away, &state).unwrap();
+    store.write(&[]).unwrap();
+}
+
+#[test]
 fn a_state_that_is_removed_or_replaced_while_it_is_in_use_is_written_anew_in_full() {
     let keep = |path: &Path| std::fs::rename(path, path.with_extension("away")).unwrap();
     let removals: [fn(&Path); 3] = [

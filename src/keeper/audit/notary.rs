@@ -175,10 +175,12 @@ impl Desk {
                 Order::Seal(number) => self.sealable.push_back(number),
             }
             let done = self.work();
-            if let Err(error) = &done {
-                tracing::error!(%error, "the audit log cannot be made durable or signed");
+            let failed_before = self.inbox.unsynced.swap(done.is_err(), Ordering::AcqRel);
+            if let Err(error) = &done
+                && !failed_before
+            {
+                tracing::error!(%error, "the audit log cannot be made durable or signed; it is tried on");
             }
-            self.inbox.unsynced.store(done.is_err(), Ordering::Release);
             self.waiting.fetch_sub(1, Ordering::AcqRel);
             // Who does not wait any more has no use for the answer.
             let _ = waits.map(|waits| waits.send(done.is_ok()));

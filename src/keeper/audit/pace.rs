@@ -114,9 +114,10 @@ impl Pace {
         self.rotation_failed_at.is_none_or(|at| now.since(at) >= SIGN_AFTER)
     }
 
-    /// How the rotation went.
-    pub(super) fn rotated(&mut self, done: bool) {
-        self.rotation_failed_at = (!done).then(|| self.clock.mono());
+    /// How the rotation went; whether that is news.
+    pub(super) fn rotated(&mut self, done: bool) -> bool {
+        let failed = (!done).then(|| self.clock.mono());
+        std::mem::replace(&mut self.rotation_failed_at, failed).is_some() == done
     }
 }
 
@@ -124,6 +125,13 @@ impl Pace {
 mod tests {
     use super::*;
     use crate::clock::Wall;
+
+    #[test]
+    fn a_rotation_that_goes_on_failing_is_news_once() {
+        let mut pace = Pace::by(Clock::manual(Wall(0)));
+        let went = [true, false, false, false, true, true, false].map(|done| pace.rotated(done));
+        assert_eq!(went, [false, true, false, false, true, false, true]);
+    }
 
     #[test]
     fn what_waits_too_long_for_its_signature_is_told_until_it_has_it() {

@@ -49,7 +49,7 @@ impl Sealer {
         let mut believed = Believed::new(self.clock.now(), self.newest);
         self.tidy(current);
         // By which rule the old segments were last removed, all of them.
-        let mut kept = self.retire(current, believed.wall(self.clock.now()));
+        let mut kept = self.retire(current, believed.wall(self.clock.now()), true);
         let mut current = current;
         loop {
             let ended = complete.recv_timeout(LOOK);
@@ -65,7 +65,7 @@ impl Sealer {
             }
             let time = believed.wall(self.clock.now());
             if ended.is_ok() || kept != Some(Applied(self.inbox.rules().keep, time.is_err())) {
-                kept = self.retire(current, time);
+                kept = self.retire(current, time, kept.is_some());
             }
         }
     }
@@ -113,14 +113,17 @@ impl Sealer {
     }
 
     /// Removes the segments before `current` that hold only records older than retention asks for, and says by what;
-    /// `None` where that has to be tried again: the note that a segment hangs on may be on its way.
-    fn retire(&self, current: Number, time: Result<Wall, Wall>) -> Option<Applied> {
+    /// `None` where that has to be tried again: the note that a segment hangs on may be on its way. A failure is told where
+    /// it is `news`.
+    fn retire(&self, current: Number, time: Result<Wall, Wall>, news: bool) -> Option<Applied> {
         let rule = self.inbox.rules().keep;
         let Some(keep) = rule else { return Some(Applied(None, time.is_err())) };
         let long_before = |time: Wall| Wall(time.0.saturating_sub(i64::try_from(keep.as_nanos()).unwrap_or(i64::MAX)));
         let retired = self.retire_before(long_before(time.unwrap_or_else(|believed| believed)), current);
         if let Err(error) = retired {
-            tracing::warn!(%error, "old audit segments could not be retired");
+            if news {
+                tracing::warn!(%error, "old audit segments could not be retired; it is tried on");
+            }
             return None;
         }
         if let Err(believed) = time

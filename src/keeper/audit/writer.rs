@@ -375,7 +375,7 @@ impl<D: Disk> Writer<D> {
         let old = self.open.number;
         let number = old.next();
         let opened = self.disk.open(&number.open_path(self.home.directory()), true);
-        self.pace.rotated(opened.is_ok());
+        let is_news = self.pace.rotated(opened.is_ok());
         match opened {
             Ok(file) => {
                 let last = self.note(Says::Plain);
@@ -385,7 +385,10 @@ impl<D: Disk> Writer<D> {
                 self.notary.order(Order::Sign(first, None));
                 self.notary.order(Order::Seal(old));
             }
-            Err(error) => tracing::error!(%error, segment = number.0, "a new audit segment cannot be opened"),
+            Err(error) if is_news => {
+                tracing::error!(%error, segment = number.0, "a new audit segment cannot be opened; it is tried on");
+            }
+            Err(_) => {}
         }
     }
 

@@ -61,7 +61,7 @@ pub struct MarksError {
 pub enum Trouble {
     /// Another process keeps marks in the same directory.
     InUse,
-    /// The file was not written by this program, or by a later version of it.
+    /// The file was not written by this program, or by a later version of it, or what says so is damaged.
     Foreign,
     /// The file is torn or was altered.
     Damaged(String),
@@ -78,7 +78,10 @@ impl fmt::Display for MarksError {
         write!(f, "quota state {}: ", self.file.display())?;
         match &self.trouble {
             Trouble::InUse => f.write_str("another process uses it; two gateways cannot share one state directory"),
-            Trouble::Foreign => f.write_str("not written by this version of portcullis; it is left as it is"),
+            Trouble::Foreign => f.write_str(
+                "not written by this version of portcullis, or damaged; it is left as it is: start the version that wrote \
+                 it, restore it from a backup, or move it away to begin anew with nothing counted",
+            ),
             Trouble::Damaged(how) => write!(
                 f,
                 "damaged ({how}); restore it from a backup, or move it away to begin anew with nothing counted"

@@ -280,6 +280,7 @@ fn a_torn_or_altered_file_is_an_error_or_exact() {
             match Marks::open(directory.path(), &clock) {
                 Err(error) => {
                     assert!(matches!(error.trouble, Trouble::Damaged(_) | Trouble::Foreign), "{error}");
+                    assert!(error.to_string().contains("damaged"), "{error}");
                     found += 1;
                 }
                 Ok((ledger, _marks)) => {

@@ -324,6 +324,7 @@ impl Reloader {
         let mut called = true;
         loop {
             let policy = self.gateway.current().policy.clone();
+            called |= policy.list_is_due(self.gateway.clock.wall());
             if let Some(watcher) = &mut watcher {
                 follow(watcher, &mut watched, policy.directories());
             }
@@ -400,7 +401,7 @@ impl Loaded {
         let loading = tokio::task::spawn_blocking(move || {
             let policy = policy::load(&path, Some(&before), now)?;
             // Of ten thousand organizations, what is let go of is let go of here.
-            if policy.hash == before.hash {
+            if policy.hash == before.hash && !before.list_is_due(now.wall) {
                 return Ok(None);
             }
             let diff = Diff::between(&before, &policy);

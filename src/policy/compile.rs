@@ -16,7 +16,7 @@ use self::build::build;
 use self::checks::{Checked, Known};
 use self::header::header_for_the_purpose;
 use super::audited;
-use super::ends::{ended, warn_of_authority, warn_of_lists, warn_soon};
+use super::ends::{ended, shut, warn_of_authority, warn_of_lists, warn_soon};
 use super::file::{At, Table, parse};
 use super::listen;
 use super::logged;
@@ -116,7 +116,8 @@ impl Compiler<'_> {
             warn_soon(self.sink, &at.place, "the server's certificate", identity.not_after(), self.now.wall);
         }
         let hash = self.files.hash();
-        let same = self.previous.filter(|policy| policy.hash == hash).map(|policy| policy.generation);
+        let stays = |policy: &&Policy| policy.hash == hash && !policy.list_is_due(self.now.wall);
+        let same = self.previous.filter(stays).map(|policy| policy.generation);
         let next = self.previous.map_or(1, |policy| policy.generation + 1);
         Some(Policy {
             generation: same.unwrap_or(next),
@@ -132,7 +133,7 @@ impl Compiler<'_> {
             listen: listen.listen,
             server_names: listen.server_names.into_iter().map(|at| at.value).collect(),
             identity: Arc::new(identity),
-            believed: self.believed.clone().with(authorities.iter().flat_map(|authority| authority.crls())),
+            believed: self.believed.clone().with(authorities.iter().flat_map(|authority| authority.in_force())),
             authorities: authorities.into(),
             lists,
             revocation_required: auth.required,
@@ -237,7 +238,7 @@ impl Compiler<'_> {
                 warn_of_authority(self.sink, &file, &authority, now);
             }
             if let Some(crl) = place(format!("authority/{name}/crl")) {
-                warn_of_lists(self.sink, &crl, authority.crls(), now);
+                warn_of_lists(self.sink, &crl, &authority, now);
             }
             loaded.push(Arc::new(authority));
         }
@@ -265,8 +266,8 @@ impl Compiler<'_> {
         for authority in authorities {
             let (file, list) =
                 (format!("authority/{}", authority.name()), format!("authority/{}/crl", authority.name()));
-            let overdue = authority.crls().iter().filter(|list| list.next_update() <= now).map(Crl::overdue);
-            let told = ended(authority, now).map(|what| (&file, what)).chain(overdue.map(|what| (&list, what)));
+            let lists = shut(authority, now).map(|what| (&list, what));
+            let told = ended(authority, now).map(|what| (&file, what)).chain(lists);
             for (place, what) in told {
                 let hint = "no authority is left that could let anybody in".to_owned();
                 self.sink.wrong(places.get(place), what, Some(hint));
@@ -297,12 +298,18 @@ impl Compiler<'_> {
         let (Some(pem), Some(list)) = (pem, list.map_or(Some(None), |list| list.map(Some))) else { return None };
         let rules = Rules { server_auth, ..rules };
         match Authority::load(name, &pem, list.as_deref(), rules, &self.believed, self.now.wall) {
-            Ok(authority) => Some((authority, crl.map(|at| self.files.resolve(&at.value)))),
+            Ok(authority) => Some((authority.beside(&self.in_force()), crl.map(|at| self.files.resolve(&at.value)))),
             Err(flaws) => {
                 self.flawed(flaws, &file.place, crl.as_ref().map(|at| &at.place));
                 None
             }
         }
+    }
+
+    /// The revocation lists that are in force.
+    fn in_force(&self) -> Vec<Arc<Crl>> {
+        let authorities = self.previous.iter().flat_map(|policy| policy.authorities.iter());
+        authorities.flat_map(|authority| authority.in_force()).cloned().collect()
     }
 
     /// The header that declares a purpose, the catalogue, and whether all of that was understood.

@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::mistake::Place;
 use super::sink::Sink;
 use crate::clock::Wall;
-use crate::trust::{Authority, Crl};
+use crate::trust::Authority;
 
 /// Seconds.
 const DAY: u64 = 86_400;
@@ -44,18 +44,21 @@ pub(super) fn ended(authority: &Authority, now: Wall) -> impl Iterator<Item = St
 
 /// Notes revocation lists whose next one should be here soon. A list that lives for days is fresh with less before it
 /// than one that lives for months.
-pub(super) fn warn_of_lists(sink: &Sink, place: &Place, lists: &[Crl], now: Wall) {
-    for list in lists {
-        if list.next_update() <= now {
-            sink.odd(Some(place), list.overdue());
-            continue;
-        }
+pub(super) fn warn_of_lists(sink: &Sink, place: &Place, authority: &Authority, now: Wall) {
+    shut(authority, now).for_each(|what| sink.odd(Some(place), what));
+    for list in authority.crls().iter().filter(|list| list.next_update() > now) {
         let (left, life) = (now.until(list.next_update()), list.this_update().until(list.next_update()));
         if left < life / 10 || (left < Duration::from_secs(3 * DAY) && left < life / 2) {
             let what = format!("the next CRL of {} is due in {} ({})", list.issuer(), span(left), list.next_update());
             sink.odd(Some(place), what);
         }
     }
+}
+
+/// What is told of an authority's revocation lists that are overdue, or whose time has not come.
+pub(super) fn shut(authority: &Authority, now: Wall) -> impl Iterator<Item = String> {
+    let overdue = authority.crls().iter().filter(move |list| list.next_update() <= now);
+    overdue.map(|list| list.overdue()).chain(authority.early().map(|(list, closes)| list.early(closes)))
 }
 
 /// Whole days; hours where there are fewer than two.

@@ -30,7 +30,7 @@ impl Policy {
         if diff.changes.is_empty() {
             return None;
         }
-        let believed = self.believed.clone().with(authorities.iter().flat_map(|authority| authority.crls()));
+        let believed = self.believed.clone().with(authorities.iter().flat_map(|authority| authority.in_force()));
         let (generation, hash) = (self.generation + 1, Sha256::of(content.as_bytes()));
         let (loaded_at, authorities) = (now.wall, authorities.into());
         let newer = Policy { generation, hash, loaded_at, authorities, believed, ..self.clone() };

@@ -59,7 +59,7 @@ use crate::clock::{Now, Wall};
 use crate::limits::{Level, LimitId};
 use crate::names::{AuthorityName, Hashing, OrgId, PurposeId};
 use crate::peer::{Leaf, Sha256};
-use crate::trust::{Authority, Believed, Crl, Secret, SecretRef, ServerIdentity, is_pasted, regular};
+use crate::trust::{Authority, Believed, Secret, SecretRef, ServerIdentity, is_pasted, regular};
 use file::{At, Table};
 use sink::Sink;
 
@@ -228,13 +228,16 @@ impl Policy {
     }
 
     /// What nobody is let in by, in words: certificates of authorities that had ended when they were loaded, and
-    /// revocation lists that were overdue.
+    /// revocation lists that were overdue, or whose time had not come.
     pub fn closed(&self) -> impl Iterator<Item = String> {
         let now = self.loaded_at;
-        self.authorities.iter().flat_map(move |authority| {
-            let overdue = authority.crls().iter().filter(move |list| list.next_update() <= now);
-            ends::ended(authority, now).chain(overdue.map(Crl::overdue))
-        })
+        self.authorities.iter().flat_map(move |authority| ends::ended(authority, now).chain(ends::shut(authority, now)))
+    }
+
+    /// Whether the time of a revocation list has come that had not when it was read: reading it again puts it in force.
+    #[must_use]
+    pub fn list_is_due(&self, now: Wall) -> bool {
+        self.authorities.iter().any(|authority| authority.list_is_due(now))
     }
 
     /// `file:line:column` of a rule.

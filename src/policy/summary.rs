@@ -192,7 +192,7 @@ fn revocation_lists(policy: &Policy) -> impl Iterator<Item = (String, &Crl)> {
             let series = crl.series().to_string();
             format!("client_auth.crl.{}.{}", authority.name(), series.get(..8).unwrap_or_default())
         };
-        authority.crls().iter().map(move |crl| (name(crl), crl))
+        authority.crls().iter().map(move |crl| (name(crl), &**crl))
     })
 }
 

@@ -16,7 +16,7 @@ use crate::clock::Wall;
 use crate::names::AuthorityName;
 use crate::outcome::Handshake;
 use crate::peer::{Leaf, Sha256};
-use crate::trust::{Authority, Crl, ServerIdentity, leaf, words};
+use crate::trust::{Authority, ServerIdentity, leaf, words};
 
 /// Whether a certificate was revoked by hand.
 pub type Revoked = Arc<dyn Fn(&AuthorityName, &Leaf) -> bool + Send + Sync>;
@@ -159,7 +159,7 @@ impl Acceptance {
         let bounds = leaf::Bounds { longest: self.terms.longest, server_auth: authority.allows_server_auth() };
         let leaf = leaf::profile(der, verified.not_after, bounds)
             .map_err(|breach| Turned::new(Handshake::BadCertificate, format!("the certificate {breach}")))?;
-        let fresh_until = authority.crls().iter().map(Crl::next_update).fold(verified.not_after, Wall::min);
+        let fresh_until = authority.crls().iter().map(|crl| crl.next_update()).fold(verified.not_after, Wall::min);
         let (name, authority_spki) = (authority.name().clone(), authority.spki_sha256());
         Ok(Verdict { authority: name, authority_spki, leaf: Arc::new(leaf), fresh_until })
     }
@@ -188,7 +188,9 @@ impl Turned {
         };
         let detail = match error {
             webpki::Error::CrlExpired { .. } | webpki::Error::UnknownRevocationStatus => {
-                format!("{authority}: its revocation list is stale, or does not reach this certificate")
+                format!(
+                    "{authority}: its revocation list is stale or not valid yet, or does not reach this certificate"
+                )
             }
             webpki::Error::UnknownIssuer | webpki::Error::InvalidSignatureForPublicKey => {
                 format!("{authority} did not sign it")

@@ -3,7 +3,10 @@
 //! Chains are built only from what the authority's file holds: an intermediate that a client presents is ignored, so
 //! nobody can widen the path. Verification is webpki's; this file only decides what it is asked.
 
+mod lists;
+
 use std::cmp::Reverse;
+use std::sync::Arc;
 
 use rustls_pki_types::{CertificateDer, TrustAnchor, UnixTime};
 use webpki::{
@@ -40,7 +43,10 @@ pub struct Authority {
     issuers: Vec<Issuer>,
     /// Whether one name has several keys.
     rekeyed: bool,
-    crls: Vec<Crl>,
+    crls: Vec<Arc<Crl>>,
+    /// Lists whose time had not come when they were read. One that no older list stands in for is among `crls` as well, and
+    /// closes the door to those who depend on it.
+    early: Vec<Arc<Crl>>,
     rules: Rules,
 }
 
@@ -71,7 +77,8 @@ type Further<'a> = &'a dyn Fn(&VerifiedPath<'_>) -> Result<(), Refused>;
 impl Authority {
     /// Loads an authority's certificates (the anchor and its intermediates, PEM) and its CRLs (PEM or DER, one or many).
     /// No list may have a lower number than one that was `believed` before. What has ended is no flaw, be it a certificate
-    /// or a list: it closes the door to those who depend on it, and to nobody else, who must not wait for it.
+    /// or a list, and a list whose time has not come: it closes the door to those who depend on it, and to nobody else, who
+    /// must not wait for it.
     ///
     /// # Errors
     /// Every flaw of both files.
@@ -110,11 +117,11 @@ impl Authority {
                 return Err(flaws);
             }
         };
-        let against = Against { issuers: &issuers, believed, now };
+        let against = Against { issuers: &issuers, believed };
         // A list of a certificate that is unfit itself would be called a stranger's.
         let crl_of_the_fit = crl.filter(|_| issuers.len() == intermediates.len() + 1);
         let crls = match crl_of_the_fit.map(|bytes| crl::load(bytes, against)).transpose() {
-            Ok(crls) => crls.unwrap_or_default(),
+            Ok(crls) => crls.unwrap_or_default().into_iter().map(Arc::new).collect(),
             Err(mut wrong) => {
                 flaws.append(&mut wrong);
                 Vec::new()
@@ -130,32 +137,8 @@ impl Authority {
         intermediates.sort_by_key(|der| Reverse(end_of(&issuers, der)));
         let rekeyed = issuers.iter().any(|one| issuers.iter().any(|other| one.shares_only_the_name_of(other)));
         let anchor_der = anchor_der.clone();
-        Ok(Authority { name, anchor, anchor_der, spki_sha256, intermediates, issuers, rekeyed, crls, rules })
-    }
-
-    /// The same authority with the lists of a newer reading of its CRL file (PEM or DER, one or many). None when no list
-    /// has come further, and where a list that is in force would be lost.
-    ///
-    /// # Errors
-    /// Every flaw of the file.
-    pub fn with_newer_lists(&self, crl: &[u8], believed: &Believed, now: Wall) -> Result<Option<Authority>, Vec<Flaw>> {
-        let against = Against { issuers: &self.issuers, believed, now };
-        let crls = crl::load(crl, against)?;
-        let stays = |list: &Crl| crls.iter().any(|newer| newer.series == list.series);
-        if believed.clone().with(&crls) == *believed || !self.crls.iter().all(stays) {
-            return Ok(None);
-        }
-        Ok(Some(Authority {
-            name: self.name.clone(),
-            anchor: self.anchor.clone(),
-            anchor_der: self.anchor_der.clone(),
-            spki_sha256: self.spki_sha256,
-            intermediates: self.intermediates.clone(),
-            issuers: self.issuers.clone(),
-            rekeyed: self.rekeyed,
-            crls,
-            rules: self.rules,
-        }))
+        let early = lists::early(&crls, now);
+        Ok(Authority { name, anchor, anchor_der, spki_sha256, intermediates, issuers, rekeyed, crls, early, rules })
     }
 
     /// Its configured name.
@@ -178,7 +161,7 @@ impl Authority {
 
     /// Its revocation lists.
     #[must_use]
-    pub fn crls(&self) -> &[Crl] {
+    pub fn crls(&self) -> &[Arc<Crl>] {
         &self.crls
     }
 
@@ -206,12 +189,13 @@ impl Authority {
     }
 
     /// Whether nobody at all can be let in by it at `now`: its anchor has ended, or the list that covers whatever that
-    /// has signed is overdue.
+    /// has signed is overdue, or its time has not come.
     #[must_use]
     pub fn is_shut(&self, now: Wall) -> bool {
         let anchor = self.issuers.iter().find(|issuer| issuer.der == self.anchor_der);
-        let of_all = |crl: &&Crl| crl.is_whole() && anchor.is_some_and(|anchor| crl.issued_by(anchor));
-        self.has_ended(now) || self.crls.iter().filter(of_all).any(|crl| crl.next_update() <= now)
+        let of_all = |crl: &&Arc<Crl>| crl.is_whole() && anchor.is_some_and(|anchor| crl.issued_by(anchor));
+        let is_shut = |crl: &Arc<Crl>| crl.next_update() <= now || self.is_early(crl);
+        self.has_ended(now) || self.crls.iter().filter(of_all).any(is_shut)
     }
 
     /// Whether this authority vouches for a client certificate at `now`: path, dates, usage and revocation.
@@ -221,15 +205,15 @@ impl Authority {
     pub fn verify(&self, leaf: &CertificateDer<'_>, now: Wall) -> Result<Verified, Refused> {
         let time = unix(now);
         let end_entity = EndEntityCert::try_from(leaf)?;
-        let lists: Vec<&Crl> = self.crls.iter().collect();
-        let path = if self.rekeyed {
-            // webpki finds a list by its issuer's name, which says too little here: each path is held against the lists
-            // of its own keys.
-            let unrevoked = |path: &VerifiedPath<'_>| self.unrevoked(path, time);
-            self.path(&end_entity, &self.intermediates, None, time, Some(&unrevoked))?
-        } else {
-            self.path(&end_entity, &self.intermediates, Some(&lists), time, None)?
+        let lists: Vec<&Crl> = self.crls.iter().map(Arc::as_ref).collect();
+        // webpki finds a list by its issuer's name, which says too little where that has several keys: each path is held
+        // against the lists of its own.
+        let lists = (!self.rekeyed).then_some(lists.as_slice());
+        let further = |path: &VerifiedPath<'_>| {
+            self.timely(path)?;
+            if self.rekeyed { self.unrevoked(path, time) } else { Ok(()) }
         };
+        let path = self.path(&end_entity, &self.intermediates, lists, time, Some(&further))?;
         let anchor = end_of(&self.issuers, &self.anchor_der);
         if anchor <= now {
             return Err(webpki::Error::CertExpired { time, not_after: time });
@@ -293,13 +277,18 @@ impl Authority {
         )
     }
 
-    /// Holds one path against the lists of the keys in it.
-    fn unrevoked(&self, path: &VerifiedPath<'_>, time: UnixTime) -> Result<(), Refused> {
+    /// The lists of the keys in one path.
+    fn lists_of(&self, path: &VerifiedPath<'_>) -> impl Iterator<Item = &Arc<Crl>> {
         let intermediates: Vec<CertificateDer<'_>> = path.intermediate_certificates().map(webpki::Cert::der).collect();
         let is_in_path = |issuer: &&Issuer| issuer.der == self.anchor_der || intermediates.contains(&issuer.der);
         let issuers: Vec<&Issuer> = self.issuers.iter().filter(is_in_path).collect();
-        let of_the_path = |crl: &&Crl| issuers.iter().any(|issuer| crl.issued_by(issuer));
-        let lists: Vec<&Crl> = self.crls.iter().filter(of_the_path).collect();
+        self.crls.iter().filter(move |crl| issuers.iter().any(|issuer| crl.issued_by(issuer)))
+    }
+
+    /// Holds one path against the lists of the keys in it.
+    fn unrevoked(&self, path: &VerifiedPath<'_>, time: UnixTime) -> Result<(), Refused> {
+        let intermediates: Vec<CertificateDer<'_>> = path.intermediate_certificates().map(webpki::Cert::der).collect();
+        let lists: Vec<&Crl> = self.lists_of(path).map(Arc::as_ref).collect();
         self.path(path.end_entity(), &intermediates, Some(&lists), time, None).map(drop)
     }
 }
@@ -420,7 +409,7 @@ fn issuer(der: &CertificateDer<'static>) -> Result<Issuer, Vec<Flaw>> {
 /// The issuing certificates whose list is missing. One that has ended needs none: many authorities sign none for it.
 fn without_crl<'a>(
     issuers: &'a [Issuer],
-    crls: &'a [Crl],
+    crls: &'a [Arc<Crl>],
     configured: bool,
     now: Wall,
 ) -> impl Iterator<Item = Flaw> + 'a {

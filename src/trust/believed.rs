@@ -4,6 +4,7 @@
 //! remembers; it neither reads nor writes files.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use super::Crl;
 use crate::clock::Wall;
@@ -55,7 +56,7 @@ impl Believed {
 
     /// With the numbers of these lists, where they are higher.
     #[must_use]
-    pub fn with<'a>(mut self, lists: impl IntoIterator<Item = &'a Crl>) -> Believed {
+    pub fn with<'a>(mut self, lists: impl IntoIterator<Item = &'a Arc<Crl>>) -> Believed {
         for list in lists {
             self.raise(list.series, &Mark { number: list.number.clone(), issued: list.this_update() });
         }

@@ -88,10 +88,23 @@ impl Crl {
     }
 
     /// What is told of it when its next one is not here in time.
-    #[must_use]
-    pub fn overdue(&self) -> String {
+    pub(crate) fn overdue(&self) -> String {
         let (issuer, since) = (&self.issuer, self.next_update);
         format!("the CRL of {issuer} is stale since {since}: nobody who depends on it is let in until the next is here")
+    }
+
+    /// What is told of it where its time has not come; `closes`: and no older one stands in for it.
+    pub(crate) fn early(&self, closes: bool) -> String {
+        let (issuer, from) = (&self.issuer, self.this_update);
+        let until = if closes { "nobody who depends on it is let in" } else { "the one before it stays in force" };
+        format!(
+            "the CRL of {issuer} is valid only from {from}, by this machine's clock or its authority's: {until} until then"
+        )
+    }
+
+    /// Whether it is the same list, read again.
+    pub(super) fn is_again(&self, other: &Crl) -> bool {
+        self.number == other.number && self.this_update == other.this_update
     }
 
     pub(super) fn list(&self) -> &CertRevocationList<'static> {
@@ -176,7 +189,6 @@ impl Scope {
 pub(super) struct Against<'a> {
     pub issuers: &'a [Issuer],
     pub believed: &'a Believed,
-    pub now: Wall,
 }
 
 /// Loads every list of a file.
@@ -227,7 +239,7 @@ fn lists(bytes: &[u8]) -> Result<Vec<Vec<u8>>, Flaw> {
 }
 
 fn one(der: &[u8], against: Against<'_>) -> Result<Crl, Flaw> {
-    let Against { issuers, believed, now } = against;
+    let Against { issuers, believed } = against;
     let (rest, parsed) = CertificateRevocationList::from_der(der).map_err(|_| flaw("the CRL cannot be read"))?;
     if !rest.is_empty() {
         return Err(flaw("the CRL is followed by other bytes"));
@@ -238,9 +250,6 @@ fn one(der: &[u8], against: Against<'_>) -> Result<Crl, Flaw> {
     let scope = Scope::of(&parsed)
         .ok_or_else(|| flaw(format!("the CRL of {named} does not say what it covers (issuingDistributionPoint)")))?;
     let this_update = wall(parsed.last_update());
-    if this_update > now {
-        return Err(flaw(format!("the CRL of {named} is valid only from {this_update}")));
-    }
     // webpki holds it against every chain that depends on the list.
     let next_update =
         parsed.next_update().map(wall).ok_or_else(|| flaw(format!("the CRL of {named} has no nextUpdate")))?;

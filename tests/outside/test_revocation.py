@@ -1135,7 +1135,7 @@ def crl_place(stage):
     return rf"portcullis\.toml:{line}:{text[line - 1].index('crl = ') + 1}|portcullis\.toml:{line}:\d+"
 
 
-@pytest.mark.parametrize("flaw", [*(flaw for flaw in FLAWED if flaw is not stale), rolled_back])
+@pytest.mark.parametrize("flaw", [*(flaw for flaw in FLAWED if flaw not in (stale, from_the_future)), rolled_back])
 def test_a_list_that_cannot_be_believed_changes_nothing_and_says_so(steady, flaw):
     number, generation = steady.partners.number, steady.status()["generation"]
     rejected = steady.metric("portcullis_config_reloads_total", result="rejected")
@@ -1187,6 +1187,45 @@ def test_a_list_that_is_overdue_closes_its_own_authority_and_holds_up_no_other(s
     one.partners.crl()
     assert fetch(one.admin + "/-/reload", method="POST").status == 200
     assert one.ask(body=chat()).status == 200
+
+
+def test_a_list_before_its_time_holds_up_no_other_and_is_taken_when_that_comes(stage):
+    one = stage(start=False)
+    agency = Authority(one.folder, "agency")
+    agent = agency.leaf("agent", uri="spiffe://agency/acme")
+    agency.crl()
+    one.write_config(
+        authorities='{ name = "partners", file = "partners.pem", crl = "partners.crl" }, '
+        '{ name = "agency", file = "agency.pem", crl = "agency.crl" }'
+    )
+    uri = '[[identity]]\nauthority = "agency"\nuri = "spiffe://agency/acme"\n\n[[identity]]'
+    one.write_org("acme", Stage.ACME.replace("[[identity]]", uri, 1))
+    one.start()
+    comes = now() + 8 * SECOND
+    agency.crl(revoked=[agent], last=comes)
+    one.write_org("globex", Stage.GLOBEX.replace("[[identity]]", 'status = "suspended"\n\n[[identity]]', 1))
+    assert fetch(one.admin + "/-/reload", method="POST").status == 200
+    assert one.ask(body=chat(), certificate="globex").headers["portcullis-reason"] == "organization_suspended"
+    assert one.ask(body=chat(), certificate="agent").status == 200, "the older list is in force"
+    assert now() < comes
+    eventually(lambda: re.search(r"ERROR.*agency.* is valid only from", one.gateway.log), what="a loud word in the log")
+    number = "authority agency: .*number 0x02"
+    eventually(lambda: any(re.search(number, reload["text"]) for reload in one.status()["reloads"]), 30, what="its time")
+    assert now() > comes - SECOND
+    newcomer(one, "revoked", None, "agent")
+    # A start has no older one: it closes that door alone, until the time has come.
+    one.gateway.end()
+    agency.revoked = []
+    comes = now() + 8 * SECOND
+    agency.crl(last=comes)
+    checked = one.run("check", "-c", "portcullis.toml")
+    assert checked.returncode == 0 and "warning: the CRL of CN=agency is valid only from" in checked.stdout + checked.stderr
+    one.start()
+    assert one.ask(body=chat()).status == 200
+    newcomer(one, "other", None, "agent")
+    assert fetch(one.admin + "/readyz").status == 200 and now() < comes
+    eventually(lambda: one.metric("portcullis_config_reloads_total", result="applied") == 1, 30, what="its time")
+    assert one.ask(body=chat(), certificate="agent").status == 200
 
 
 def test_an_authority_that_ends_closes_its_own_door_and_holds_up_no_reload_and_no_start(stage):

@@ -23,6 +23,31 @@ fn an_overdue_list_stops_no_reload_and_a_start_only_where_nobody_else_is_left() 
     assert!(start.closed().any(|what| what.contains("is stale since")));
 }
 
+#[test]
+fn a_list_before_its_time_stops_no_reload_and_a_start_only_where_nobody_else_is_left() {
+    let dir = example();
+    let pem = std::fs::read_to_string(dir.path().join("certs/partners-ca.pem")).unwrap();
+    let key = std::fs::read_to_string(dir.path().join("certs/partners-ca.key")).unwrap();
+    let (policy, from) = (reload(&dir, None, at(0)).unwrap(), NOW.plus(Duration::from_secs(3600)));
+    let list = DevAuthority::load(&pem, &key).unwrap().crl(&[], 2, from, Duration::from_secs(86_400)).unwrap();
+    std::fs::write(dir.path().join("certs/partners.crl"), list).unwrap();
+    let told = reload(&dir, None, at(1)).unwrap_err().render(false);
+    assert!(told.contains("is valid only from") && told.contains("nobody who depends on it"), "{told}");
+    let next = reload(&dir, Some(&policy), at(1)).unwrap_or_else(|mistakes| panic!("{}", mistakes.render(false)));
+    let changes = Diff::between(&policy, &next).render();
+    assert!(changes.contains("the one before it stays in force until then"), "{changes}");
+    assert!(next.warnings.iter().any(|it| it.place.is_some() && it.message.contains("is valid only from")));
+    // Once its time has come, the same files say more.
+    let come = Now { wall: from, ..at(2) };
+    assert!(!next.list_is_due(at(1).wall) && next.list_is_due(from));
+    let taken = reload(&dir, Some(&next), come).unwrap_or_else(|mistakes| panic!("{}", mistakes.render(false)));
+    assert!(taken.hash == next.hash && taken.generation > next.generation && taken.closed().next().is_none());
+    assert!(Diff::between(&next, &taken).render().contains("number 0x02"));
+    second_authority(&dir, NOW.plus(YEAR));
+    let start = reload(&dir, None, at(1)).unwrap_or_else(|mistakes| panic!("{}", mistakes.render(false)));
+    assert!(start.closed().any(|what| what.contains("nobody who depends on it is let in until then")));
+}
+
 /// Adds an authority `others` that ends then, with a list that is fresh for long.
 fn second_authority(dir: &tempfile::TempDir, ends: Wall) {
     let began = Wall(ends.0 - 400 * 86_400_000_000_000);

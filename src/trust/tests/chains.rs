@@ -253,3 +253,39 @@ fn an_overdue_list_is_taken_where_only_its_date_is_wrong_and_closes_what_depends
     let foreign = self::made().crl(&[], 3, then, DAY).unwrap();
     assert!(together(&[&made], &foreign, RULES).unwrap_err().contains("not signed"));
 }
+
+#[test]
+fn a_list_before_its_time_leaves_the_older_in_force_or_closes_what_depends_on_it() {
+    let (made, later) = (made(), NOW.plus(DAY));
+    let early = made.crl(&[], 3, later, DAY).unwrap();
+    for required in [true, false] {
+        let alone = together(&[&made], &early, Rules { revocation_required: required, ..RULES }).unwrap();
+        assert!(
+            alone.is_shut(NOW) && !alone.list_is_due(NOW) && alone.list_is_due(later) && alone.in_force().count() == 0
+        );
+        let verdict = alone.verify(&long(&made), NOW);
+        assert!(matches!(verdict, Err(webpki::Error::UnknownRevocationStatus)), "{verdict:?}");
+        let believed = Believed::default();
+        assert!(alone.with_newer_lists(early.as_bytes(), &believed, NOW).unwrap().is_none());
+        let taken = alone.with_newer_lists(early.as_bytes(), &believed, later).unwrap().unwrap();
+        assert!(taken.verify(&long(&made), later).is_ok() && !taken.is_shut(later) && !taken.list_is_due(later));
+    }
+    let leaf = long(&made);
+    let (_, parsed) = x509_parser::parse_x509_certificate(&leaf).unwrap();
+    let entry = issue::Withdrawn { serial: parsed.raw_serial().to_vec(), at: NOW, reason: Some(1) };
+    let revoking = made.crl(&[entry], 4, later, DAY).unwrap();
+    let older = together(&[&made], &fresh(&made), RULES).unwrap();
+    let in_force: Vec<_> = older.in_force().cloned().collect();
+    let beside = together(&[&made], &revoking, RULES).unwrap().beside(&in_force);
+    assert!(beside.verify(&leaf, NOW).is_ok() && !beside.is_shut(NOW));
+    let believed = Believed::default().with(beside.in_force());
+    assert_eq!(believed, Believed::default().with(&in_force), "nothing is believed before its time");
+    assert!(beside.with_newer_lists(revoking.as_bytes(), &believed, NOW).unwrap().is_none());
+    let taken = beside.with_newer_lists(revoking.as_bytes(), &believed, later).unwrap().unwrap();
+    assert!(matches!(taken.verify(&leaf, later), Err(webpki::Error::CertRevoked)));
+    // A clock that is put back takes nothing out of force.
+    let in_force: Vec<_> = taken.in_force().cloned().collect();
+    let again = together(&[&made], &revoking, RULES).unwrap().beside(&in_force);
+    assert!(matches!(again.verify(&leaf, NOW), Err(webpki::Error::CertRevoked)));
+    assert!(again.early().next().is_none() && !again.is_shut(NOW));
+}

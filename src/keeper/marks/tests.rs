@@ -414,12 +414,12 @@ fn a_state_that_cannot_be_looked_at_is_not_told_to_be_gone() {
     std::fs::rename(&state, &away).unwrap();
     // Where permissions are gone it is the same, but who tests may have all of them.
     std::os::unix::fs::symlink(&state, &state).unwrap();
-    let told = store.write(&[]).unwrap_err();
+    let told = store.write(&[], None).unwrap_err();
     assert!(matches!(told.trouble, Trouble::Disk(_)), "{told}");
     std::fs::remove_file(&state).unwrap();
-    assert!(matches!(store.write(&[]).unwrap_err().trouble, Trouble::Gone));
+    assert!(matches!(store.write(&[], None).unwrap_err().trouble, Trouble::Gone));
     std::fs::rename(&away, &state).unwrap();
-    store.write(&[]).unwrap();
+    store.write(&[], None).unwrap();
 }
 
 #[test]

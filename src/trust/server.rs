@@ -27,15 +27,15 @@ impl ServerIdentity {
         let made = certified(certificate, key);
         let chain = certificates(certificate, Subject::Certificate).unwrap_or_default();
         let leaf = chain.first().and_then(|leaf| X509Certificate::from_der(leaf).ok());
-        let leaf = leaf.map(|(_, leaf)| (wall(leaf.validity().not_after), names(&leaf)));
-        let ended = leaf.as_ref().filter(|(not_after, _)| *not_after <= now).map(|(not_after, _)| {
-            Flaw::new(Subject::Certificate, format!("the certificate expired on {not_after}; renew it"))
-        });
-        match (made, leaf, ended) {
-            (Ok(certified), Some((not_after, names)), None) => {
-                Ok(ServerIdentity { certified: Arc::new(certified), not_after, names })
-            }
-            (made, _, ended) => Err(made.err().into_iter().flatten().chain(ended).collect()),
+        let leaf = leaf.map(|(_, leaf)| leaf);
+        let untimely = leaf.as_ref().and_then(|leaf| untimely(leaf, now));
+        match (made, leaf, untimely) {
+            (Ok(certified), Some(leaf), None) => Ok(ServerIdentity {
+                certified: Arc::new(certified),
+                not_after: wall(leaf.validity().not_after),
+                names: names(&leaf),
+            }),
+            (made, _, untimely) => Err(made.err().into_iter().flatten().chain(untimely).collect()),
         }
     }
 
@@ -60,6 +60,19 @@ impl ServerIdentity {
                 || wildcard.is_some_and(|(held, (_, parent))| held.eq_ignore_ascii_case(parent))
         })
     }
+}
+
+/// What is to be said of a certificate that no client would take now.
+fn untimely(certificate: &X509Certificate<'_>, now: Wall) -> Option<Flaw> {
+    let (begins, ends) = (wall(certificate.validity().not_before), wall(certificate.validity().not_after));
+    let what = if ends <= now {
+        format!("the certificate expired on {ends}; renew it")
+    } else if begins > now {
+        format!("the certificate is valid only from {begins}; put it here then, and keep the one before it until then")
+    } else {
+        return None;
+    };
+    Some(Flaw::new(Subject::Certificate, what))
 }
 
 fn names(certificate: &X509Certificate<'_>) -> Vec<String> {

@@ -246,3 +246,18 @@ fn servers_and_authorities_are_no_partners() {
         Err(leaf::Breach::Lifetime)
     );
 }
+
+#[test]
+fn a_servers_certificate_is_taken_within_its_dates_alone() {
+    let server = made().issue(&Holder::Server(&["gateway.example"]), NOW, DAY).unwrap();
+    let der = CertificateDer::from_pem_slice(server.certificate.as_bytes()).unwrap();
+    let (_, parsed) = x509_parser::parse_x509_certificate(&der).unwrap();
+    let begins = wall(parsed.validity().not_before);
+    let load = |now| {
+        let flaws = ServerIdentity::load(server.certificate.as_bytes(), server.key.as_bytes(), now).err();
+        flaws.map(|flaws| flaws.iter().map(|flaw| flaw.message.clone()).collect::<String>())
+    };
+    assert_eq!([load(begins), load(NOW)], [None, None]);
+    assert!(load(Wall(begins.0 - 1)).unwrap().contains(&format!("is valid only from {begins}")));
+    assert!(load(NOW.plus(DAY)).unwrap().contains("expired on"));
+}

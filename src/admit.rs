@@ -113,12 +113,14 @@ pub fn may_pursue(org: &Org, revoked: &Revocations, purpose: &PurposeId) -> bool
 /// Whether a model is withdrawn, by itself or with its group. A pattern stands for the models that it matches.
 #[must_use]
 pub fn is_withdrawn(policy: &Policy, revoked: &Revocations, model: &str) -> bool {
-    is_withdrawn_of(policy.models.group_of(model), revoked, model)
+    withdrawn(policy.models.group_of(model), revoked, model).is_some()
 }
 
-fn is_withdrawn_of(group: Option<&Arc<Group>>, revoked: &Revocations, model: &str) -> bool {
-    let with_its_group = group.is_some_and(|group| revoked.holds(RevocationKind::Model, group.id.as_str()));
-    with_its_group || revoked.holds(RevocationKind::Model, model)
+/// What withdraws a model of `group`, if anything does: the name of its group, or its own.
+#[must_use]
+pub fn withdrawn<'a>(group: Option<&'a Arc<Group>>, revoked: &Revocations, model: &'a str) -> Option<&'a str> {
+    let mut names = group.map(|group| group.id.as_str()).into_iter().chain([model]);
+    names.find(|name| revoked.holds(RevocationKind::Model, name))
 }
 
 /// Whether a model is granted and not withdrawn.
@@ -129,7 +131,7 @@ pub fn may_use(policy: &Policy, org: &Org, revoked: &Revocations, model: &str) -
 
 /// Whether a model of `group` is granted and not withdrawn.
 fn is_granted(group: Option<&Arc<Group>>, org: &Org, revoked: &Revocations, model: &str) -> bool {
-    org.may_use(model, group.map(|group| &group.id)) && !is_withdrawn_of(group, revoked, model)
+    org.may_use(model, group.map(|group| &group.id)) && withdrawn(group, revoked, model).is_none()
 }
 
 /// Judges the model: granted, and served by an upstream that speaks the route's dialect. Of the models that the body

@@ -88,7 +88,7 @@ pub fn owner<'p>(policy: &'p Policy, authority: &AuthorityName, key: Sha256, lea
 
 fn may_act(org: &Org, identity: &Identity, revoked: &Revocations, peer: &Peer, now: Wall) -> Result<(), Refusal> {
     let leaf = peer.leaf();
-    if revoked.certificate(peer.authority().as_str(), leaf) {
+    if revoked.certificate(peer.authority().as_str(), leaf).is_some() {
         let message = "This client certificate has been revoked. Ask the operator for a new one.";
         return Err(Refusal::new(Code::CertificateRevoked, message));
     }

@@ -82,8 +82,8 @@ impl Decision {
     }
 
     /// Decided by no line of the files: no place is told.
-    fn withdrawn(code: Code, what: impl Display) -> Decision {
-        Decision::new(code, format!("{what} was revoked by command"), None)
+    fn withdrawn(code: Code, kind: RevocationKind, target: &str) -> Decision {
+        Decision::new(code, kind.told(target), None)
     }
 }
 
@@ -221,7 +221,7 @@ fn caller(grounds: &Grounds<'_>, peer: &Peer) -> Result<Caller, Decision> {
         if let Some(org) = barred.org().filter(|_| code == Code::OrganizationSuspended)
             && let Some(holder) = org.line().find(revoked)
         {
-            return Decision::withdrawn(code, format_args!("the organization {}", holder.id));
+            return Decision::withdrawn(code, RevocationKind::Organization, holder.id.as_str());
         }
         let rule = match code {
             Code::OrganizationSuspended => at("status", &|org| org.status == Status::Suspended),
@@ -249,7 +249,7 @@ fn purpose(headers: &HeaderMap, grounds: &Grounds<'_>, caller: &Caller) -> Resul
         let rule = match refusal.code {
             Code::PurposeUnknown => "catalog".to_owned(),
             code @ Code::PurposeNotPermitted if granted => {
-                return Decision::withdrawn(code, format_args!("the purpose {purpose}"));
+                return Decision::withdrawn(code, RevocationKind::Purpose, purpose.as_str());
             }
             Code::PurposeNotPermitted => format!("org/{}/purposes", caller.org().id),
             _ => format!("catalog/{purpose}"),
@@ -293,13 +293,14 @@ fn fits(
 /// The rule that grants the model.
 fn granted(grounds: &Grounds<'_>, org: &Org, route: Route, model: &str) -> Result<String, Decision> {
     let policy = grounds.policy;
-    let group = policy.models.group_of(model).map(|group| &group.id);
+    let of = policy.models.group_of(model);
+    let group = of.map(|group| &group.id);
     if let Some(holder) = org.line().find(|org| !org.models.covers(model, group)) {
         let text = format!("the model {model} is not granted to {}", holder.id);
         return Err(Decision::new(Code::ModelNotPermitted, text, Some(format!("org/{}/models", holder.id))));
     }
-    if !admit::may_use(policy, org, &grounds.withdrawn, model) {
-        return Err(Decision::withdrawn(Code::ModelNotPermitted, format_args!("the model {model}")));
+    if let Some(name) = admit::withdrawn(of, &grounds.withdrawn, model) {
+        return Err(Decision::withdrawn(Code::ModelNotPermitted, RevocationKind::Model, name));
     }
     let dialect = route.dialect();
     if policy.models.upstream_for(dialect, model).is_none() {

@@ -37,6 +37,19 @@ impl Kind {
             Kind::Model => "model",
         }
     }
+
+    /// What an operator is told of the withdrawal that decides: which it is, and the command that ends it.
+    #[must_use]
+    pub fn told(self, target: &str) -> String {
+        let (what, option) = match self {
+            Kind::Organization => ("organization", "org"),
+            Kind::CertificateSha256 => ("certificate", "cert"),
+            Kind::Authority => ("authority", "authority"),
+            Kind::Purpose => ("purpose", "purpose"),
+            Kind::Model => ("model", "model"),
+        };
+        format!("the {what} {target} was revoked by command; `portcullis restore --{option} {target}` gives it back")
+    }
 }
 
 /// One withdrawal.
@@ -100,12 +113,15 @@ impl Revocations {
         self.0.iter().any(|revoked| revoked.kind == kind && revoked.target == target)
     }
 
-    /// Whether a certificate was, itself or with its authority.
+    /// What withdraws a certificate, if anything does: its authority's withdrawal, or its own.
     #[must_use]
-    pub fn certificate(&self, authority: &str, leaf: &Leaf) -> bool {
+    pub fn certificate(&self, authority: &str, leaf: &Leaf) -> Option<Kind> {
         if self.0.is_empty() {
-            return false;
+            return None;
         }
-        self.holds(Kind::Authority, authority) || self.holds(Kind::CertificateSha256, &leaf.sha256.to_string())
+        if self.holds(Kind::Authority, authority) {
+            return Some(Kind::Authority);
+        }
+        self.holds(Kind::CertificateSha256, &leaf.sha256.to_string()).then_some(Kind::CertificateSha256)
     }
 }

@@ -16,10 +16,11 @@ use crate::clock::Wall;
 use crate::names::AuthorityName;
 use crate::outcome::Handshake;
 use crate::peer::{Leaf, Sha256};
+use crate::policy::RevocationKind;
 use crate::trust::{Authority, ServerIdentity, leaf, words};
 
-/// Whether a certificate was revoked by hand.
-pub type Revoked = Arc<dyn Fn(&AuthorityName, &Leaf) -> bool + Send + Sync>;
+/// What was revoked by hand of a certificate: it or its authority, if either was.
+pub type Revoked = Arc<dyn Fn(&AuthorityName, &Leaf) -> Option<RevocationKind> + Send + Sync>;
 
 /// What a policy says about handshakes.
 pub struct Terms {
@@ -98,11 +99,12 @@ impl Acceptance {
         if verdict.leaf.not_after <= now {
             return Err(Turned::new(Handshake::Expired, "the certificate or its chain has expired"));
         }
-        if (self.terms.revoked)(&verdict.authority, &verdict.leaf) {
-            return Err(Turned::new(
-                Handshake::Revoked,
-                format!("revoked by the operator: serial {}", verdict.leaf.serial),
-            ));
+        if let Some(kind) = (self.terms.revoked)(&verdict.authority, &verdict.leaf) {
+            let target = match kind {
+                RevocationKind::Authority => verdict.authority.to_string(),
+                _ => verdict.leaf.sha256.to_string(),
+            };
+            return Err(Turned::new(Handshake::Revoked, kind.told(&target)));
         }
         if is_new {
             let mut verdicts = self.verdicts.lock();

@@ -958,6 +958,7 @@ def test_paths_and_models_are_read_by_the_gateways_own_rules(place, running, pat
     ("target", "code"),
     [
         (["--cert", "acme.pem"], "revoked"),
+        (["--authority", "partners"], "revoked"),
         (["--org", "acme"], "organization_suspended"),
         (["--purpose", "research"], "purpose_not_permitted"),
         (["--model", "mock-1"], "model_not_permitted"),
@@ -971,10 +972,22 @@ def test_what_was_revoked_by_command_is_refused_offline_too(running, target, cod
         told = json.loads(explain().stdout)
         assert (told["allowed"], told["code"], told["place"]) == (False, code, None), "no line of the files decides"
         assert target[0] == "--cert" or f"{target[1]} was revoked by command" in told["text"]
+        remedy = re.search("`portcullis (restore [^`]+)`", told["text"]).group(1).split()
         assert target[0] == "--cert" or f" {target[1]} since " in running.run("status").stdout
+        running.run(*remedy, check=True)
+        assert json.loads(explain().stdout)["allowed"], "the command that it names ends it"
     finally:
         running.run("restore", *target)
-    assert json.loads(explain().stdout)["allowed"]
+
+
+def test_a_model_that_is_revoked_with_its_group_is_told_with_the_groups_name(running):
+    try:
+        running.run("revoke", "--model", "frontier", check=True)
+        asked = ["--purpose", "research", "--model", "gpt-5"]
+        told = running.run("explain", "-c", "portcullis.toml", "--cert", "acme.pem", *asked).stdout
+        assert "the model frontier was revoked by command; `portcullis restore --model frontier`" in told
+    finally:
+        running.run("restore", "--model", "frontier")
 
 
 def test_the_route_is_judged_before_the_organization(place):

@@ -138,7 +138,7 @@ fn a_renewed_intermediate_carries_on_and_a_verdict_ends_with_its_path() {
         server_names: Arc::from([]),
         explain: false,
         longest: None,
-        revoked: Arc::new(|_, _| false),
+        revoked: Arc::new(|_, _| None),
     });
     assert_eq!(acceptance.judge(&leaf, NOW).unwrap().leaf.not_after, NOW.plus(DAY * 2));
     let second = acceptance.judge(&leaf, NOW.plus(DAY * 3)).unwrap();

@@ -10,13 +10,14 @@ use serde_json::json;
 
 use super::keeping::keep;
 use super::{Answer, Desk, json, text, told};
+use crate::admit;
 use crate::audit::told::{Drained, Withdrawal};
 use crate::audit::{Event, Fields};
 use crate::clock::Wall;
 use crate::drain::Phase;
 use crate::names::{AuthorityName, ModelName, OrgId, PurposeId};
 use crate::peer::Sha256;
-use crate::policy::{self, RevocationKind, Status};
+use crate::policy::{self, Identity, Org, RevocationKind, Revocations, Revoked, Status};
 use crate::reload::{self, Outcome, Trigger};
 use crate::withdraw::{self, Depth};
 
@@ -167,8 +168,7 @@ async fn change(desk: &Arc<Desk>, by: &str, body: &Bytes, revoke: bool) -> Answe
         (false, false) => " (it was not revoked)",
     };
     let doubt = (changed == revoke).then(|| doubt(desk, kind, &target)).flatten();
-    let still =
-        (!revoke && kind == RevocationKind::Organization).then(|| still_out(desk, &target, trigger.wall)).flatten();
+    let still = (!revoke).then(|| still_out(desk, kind, &target, trigger.wall)).flatten();
     let cut = format!(": {} and {} cut", counted(streams, "stream"), counted(connections, "connection"));
     let cut = if revoke { cut } else { String::new() };
     let doubted = doubt.as_deref().unwrap_or_default();
@@ -180,18 +180,53 @@ async fn change(desk: &Arc<Desk>, by: &str, body: &Bytes, revoke: bool) -> Answe
     json(StatusCode::OK, &answer)
 }
 
-/// A sentence for an organization that something else keeps out: it must not look as if it were let in again.
-fn still_out(desk: &Desk, target: &str, now: Wall) -> Option<String> {
+/// A sentence for what something else keeps out: it must not look as if it were let in again.
+fn still_out(desk: &Desk, kind: RevocationKind, target: &str, now: Wall) -> Option<String> {
     let (snapshot, revoked) = (desk.gateway.current(), desk.gateway.revocations.load_full());
-    let org = snapshot.policy.org(target)?;
-    org.line().find_map(|one| {
+    let policy = &snapshot.policy;
+    match kind {
+        RevocationKind::Organization => {
+            let why = shut(policy.org(target)?, &revoked, now)?;
+            Some(format!("{target} stays out: {why}\n"))
+        }
+        RevocationKind::Model => {
+            let above = admit::withdrawn(policy.models.group_of(target), &revoked, target)?;
+            Some(format!("{target} stays out: {}\n", kind.told(above)))
+        }
+        // Whose it is, and what its serial number is, is not known from a digest.
+        RevocationKind::CertificateSha256 => {
+            let may = |entry: &&Revoked| matches!(entry.kind, RevocationKind::Authority | RevocationKind::Organization);
+            let others: Vec<String> = revoked
+                .all()
+                .iter()
+                .filter(may)
+                .map(|entry| format!("{} {}", entry.kind.as_str(), entry.target))
+                .collect();
+            let others =
+                if others.is_empty() { String::new() } else { format!(" (revoked are: {})", others.join(", ")) };
+            Some(format!(
+                "its authority, organization or CRL may keep it out{others}: `portcullis explain --cert FILE` tells\n"
+            ))
+        }
+        RevocationKind::Authority | RevocationKind::Purpose => None,
+    }
+}
+
+/// What keeps an organization out, if anything does: itself, an ancestor, or that nobody may vouch for it.
+fn shut(org: &Org, revoked: &Revocations, now: Wall) -> Option<String> {
+    let above = org.line().find_map(|one| {
         let reasons = [
             (revoked.holds(RevocationKind::Organization, one.id.as_str()), "is revoked by command"),
             (one.status == Status::Suspended, "is suspended in its file"),
             (!one.is_granted(now), "is outside the dates of its grant"),
         ];
         let (_, what) = reasons.into_iter().find(|(holds, _)| *holds)?;
-        Some(format!("{target} stays out: {} {what}\n", one.id))
+        Some(format!("{} {what}", one.id))
+    });
+    let withdrawn = |identity: &Identity| revoked.holds(RevocationKind::Authority, identity.authority.as_str());
+    above.or_else(|| {
+        let first = org.identities.first().filter(|_| org.identities.iter().all(withdrawn))?;
+        Some(RevocationKind::Authority.told(first.authority.as_str()))
     })
 }
 

@@ -986,6 +986,7 @@ def test_a_model_that_is_revoked_with_its_group_is_told_with_the_groups_name(run
         asked = ["--purpose", "research", "--model", "gpt-5"]
         told = running.run("explain", "-c", "portcullis.toml", "--cert", "acme.pem", *asked).stdout
         assert "the model frontier was revoked by command; `portcullis restore --model frontier`" in told
+        assert "gpt-5 stays out: the model frontier was" in running.run("restore", "--model", "gpt-5").stdout
     finally:
         running.run("restore", "--model", "frontier")
 

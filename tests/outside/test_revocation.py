@@ -730,6 +730,13 @@ def test_who_is_restored_and_stays_out_for_another_reason_is_told_so(stage):
     said = one.run("restore", "--org", "acme", check=True).stdout
     assert "stays out" not in said
     assert one.ask(body=chat()).status == 200
+    one.run("revoke", "--authority", "partners", check=True)
+    said = one.run("restore", "--org", "acme", check=True).stdout
+    assert "acme stays out: the authority partners was revoked by command" in said
+    said = one.run("restore", "--cert", "acme.pem", check=True).stdout
+    assert "revoked are: authority partners" in said
+    assert "stays out" not in one.run("restore", "--authority", "partners", check=True).stdout
+    assert one.ask(body=chat()).status == 200
 
 
 def ask_and_take_nothing(stage, protocol):

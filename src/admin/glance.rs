@@ -96,7 +96,7 @@ pub struct Row<'a> {
     pub org: &'a Organization,
     /// Its ancestors, the farthest first.
     pub above: Vec<&'a str>,
-    /// What it may do as things are: `active`, `suspended` or `revoked`.
+    /// What it may do as things are: `active`, `suspended`, `revoked` or `expired`.
     pub standing: &'a str,
     /// The ancestor that shuts it out, when it is not shut out itself.
     pub by: Option<&'a str>,

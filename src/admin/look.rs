@@ -147,6 +147,7 @@ fn gather(desk: &Desk) -> Status {
         parent: org.ancestors.first().map(|parent| parent.id.to_string()),
         status: match org.status {
             policy::Status::Active if revoked.holds(RevocationKind::Organization, org.id.as_str()) => "revoked",
+            policy::Status::Active if !org.is_granted(now.wall) => "expired",
             policy::Status::Active => "active",
             policy::Status::Suspended => "suspended",
         }
@@ -190,7 +191,7 @@ fn gather(desk: &Desk) -> Status {
             .map(|result| (result.to_string(), gateway.recorder.metrics.handshakes(*result)))
             .filter(|(_, count)| *count > 0)
             .collect(),
-        certificates: certificates(policy, &gateway.recorder.metrics.partners_end(now.wall)),
+        certificates: certificates(policy, &gateway.recorder.metrics.partners_end(now.wall), now.wall),
         revoked: revoked.all().iter().map(|entry| serde_json::to_value(entry).unwrap_or_default()).collect(),
         upstreams: snapshot.endpoints.iter().map(upstream).collect(),
         reloads: desk.reloader.past().iter().map(|past| serde_json::to_value(past).unwrap_or_default()).collect(),
@@ -198,7 +199,7 @@ fn gather(desk: &Desk) -> Status {
 }
 
 /// What expires, and when.
-fn certificates(policy: &policy::Policy, partners: &[(OrgId, Wall)]) -> Vec<status::Certificate> {
+fn certificates(policy: &policy::Policy, partners: &[(OrgId, Wall)], now: Wall) -> Vec<status::Certificate> {
     let mut certificates = vec![status::Certificate {
         kind: "server".into(),
         name: policy.server_names.first().cloned().unwrap_or_default(),
@@ -229,6 +230,13 @@ fn certificates(policy: &policy::Policy, partners: &[(OrgId, Wall)]) -> Vec<stat
     certificates.extend(partners.iter().map(|(org, ends)| status::Certificate {
         kind: "partner".into(),
         name: org.to_string(),
+        ends: ends.to_string(),
+    }));
+    // One that has ended needs no look any more: its organization's status says so.
+    let grants = policy.orgs().filter_map(|org| Some((org, org.valid.1.filter(|until| *until > now)?)));
+    certificates.extend(grants.map(|(org, ends)| status::Certificate {
+        kind: "grant".into(),
+        name: org.id.to_string(),
         ends: ends.to_string(),
     }));
     certificates

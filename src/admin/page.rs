@@ -261,7 +261,7 @@ fn refusals(into: &mut String, status: &Status) {
 }
 
 fn expiry(into: &mut String, status: &Status) {
-    into.push_str("<section id=\"expiry\"><h2>Certificates and revocation lists</h2>");
+    into.push_str("<section id=\"expiry\"><h2>Certificates, revocation lists and grants</h2>");
     let all = glance::ending(status);
     folded(into, &["Kind", "Name", "Ends"], &all, OPEN, "expiry", |into, certificate: &&Certificate| {
         let (kind, name, ends) = (safe(&certificate.kind), safe(&certificate.name), safe(&certificate.ends));

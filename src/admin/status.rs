@@ -60,7 +60,7 @@ pub struct Organization {
     pub name: String,
     /// Its parent's id.
     pub parent: Option<String>,
-    /// `active`, `suspended` or `revoked`.
+    /// `active`, `suspended`, `revoked`, or `expired`: outside the dates of its grant.
     pub status: String,
     /// Its live streams.
     pub streams: usize,
@@ -88,8 +88,8 @@ pub struct LiveStream {
 /// Something that expires.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Certificate {
-    /// `server`, `authority`, `crl`, `upstream` (what is shown to it), `admin` (what operators are shown), or `partner`: the
-    /// earliest of those that an organization used within a day.
+    /// `server`, `authority`, `crl`, `upstream` (what is shown to it), `admin` (what operators are shown), `partner`: the
+    /// earliest of those that an organization used within a day, or `grant`: an organization's own, while it lasts.
     pub kind: String,
     /// Its name.
     pub name: String,

@@ -650,6 +650,10 @@ def test_what_takes_nothing_away_cuts_nothing(place):
         assert one.metric("portcullis_severed_streams_total") == 0
 
 
+def states(one):
+    return {org["id"]: org["status"] for org in one.status()["organizations"]}
+
+
 def test_a_grant_that_ends_takes_its_connections_with_it_and_one_that_begins_opens_the_door(place, tmp_path):
     """Dates are whole days; the gateway's clock is turned so that the day ends while the test runs."""
     clock = Clock(tmp_path)
@@ -664,10 +668,13 @@ def test_a_grant_that_ends_takes_its_connections_with_it_and_one_that_begins_ope
     one = place(before=dated, env=clock.env)
     with contextlib.closing(Scene(one)) as scene:
         assert one.ask(body=chat()).status == 200
+        assert (states(one)["acme"], states(one)["third"]) == ("active", "expired")
+        assert ("grant", "acme") in {(entry["kind"], entry["name"]) for entry in one.status()["certificates"]}
         early = one.ask(body=chat(), certificate="third")
         assert (early.status, early.headers["portcullis-reason"]) == (403, "grant_expired")
         pulled = at(clock.midnight)(one)
         judge(scene, pulled, "grant_expired", BY_WATCH)
+        assert states(one)["acme"] == "expired"
         out(scene, pulled, BY_WATCH)
         for session in (None, scene.session):
             newcomer(one, 403, "grant_expired", session=session)

@@ -263,7 +263,7 @@ impl Keeper {
     fn raise(&mut self, store: &mut Store, batch: Batch) -> Result<(), MarksError> {
         let now = self.clock.now();
         let seen = Now { wall: now.wall.max(self.seen.wall), ..now };
-        let due = self.anew || !batch.marks.is_empty() || now.mono.since(self.seen.mono) >= NOTED;
+        let due = self.anew || now.mono.since(self.seen.mono) >= NOTED;
         let written = store.write(&batch.marks, due.then_some(seen.wall));
         if due && written.is_ok() {
             self.seen = seen;

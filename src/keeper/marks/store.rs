@@ -29,7 +29,7 @@ pub(super) const META: TableDefinition<'static, &str, u64> = TableDefinition::ne
 const CLOSED: &str = "closed";
 const SEEN: &str = "seen";
 
-/// How often [`SEEN`] is written where nothing else is.
+/// How often [`SEEN`] is written.
 pub(super) const NOTED: Duration = Duration::from_secs(60);
 /// What was charged so long after [`SEEN`] may be in the file all the same, under a lease.
 const UNSEEN: Duration = NOTED.saturating_mul(2);

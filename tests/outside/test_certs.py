@@ -549,7 +549,7 @@ def test_the_readmes_example_and_its_commands_make_a_gateway(certs):
     done(certs("init", "--server", "gateway.example"))
     done(certs("issue", "--org", "acme", "--days", "90"))
     line = re.search(r"portcullis (explain -c config/portcullis.toml [^`]+)`", text).group(1)
-    environment = os.environ | {"OPENAI_API_KEY": "sk-none"}
+    environment = os.environ | dict.fromkeys(["OPENAI_API_KEY", "ANTHROPIC_API_KEY"], "sk-none")
     for command in ("check -c config/portcullis.toml", line):
         said = subprocess.run(
             [BINARY, *command.split()], cwd=certs.folder, env=environment, capture_output=True, text=True, timeout=20
